@@ -1,0 +1,40 @@
+# One line a verb. `make demo` and `make test` need Python 3.11 and the package index, nothing else.
+PYTHON ?= python3.11
+BIN := .venv/bin
+INPUTS := pyproject.toml zoo/pyproject.toml constraints.txt
+SOURCES := src zoo/src zoo/training tests benchmarks examples
+export HF_HUB_OFFLINE ?= 1
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: setup demo test lint types imports docs zoo clean
+
+setup: .venv/.runtime  ## what the product needs
+
+demo: .venv/.runtime  ## the embedded study; writes runs/demo/report.html
+	$(BIN)/polysem demo --out runs/demo
+
+test: .venv/.dev  ## every test
+	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+lint: .venv/.dev  ## check mode: changes nothing
+	$(BIN)/ruff check $(SOURCES)
+	$(BIN)/ruff format --check $(SOURCES)
+
+types: .venv/.dev
+	$(BIN)/basedpyright
+
+imports: .venv/.dev  ## the layer contract
+	$(BIN)/lint-imports
+
+clean:
+	rm -rf .venv build dist *.egg-info
+
+.venv/.runtime: $(INPUTS)
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet -c constraints.txt torch
+	$(BIN)/pip install --quiet -c constraints.txt -e . -e zoo
+	touch $@
+
+.venv/.dev: .venv/.runtime
+	$(BIN)/pip install --quiet -c constraints.txt -e ".[dev]"
+	touch $@

@@ -1,0 +1,200 @@
+"""A study as one TOML file: frozen, every unknown key an error with a suggestion.
+
+Only `model.ref` and one `[[saes]]` entry are required; every other value has the default that a first study
+should use. The defaults of thresholds and bins are the paper's (arXiv 2505.11611, section 3).
+"""
+
+import difflib
+import tomllib
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from polysem.errors import ConfigError
+from polysem.types import DoseUnit, Locus, Positions
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ModelConfig(_Section):
+    ref: str
+    """Hub id, local folder, or zoo:NAME"""
+    revision: str | None = None
+    """commit of a Hub model; a branch name is resolved once and the commit recorded"""
+    dtype: Literal["float32", "bfloat16", "float16", "float64"] = "float32"
+    device: str = "auto"
+    """auto (cuda, then mps, then cpu) or a torch device"""
+
+
+class SAEConfig(_Section):
+    ref: str
+    """saelens:RELEASE/ID, hub:REPO/PATH, zoo:NAME/SITE, or a local folder or file"""
+    label: str | None = None
+    """name of the SAE in tables; default: the site, made unique"""
+    site: str | None = None
+    """hook point, where the source does not say it or says it wrongly"""
+    glosses: str | None = None
+    """overrides glosses.source for this SAE"""
+    max_fvu: Annotated[float, Field(gt=0)] = 0.7
+    """fidelity gate: refuse above this fraction of variance unexplained"""
+
+
+class CorpusConfig(_Section):
+    ref: str = "zoo:samples"
+    """zoo:samples, or a .txt, .jsonl (key `text`) or .json (list of strings) file, or a folder of .txt/.md
+    files"""
+    n_tokens: Annotated[int, Field(ge=1)] = 200_000
+    context: Annotated[int, Field(ge=2)] = 128
+
+
+class FeaturesConfig(_Section):
+    source: str = "harvest"
+    """harvest (stream the corpus through model and SAE) or neuronpedia:FOLDER_OR_URL"""
+    n_contexts: Annotated[int, Field(ge=1)] = 12
+    window: Annotated[int, Field(ge=1)] = 24
+    """tokens kept of each context, ending a few after the peak"""
+    target_ratio: Annotated[float, Field(gt=0, le=1)] = 0.8
+    """T_f: tokens with activation >= ratio x max"""
+    n_target_tokens: Annotated[int, Field(ge=1)] = 10
+
+
+class GlossesConfig(_Section):
+    source: str = "tokens"
+    """tokens (offline, from top activations), neuronpedia:FOLDER_OR_URL, or file:PATH (.jsonl, .csv,
+    .json)"""
+    embedder: str = "minilm"
+    """minilm (offline), export (the vectors in a Neuronpedia export), sentence-transformers:NAME, or
+    openai:MODEL@URL"""
+    cluster_cuts: tuple[float, ...] = (0.40, 0.30, 0.20, 0.15)
+
+
+class PairsConfig(_Section):
+    min_interference: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    """pairs with |interference| at least this are written"""
+    max_similarity: Annotated[float, Field(gt=-1, le=1)] = 0.3
+    """... and gloss similarity below this"""
+    bins: tuple[float, ...] = (0.0, 0.1, 0.2, 0.3, 0.4, 1.0)
+    similarity_thresholds: tuple[float, ...] = (0.40, 0.30, 0.20, 0.15)
+    """for the counts of partners per bin"""
+
+    @model_validator(mode="after")
+    def _edges_rise(self):
+        if len(self.bins) < 2 or any(a >= b for a, b in zip(self.bins, self.bins[1:], strict=False)):
+            raise ValueError(f"bins must be rising edges, got {self.bins}")
+        return self
+
+
+class PromptsConfig(_Section):
+    source: str = "corpus"
+    """corpus (contexts of the corpus), templates (built in), or file:PATH (one prompt a line, or .jsonl
+    with key `text`)"""
+    n: Annotated[int, Field(ge=2)] = 24
+    length: Annotated[int, Field(ge=2)] = 24
+    """tokens of a corpus prompt, BOS not counted"""
+    confirm_fraction: Annotated[float, Field(gt=0, le=1)] = 0.5
+
+
+class PlanConfig(_Section):
+    loci: tuple[Locus, ...] = ("feature",)
+    n_targets: Annotated[int, Field(ge=1)] = 12
+    """targets per SAE"""
+    sources_per_bin: Annotated[int, Field(ge=1)] = 3
+    """interfering features per target and interference bin"""
+    n_random: Annotated[int, Field(ge=0)] = 3
+    """draws per target of each random control"""
+    doses: tuple[float, ...] = (0.05, 0.1, 0.2, 0.4)
+    """absolute values; every dose is run with both signs"""
+    dose_unit: DoseUnit = "resid_norm"
+    positions: Positions = "all_but_first"
+    token_sets: tuple[Literal["in", "out"], ...] = ("in", "out")
+    batch_rows: Annotated[int, Field(ge=1)] = 64
+    """rows of one forward pass; part of the plan, so that results do not depend on how they are run"""
+
+    @model_validator(mode="after")
+    def _choices_are_distinct(self):
+        if not self.doses or any(not 0 < dose < float("inf") for dose in self.doses):
+            raise ValueError(f"doses must be positive numbers (both signs are run), got {self.doses}")
+        for name in ("loci", "doses", "token_sets"):
+            values = getattr(self, name)
+            if not values or len(set(values)) < len(values):
+                raise ValueError(f"{name} must name at least one value, each once, got {values}")
+        return self
+
+
+class EffectsConfig(_Section):
+    level: Annotated[float, Field(gt=0, lt=1)] = 0.95
+    max_kl: Annotated[float, Field(gt=0)] = 0.1
+    """coherence: headline contrasts use the largest dose whose mean KL on the select prompts is below this
+    (nats)"""
+    margin: Annotated[float, Field(gt=0)] = 0.05
+    """nats of log-odds: "no effect" is said only where the whole interval lies within this of zero"""
+
+
+class Study(_Section):
+    """A whole study."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]+$")] = "study"
+    seed: Annotated[int, Field(ge=0)] = 0
+    model: ModelConfig
+    saes: Annotated[tuple[SAEConfig, ...], Field(min_length=1)]
+    corpus: CorpusConfig = CorpusConfig()
+    features: FeaturesConfig = FeaturesConfig()
+    glosses: GlossesConfig = GlossesConfig()
+    pairs: PairsConfig = PairsConfig()
+    prompts: PromptsConfig = PromptsConfig()
+    plan: PlanConfig = PlanConfig()
+    effects: EffectsConfig = EffectsConfig()
+
+
+def load_study(path: Path) -> Study:
+    """The study of a TOML file.
+
+    Raises:
+        ConfigError: naming the file, the key, the value and what was expected.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(
+            f"cannot read study file {path}: {error.strerror}", hint="polysem init > study.toml"
+        ) from error
+    return parse_study(text, origin=str(path))
+
+
+def parse_study(text: str, *, origin: str = "study") -> Study:
+    """The study of TOML text; `origin` names the text in errors."""
+    try:
+        return Study.model_validate(tomllib.loads(text))
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{origin} is not TOML: {error}") from error
+    except ValidationError as error:
+        raise ConfigError(_explain(error, origin)) from error
+
+
+def _explain(error: ValidationError, origin: str) -> str:
+    lines = []
+    for item in error.errors():
+        path = ".".join(str(p) for p in item["loc"])
+        if item["type"] == "extra_forbidden":
+            known = _keys_at(item["loc"][:-1])
+            close = difflib.get_close_matches(str(item["loc"][-1]), known, n=1)
+            meant = f"; did you mean {close[0]!r}?" if close else f"; known here: {', '.join(known)}"
+            lines.append(f"unknown key {path!r}{meant}")
+        else:
+            lines.append(f"{path or 'study'}: {item['msg']} (got {item['input']!r})")
+    return f"{origin}: " + "; ".join(lines)
+
+
+def _keys_at(location: tuple[int | str, ...]) -> list[str]:
+    model: type[BaseModel] = Study
+    for part in location:
+        if isinstance(part, int):
+            continue
+        annotation = model.model_fields[part].annotation
+        arguments = getattr(annotation, "__args__", ())
+        inner = [a for a in arguments if isinstance(a, type) and issubclass(a, BaseModel)]
+        model = inner[0] if inner else annotation  # pyright: ignore[reportAssignmentType]  (sections are models)
+    return list(model.model_fields)

@@ -1,0 +1,303 @@
+"""The feature table: what each feature fires on and writes, how it is glossed, and where its glosses lie.
+
+`build_features` is the stage of a study; `feature_table` is the same for one SAE in a Python session. Both
+take activations from one pass over a corpus, or from a Neuronpedia export. Cost: one forward pass over the
+corpus, plus the embedding of the glosses.
+"""
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from polysem.config import CorpusConfig, FeaturesConfig, GlossesConfig, Study
+from polysem.features.columns import context_table, harvest_table, with_glosses
+from polysem.glosses import (
+    Gloss,
+    embed_glosses,
+    gloss_clusters,
+    read_glosses,
+    read_neuronpedia_features,
+    token_glosses,
+)
+from polysem.models.base import WhiteBoxModel
+from polysem.progress import SILENT, Reporter
+from polysem.saes.base import SAE
+from polysem.store.tables import CLUSTERS, CONTEXTS, FEATURES, GLOSSES
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class FeatureTable:
+    """Features of one or more SAEs."""
+
+    features: pa.Table
+    """FEATURES"""
+    glosses: pa.Table
+    """GLOSSES"""
+    contexts: pa.Table
+    """CONTEXTS"""
+    clusters: pa.Table
+    """CLUSTERS"""
+    embeddings: dict[str, np.ndarray]
+    """by SAE label, [n_features d_embed] float32 unit rows in the order of the SAE's rows in `features`;
+    zero without a gloss"""
+    embedder: tuple[str, str] = ("", "")
+    """name and sha256 of what made the embeddings"""
+
+    def tables(self) -> dict[str, pa.Table]:
+        """The tables by name."""
+        return {
+            "features": self.features,
+            "glosses": self.glosses,
+            "contexts": self.contexts,
+            "clusters": self.clusters,
+        }
+
+
+def build_features(
+    study: Study,
+    model: WhiteBoxModel,
+    saes: Mapping[str, SAE],
+    *,
+    workdir: Path,
+    reporter: Reporter = SILENT,
+) -> FeatureTable:
+    """The feature table of a study.
+
+    Args:
+        study: the sections corpus, features, glosses, saes.
+        model: the model that the SAEs belong to.
+        saes: by label, in the order of `study.saes`.
+        workdir: folder for checkpoints of an unfinished pass and for cached embeddings.
+        reporter: is told of progress.
+
+    Raises:
+        PolysemError: of the corpus, the glosses, the embedder or the numbers; names file and value.
+    """
+    own = {
+        label: entry.glosses or study.glosses.source for label, entry in zip(saes, study.saes, strict=True)
+    }
+    return _build(
+        model,
+        saes,
+        corpus=study.corpus,
+        features=study.features,
+        glosses=study.glosses,
+        gloss_sources=own,
+        workdir=workdir,
+        reporter=reporter,
+    )
+
+
+def feature_table(
+    sae: SAE,
+    model: WhiteBoxModel,
+    *,
+    glosses: str = "tokens",
+    embedder: str = "minilm",
+    corpus: str = "zoo:samples",
+    n_tokens: int = 200_000,
+    context: int = 128,
+    source: str = "harvest",
+    label: str | None = None,
+    workdir: Path | None = None,
+    reporter: Reporter = SILENT,
+) -> FeatureTable:
+    """The feature table of one SAE.
+
+    Args:
+        sae: the SAE.
+        model: the model that it belongs to.
+        glosses: `tokens`, `neuronpedia:FOLDER_OR_URL` or `file:PATH`.
+        embedder: as `glosses.embedder` of a study.
+        corpus: as `corpus.ref` of a study.
+        n_tokens: tokens of the corpus to run.
+        context: tokens of a row, BOS included.
+        source: `harvest`, or `neuronpedia:FOLDER_OR_URL` to take activations from an export.
+        label: name of the SAE in the tables; None takes its site.
+        workdir: folder for checkpoints and cached embeddings; None keeps nothing.
+        reporter: is told of progress.
+
+    Raises:
+        PolysemError: as `build_features`.
+    """
+    name = label or str(sae.site)
+    return _build(
+        model,
+        {name: sae},
+        corpus=CorpusConfig(ref=corpus, n_tokens=n_tokens, context=context),
+        features=FeaturesConfig(source=source),
+        glosses=GlossesConfig(source=glosses, embedder=embedder),
+        gloss_sources={name: glosses},
+        workdir=workdir,
+        reporter=reporter,
+    )
+
+
+def _build(
+    model: WhiteBoxModel,
+    saes: Mapping[str, SAE],
+    *,
+    corpus: CorpusConfig,
+    features: FeaturesConfig,
+    glosses: GlossesConfig,
+    gloss_sources: Mapping[str, str],
+    workdir: Path | None,
+    reporter: Reporter,
+) -> FeatureTable:
+    if features.source == "harvest":
+        activity = _harvested(model, saes, corpus, features, workdir=workdir, reporter=reporter)
+    else:
+        activity = {label: _exported(label, sae, model, features) for label, sae in saes.items()}
+    parts, gloss_parts, cluster_parts, embeddings = [], [], [], {}
+    embedder = ("", "")
+    for label, sae in saes.items():
+        rows, contexts = activity[label]
+        own = _glosses(gloss_sources[label], rows, contexts, sae)
+        ids = rows["feature"].to_numpy()
+        primary = _primary_source(own)
+        embedded = embed_glosses(
+            primary, ids, glosses.embedder, cache=workdir and workdir / "embeddings", reporter=reporter
+        )
+        embedder = (embedded.name, embedded.sha256)
+        embeddings[label] = embedded.vectors
+        parts.append(with_glosses(rows, own))
+        gloss_parts.append(_gloss_rows(label, own))
+        cluster_parts.append(_cluster_rows(label, ids, embedded.vectors, glosses.cluster_cuts))
+    return FeatureTable(
+        FEATURES.conform(pa.concat_tables(parts)),
+        GLOSSES.conform(pa.concat_tables(gloss_parts)),
+        CONTEXTS.conform(pa.concat_tables([contexts for _, contexts in activity.values()])),
+        CLUSTERS.conform(pa.concat_tables(cluster_parts)),
+        embeddings,
+        embedder,
+    )
+
+
+def _harvested(
+    model: WhiteBoxModel,
+    saes: Mapping[str, SAE],
+    corpus: CorpusConfig,
+    features: FeaturesConfig,
+    *,
+    workdir: Path | None,
+    reporter: Reporter,
+) -> dict[str, tuple[pa.Table, pa.Table]]:
+    from polysem.corpus import token_rows
+    from polysem.features.harvest import HarvestPlan, harvest
+
+    plan = HarvestPlan(features.n_contexts, features.window, features.n_target_tokens)
+    found = {}
+    # SAEs that want BOS and SAEs that do not are run on rows with and without it, one pass each.
+    for bos in (True, False):
+        mine = {label: sae for label, sae in saes.items() if sae.prepend_bos is bos}
+        if not mine:
+            continue
+        rows = token_rows(
+            corpus.ref, model, n_tokens=corpus.n_tokens, context=corpus.context, prepend_bos=bos
+        )
+        n = rows.tokens.shape[0] * (rows.tokens.shape[1] - bos)
+        if n < corpus.n_tokens:
+            log.warning(
+                "corpus %s has %d tokens, fewer than the %d asked for; all are used",
+                corpus.ref,
+                n,
+                corpus.n_tokens,
+            )
+        checkpoint = None
+        if workdir:
+            workdir.mkdir(parents=True, exist_ok=True)
+            checkpoint = workdir / f"harvest-{'bos' if bos else 'plain'}.safetensors"
+        states = harvest(
+            model, mine, rows, plan=plan, skip_first=bos, checkpoint=checkpoint, reporter=reporter
+        )
+        for label, sae in mine.items():
+            found[label] = (
+                harvest_table(label, sae, states[label], model, features),
+                context_table(label, states[label], rows, model),
+            )
+    return {label: found[label] for label in saes}
+
+
+def _exported(
+    label: str, sae: SAE, model: WhiteBoxModel, features: FeaturesConfig
+) -> tuple[pa.Table, pa.Table]:
+    read = read_neuronpedia_features(
+        features.source,
+        label,
+        site=sae.site,
+        d_sae=sae.d_sae,
+        model_id=sae.model_id,
+        tokenize_string=lambda text: model.tokenize(text, prepend_bos=False),
+        # Published activations are in unit-decoder units; the SAE record is in the units of its file.
+        dec_norms=sae.W_dec.norm(dim=1).numpy(),
+        n_contexts=features.n_contexts,
+        window=features.window,
+        target_ratio=features.target_ratio,
+        n_target_tokens=features.n_target_tokens,
+    )
+    return read.features, read.contexts
+
+
+def _glosses(source: str, rows: pa.Table, contexts: pa.Table, sae: SAE) -> list[Gloss]:
+    """All glosses of an SAE: those of the source first, then the token gloss of every feature."""
+    made = token_glosses(rows, contexts)
+    if source == "tokens":
+        return made
+    read = read_glosses(source, d_sae=sae.d_sae, site=sae.site, model_id=sae.model_id)
+    known = set(rows["feature"].to_pylist())
+    return [g for g in read if g.feature in known] + made
+
+
+def _primary_source(glosses: list[Gloss]) -> list[Gloss]:
+    """What a feature's vector is made from: the glosses of its first source; a made gloss counts only where
+    no other is."""
+    first: dict[int, str] = {}
+    for gloss in glosses:
+        first.setdefault(gloss.feature, gloss.source)
+    return [g for g in glosses if g.source == first[g.feature]]
+
+
+def _gloss_rows(label: str, glosses: list[Gloss]) -> pa.Table:
+    order = sorted(range(len(glosses)), key=lambda n: (glosses[n].feature, n))
+    count: dict[int, int] = {}
+    rows = []
+    for n in order:
+        gloss = glosses[n]
+        index = count[gloss.feature] = count.get(gloss.feature, -1) + 1
+        rows.append(
+            {
+                "sae": label,
+                "feature": gloss.feature,
+                "gloss_index": index,
+                "text": gloss.text,
+                "source": gloss.source,
+                "explainer": gloss.explainer,
+            }
+        )
+    return pa.Table.from_pylist(rows, schema=GLOSSES.arrow())
+
+
+def _cluster_rows(label: str, ids: np.ndarray, vectors: np.ndarray, cuts: tuple[float, ...]) -> pa.Table:
+    if not vectors.any():
+        return CLUSTERS.empty()
+    parts = []
+    for cut, cluster in gloss_clusters(vectors, cuts).items():
+        kept = cluster >= 0
+        parts.append(
+            pa.table(
+                {
+                    "sae": pa.array([label] * int(kept.sum())),
+                    "feature": pa.array(ids[kept], pa.int32()),
+                    "similarity_cut": pa.array(np.full(kept.sum(), cut)),
+                    "cluster": pa.array(cluster[kept], pa.int32()),
+                },
+                schema=CLUSTERS.arrow(),
+            )
+        )
+    return pa.concat_tables(parts)

@@ -1,0 +1,133 @@
+"""Rows as directions: checked, with their norms, and the one canonical cosine of two of them.
+
+A row's values are kept as given (float32 or float64; half types are widened, which is exact). The canonical
+cosine is the dot product of the two rows, summed in float64 in the fixed order of `numpy.einsum`, times the
+product of their inverse norms. It is symmetric, depends on the two rows alone, and its error is below (d + 4)
+2^-53.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+from polysem.errors import NumericsError
+
+_BLOCK = 4096
+"""rows widened to float64 at a time"""
+_CHUNK = 256
+"""pairs gathered at a time: two chunks of float64 rows stay in the second-level cache"""
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Checked rows. Make it with `prepare_rows`."""
+
+    name: str
+    values: Float[np.ndarray, "n d"]
+    inverse_norm: Float[np.ndarray, " n"]
+    """1 / norm in float64; 0 for a zero row, which has no direction"""
+
+    @property
+    def n(self) -> int:
+        return self.values.shape[0]
+
+    @property
+    def d(self) -> int:
+        return self.values.shape[1]
+
+    @property
+    def live(self) -> Bool[np.ndarray, " n"]:
+        """Rows that have a direction."""
+        return self.inverse_norm > 0
+
+    def take(self, index: Int[np.ndarray, " m"]) -> "Rows":
+        """The rows of `index`, in its order; no copy if that is all of them."""
+        if len(index) == self.n and np.array_equal(index, np.arange(self.n)):
+            return self
+        return Rows(self.name, self.values[index], self.inverse_norm[index])
+
+
+def prepare_rows(matrix: Float[Any, "n d"], *, name: str) -> Rows:
+    """Rows of a numpy array or torch tensor (any device, any float type), checked and with their norms.
+
+    Args:
+        matrix: the rows, not normalised; a zero row is allowed and has no direction. Never changed.
+        name: what errors call the matrix.
+
+    Raises:
+        NumericsError: naming the row, column and value if an entry is NaN or infinite.
+    """
+    values = _as_numpy(matrix)
+    inverse = np.zeros(len(values))
+    scaled = None
+    for start in range(0, len(values), _BLOCK):
+        block = values[start : start + _BLOCK].astype(np.float64)
+        finite = np.isfinite(block)
+        if not finite.all():
+            row, column = np.argwhere(~finite)[0]
+            raise NumericsError(
+                f"{name}: row {start + row} holds {block[row, column]} at column {column}; "
+                f"expected finite numbers",
+                hint="check the file the rows were loaded from, or set the row to zeros to leave it out",
+            )
+        if values.dtype == np.float64 and _squares_overflow(block):
+            scaled = values.copy() if scaled is None else scaled
+            block = _to_unit_scale(block)
+            scaled[start : start + _BLOCK] = block
+        norm = np.sqrt(np.einsum("nd,nd->n", block, block))
+        np.divide(1.0, norm, out=inverse[start : start + _BLOCK], where=norm > 0)
+    return Rows(name, values if scaled is None else scaled, inverse)
+
+
+def canonical_cosines(
+    rows: Rows, i: Int[np.ndarray, " p"], j: Int[np.ndarray, " p"], *, other: Rows | None = None
+) -> Float[np.ndarray, " p"]:
+    """Cosines of rows i[p] with rows j[p] (of `other`, if given) in float64, each a function of its two rows
+    only; nan if one is a zero row."""
+    second = rows if other is None else other
+    out = np.empty(len(i))
+    for start in range(0, len(i), _CHUNK):
+        a, b = i[start : start + _CHUNK], j[start : start + _CHUNK]
+        dots = np.einsum("pd,pd->p", rows.values[a].astype(np.float64), second.values[b].astype(np.float64))
+        out[start : start + _CHUNK] = dots * (rows.inverse_norm[a] * second.inverse_norm[b])
+    np.clip(out, -1.0, 1.0, out=out)
+    out[~(rows.live[i] & second.live[j])] = np.nan
+    return out
+
+
+def unit_blocks(rows: Rows) -> Iterator[tuple[int, Float[np.ndarray, "m d"]]]:
+    """(first row, float64 rows of norm 1) block by block; zero rows stay zero."""
+    for start in range(0, rows.n, _BLOCK):
+        block = rows.values[start : start + _BLOCK].astype(np.float64)
+        yield start, block * rows.inverse_norm[start : start + _BLOCK, None]
+
+
+def unit_float32(rows: Rows) -> Float[np.ndarray, "n d"]:
+    """All rows at norm 1, rounded once from float64 to float32: what the screens multiply."""
+    unit = np.empty((rows.n, rows.d), np.float32)
+    for start, block in unit_blocks(rows):
+        unit[start : start + len(block)] = block
+    return unit
+
+
+def _as_numpy(matrix: Any) -> np.ndarray:
+    if not isinstance(matrix, np.ndarray):
+        tensor = matrix.detach()
+        matrix = (tensor if tensor.element_size() >= 4 else tensor.float()).cpu().numpy()
+    return np.ascontiguousarray(matrix, dtype=np.float64 if matrix.dtype == np.float64 else np.float32)
+
+
+def _squares_overflow(block: np.ndarray) -> bool:
+    """Whether squares of float64 entries would leave the range in which they are accurate."""
+    largest = np.abs(block).max(axis=1, initial=0.0)
+    largest = largest[largest > 0]
+    return bool(len(largest)) and bool(largest.max() > 1e150 or largest.min() < 1e-150)
+
+
+def _to_unit_scale(block: np.ndarray) -> np.ndarray:
+    """Each row times a power of two, which is exact and leaves its direction alone."""
+    _, exponent = np.frexp(np.abs(block).max(axis=1, initial=0.0))
+    return np.ldexp(block, -exponent[:, None])

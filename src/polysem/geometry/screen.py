@@ -1,0 +1,219 @@
+"""Screens: a cheap product that never loses a pair, because its threshold is lowered by a proved margin.
+
+Let c be the canonical cosine of unit rows u, v; u', v' what the screen multiplies; a = |u - u'|, b = |v - v'|
+measured in float64. By Cauchy-Schwarz |c - u'.v'| <= a + b + a b. To that come the rounding of the sum
+(gamma_d = d e / (1 - d e), e = 2^-24, whatever the order of summation; none for int8, whose int32 sum is
+exact) and of the result (bf16: a factor 1 - 2^-8, which covers truncation). bf16 and int8 products are used
+only after a probe on the device has shown that they sum as assumed: an int8 product that saturates, or a bf16
+product that accumulates in bf16, fails it and fp32 takes its place, with the same pairs.
+"""
+
+import math
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+from jaxtyping import Float
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+ScreenName = Literal["auto", "fp32", "bf16", "int8"]
+Arithmetic = Literal["fp32", "bf16", "int8"]
+
+_EPS = 2.0**-24
+_BF16_KEEP = 1 - 2.0**-8
+_LEAST_ROWS = 32
+"""CUDA's int8 product wants more than 16 rows"""
+_WORTH_A_PROBE = 4096
+"""rows below which a screen other than fp32 cannot pay"""
+
+
+@dataclass(frozen=True)
+class Screen:
+    """Rows in one screen's arithmetic, cut into column blocks of `tile` rows, padded with zero rows."""
+
+    arithmetic: Arithmetic
+    tile: int
+    n: int
+    d: int
+    matrix: "Tensor"
+    error: tuple[float, ...]
+    """per block: largest distance of a unit row from what is multiplied"""
+    scale: tuple[float, ...]
+    """per block: what is multiplied is scale x unit row"""
+
+    def margin(self, row_block: int, column_block: int) -> float:
+        """By how much a product (in units of cosine, before its own rounding) may fall short of the canonical
+        cosine."""
+        a, b = self.error[row_block], self.error[column_block]
+        summed = 0.0 if self.arithmetic == "int8" else sum_error(self.d) * (1 + a) * (1 + b)
+        return a + b + a * b + summed + 4 * _EPS
+
+    def products(self, rows: slice, column_block: int) -> "Tensor":
+        """Products of some rows (inside one block; more are added if they are few) with a block of columns (a
+        multiple of 8)."""
+        import torch
+
+        stop = min(max(rows.stop, rows.start + _LEAST_ROWS), len(self.matrix))
+        first = column_block * self.tile
+        last = min(first + self.tile, _round_up(self.n, 8))
+        left, right = self.matrix[rows.start : stop], self.matrix[first:last].t()
+        if self.arithmetic == "int8":
+            return torch._int_mm(left, right)
+        with full_precision():
+            return torch.mm(left, right)
+
+    def passing(self, rows: slice, column_block: int, *, threshold: float, signed: bool) -> "Tensor":
+        """Flags [rows, columns] of the pairs whose cosine may be >= threshold (or <= -threshold, if
+        `signed`)."""
+        import torch
+
+        block = rows.start // self.tile
+        lowered = threshold - self.margin(block, column_block)
+        product = self.products(rows, column_block)
+        if self.arithmetic == "int8":
+            cut = math.ceil(lowered * self.scale[block] * self.scale[column_block]) - 1
+            return (product.abs_() if signed else product) >= cut
+        if self.arithmetic == "bf16" and lowered > 0:
+            # Positive bf16 numbers are ordered as the integers of their bits; negative ones are negative
+            # integers.
+            bits = torch.tensor(lowered * _BF16_KEEP).to(torch.bfloat16).view(torch.int16).item() - 1
+            product = product.view(torch.int16)
+            return (product.bitwise_and_(0x7FFF) if signed else product) >= bits
+        if self.arithmetic == "bf16":
+            lowered = lowered / _BF16_KEEP - 2.0**-8
+        return (product.abs_() if signed else product) >= lowered - 4 * _EPS
+
+
+def sum_error(d: int) -> float:
+    """Bound on the rounding of a float32 sum of d products of two unit rows, in any order (Higham, sec.
+    3.1)."""
+    return d * _EPS / (1 - d * _EPS)
+
+
+def make_screen(
+    unit: Float[np.ndarray, "n d"], *, name: ScreenName, tile: int, device: str, threshold: float
+) -> Screen:
+    """The screen `name` over unit rows (float32), or the fastest that is safe here if `name` is "auto".
+
+    A screen whose probe fails on the device, or whose margin leaves nothing of the threshold, is replaced by
+    fp32.
+    """
+    import torch
+
+    if name == "auto":
+        order = _by_speed(device) if len(unit) >= _WORTH_A_PROBE else ("fp32",)
+    else:
+        order = (name,) if name == "fp32" or probe(name, device) else ("fp32",)
+    values = torch.from_numpy(unit).to(device)
+    for arithmetic in order:
+        screen = _quantised(values, arithmetic, tile)
+        if arithmetic == "fp32" or (name != "auto" and threshold > 2 * max(screen.error)):
+            return screen
+        # auto: half of the threshold lost to the margin means many candidates to decide exactly; take the
+        # finer screen
+        if threshold > 4 * max(screen.error):
+            return screen
+    return _quantised(values, "fp32", tile)
+
+
+@cache
+def probe(arithmetic: Arithmetic, device: str) -> bool:
+    """Whether a product in this arithmetic exists on the device and sums as its margin assumes: checked on
+    exact integers.
+
+    int8: extreme values, so that an implementation through 16-bit sums saturates and is found out. bf16:
+        integers whose
+    products and sums are exact in float32 and are not in bfloat16.
+    """
+    import torch
+
+    if arithmetic == "fp32":
+        return True
+    generator = torch.Generator().manual_seed(0)
+    high = 128 if arithmetic == "int8" else 16
+    left, right = (torch.randint(1 - high, high, (64, 1024), generator=generator) for _ in range(2))
+    left[:32], right[:32] = high - 1, high - 1
+    left[:8] *= -1
+    exact = left @ right.t()
+    dtype = torch.int8 if arithmetic == "int8" else torch.bfloat16
+    a, b = left.to(dtype).to(device), right.to(dtype).to(device)
+    try:
+        product = torch._int_mm(a, b.t()) if arithmetic == "int8" else torch.mm(a, b.t())
+    except (RuntimeError, NotImplementedError, AttributeError):
+        return False
+    expected = exact.to(torch.int32 if arithmetic == "int8" else torch.float32)
+    if arithmetic == "int8":
+        return torch.equal(product.cpu(), expected)
+    return bool(((product.cpu().float() - expected).abs() <= expected.abs() * 2.0**-8).all())
+
+
+@contextmanager
+def full_precision() -> Iterator[None]:
+    """float32 products in true float32 (no TF32, no bf16 passes), and the caller's choice put back
+    afterwards."""
+    import torch
+
+    before = torch.get_float32_matmul_precision()
+    if before == "highest":
+        yield
+        return
+    torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+@cache
+def _by_speed(device: str) -> tuple[Arithmetic, ...]:
+    """Arithmetics that passed the probe, fastest first, by one small product each. A wrong order costs time,
+    never a pair."""
+    import torch
+
+    seconds: dict[Arithmetic, float] = {}
+    for arithmetic in ("fp32", "bf16", "int8"):
+        if not probe(arithmetic, device):
+            continue
+        dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "int8": torch.int8}[arithmetic]
+        a = torch.ones(1024, 512).to(dtype).to(device)
+        best = math.inf
+        for _ in range(4):
+            start = time.perf_counter()
+            product = torch._int_mm(a, a.t()) if arithmetic == "int8" else torch.mm(a, a.t())
+            product[0, 0].item()
+            best = min(best, time.perf_counter() - start)
+        seconds[arithmetic] = best
+    return tuple(sorted(seconds, key=lambda arithmetic: seconds[arithmetic]))
+
+
+def _quantised(unit: "Tensor", arithmetic: Arithmetic, tile: int) -> Screen:
+    import torch
+
+    n, d = unit.shape
+    padded = _round_up(n, 8) + _LEAST_ROWS
+    width = _round_up(d, 8) if arithmetic == "int8" else d
+    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "int8": torch.int8}[arithmetic]
+    matrix = torch.zeros(padded, width, dtype=dtype, device=unit.device)
+    errors, scales = [], []
+    for start in range(0, n, tile):
+        block = unit[start : start + tile]
+        scale = 127.0 / max(float(block.abs().max()), 1e-30) if arithmetic == "int8" else 1.0
+        kept = (block * scale).round_().to(dtype) if arithmetic == "int8" else block.to(dtype)
+        matrix[start : start + len(block), :d] = kept
+        away = 0.0
+        if arithmetic != "fp32":
+            away = float((block.double() - kept.double() / scale).norm(dim=1).max())
+        # one float32 rounding of each unit row, and of its measured distance
+        errors.append(away + 2 * _EPS)
+        scales.append(scale)
+    return Screen(arithmetic, tile, n, d, matrix, tuple(errors), tuple(scales))
+
+
+def _round_up(number: int, multiple: int) -> int:
+    return -(-number // multiple) * multiple

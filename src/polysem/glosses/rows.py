@@ -1,0 +1,299 @@
+"""From one row of any known file to the glosses it holds.
+
+Columns are known by name, without regard to case, spaces or underscores:
+
+    feature    feature, index, latent, feature_index, feature_idx, feature_id, latent_index, latent_idx,
+               node_id; else the number after the slash of name (`resid_5/3036`)
+    text       gloss, description, explanation, text, annotation; or every column that ends in "description"
+    (one gloss each) explainer  explainer, explanationModelName with typeName
+    SAE        modelId | model_id | model, layer | layer_index | source | sourceId, sae_type | component |
+    submodule_type vector     embedding: an array, or the text of one
+    tokens     top_10_tokens, top_logits: tokens the feature promotes; a gloss is worded from them where the
+    file has no texts examples   texts with << >> around the tokens on which the feature is active; a gloss
+    is worded from the marked words
+"""
+
+import ast
+import json
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from polysem.errors import FormatError
+from polysem.glosses.origin import Origin, origin_of
+from polysem.glosses.raw import Row, float32_of
+from polysem.glosses.wording import as_in, promotes
+
+FEATURE = [
+    "feature",
+    "index",
+    "latent",
+    "featureindex",
+    "featureidx",
+    "featureid",
+    "latentindex",
+    "latentidx",
+    "nodeid",
+]
+TEXT = ["gloss", "description", "explanation", "text", "annotation"]
+_MODEL = ["modelid", "model"]
+_LAYER = ["layer", "layerindex", "layeridx", "source", "sourceid"]
+_KIND = ["saetype", "component", "submoduletype"]
+_TOKENS = ["top10tokens", "toplogits"]
+_EXPLANATION = re.compile(r"^\s*\[?explanation\]?\s*:\s*", re.IGNORECASE)
+_CUT_EXAMPLE = re.compile(r"\s*[,;]?\s*\(e$")
+_NAME = re.compile(r"^(?P<module>[A-Za-z]+(?:_\d+)?)/(?P<feature>\d+)$")
+_MARK = re.compile(r"<<(.*?)>>", re.DOTALL)
+_LINK = re.compile(r"neuronpedia\.org/(?P<model>[^/]+)/(?P<source>[^/]+)/\d+")
+_BLANK = {"", "nan", "none", "null", "n/a", "feature not found."}
+
+
+class Parsed(NamedTuple):
+    """One gloss of a row; text is "" where the row has a feature and no text."""
+
+    feature: int
+    text: str
+    explainer: str | None
+    embedding: np.ndarray | None
+    origin: Origin
+    row_id: str | None
+    where: str
+
+
+class Fields:
+    """A row's values under folded column names."""
+
+    def __init__(self, row: Row):
+        self.where = row.where
+        self.named = row.fields
+        self._folded = {fold(key): value for key, value in row.fields.items()}
+
+    def first(self, names: Sequence[str]) -> Any:
+        """The value of the first of `names` that the row has and that is not blank; None if there is none."""
+        return next((v for name in names if not blank(v := self._folded.get(name))), None)
+
+    def has(self, names: Sequence[str]) -> bool:
+        return any(name in self._folded for name in names)
+
+
+@lru_cache(maxsize=4096)
+def fold(name: str) -> str:
+    """A column name without case, spaces, underscores and dashes."""
+    return re.sub(r"[\s_\-]", "", name).lower()
+
+
+def blank(value: object) -> bool:
+    """Whether a cell says nothing."""
+    return value is None or (isinstance(value, str) and value.strip().lower() in _BLANK)
+
+
+def is_header(row: Row) -> bool:
+    """Whether the row repeats the column names instead of holding values."""
+    filled = {fold(key): str(value).strip().lower() for key, value in row.fields.items() if not blank(value)}
+    return bool(filled) and all(key == value for key, value in filled.items())
+
+
+def parse_glosses(row: Row, *, layer: str | None = None, explainer: str | None = None) -> Iterator[Parsed]:
+    """The glosses of one row.
+
+    Args:
+        row: any row but a header.
+        layer: layer to take where the row has none (from the file's name).
+        explainer: explainer to take where the row has none.
+
+    Raises:
+        FormatError: the row has no feature number, or a text or vector that is none; names file, line and
+            value.
+    """
+    fields = Fields(row)
+    feature = feature_of(fields)
+    origin = origin_of_row(fields, layer=layer)
+    row_id = fields.first(["id"])
+    by = _explainer_of(fields) or explainer
+    nested = fields.first(["explanations"])
+    if isinstance(nested, list):
+        for position, item in enumerate(nested):
+            inner = Row(f"{row.where}.explanations[{position}]", {"feature": feature} | item)
+            yield from (p._replace(origin=origin) for p in parse_glosses(inner))
+        return
+    for text, written_by in _texts_of(fields, by):
+        if not isinstance(text, str):
+            raise FormatError(f"{row.where}: the gloss of feature {feature} is {text!r}; expected text")
+        vector = embedding_of(fields.first(["embedding"]), where=row.where)
+        yield Parsed(
+            feature,
+            clean(text),
+            written_by,
+            vector,
+            origin,
+            None if row_id is None else str(row_id),
+            row.where,
+        )
+
+
+def feature_of(fields: Fields) -> int:
+    """The feature's number. Raises FormatError where the row has none or it is not a whole number >= 0."""
+    value = fields.first(FEATURE)
+    if isinstance(
+        value, Mapping
+    ):  # delphi: {"layer_index": 0, "feature_index": 12}; sparse feature circuits: feature_idx
+        value = Fields(Row(fields.where, dict(value))).first(FEATURE)
+    component = fields.first(["component"])
+    if value is None and isinstance(component, Mapping):
+        value = Fields(Row(fields.where, dict(component))).first(FEATURE)
+    named = _NAME.match(str(fields.first(["name"]) if value is None else value))
+    if named:
+        value = named["feature"]
+    number = _whole(value)
+    if number is None or number < 0:
+        raise FormatError(
+            f"{fields.where}: no feature number: got {value!r}; expected a whole number >= 0 in "
+            "one of the columns "
+            "feature, index, latent (or feature_index, feature_idx, node_id, name); the row has "
+            f"{', '.join(fields.named)}"
+        )
+    return number
+
+
+def _whole(value: object) -> int | None:
+    if isinstance(value, bool):
+        return None
+    if isinstance(value, int):
+        return value
+    if isinstance(value, float):
+        return int(value) if value.is_integer() else None
+    if isinstance(value, str) and re.fullmatch(r"\d+(\.0+)?", value.strip()):
+        return int(value.strip().split(".")[0])
+    return None
+
+
+def origin_of_row(fields: Fields, *, layer: str | None = None) -> Origin:
+    """The SAE that the row names."""
+    for key in ("feature", "component"):
+        record = fields.first([key])
+        if isinstance(record, Mapping):
+            return _origin_of_record(record)
+    named = _NAME.match(str(fields.first(["name", *FEATURE[:1]])))
+    if named:
+        return origin_of(model=fields.first(_MODEL), layer=named["module"])
+    link = _LINK.search(str(fields.first(["neuronpedialink"])))
+    if link:
+        return origin_of(model=link["model"], layer=link["source"])
+    module = fields.first(["module"])
+    if module is not None:
+        return origin_of(layer=_module_name(str(module)))
+    where = fields.first(_LAYER)
+    kind = fields.first(_KIND)
+    dashboard = fields.first(["saeset"])
+    if dashboard is not None and where is not None:  # SAEDashboard: layer, set and suffix apart
+        suffix = fields.first(["saeidsuffix"])
+        where = f"{where}-{dashboard}" + (f"__{suffix}" if suffix else "")
+    origin = origin_of(model=fields.first(_MODEL), layer=layer if where is None else where, kind=kind)
+    if kind is None and isinstance(where, str) and where.isdigit() and "modelId" in fields.named:
+        return origin._replace(kind="neuron")  # Neuronpedia: a bare layer number is the MLP's neurons
+    return origin
+
+
+def _origin_of_record(record: Mapping[str, Any]) -> Origin:
+    """Origin of a nested record, delphi's or sparse feature circuits' (whose `dense` sets are neurons)."""
+    folded = {fold(key): value for key, value in record.items()}
+    layer = folded.get("layerindex", folded.get("layeridx"))
+    module = folded.get("submoduletype")
+    origin = origin_of(layer=f"{module}_{layer}" if module and module != "embed" else module or layer)
+    dense = str(folded.get("setname", "")).startswith("dense")
+    return origin._replace(name=f"neuron_{origin.name}", kind="neuron") if dense else origin
+
+
+def _module_name(module: str) -> str:
+    """A GPT-NeoX module as sparse feature circuits name it: `gpt_neox.layers.3.attention` is `attn_3`."""
+    if module.endswith("embed_in"):
+        return "embed"
+    match = re.search(r"layers\.(\d+)(?:\.(attention|mlp))?$", module)
+    if match is None:
+        return module
+    return f"{ {'attention': 'attn', 'mlp': 'mlp'}.get(match[2], 'resid') }_{match[1]}"
+
+
+def _explainer_of(fields: Fields) -> str | None:
+    model = fields.first(["explainer", "explanationmodelname"])
+    kind = fields.first(["typename"])
+    if model is not None and kind is not None:
+        return f"{model} ({kind})"
+    return None if model is None and kind is None else str(model or kind)
+
+
+def _texts_of(fields: Fields, explainer: str | None) -> Iterator[tuple[Any, str | None]]:
+    """(text, explainer) of each gloss in the row; the text is "" where its column is blank or absent."""
+    suffixed = [
+        key for key in fields.named if fold(key).endswith("description") and fold(key) != "description"
+    ]
+    if suffixed and not fields.has(TEXT):
+        for key in suffixed:
+            value = fields.named[key]
+            yield "" if blank(value) else value, key[: -len("description")].strip(" _-")
+        return
+    text = fields.first(TEXT)
+    if text is not None or fields.has(TEXT):
+        yield "" if text is None else text, explainer
+        return
+    tokens = fields.first(_TOKENS)
+    examples = fields.first(["examples"])
+    if tokens is not None:
+        yield promotes(_token_list(tokens, fields.where)), "promoted tokens"
+    elif isinstance(examples, list):
+        yield _marked_words(examples), "marked examples"
+    else:
+        yield "", explainer
+
+
+def _token_list(value: object, where: str) -> list[str]:
+    """A list of tokens, given as a list or as the text of a Python or JSON list."""
+    if isinstance(value, str):
+        try:
+            value = ast.literal_eval(value)
+        except (ValueError, SyntaxError) as error:
+            raise FormatError(f"{where}: expected a list of tokens, got {value[:80]!r}") from error
+    if not isinstance(value, list) or not all(isinstance(token, str) for token in value):
+        raise FormatError(f"{where}: expected a list of tokens, got {str(value)[:80]!r}")
+    return value
+
+
+def _marked_words(examples: list[Any]) -> str:
+    """A gloss from marked examples: the words between << >> of those on which the feature is truly active."""
+    texts = [
+        e["text"] for e in examples if isinstance(e, Mapping) and "text" in e and e.get("ground_truth", True)
+    ]
+    words = Counter(found.strip() for text in texts for found in _MARK.findall(text))
+    best = next((text for text in texts if _MARK.search(text)), None)
+    return as_in([word for word, _ in words.most_common()], _MARK.sub(r"\1", best) if best else None)
+
+
+def clean(text: str) -> str:
+    """A gloss without its answer format: no "Explanation:" in front, no "(e" where "(e.g." was cut."""
+    return _CUT_EXAMPLE.sub("", _EXPLANATION.sub("", text)).strip()
+
+
+def embedding_of(value: object, *, where: str) -> np.ndarray | None:
+    """A vector [d] float32 given as numbers or as their text ("[0.1,-0.2]"; Neuronpedia's database exports);
+    None for a blank.
+
+    Raises:
+        FormatError: anything else, or a number that is not finite.
+    """
+    if blank(value):
+        return None
+    try:
+        numbers = json.loads(value) if isinstance(value, str) else value
+        vector = float32_of(numbers)
+    except (json.JSONDecodeError, ValueError, TypeError) as error:
+        raise FormatError(f"{where}: embedding is no list of numbers: {str(value)[:60]!r}") from error
+    if vector.ndim != 1 or not vector.size or not np.isfinite(vector).all():
+        raise FormatError(
+            f"{where}: embedding must be a list of finite numbers, got shape {vector.shape}: "
+            f"{str(value)[:60]!r}"
+        )
+    return vector

@@ -1,0 +1,309 @@
+"""Arms: which target is read while which direction is pushed.
+
+For every SAE a set of targets is drawn; each gets sources from every interference bin (`pair`), its own
+direction (`self`) and the random controls. Bins that the map of pairs covers take sources from its rows;
+lower bins, which the map leaves out, are sampled from all features, with cosines in float64 from W_dec and
+similarities from the gloss embeddings. Every draw has its own generator, named by SAE, target and bin (or
+draw), so adding a target or a bin changes no other draw.
+"""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from jaxtyping import Bool, Float, Int
+
+from polysem.config import PairsConfig, PlanConfig
+from polysem.errors import MismatchError
+from polysem.interventions.base import Recipe
+from polysem.interventions.controls import density_deciles, matched_features
+from polysem.pairs import DEAD, DENSE, DUPLICATE_INTERFERENCE, DUPLICATE_TOKENS
+from polysem.saes.base import SAE
+from polysem.seeds import rng_for
+from polysem.types import Relation
+
+log = logging.getLogger(__name__)
+
+_BLOCK = 8192
+
+
+class Arm(NamedTuple):
+    """One direction to push for one target."""
+
+    relation: Relation
+    target: int
+    source: int | None
+    draw: int
+    recipe: str
+    interference_bin: int
+    interference: float | None
+    similarity: float | None
+
+
+@dataclass(frozen=True)
+class Atlas:
+    """What is known of one SAE's features, as arrays over all rows of W_dec (absent features are
+    unusable)."""
+
+    label: str
+    sae: SAE
+    density: Float[np.ndarray, " d_sae"]
+    """NaN where unknown"""
+    tokens_in: list[frozenset[int]]
+    tokens_out: list[frozenset[int]]
+    embeddings: Float[np.ndarray, "d_sae d_embed"]
+    """of the glosses, of any length; zero rows where there is none"""
+    mined: pa.Table
+    """rows of PAIRS of this SAE"""
+    partners: pa.Table
+    """rows of PARTNERS of this SAE"""
+
+    @classmethod
+    def of(
+        cls,
+        label: str,
+        sae: SAE,
+        *,
+        features: pa.Table,
+        embeddings: np.ndarray,
+        pairs: pa.Table,
+        partners: pa.Table,
+    ) -> "Atlas":
+        """The atlas of one SAE from whole tables; `embeddings` has a row per row of its part of `features`.
+
+        Raises:
+            MismatchError: if tables, embeddings and SAE do not belong together.
+        """
+        own = features.filter(pc.equal(features["sae"], label))
+        ids = own["feature"].to_numpy().astype(np.int64)
+        if len(ids) != len(embeddings):
+            raise MismatchError(
+                f"SAE {label!r}: {len(ids)} features but {len(embeddings)} rows of gloss embeddings; "
+                "expected as many",
+                hint="polysem features",
+            )
+        if len(ids) and (ids.min() < 0 or ids.max() >= sae.d_sae):
+            raise MismatchError(
+                f"SAE {label!r} has features 0 to {sae.d_sae - 1} but the feature table goes from {ids.min()} to {ids.max()}",
+                hint="polysem features, with the SAE that is loaded now",
+            )
+        density = np.full(sae.d_sae, np.nan)
+        density[ids] = own["density"].to_numpy(zero_copy_only=False)
+        placed = np.zeros((sae.d_sae, embeddings.shape[1]), dtype=embeddings.dtype)
+        glossed = ~own["gloss"].is_null().to_numpy()
+        placed[ids[glossed]] = embeddings[glossed]
+        known = np.zeros(sae.d_sae, dtype=bool)
+        known[ids] = True
+        density[~known] = 0.0  # a feature without a row is as good as dead
+        tokens = {
+            column: _sets(sae.d_sae, ids, own[column].to_pylist()) for column in ("tokens_in", "tokens_out")
+        }
+        return cls(
+            label=label,
+            sae=sae,
+            density=density,
+            embeddings=placed,
+            mined=pairs.filter(pc.equal(pairs["sae"], label)),
+            partners=partners.filter(pc.equal(partners["sae"], label)),
+            **tokens,
+        )
+
+    @cached_property
+    def norms(self) -> Float[np.ndarray, " d_sae"]:
+        """Norms of the decoder rows, float64."""
+        W_dec = self.sae.W_dec.detach().cpu()
+        blocks = [W_dec[k : k + _BLOCK].double().norm(dim=1) for k in range(0, len(W_dec), _BLOCK)]
+        return np.concatenate([block.numpy() for block in blocks])
+
+    @cached_property
+    def usable(self) -> Bool[np.ndarray, " d_sae"]:
+        """Neither dead nor dense (an unknown density passes), with a direction."""
+        alive = np.isnan(self.density) | ((self.density >= DEAD) & (self.density <= DENSE))
+        return alive & np.isfinite(self.norms) & (self.norms > 0)
+
+    @cached_property
+    def glossed(self) -> Bool[np.ndarray, " d_sae"]:
+        return np.abs(self.embeddings).max(axis=1, initial=0.0) > 0
+
+    @cached_property
+    def deciles(self) -> Int[np.ndarray, " d_sae"]:
+        return density_deciles(self.density)
+
+    def alignment(self, target: int) -> Float[np.ndarray, " d_sae"]:
+        """Cosine of every decoder row with the target's, float64; 0 for a row without direction."""
+        return _cosines(self.sae.W_dec.detach().cpu().float().numpy(), target)
+
+    def similarity(self, target: int) -> Float[np.ndarray, " d_sae"]:
+        """Gloss similarity of every feature with the target; NaN where either has no gloss."""
+        return np.where(self.glossed & self.glossed[target], _cosines(self.embeddings, target), np.nan)
+
+    def duplicates(self, target: int, alignment: Float[np.ndarray, " d_sae"]) -> Bool[np.ndarray, " d_sae"]:
+        """Features that are likely the target's own concept: by angle, by shared tokens, or as the map of
+        pairs says."""
+        own = self.tokens_in[target]
+        overlap = [len(own & other) / len(own | other) if own and other else 0.0 for other in self.tokens_in]
+        result = (np.abs(alignment) > DUPLICATE_INTERFERENCE) | (np.array(overlap) > DUPLICATE_TOKENS)
+        partner, rows = self.mined_with(target)
+        result[partner[rows["is_duplicate"].to_numpy(zero_copy_only=False)]] = True
+        return result
+
+    def mined_with(self, target: int) -> tuple[Int[np.ndarray, " n"], pa.Table]:
+        """Partners of the target in the map of pairs, and their rows."""
+        rows = self.mined.filter(pc.or_(pc.equal(self.mined["i"], target), pc.equal(self.mined["j"], target)))
+        i, j = rows["i"].to_numpy().astype(np.int64), rows["j"].to_numpy().astype(np.int64)
+        return np.where(i == target, j, i), rows
+
+
+def draw_targets(atlas: Atlas, *, pairs: PairsConfig, plan: PlanConfig, seed: int) -> list[int]:
+    """The targets of one SAE, rising; fewer than `plan.n_targets` (with a warning) where there are fewer.
+
+    A target is glossed, neither dead nor dense, has tokens in every set that is read, and has a partner in
+    the map that is no duplicate. As in arXiv 2505.11611, targets with partners in all interference bins
+    come first; then those with most bins.
+    """
+    readable = np.ones(atlas.sae.d_sae, dtype=bool)
+    for name in plan.token_sets:
+        readable &= np.array([len(s) > 0 for s in (atlas.tokens_in if name == "in" else atlas.tokens_out)])
+    eligible = np.flatnonzero(atlas.usable & atlas.glossed & readable & _has_partner(atlas, pairs))
+    filled = _bins_filled(atlas, pairs)[eligible]
+    shuffled = rng_for(seed, "targets", atlas.label).permutation(len(eligible))
+    order = shuffled[np.argsort(-filled[shuffled], kind="stable")]
+    chosen = order[: plan.n_targets]
+    n_bins, full = len(pairs.bins) - 1, int((filled[chosen] == len(pairs.bins) - 1).sum())
+    if full < plan.n_targets:
+        log.warning(
+            "SAE %s: %d targets of %d asked for, %d of them with partners in all %d interference bins "
+            "(%d features are glossed, %d could be targets)",
+            *(
+                atlas.label,
+                len(chosen),
+                plan.n_targets,
+                full,
+                n_bins,
+                int(atlas.glossed.sum()),
+                len(eligible),
+            ),
+        )
+    return sorted(int(t) for t in eligible[chosen])
+
+
+def arms_of(atlas: Atlas, target: int, *, pairs: PairsConfig, plan: PlanConfig, seed: int) -> list[Arm]:
+    """All arms of one target: sources by bin, self, and the random controls."""
+    alignment, similarity = atlas.alignment(target), atlas.similarity(target)
+    arms = [Arm("self", target, target, 0, Recipe.of("decoder", feature=target).text, -1, 1.0, 1.0)]
+    for index, sources in enumerate(_sources(atlas, target, alignment, similarity, pairs=pairs)):
+        rng = rng_for(seed, "source", atlas.label, target, index)
+        size = min(plan.sources_per_bin, len(sources))
+        for source, cosine, gloss in sorted(
+            sources[k] for k in rng.choice(len(sources), size, replace=False)
+        ):
+            recipe = Recipe.of("decoder", feature=source).text
+            arms.append(Arm("pair", target, source, 0, recipe, index, cosine, gloss))
+    draws = range(plan.n_random)
+    rngs = [rng_for(seed, "control", "random_feature", atlas.label, target, draw) for draw in draws]
+    matched = matched_features(
+        target, alignment=alignment, norms=atlas.norms, deciles=atlas.deciles, usable=atlas.usable, rngs=rngs
+    )
+    for draw, source in enumerate(matched):
+        if source is None:
+            arms.append(
+                Arm("random_feature", target, None, draw, Recipe.of("unmatched").text, -1, None, None)
+            )
+            continue
+        recipe, gloss = Recipe.of("decoder", feature=source).text, float(similarity[source])
+        known = None if np.isnan(gloss) else gloss
+        arms.append(Arm("random_feature", target, source, draw, recipe, -1, float(alignment[source]), known))
+    for draw in draws:
+        recipe = Recipe.of("covariance", target=target, draw=draw, seed=seed).text
+        arms.append(Arm("random_direction", target, None, draw, recipe, -1, None, None))
+    return arms
+
+
+def _sources(
+    atlas: Atlas, target: int, alignment: np.ndarray, similarity: np.ndarray, *, pairs: PairsConfig
+) -> list[list[tuple[int, float, float]]]:
+    """Per interference bin, every admissible (source, interference, similarity), by source."""
+    admissible = atlas.usable & atlas.glossed & ~atlas.duplicates(target, alignment)
+    admissible &= np.nan_to_num(similarity, nan=np.inf) < pairs.max_similarity
+    admissible[target] = False
+    partner, rows = atlas.mined_with(target)
+    mined_bin = rows["interference_bin"].to_numpy()
+    mined_cosine, mined_gloss = (
+        rows[c].to_numpy(zero_copy_only=False) for c in ("interference", "similarity")
+    )
+    result = []
+    last = len(pairs.bins) - 2
+    for index, (low, high) in enumerate(zip(pairs.bins, pairs.bins[1:], strict=False)):
+        if low >= pairs.min_interference:
+            inside = np.flatnonzero((mined_bin == index) & (mined_cosine > 0) & admissible[partner])
+            found = [(int(partner[k]), float(mined_cosine[k]), float(mined_gloss[k])) for k in inside]
+        else:
+            below = alignment <= high if index == last else alignment < high
+            inside = np.flatnonzero(admissible & (alignment >= low) & below)
+            found = [(int(k), float(alignment[k]), float(similarity[k])) for k in inside]
+        result.append(sorted(found))
+    return result
+
+
+def _has_partner(atlas: Atlas, pairs: PairsConfig) -> Bool[np.ndarray, " d_sae"]:
+    """Features with a partner in the map that could be their source."""
+    i, j, cosine, gloss, flagged = _mined_columns(atlas)
+    could = atlas.usable & atlas.glossed
+    good = (cosine > 0) & (gloss < pairs.max_similarity) & ~flagged & could[i] & could[j]
+    result = np.zeros(atlas.sae.d_sae, dtype=bool)
+    result[i[good]] = result[j[good]] = True
+    return result
+
+
+def _bins_filled(atlas: Atlas, pairs: PairsConfig) -> Int[np.ndarray, " d_sae"]:
+    """How many interference bins hold a partner of each feature, by PARTNERS (which counts over all
+    pairs)."""
+    table = atlas.partners
+    at = table.filter(pc.less(pc.abs(pc.subtract(table["max_similarity"], pairs.max_similarity)), 1e-9))
+    filled = np.zeros((atlas.sae.d_sae, len(pairs.bins) - 1), dtype=bool)
+    if at.num_rows:
+        at = at.filter(pc.and_(pc.greater(at["count"], 0), pc.greater_equal(at["interference_bin"], 0)))
+        filled[at["feature"].to_numpy(), at["interference_bin"].to_numpy()] = True
+        return filled.sum(axis=1)
+    # The thresholds counted do not include this one: the map itself knows the bins above its cut, and those
+    # below are never bare.
+    i, j, cosine, gloss, _ = _mined_columns(atlas)
+    good = (cosine > 0) & (gloss < pairs.max_similarity)
+    bins = atlas.mined["interference_bin"].to_numpy()
+    good &= bins >= 0
+    filled[i[good], bins[good]] = filled[j[good], bins[good]] = True
+    filled[:, np.array(pairs.bins[:-1]) < pairs.min_interference] = True
+    return filled.sum(axis=1)
+
+
+def _mined_columns(atlas: Atlas) -> Sequence[np.ndarray]:
+    """i, j, interference, similarity (infinite where unknown), flagged as duplicate or dense."""
+    rows = atlas.mined
+    i, j = (rows[c].to_numpy().astype(np.int64) for c in "ij")
+    gloss = np.nan_to_num(rows["similarity"].to_numpy(zero_copy_only=False).astype(np.float64), nan=np.inf)
+    flagged = pc.or_(rows["is_duplicate"], rows["is_dense"]).to_numpy(zero_copy_only=False)
+    return i, j, rows["interference"].to_numpy(), gloss, flagged.astype(bool)
+
+
+def _cosines(rows: np.ndarray, target: int) -> np.ndarray:
+    """Cosine of every row with row `target`, in float64 block by block; 0 for a zero row."""
+    wanted = rows[target].astype(np.float64)
+    wanted = wanted / max(float(np.linalg.norm(wanted)), np.finfo(np.float64).tiny)
+    result = np.zeros(len(rows))
+    for start in range(0, len(rows), _BLOCK):
+        block = rows[start : start + _BLOCK].astype(np.float64)
+        norms = np.linalg.norm(block, axis=1)
+        np.divide(block @ wanted, norms, out=result[start : start + _BLOCK], where=norms > 0)
+    return result
+
+
+def _sets(size: int, ids: np.ndarray, lists: list[list[int]]) -> list[frozenset[int]]:
+    result: list[frozenset[int]] = [frozenset()] * size
+    for feature, tokens in zip(ids.tolist(), lists, strict=True):
+        result[feature] = frozenset(tokens)
+    return result

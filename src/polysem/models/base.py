@@ -1,0 +1,92 @@
+"""The seam for models: what the rest of polysem may ask of one.
+
+A white-box model runs token ids through a causal language model, with row-wise edits, and gives captured
+activations and vector-Jacobian products. It never hears the word "feature". Raw `transformers` weights are
+the reference: no folding, no centring. All rows of a call have the same length, so there is no padding;
+callers group prompts by length.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from polysem.edits import Edit
+from polysem.types import Site
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """What a model is, as it goes into manifests."""
+
+    ref: str
+    """the reference it was loaded by"""
+    revision: str
+    """commit on the Hub, or sha256 over the weight files of a local folder"""
+    family: str
+    """model_type of the transformers configuration: gpt2, gpt_neox, llama, ..."""
+    n_layers: int
+    d_model: int
+    d_vocab: int
+    n_ctx: int
+    dtype: str
+    device: str
+
+
+@runtime_checkable
+class WhiteBoxModel(Protocol):
+    """A causal LM with an inside."""
+
+    spec: ModelSpec
+
+    @property
+    def W_E(self) -> Float[Tensor, "d_vocab d_model"]:
+        """Input embedding (scaled as the model scales it)."""
+        ...
+
+    @property
+    def W_U(self) -> Float[Tensor, "d_vocab d_model"]:
+        """Unembedding rows; logits = final_norm(h) @ W_U.T (+ bias, softcap where the family has them)."""
+        ...
+
+    def tokenize(self, text: str, *, prepend_bos: bool) -> list[int]:
+        """Token ids of `text` without any special token but, if asked for, one BOS in front."""
+        ...
+
+    def detokenize(self, ids: Sequence[int]) -> str: ...
+
+    def token_strings(self, ids: Sequence[int]) -> list[str]:
+        """Each token alone, as text: leading space kept, undecodable bytes as U+FFFD."""
+        ...
+
+    @property
+    def bos_id(self) -> int | None: ...
+
+    def sites(self) -> list[Site]:
+        """Every site that this model has."""
+        ...
+
+    def site_width(self, site: Site) -> int:
+        """Width of the activation at `site`. Raises SiteError if the family does not have it."""
+        ...
+
+    def logits(
+        self, tokens: Int[Tensor, "batch pos"], edits: Sequence[Edit] = (), *, last_only: bool = False
+    ) -> Float[Tensor, "batch pos_out d_vocab"]:
+        """Logits (float32) with the edits applied; only of the last position if `last_only` (pos_out = 1)."""
+        ...
+
+    def capture(
+        self, tokens: Int[Tensor, "batch pos"], sites: Sequence[Site], edits: Sequence[Edit] = ()
+    ) -> dict[Site, Float[Tensor, "batch pos d"]]:
+        """Activations at `sites` (float32, detached), after the edits at the same site; stops after the
+        last site."""
+        ...
+
+    def vjp(
+        self, tokens: Int[Tensor, "batch pos"], site: Site, cotangent: Float[Tensor, "batch d_vocab"]
+    ) -> Float[Tensor, "batch pos d"]:
+        """Gradient of sum_t cotangent[b, t] * logits[b, last, t] with respect to the activation at `site`."""
+        ...

@@ -1,0 +1,276 @@
+"""Readouts: what a next-token distribution says about a set of target tokens.
+
+Four numbers per distribution p and token set T: the weighted cosine c, the mass w = P(T), its log-odds, and
+the KL divergence from a baseline. All are pure, computed in float64 on the CPU whatever comes in; numpy in
+gives numpy out, torch gives torch. A target set is a set: order and repetition of ids change nothing.
+
+`target_similarity` (one pass over the embedding) is the costly part of c and depends on T alone, so many
+distributions share it; `TokenSets` and `read_sets` do that for many rows and sets at once, as three matrix
+products.
+
+Sources: arXiv 2505.11611 section 3 for c and w; log-odds because an equal shift of all target logits
+changes it by that shift.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from polysem.errors import ConfigError, MismatchError, NumericsError
+
+SUM_TOLERANCE = 1e-3
+"""how far probabilities may sum from 1: a float32 softmax over 10^5 tokens stays within 1e-4, a cast to
+bfloat16 does not"""
+_TINY = 1e-280
+"""below this a sum of exponentials has lost digits to underflow, and the log-sum-exp over the set is taken
+instead"""
+_BLOCK = 8192
+"""embedding rows in float64 at a time"""
+
+TokenIds = Sequence[int] | Int[np.ndarray, "..."] | Int[Tensor, "..."]
+
+
+def weighted_cosine(
+    probs: Float[np.ndarray, "*batch d_vocab"] | Float[Tensor, "*batch d_vocab"],
+    target_ids: TokenIds,
+    embedding: Float[np.ndarray, "rows d_model"] | Float[Tensor, "rows d_model"],
+) -> Float[np.ndarray, "*batch"] | Float[Tensor, "*batch"] | np.floating:
+    """c = sum_t p_t max_{t' in T} cos(E_t, E_t'), one number per distribution, in [-1, 1] (cosine).
+
+    Raises:
+        ConfigError: if T is empty, or `probs` holds no probabilities (negative, or not summing to 1).
+        MismatchError: if an id of T lies outside the vocabulary, or `embedding` has not a row per token.
+        NumericsError: on NaN or infinity, or if a target token has a zero embedding.
+    """
+    p = _probabilities(probs)
+    _same_vocabulary(p.shape[-1], embedding.shape[0], "probs", "embedding")
+    return _like(probs, p @ torch.as_tensor(target_similarity(target_ids, embedding)))
+
+
+def target_similarity(
+    target_ids: TokenIds,
+    embedding: Float[np.ndarray, "d_vocab d_model"] | Float[Tensor, "d_vocab d_model"],
+) -> Float[np.ndarray, " d_vocab"] | Float[Tensor, " d_vocab"]:
+    """s_t = max_{t' in T} cos(E_t, E_t'), so that c = p . s.
+
+    A token whose embedding is zero has no direction and counts as 0 (padding rows of the vocabulary); a
+    zero row inside T is an error.
+
+    Raises: as `weighted_cosine`.
+    """
+    return _like(embedding, _similarities([target_ids], embedding)[0])
+
+
+def weighted_overlap(
+    probs: Float[np.ndarray, "*batch d_vocab"] | Float[Tensor, "*batch d_vocab"], target_ids: TokenIds
+) -> Float[np.ndarray, "*batch"] | Float[Tensor, "*batch"] | np.floating:
+    """w = P(T): the probability of the distinct target tokens together, in [0, 1].
+
+    Raises: as `weighted_cosine`.
+    """
+    p = _probabilities(probs)
+    return _like(probs, p[..., distinct_ids(target_ids, p.shape[-1])].sum(-1))
+
+
+def log_odds(
+    logits: Float[np.ndarray, "*batch d_vocab"] | Float[Tensor, "*batch d_vocab"], target_ids: TokenIds
+) -> Float[np.ndarray, "*batch"] | Float[Tensor, "*batch"] | np.floating:
+    """log P(T) / (1 - P(T)) in nats: log-sum-exp of the logits over T minus that over the other tokens.
+
+    Raises:
+        ConfigError: if T is empty or is the whole vocabulary.
+        MismatchError: if an id of T lies outside the vocabulary.
+        NumericsError: if a logit is not finite.
+    """
+    z = _finite(logits, "logits")
+    inside = torch.zeros(z.shape[-1], dtype=torch.bool)
+    inside[distinct_ids(target_ids, z.shape[-1])] = True
+    _not_everything(inside)
+    return _like(logits, z[..., inside].logsumexp(-1) - z[..., ~inside].logsumexp(-1))
+
+
+def kl(
+    base_logits: Float[np.ndarray, "*batch d_vocab"] | Float[Tensor, "*batch d_vocab"],
+    edited_logits: Float[np.ndarray, "*batch2 d_vocab2"] | Float[Tensor, "*batch2 d_vocab2"],
+) -> Float[np.ndarray, "*batch3"] | Float[Tensor, "*batch3"] | np.floating:
+    """KL(base || edited) of the two softmax distributions, in nats, >= 0; leading axes broadcast.
+
+    Summed as p (e^x - 1 - x) with x = log q - log p, whose terms are all non-negative: small divergences
+    keep their digits.
+
+    Raises:
+        MismatchError: if the two vocabularies differ.
+        NumericsError: if a logit is not finite.
+    """
+    base, edited = _finite(base_logits, "base_logits"), _finite(edited_logits, "edited_logits")
+    _same_vocabulary(base.shape[-1], edited.shape[-1], "base_logits", "edited_logits")
+    log_p, log_q = base.log_softmax(-1), edited.log_softmax(-1)
+    x, p = log_q - log_p, log_p.exp()
+    near = p * (torch.expm1(x.clamp(max=1.0)) - x).clamp(min=0.0)
+    far = log_q.exp() - p - p * x  # the same where e^x could overflow
+    return _like(base_logits, torch.where(x < 1.0, near, far).sum(-1))
+
+
+def distinct_ids(target_ids: TokenIds, d_vocab: int) -> list[int]:
+    """The ids of T, each once, rising.
+
+    Raises:
+        ConfigError: if there are none.
+        MismatchError: if one lies outside the vocabulary.
+    """
+    ids = sorted({int(i) for i in np.asarray(target_ids).reshape(-1).tolist()})
+    if not ids:
+        raise ConfigError(
+            "the target set holds no token; every readout needs at least one",
+            hint="choose another feature or lower features.target_ratio",
+        )
+    if ids[0] < 0 or ids[-1] >= d_vocab:
+        wrong = next(i for i in (ids[0], ids[-1]) if not 0 <= i < d_vocab)
+        raise MismatchError(
+            f"target token id {wrong} lies outside the vocabulary of {d_vocab} tokens (0 to {d_vocab - 1})",
+            hint="use the feature table that was made with this model's tokenizer",
+        )
+    return ids
+
+
+@dataclass(frozen=True)
+class TokenSets:
+    """Several target sets, ready to be read from many rows: what each token counts for c, and who is
+    inside."""
+
+    similarity: Float[Tensor, "n_sets d_vocab"]
+    """s_t of each set, float64"""
+    inside: Float[Tensor, "n_sets d_vocab"]
+    """1 for tokens of the set, 0 elsewhere, float64"""
+
+    @classmethod
+    def of(
+        cls,
+        sets: Sequence[TokenIds],
+        embedding: Float[np.ndarray, "d_vocab d_model"] | Float[Tensor, "d_vocab d_model"],
+    ) -> "TokenSets":
+        """The sets, in the order given. Raises: as `weighted_cosine` and `log_odds`."""
+        d_vocab = embedding.shape[0]
+        inside = torch.zeros(len(sets), d_vocab, dtype=torch.float64)
+        for row, ids in zip(inside, sets, strict=True):
+            row[distinct_ids(ids, d_vocab)] = 1.0
+            _not_everything(row > 0)
+        return cls(similarity=_similarities(sets, embedding), inside=inside)
+
+    def take(self, which: Sequence[int]) -> "TokenSets":
+        """The sets at these positions."""
+        rows = torch.as_tensor(list(which), dtype=torch.long)
+        return TokenSets(similarity=self.similarity[rows], inside=self.inside[rows])
+
+
+class SetReadouts(NamedTuple):
+    """One number per row and set."""
+
+    cosine: Float[Tensor, "rows n_sets"]
+    mass: Float[Tensor, "rows n_sets"]
+    log_odds: Float[Tensor, "rows n_sets"]
+
+
+def read_sets(logits: Float[Tensor, "rows d_vocab"], sets: TokenSets) -> SetReadouts:
+    """c, w and log-odds of every set under every row of logits: the public readouts, for many at once.
+
+    Raises:
+        NumericsError: if a logit is not finite.
+    """
+    z = _finite(logits, "logits")
+    weights = (z - z.amax(-1, keepdim=True)).exp()
+    total = weights.sum(-1, keepdim=True)
+    within, without = weights @ sets.inside.T, weights @ (1.0 - sets.inside).T
+    odds = within.log() - without.log()
+    for row, column in ((within < _TINY) | (without < _TINY)).nonzero().tolist():
+        inside = sets.inside[column] > 0
+        odds[row, column] = z[row, inside].logsumexp(-1) - z[row, ~inside].logsumexp(-1)
+    return SetReadouts(cosine=(weights @ sets.similarity.T) / total, mass=within / total, log_odds=odds)
+
+
+def _similarities(
+    sets: Sequence[TokenIds],
+    embedding: Float[np.ndarray, "d_vocab d_model"] | Float[Tensor, "d_vocab d_model"],
+) -> Float[Tensor, "n_sets d_vocab"]:
+    """s_t of every set; the embedding goes through float64 in blocks, so that a large vocabulary needs no
+    second copy."""
+    table = _tensor(embedding)
+    ids = [distinct_ids(target, table.shape[0]) for target in sets]
+    targets = [_unit(table[torch.as_tensor(i, device=table.device)], i) for i in ids]
+    result = torch.empty(len(sets), table.shape[0], dtype=torch.float64)
+    for start in range(0, table.shape[0], _BLOCK):
+        block = _finite(table[start : start + _BLOCK], "embedding")
+        norms = block.norm(dim=-1, keepdim=True)
+        unit = torch.where(norms > 0, block / norms.clamp(min=torch.finfo(torch.float64).tiny), 0.0)
+        for row, target in zip(result, targets, strict=True):
+            # Rounding can carry a cosine past 1 by an ulp; c must stay inside its bounds.
+            row[start : start + _BLOCK] = (unit @ target.T).amax(-1).clamp(-1.0, 1.0)
+    return result
+
+
+def _unit(rows: Float[Tensor, "n d_model"], ids: list[int]) -> Float[Tensor, "n d_model"]:
+    rows = _finite(rows, "embedding")
+    norms = rows.norm(dim=-1, keepdim=True)
+    zero = (norms[:, 0] == 0).nonzero()
+    if len(zero):
+        raise NumericsError(
+            f"target token {ids[int(zero[0])]} has a zero embedding; a cosine with it is undefined",
+            hint="remove the token from the target set",
+        )
+    return rows / norms
+
+
+def _tensor(values: np.ndarray | Tensor) -> Tensor:
+    if isinstance(values, Tensor):
+        return values.detach()
+    # torch takes neither read-only memory (as from Arrow) nor negative strides.
+    return torch.from_numpy(np.require(values, requirements=["C", "W"]))
+
+
+def _finite(values: np.ndarray | Tensor, name: str) -> Tensor:
+    result = _tensor(values).to(device="cpu", dtype=torch.float64)
+    if not bool(torch.isfinite(result).all()):
+        bad = int((~torch.isfinite(result)).sum())
+        raise NumericsError(
+            f"{name} holds {bad} non-finite values of {result.numel()}; expected finite numbers"
+        )
+    return result
+
+
+def _probabilities(probs: np.ndarray | Tensor) -> Tensor:
+    p = _finite(probs, "probs")
+    if bool((p < 0).any()):
+        raise ConfigError(
+            f"probs holds a negative value ({float(p.min()):g}); expected probabilities, not logits"
+        )
+    worst = float((p.sum(-1) - 1.0).abs().max()) if p.numel() else 0.0
+    if worst > SUM_TOLERANCE:
+        raise ConfigError(
+            f"probs sum to 1 only within {worst:g}; expected within {SUM_TOLERANCE:g}",
+            hint="pass the softmax over the whole vocabulary, in float32 or better",
+        )
+    return p
+
+
+def _same_vocabulary(a: int, b: int, a_name: str, b_name: str) -> None:
+    if a != b:
+        raise MismatchError(
+            f"{a_name} is over {a} tokens but {b_name} over {b}; expected the same vocabulary"
+        )
+
+
+def _not_everything(inside: Tensor) -> None:
+    if bool(inside.all()):
+        raise ConfigError(
+            f"the target set is the whole vocabulary of {len(inside)} tokens; its log-odds are infinite"
+        )
+
+
+def _like(given: np.ndarray | Tensor, result: Tensor) -> np.ndarray | Tensor | np.floating:
+    """`result` as numpy where numpy came in."""
+    return result if isinstance(given, Tensor) else result.numpy()[()]

@@ -1,0 +1,130 @@
+"""Headline findings as sentences: an estimate, its interval, what it rests on, and only the words that these
+allow.
+
+Three verdicts and no stars: an interval that excludes zero says so; one that lies within the declared margin
+around zero allows "no effect"; everything else is *not resolved*. The margin is `effects.margin` of the study
+file, in nats of log-odds.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from polysem.report.text import Real, interval, number, p_value, plural
+
+STEP = 0.5
+"""slopes are told as the difference between a pair at this interference and a pair at 0"""
+SHARE_MARGIN = 0.05
+"""shares are judged by their distance from one half; this is the margin there"""
+
+
+class Finding(NamedTuple):
+    """One declared hypothesis: question, answer and what the answer rests on."""
+
+    verdict: str
+    """css class: found, null, open, none"""
+    verdict_text: str
+    question: str
+    answer: str
+    evidence: str
+    note: str
+    estimate: Real | None
+    """as told: per STEP of interference, in nats, or a share minus one half"""
+    lo: Real | None
+    hi: Real | None
+    margin: Real
+
+
+_TOKENS = {"in": "tokens that activate the target", "out": "tokens that the target writes"}
+_QUESTIONS = {
+    "slope_interference": "Does interference predict how much the {} move?",
+    "pair_minus_random_feature": "Do interfering features move the {} more than random features do?",
+    "pair_minus_random_direction": "Do interfering features move the {} more than random directions do?",
+    "sign_agreement": "Do the {} move the way the sign of the interference predicts?",
+}
+
+
+def verdict(lo: Real | None, hi: Real | None, *, margin: Real) -> tuple[str, str]:
+    """Which words an interval around a difference allows: (class, text)."""
+    if lo is None or hi is None:
+        return "none", "not estimated"
+    if -margin <= lo and hi <= margin:
+        return ("null", "too small to matter") if lo > 0 or hi < 0 else ("null", "no effect")
+    return ("found", "resolved") if lo > 0 or hi < 0 else ("open", "not resolved")
+
+
+def finding(row: Mapping[str, Any], parts: Mapping[str, str], *, margin: Real) -> Finding:
+    """Question and answer of one declared hypothesis.
+
+    Args:
+        row: of EFFECTS.
+        parts: of its group.
+        margin: nats of log-odds.
+    """
+    contrast = str(row["contrast"])
+    share = contrast == "sign_agreement"
+    scale, shift = (STEP if contrast == "slope_interference" else 1.0), (0.5 if share else 0.0)
+    estimate, lo, hi = (
+        None if row[k] is None else scale * (row[k] - shift) for k in ("estimate", "lo", "hi")
+    )
+    limit = SHARE_MARGIN if share else margin
+    kind, words = verdict(lo, hi, margin=limit)
+    return Finding(
+        verdict=kind,
+        verdict_text=words,
+        question=_QUESTIONS[contrast].format(_TOKENS[parts["tokens"]]),
+        answer="No number can be given." if estimate is None else _answer(contrast, estimate, kind),
+        evidence=_evidence(row, estimate, lo, hi, share=share),
+        note=str(row["note"] or ""),
+        estimate=estimate,
+        lo=lo,
+        hi=hi,
+        margin=limit,
+    )
+
+
+def _answer(contrast: str, estimate: Real, kind: str) -> str:
+    if kind == "open":
+        return "Not resolved: the interval holds both zero and differences that would matter."
+    if kind == "null":
+        return "Not to an extent that matters: the whole interval lies within the margin."
+    up = estimate > 0
+    size = number(abs(estimate))
+    match contrast:
+        case "slope_interference":
+            return (
+                f"Yes{'' if up else ', inversely'}. A source at interference {STEP} "
+                f"{'raises' if up else 'lowers'} their log-odds by {size} nats more than a source at 0 does: "
+                f"{number(math.exp(estimate))} times the odds."
+            )
+        case "sign_agreement":
+            answer = "Yes" if up else "No, the opposite way"
+            return f"{answer}: {50 + 100 * estimate:.0f} % of the pairs do; chance is 50 %."
+        case _:
+            words = f"{'Yes' if up else 'No'}. Over all interference bins they move log-odds by {size} nats"
+            return f"{words} {'more' if up else 'less'}."
+
+
+def _evidence(
+    row: Mapping[str, Any], estimate: Real | None, lo: Real | None, hi: Real | None, *, share: bool
+) -> str:
+    said = []
+    if estimate is not None and lo is not None and hi is not None:
+        level = f"{100 * row['level']:g} % interval"
+        if share:
+            shown = [f"{50 + 100 * v:.1f}" for v in (estimate, lo, hi)]
+            said.append(f"{shown[0]} % ({level} {shown[1]} to {shown[2]} %)")
+        else:
+            said.append(f"{number(estimate, sign=True)} nats ({level} {interval(lo, hi)})")
+    if row["p"] is not None:
+        adjusted = "" if row["p_adj"] is None else f", after Holm {p_value(row['p_adj'], name='p')}"
+        said.append(p_value(row["p"], name="p") + adjusted)
+    both = str(row["contrast"]).startswith("pair_minus")
+    counted = [
+        f"{row['n_pairs']} pairs and controls" if both else plural(row["n_pairs"], "pair"),
+        plural(row["n_targets"], "target"),
+        plural(row["n_sources"], "source"),
+        plural(row["n_prompts"], "prompt"),
+        f"{plural(row['n_missing'], 'planned trial')} without an outcome",
+    ]
+    return "; ".join([*said, ", ".join(counted)])

@@ -1,0 +1,140 @@
+"use strict";
+// Text from the run enters the page through textContent only.
+(() => {
+  const make = (tag, className, text) => {
+    const node = document.createElement(tag);
+    if (className) node.className = className;
+    if (text !== undefined) node.textContent = text;
+    return node;
+  };
+
+  // Heat maps: the pointer's cell in words.
+  for (const svg of document.querySelectorAll("svg.heat")) {
+    const figure = svg.closest("figure");
+    const cells = JSON.parse(figure.querySelector("script.cells").textContent);
+    const readout = figure.querySelector(".readout");
+    const at = (name) => Number(svg.dataset[name]);
+    const minus = (v) => v.toFixed(2).replace("-", "−");
+    const show = (event) => {
+      const matrix = svg.getScreenCTM();
+      const x = (event.clientX - matrix.e) / matrix.a;
+      const y = (event.clientY - matrix.f) / matrix.d;
+      const s = at("xlo") + ((x - at("x0")) / (at("x1") - at("x0"))) * (at("xhi") - at("xlo"));
+      const i = at("ylo") + ((y - at("y0")) / (at("y1") - at("y0"))) * (at("yhi") - at("ylo"));
+      const cell = cells.find((c) => s >= c[0] && s < c[1] && i >= c[2] && i < c[3]);
+      readout.textContent = cell
+        ? `${cell[4].toLocaleString("en")} pairs: similarity ${minus(cell[0])} to ${minus(cell[1])}, interference ${minus(cell[2])} to ${minus(cell[3])}`
+        : "";
+    };
+    svg.addEventListener("pointermove", show);
+    svg.addEventListener("pointerdown", show);
+    svg.addEventListener("pointerleave", () => { readout.textContent = ""; });
+  }
+
+  const table = document.getElementById("pair-table");
+  if (!table) return;
+  const details = JSON.parse(document.getElementById("details").textContent);
+  const body = table.tBodies[0];
+  const rows = [...body.querySelectorAll("tr.pair")];
+  const opened = new Map();
+
+  const feature = (sae, id, name) => {
+    const known = details[`${sae}/${id}`];
+    const box = make("div");
+    box.append(make("h4", "", `${name} · feature ${id}`));
+    if (!known) return box;
+    box.append(make("p", "words-of gloss", known.gloss));
+    const words = (label, list) => {
+      if (list.length) box.append(make("p", "words-of", `${label}: ${list.join("  ·  ")}`));
+    };
+    words("activated by", known.in);
+    words("writes", known.out);
+    const facts = [`active on ${known.density} of tokens`, `largest activation ${known.max}`];
+    if (known.source) facts.push(`gloss from ${known.source}`);
+    box.append(make("p", "words-of id", facts.join("; ")));
+    for (const context of known.contexts) {
+      const line = make("p", "context");
+      context.t.forEach((token, k) => {
+        const shade = context.s[k];
+        const span = make("span", shade > 0 ? `s${shade}` : "", token);
+        if (context.v[k]) span.title = context.v[k];
+        line.append(span);
+      });
+      box.append(line);
+    }
+    if (!known.contexts.length) box.append(make("p", "words-of id", "no contexts are stored"));
+    return box;
+  };
+
+  const toggle = (row) => {
+    const button = row.querySelector("button.open");
+    let detail = opened.get(row);
+    if (!detail) {
+      detail = make("tr", "detail");
+      const cell = make("td");
+      cell.colSpan = row.cells.length;
+      const two = make("div", "two");
+      two.append(feature(row.dataset.sae, row.dataset.i, "First"), feature(row.dataset.sae, row.dataset.j, "Second"));
+      cell.append(two);
+      detail.append(cell);
+      detail.hidden = true;
+      row.after(detail);
+      opened.set(row, detail);
+    }
+    detail.hidden = !detail.hidden;
+    button.setAttribute("aria-expanded", String(!detail.hidden));
+    button.textContent = detail.hidden ? "+" : "−";
+  };
+  body.addEventListener("click", (event) => {
+    const button = event.target.closest("button.open");
+    if (button) toggle(button.closest("tr"));
+  });
+
+  const find = document.getElementById("find");
+  const which = document.getElementById("which");
+  const steered = document.getElementById("steered");
+  const unflagged = document.getElementById("unflagged");
+  const filter = () => {
+    const needle = find.value.trim().toLowerCase();
+    let shown = 0;
+    for (const row of rows) {
+      const hit =
+        (!needle || [...row.querySelectorAll(".gloss")].some((c) => c.textContent.toLowerCase().includes(needle))) &&
+        (!which || !which.value || row.dataset.sae === which.value) &&
+        (!steered.checked || row.dataset.e !== "") &&
+        (!unflagged.checked || row.dataset.flags === "0");
+      row.hidden = !hit;
+      const detail = opened.get(row);
+      if (detail) detail.hidden = !hit || row.querySelector("button.open").getAttribute("aria-expanded") !== "true";
+      shown += hit;
+    }
+    document.getElementById("shown").textContent = `${shown} of ${rows.length} shown`;
+  };
+  for (const control of [find, which, steered, unflagged]) if (control) control.addEventListener("input", filter);
+  document.querySelector("form.filters").addEventListener("submit", (event) => event.preventDefault());
+
+  const value = (row, key, kind) =>
+    kind === "text" ? row.cells[key === "a" ? 1 : 2].textContent.toLowerCase() : row.dataset[key] === "" ? null : Number(row.dataset[key]);
+  table.tHead.addEventListener("click", (event) => {
+    const button = event.target.closest("button[data-sort]");
+    if (!button) return;
+    const head = button.closest("th");
+    const { sort, kind } = button.dataset;
+    const first = kind === "text" ? "ascending" : "descending";
+    const now = head.getAttribute("aria-sort");
+    const next = !now ? first : now === "ascending" ? "descending" : "ascending";
+    for (const th of table.tHead.querySelectorAll("th")) th.removeAttribute("aria-sort");
+    head.setAttribute("aria-sort", next);
+    const sign = next === "ascending" ? 1 : -1;
+    rows.sort((a, b) => {
+      const [u, v] = [value(a, sort, kind), value(b, sort, kind)];
+      if (u === null || v === null) return (u === null) - (v === null);
+      return sign * (kind === "text" ? u.localeCompare(v) : u - v);
+    });
+    for (const row of rows) {
+      body.append(row);
+      if (opened.has(row)) body.append(opened.get(row));
+    }
+  });
+  filter();
+})();

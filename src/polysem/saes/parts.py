@@ -1,0 +1,230 @@
+"""From what a dialect read to one checked `SAE`.
+
+Dialects give `Parts`: named tensors in our layout and the rules that their format declares. Here, once for
+all of them, shapes and
+values are checked, scales are folded, and weights become float32 and contiguous.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from polysem.errors import FormatError, NumericsError
+from polysem.saes.base import SAE, Activation, Provenance
+from polysem.saes.codec import MIN_DECODER_NORM
+from polysem.saes.names import hub_id
+from polysem.saes.source import Source, sha256
+from polysem.types import Site
+
+_SHAPES = {
+    "W_enc": ("d_in", "d_sae"),
+    "W_dec": ("d_sae", "d_in"),
+    "b_enc": ("d_sae",),
+    "b_dec": ("d_in",),
+    "threshold": ("d_sae",),
+    "r_mag": ("d_sae",),
+    "b_mag": ("d_sae",),
+    "b_gate": ("d_sae",),
+}
+GATE = ("r_mag", "b_mag", "b_gate")
+_NEEDED: dict[Activation, tuple[str, ...]] = {
+    "relu": ("W_enc", "W_dec", "b_enc", "b_dec"),
+    "topk": ("W_enc", "W_dec", "b_enc", "b_dec"),
+    "groupmax": ("W_enc", "W_dec", "b_enc", "b_dec"),
+    "jumprelu": ("W_enc", "W_dec", "b_enc", "b_dec", "threshold"),
+    "gated": ("W_enc", "W_dec", "b_dec", *GATE),
+}
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a dialect's files say."""
+
+    dialect: str
+    weights: Path
+    """the file that holds the tensors; errors name it"""
+    tensors: Mapping[str, Tensor]
+    """by our names and in our layout: W_enc [d_in d_sae], W_dec [d_sae d_in], b_enc, b_dec, threshold, r_mag,
+    b_mag, b_gate"""
+    activation: Activation
+    site: Site | None
+    """None if the files do not say"""
+    model_id: str | None
+    """as the files spell it"""
+    configs: tuple[Path, ...] = ()
+    """other files that were read"""
+    declared: Mapping[str, Any] = field(default_factory=dict)
+    rules: Mapping[str, Any] = field(default_factory=dict)
+    """fields of SAE: k, normalization, subtract_b_dec, centre_input, rescale_by_decoder_norm, prepend_bos,
+    context_size"""
+
+
+def take(state: Mapping[str, Any], names: Mapping[str, str], *, path: Path) -> dict[str, Tensor]:
+    """Tensors of a state dict under our names.
+
+    Args:
+        state: what the file holds.
+        names: our name -> the file's name; a trailing `.T` transposes.
+        path: the file, for errors.
+
+    Raises:
+        FormatError: if one is missing, is no tensor, or is no matrix although it must be transposed.
+    """
+    missing = [name for name in (theirs.removesuffix(".T") for theirs in names.values()) if name not in state]
+    if missing:
+        raise FormatError(
+            f"{path} lacks {', '.join(missing)}; expected "
+            f"{', '.join(n.removesuffix('.T') for n in names.values())}, got "
+            f"{', '.join(sorted(map(str, state)))}"
+        )
+    found = {}
+    for ours, theirs in names.items():
+        tensor = state[theirs.removesuffix(".T")]
+        if not isinstance(tensor, Tensor):
+            raise FormatError(f"{path}: {theirs} is a {type(tensor).__name__}, expected a tensor")
+        if theirs.endswith(".T") and tensor.ndim != 2:
+            raise FormatError(f"{path}: {theirs} has shape {tuple(tensor.shape)}, expected a matrix")
+        found[ours] = tensor.T if theirs.endswith(".T") else tensor
+    return found
+
+
+def assemble(parts: Parts, source: Source, *, site: Site | None) -> SAE:
+    """The SAE of `parts`, checked.
+
+    Args:
+        parts: what the dialect read.
+        source: where it was read from.
+        site: overrides what the files say.
+
+    Raises:
+        FormatError: missing tensors, shapes that do not fit each other or the declared sizes, an impossible
+        k, no site.
+        NumericsError: NaN or infinity in a tensor.
+    """
+    tensors = {name: parts.tensors[name] for name in _needed(parts)}
+    _check_shapes(parts, tensors, source)
+    clean = {name: t.detach().to(torch.float32).contiguous() for name, t in tensors.items()}
+    for name, tensor in clean.items():
+        _check_finite(parts, name, tensor)
+    where = site or parts.site
+    if where is None:
+        raise FormatError(
+            f"{source.label}: the {parts.dialect} files do not say which activations the SAE was trained on",
+            hint='name the site: load_sae(..., site="blocks.5.hook_resid_post"), or site = "..." in [[saes]]',
+        )
+    rules = {**parts.rules, **({"centre_input": True} if source.entry and source.entry.centre_input else {})}
+    _check_k(parts, rules.get("k"), d_sae=clean["W_dec"].shape[0])
+    context = rules.get("context_size")
+    if context is not None and context < 2:
+        raise FormatError(f"{source.label}: context size is {context}, expected at least 2 tokens")
+    model = source.entry.model if source.entry else parts.model_id
+    gated = parts.activation == "gated"
+    return SAE(
+        W_enc=clean["W_enc"],
+        W_dec=clean["W_dec"],
+        b_enc=torch.zeros(clean["W_dec"].shape[0]) if gated else clean["b_enc"],
+        b_dec=clean["b_dec"],
+        activation=parts.activation,
+        site=where,
+        model_id=hub_id(model) if model else None,
+        model_revision=None,
+        provenance=_provenance(parts, source),
+        threshold=clean.get("threshold"),
+        gate=(clean["r_mag"], clean["b_mag"], clean["b_gate"]) if gated else None,
+        **rules,
+    )
+
+
+def fold_input_scale(tensors: Mapping[str, Tensor], scale: float) -> dict[str, Tensor]:
+    """Weights for raw inputs from weights for inputs times `scale`: W_enc * s, W_dec / s, b_dec / s, the rest
+    untouched."""
+    return {
+        **tensors,
+        "W_enc": tensors["W_enc"] * scale,
+        "W_dec": tensors["W_dec"] / scale,
+        "b_dec": tensors["b_dec"] / scale,
+    }
+
+
+def fold_decoder_norm(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Decoder rows to unit norm; activations are multiplied by the old norms and the reconstruction stays.
+    ReLU and JumpReLU only."""
+    norms = tensors["W_dec"].float().norm(dim=-1).clamp(min=MIN_DECODER_NORM)
+    folded = {name: tensors[name].float() * norms for name in ("b_enc", "threshold") if name in tensors}
+    return {
+        **tensors,
+        **folded,
+        "W_enc": tensors["W_enc"].float() * norms,
+        "W_dec": tensors["W_dec"].float() / norms[:, None],
+    }
+
+
+def _needed(parts: Parts) -> tuple[str, ...]:
+    needed = _NEEDED[parts.activation]
+    missing = [name for name in needed if name not in parts.tensors]
+    if missing:
+        raise FormatError(
+            f"{parts.weights} lacks {', '.join(missing)}; a {parts.activation} SAE has {', '.join(needed)}, "
+            f"the file gives {', '.join(sorted(parts.tensors)) or 'nothing'}"
+        )
+    return needed
+
+
+def _check_shapes(parts: Parts, tensors: Mapping[str, Tensor], source: Source) -> None:
+    decoder = tensors["W_dec"]
+    if decoder.ndim != 2:
+        raise FormatError(f"{parts.weights}: W_dec has shape {tuple(decoder.shape)}, expected (d_sae, d_in)")
+    sizes = dict(zip(("d_sae", "d_in"), decoder.shape, strict=True))
+    for name, size in sizes.items():
+        registered = getattr(source.entry, name) if source.entry else None
+        for declared, by in (
+            (parts.declared.get(name), "configuration declares"),
+            (registered, "registry of releases says"),
+        ):
+            if isinstance(declared, int) and declared > 0 and declared != size:
+                raise FormatError(f"{parts.weights}: {name} is {size} by W_dec, but the {by} {declared}")
+    for name, tensor in tensors.items():
+        expected = tuple(sizes[axis] for axis in _SHAPES[name])
+        if tuple(tensor.shape) != expected:
+            raise FormatError(
+                f"{parts.weights}: {name} has shape {tuple(tensor.shape)}, expected {expected} (d_in "
+                f"{sizes['d_in']}, d_sae {sizes['d_sae']} by W_dec)"
+            )
+
+
+def _check_finite(parts: Parts, name: str, tensor: Tensor) -> None:
+    bad = int((~torch.isfinite(tensor)).sum())
+    if bad:
+        raise NumericsError(
+            f"{parts.weights}: {name} holds {bad} values that are NaN or infinite, of {tensor.numel()}; "
+            "expected none",
+            hint="download the file again, or ask its author",
+        )
+
+
+def _check_k(parts: Parts, k: object, *, d_sae: int) -> None:
+    if parts.activation not in ("topk", "groupmax"):
+        return
+    if not isinstance(k, int) or isinstance(k, bool) or not 1 <= k <= d_sae:
+        raise FormatError(f"{parts.weights}: k is {k!r}, expected an integer from 1 to d_sae = {d_sae}")
+    if parts.activation == "groupmax" and d_sae % k:
+        raise FormatError(f"{parts.weights}: groupmax needs d_sae = {d_sae} to be a multiple of k = {k}")
+
+
+def _provenance(parts: Parts, source: Source) -> Provenance:
+    files = tuple(sorted((path.name, sha256(path)) for path in (parts.weights, *parts.configs)))
+    weight_hash = dict(files)[parts.weights.name]
+    declared = dict(parts.declared)
+    if source.entry and source.entry.neuronpedia:
+        declared["neuronpedia"] = source.entry.neuronpedia
+    return Provenance(
+        ref=source.ref,
+        revision=source.revision or weight_hash,
+        dialect=parts.dialect,
+        files=files,
+        declared=declared,
+    )

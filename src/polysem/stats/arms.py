@@ -1,0 +1,235 @@
+"""From trials to pairs: the anti-join of plan and trials, odd parts over the two signs of a dose, means over
+confirm prompts.
+
+An *arm* is one direction pushed for one target: (SAE, locus, relation, target, source, draw). The effect of
+an arm at a dose is the odd part of the change, (change at +dose - change at -dose) / 2, averaged over the
+confirm prompts for which both signs have an outcome. The odd part drops the even, second-order term that any
+direction has (half the difference in variance of the logit shift inside and outside the token set).
+Everything is sorted and summed in one order, so equal tables give equal bits. Cost: a few sorts of the
+trials.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from jaxtyping import Bool, Float, Int
+
+from polysem.errors import MismatchError, NumericsError
+from polysem.store.tables import PLAN, TRIALS
+from polysem.types import Site
+
+ARM = ("sae", "locus", "relation", "target", "source", "draw")
+OUTCOMES = ("logodds", "cosine", "mass")
+_MEASURED = (*(f"{o}_{when}" for o in OUTCOMES for when in ("base", "edit")), "kl")
+_MIN_COSINE = 1e-8
+"""the paper's relative change divides by |c|, and skips baselines below this"""
+
+
+@dataclass(frozen=True)
+class Arms:
+    """One row per arm, token set and |dose|, and the prompts behind each."""
+
+    table: pa.Table
+    """ARM, token_set, dose; bin, interference, similarity, layer_type; outcomes (null where no prompt has
+    both signs); counts"""
+    cell_arm: Int[np.ndarray, " cells"]
+    """row of `table` of every (arm, prompt) with both signs"""
+    cell_prompt: Int[np.ndarray, " cells"]
+    """its prompt, numbered"""
+
+    def prompts(self, chosen: Bool[np.ndarray, " arms"]) -> int:
+        """How many distinct prompts the chosen rows rest on."""
+        return len(np.unique(self.cell_prompt[chosen[self.cell_arm]]))
+
+
+def join_trials(plan: pa.Table, trials: pa.Table) -> pa.Table:
+    """Every planned trial with what came of it; status `absent` where there is no row.
+
+    Raises:
+        MismatchError: if a trial is not in the plan.
+        NumericsError: if an ok trial has an outcome that is not a finite number.
+    """
+    plan, trials = PLAN.conform(plan), TRIALS.conform(trials)
+    known = pc.is_in(trials["trial_id"], plan["trial_id"].combine_chunks())
+    if trials.num_rows and not pc.all(known).as_py():
+        strange = trials.filter(pc.invert(known))["trial_id"]
+        raise MismatchError(
+            f"{len(strange)} trials are not in the plan, the first {strange[0].as_py()}; expected none",
+            hint="polysem trials STUDY.toml (the trials belong to another plan)",
+        )
+    row = pc.index_in(plan["trial_id"], trials["trial_id"].combine_chunks())
+    joined = plan
+    for name in trials.column_names[1:]:
+        joined = joined.append_column(name, trials[name].take(row))
+    status = pc.fill_null(joined["status"], "absent")
+    joined = joined.set_column(joined.column_names.index("status"), "status", status)
+    ok = joined.filter(pc.equal(joined["status"], "ok"))
+    for name in _MEASURED:
+        bad = ~np.isfinite(floats(ok[name]))
+        if bad.any():
+            first = int(np.flatnonzero(bad)[0])
+            raise NumericsError(
+                f"trials: {int(bad.sum())} ok rows have no finite {name}; the first, "
+                f"{ok['trial_id'][first].as_py()}, has {ok[name][first].as_py()}",
+                hint="polysem verify RUN",
+            )
+    return joined
+
+
+def collect_arms(joined: pa.Table) -> Arms:
+    """Effects of every arm, token set and |dose| over the confirm prompts.
+
+    Raises:
+        MismatchError: if the plan holds one arm, dose and prompt twice.
+    """
+    table = joined.filter(pc.equal(joined["split"], "confirm"))
+    table = table.set_column(table.column_names.index("source"), "source", pc.fill_null(table["source"], -1))
+    signed = floats(table["dose"])
+    table = table.append_column("size", pa.array(np.abs(signed)))
+    arm = group_codes(table, (*ARM, "token_set", "size"))
+    prompt = group_codes(table, ("prompt_id",))
+    ok = pc.equal(table["status"], "ok").to_numpy(zero_copy_only=False).astype(bool)
+    plus, minus = _both_signs(arm, prompt, signed, ok)
+    n_arms = int(arm.max(initial=-1)) + 1
+    first = np.full(n_arms, -1)
+    first[arm[::-1]] = np.arange(len(arm))[::-1]
+    count = np.bincount(arm[plus], minlength=n_arms)
+    columns = {name: table[name].take(pa.array(first)) for name in (*ARM, "token_set", "interference_bin")}
+    columns["dose"] = table["size"].take(pa.array(first))
+    columns["layer_type"] = _layer_types(table["site"].take(pa.array(first)))
+    for name in ("interference", "similarity"):
+        columns[name] = _filled(table[name].take(pa.array(first)), None)
+    aligned = _means(floats(table["alignment"])[plus], arm[plus], count)
+    columns["interference"] = _filled(columns["interference"], aligned)
+    columns |= {
+        name: pa.array(v, from_pandas=True) for name, v in _outcomes(table, plus, minus, arm, count).items()
+    }
+    columns["n_planned"] = pa.array(np.bincount(arm, minlength=n_arms))
+    columns["n_ok"] = pa.array(np.bincount(arm[ok], minlength=n_arms))
+    columns["n_prompts"] = pa.array(count)
+    return Arms(table=pa.table(columns), cell_arm=arm[plus], cell_prompt=prompt[plus])
+
+
+def headline_dose(joined: pa.Table, locus: str, *, max_kl: float) -> tuple[float, str]:
+    """The dose of the headline contrasts of one locus, and what must be said about the choice.
+
+    The largest |dose| whose mean KL over the ok select trials of pairs is at most `max_kl` (nats), none of
+    which broke the model (non-finite logits count as infinite KL). Confirm prompts are never looked at.
+    """
+    mine = joined.filter(pc.and_(pc.equal(joined["locus"], locus), pc.equal(joined["relation"], "pair")))
+    sizes = np.abs(floats(mine["dose"]))
+    if not len(sizes):
+        everything = joined.filter(pc.equal(joined["locus"], locus))
+        return float(
+            np.abs(floats(everything["dose"])).min()
+        ), "no pairs are planned; the smallest dose is shown"
+    chosen = pc.equal(mine["split"], "select").to_numpy(zero_copy_only=False).astype(bool)
+    broken = pc.fill_null(pc.equal(mine["reason"], "non_finite_logits"), False).to_numpy(zero_copy_only=False)
+    ok = pc.equal(mine["status"], "ok").to_numpy(zero_copy_only=False).astype(bool)
+    kl = np.where(broken.astype(bool), np.inf, floats(mine["kl"]))
+    doses = np.unique(sizes)
+    seen = [kl[chosen & (ok | broken) & (sizes == dose)] for dose in doses]
+    if not any(len(v) for v in seen):
+        return float(
+            doses[0]
+        ), "no trial on a select prompt has an outcome: the smallest dose is used, KL unchecked"
+    fits = [dose for dose, v in zip(doses, seen, strict=True) if len(v) and v.mean() <= max_kl]
+    if not fits:
+        return float(
+            doses[0]
+        ), f"no dose stays within a mean KL of {max_kl:g} nats on the select prompts: the smallest is used"
+    return float(max(fits)), ""
+
+
+def group_codes(table: pa.Table, columns: Sequence[str]) -> Int[np.ndarray, " n"]:
+    """One number per row, equal where all columns are, in the order of their values."""
+    code = np.zeros(table.num_rows, dtype=np.int64)
+    for name in columns:
+        encoded = table[name].combine_chunks().dictionary_encode()
+        order = pc.sort_indices(encoded.dictionary).to_numpy()
+        rank = np.empty(len(order), dtype=np.int64)
+        rank[order] = np.arange(len(order))
+        own = rank[encoded.indices.to_numpy(zero_copy_only=False)] if table.num_rows else code
+        # Made dense after every column, the product stays far below 2^63.
+        code = np.unique(code * max(1, len(order)) + own, return_inverse=True)[1].astype(np.int64)
+    return code
+
+
+def floats(column: pa.ChunkedArray | pa.Array) -> Float[np.ndarray, " n"]:
+    """A column as float64, null as NaN."""
+    return (
+        column.cast(pa.float64()).to_numpy(zero_copy_only=False).astype(np.float64)
+        if len(column)
+        else np.empty(0)
+    )
+
+
+def _both_signs(
+    arm: np.ndarray, prompt: np.ndarray, signed: np.ndarray, ok: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Rows of +dose and -dose of every (arm, prompt) in which both are ok, in the order of arm and prompt."""
+    cell = np.unique(arm * (int(prompt.max(initial=0)) + 1) + prompt, return_inverse=True)[1]
+    sides = []
+    for positive in (True, False):
+        rows = np.flatnonzero((signed > 0) == positive)
+        if len(np.unique(cell[rows])) < len(rows):
+            raise MismatchError(
+                "the plan holds one arm, dose and prompt twice; expected each once", hint="polysem plan"
+            )
+        side = np.full(int(cell.max(initial=-1)) + 1, -1)
+        rows = rows[ok[rows]]
+        side[cell[rows]] = rows
+        sides.append(side)
+    both = (sides[0] >= 0) & (sides[1] >= 0)
+    return sides[0][both], sides[1][both]
+
+
+def _outcomes(
+    table: pa.Table, plus: np.ndarray, minus: np.ndarray, arm: np.ndarray, count: np.ndarray
+) -> dict[str, np.ndarray]:
+    """Means per arm: the odd parts, KL over both signs, and c at +dose as the paper's regressions need it."""
+    owner = arm[plus]
+    result: dict[str, np.ndarray] = {}
+    for name in OUTCOMES:
+        change = floats(table[f"{name}_edit"]) - floats(table[f"{name}_base"])
+        odd = (change[plus] - change[minus]) / 2
+        result[name] = _means(odd, owner, count)
+        if name == "logodds":
+            result["logodds_se"] = _standard_errors(odd, owner, count, result[name])
+    kl = floats(table["kl"])
+    result["kl"] = _means((kl[plus] + kl[minus]) / 2, owner, count)
+    base, edit = floats(table["cosine_base"])[plus], floats(table["cosine_edit"])[plus]
+    result["c_base"], result["c_edit"] = _means(base, owner, count), _means(edit, owner, count)
+    usable = np.abs(base) > _MIN_COSINE
+    relative = (edit[usable] - base[usable]) / np.abs(base[usable])
+    result["c_relative"] = _means(relative, owner[usable], np.bincount(owner[usable], minlength=len(count)))
+    return result
+
+
+def _means(values: np.ndarray, owner: np.ndarray, count: np.ndarray) -> np.ndarray:
+    total = np.bincount(owner, weights=values, minlength=len(count))
+    return np.divide(total, count, out=np.full(len(count), np.nan), where=count > 0)
+
+
+def _standard_errors(
+    values: np.ndarray, owner: np.ndarray, count: np.ndarray, mean: np.ndarray
+) -> np.ndarray:
+    squares = np.bincount(owner, weights=(values - mean[owner]) ** 2, minlength=len(count))
+    variance = np.divide(squares, (count - 1) * count, out=np.full(len(count), np.nan), where=count > 1)
+    return np.sqrt(variance)
+
+
+def _filled(column: pa.ChunkedArray | pa.Array, other: np.ndarray | None) -> pa.Array:
+    values = floats(column)
+    if other is not None:
+        values = np.where(np.isnan(values), other, values)
+    return pa.array(values, from_pandas=True)
+
+
+def _layer_types(sites: pa.ChunkedArray) -> pa.Array:
+    encoded = sites.combine_chunks().dictionary_encode()
+    names = [Site.parse(name).layer_type for name in encoded.dictionary.to_pylist()]
+    return pa.array(names, pa.string()).take(encoded.indices)

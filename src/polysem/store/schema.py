@@ -1,0 +1,68 @@
+"""Schemas as objects: a table is a key, a version and columns with dtype, unit and meaning.
+
+Everything that reads or writes a table checks it against its schema; the documentation page and the explorer's column heads are
+generated from the same objects.
+"""
+
+from dataclasses import dataclass
+
+import pyarrow as pa
+
+from polysem.errors import StoreError
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column: `unit` is a physical or statistical unit, or "" for identifiers and text."""
+
+    name: str
+    dtype: pa.DataType
+    unit: str
+    meaning: str
+    nullable: bool = False
+
+
+@dataclass(frozen=True)
+class Schema:
+    """A table's columns in order, its key and its version."""
+
+    name: str
+    version: int
+    key: tuple[str, ...]
+    columns: tuple[Column, ...]
+
+    def arrow(self) -> pa.Schema:
+        """The arrow schema, with version and units in the field metadata."""
+        fields = [
+            pa.field(c.name, c.dtype, nullable=c.nullable, metadata={"unit": c.unit, "meaning": c.meaning})
+            for c in self.columns
+        ]
+        return pa.schema(fields, metadata={"polysem_table": self.name, "polysem_version": str(self.version)})
+
+    def empty(self) -> pa.Table:
+        return self.arrow().empty_table()
+
+    def conform(self, table: pa.Table) -> pa.Table:
+        """`table` cast to this schema, columns in order, rows sorted by key.
+
+        Raises:
+            StoreError: on a missing or unknown column, a null where none is allowed, a wrong type, or a repeated key.
+        """
+        wanted = [c.name for c in self.columns]
+        missing = [n for n in wanted if n not in table.column_names]
+        unknown = [n for n in table.column_names if n not in wanted]
+        if missing or unknown:
+            raise StoreError(f"table {self.name}: missing columns {missing}, unknown columns {unknown}")
+        table = table.select(wanted)
+        for c in self.columns:
+            if not c.nullable and table.column(c.name).null_count:
+                raise StoreError(f"table {self.name}: column {c.name!r} holds nulls but may not")
+        try:
+            table = table.cast(self.arrow())
+        except (pa.ArrowInvalid, pa.ArrowNotImplementedError, pa.ArrowTypeError) as error:
+            raise StoreError(f"table {self.name}: columns do not have the declared types: {error}") from error
+        table = table.sort_by([(k, "ascending") for k in self.key]).combine_chunks()
+        distinct = table.group_by(list(self.key)).aggregate([]).num_rows
+        if distinct != table.num_rows:
+            raise StoreError(f"table {self.name}: {table.num_rows - distinct} repeated keys {self.key}")
+        return table

@@ -1,0 +1,428 @@
+"""The report: whole on a finished run, clear on an unfinished one, harmless with hostile text, the same bytes
+each time."""
+
+import base64
+import dataclasses
+import hashlib
+import json
+import math
+import re
+import shutil
+import subprocess
+import sys
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+
+from polysem.errors import StoreError
+from polysem.report import write_report
+from polysem.report.charts import Bar, Curve, dose_chart, dot_plot
+from polysem.report.findings import finding, verdict
+from polysem.report.heatmap import Cell, chance_bound, heat_map
+from polysem.report.svg import Scale, el, padded
+from polysem.report.text import count, embed_json, fixed, interval, number, p_value, visible
+from polysem.testing.synthetic import SyntheticStudy, synthetic_run
+
+WORLD = SyntheticStudy(n_features=120, n_targets=5, n_prompts=4, doses=(0.1, 0.2), sources_per_bin=2)
+RLO, ZWSP, BELL = "\u202e", "\u200b", "\x07"
+HOSTILE = (
+    "</script><script>alert(1)</script>",
+    "<img src=x onerror=alert(2)>",
+    f"left{RLO}right{ZWSP}{BELL}",
+    "\"'><svg onload=alert(3)>",
+    "{{ 7 * 7 }}{% raw %}",
+    "]]><!--",
+    "https://evil.example/x.js",
+)
+
+
+class Page(HTMLParser):
+    """Elements and text of a page, as a browser would see them."""
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.stack: list[str] = []
+        self.text = ""
+        self.blocks: list[tuple[dict[str, str | None], str]] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        if tag in ("script", "style"):
+            self.blocks.append(({**dict(attrs), "tag": tag}, ""))
+            self.stack.append(tag)
+
+    def handle_endtag(self, tag):
+        if self.stack and self.stack[-1] == tag:
+            self.stack.pop()
+
+    def handle_data(self, data):
+        if self.stack:
+            self.blocks[-1] = (self.blocks[-1][0], self.blocks[-1][1] + data)
+        else:
+            self.text += data
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = synthetic_run(tmp_path_factory.mktemp("run") / "a", WORLD)
+    write_report(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def html(run):
+    return (run / "report.html").read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def hostile(tmp_path_factory):
+    world = dataclasses.replace(WORLD, glosses=HOSTILE, tokens=HOSTILE, n_targets=3, sources_per_bin=1)
+    folder = synthetic_run(tmp_path_factory.mktemp("run") / "hostile", world)
+    return write_report(folder).read_text(encoding="utf-8")
+
+
+def test_sections_and_numbers_are_there(run, html):
+    page = Page(html)
+    ids = {a["id"] for _, a in page.tags if "id" in a}
+    assert {"findings", "asked", "map", "pairs", "effects", "dose", "missing", "method", "rerun"} <= ids
+    svgs = [a for tag, a in page.tags if tag == "svg" and a.get("role") == "img"]
+    assert len([a for a in svgs if "heat" in a["class"]]) == 2
+    assert len(svgs) >= 2 + 2 + 2 + 3  # maps, scatters, means and slopes, dose and KL
+    import pyarrow.parquet as pq
+
+    effects = pq.read_table(run / "effects/effects.parquet").to_pylist()
+    slope = next(r for r in effects if r["contrast"] == "slope_interference" and "sae=*" in r["group"])
+    assert number(0.5 * slope["estimate"], sign=True) in page.text
+    assert f"{slope['n_pairs']} pairs, {slope['n_targets']} targets" in page.text
+    assert page.text.count("zero_activation") == 0  # reasons are put in words
+    assert "activations are zero" in page.text
+
+
+def test_every_figure_says_what_it_is(html):
+    for tag, attributes in Page(html).tags:
+        if tag == "svg":
+            assert attributes.get("aria-label") or attributes.get("aria-hidden") == "true"
+    assert html.count("<figcaption>") == html.count("<figure ")
+
+
+def test_page_asks_nothing_of_the_world(html):
+    page = Page(html)
+    for tag, attributes in page.tags:
+        assert tag not in ("link", "iframe", "img", "object", "embed", "base")
+        assert not {"src", "srcset", "xlink:href", "action"} & attributes.keys()
+        assert not attributes.get("href", "#").startswith(("http", "//", "javascript", "data"))
+        assert not any(name.startswith("on") for name in attributes), (tag, attributes)
+        assert "style" not in attributes  # the policy would drop it
+    style = next(text for a, text in page.blocks if a["tag"] == "style")
+    assert "@import" not in style
+    assert "url(" not in style
+
+
+def test_policy_allows_exactly_our_style_and_script(html):
+    page = Page(html)
+    (policy,) = (
+        a["content"] for t, a in page.tags if t == "meta" and a.get("http-equiv") == "Content-Security-Policy"
+    )
+    assert "default-src 'none'" in policy
+    assert "unsafe" not in policy
+    run_blocks = [(a["tag"], text) for a, text in page.blocks if a.get("type") != "application/json"]
+    assert [tag for tag, _ in run_blocks] == ["style", "script"]
+    for tag, text in run_blocks:
+        digest = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+        assert f"{tag}-src 'sha256-{digest}'" in policy
+
+
+def test_script_never_writes_markup(html):
+    script = next(t for a, t in Page(html).blocks if a["tag"] == "script" and "type" not in a)
+    for word in (
+        "innerHTML",
+        "outerHTML",
+        "insertAdjacentHTML",
+        "document.write",
+        "eval(",
+        "Function(",
+        "fetch(",
+    ):
+        assert word not in script
+
+
+def test_hostile_glosses_stay_text(hostile):
+    page = Page(hostile)
+    assert not [a for _, a in page.tags if any(name.startswith("on") for name in a)]
+    assert "img" not in {tag for tag, _ in page.tags}
+    assert [a.get("type") for a, _ in page.blocks if a["tag"] == "script"].count(None) == 1
+    for bad in (RLO, ZWSP, BELL):
+        assert bad not in hostile
+    assert "⟨U+202E⟩" in page.text
+    assert "{{ 7 * 7 }}" in page.text  # a gloss is no template
+    assert "<img src=x onerror=alert(2)>" in page.text
+
+
+def test_hostile_tokens_stay_inside_their_json(hostile):
+    blocks = [t for a, t in Page(hostile).blocks if a.get("type") == "application/json"]
+    for block in blocks:
+        assert "<" not in block
+        json.loads(block)
+    known = json.loads(next(t for a, t in Page(hostile).blocks if a.get("id") == "details"))
+    shown = {token for f in known.values() for context in f["contexts"] for token in context["t"]}
+    assert " </script><script>alert(1)</script>" in shown
+
+
+def test_same_run_gives_the_same_bytes_wherever_it_lies(run, html, tmp_path):
+    moved = shutil.copytree(run, tmp_path / "elsewhere")
+    assert write_report(moved).read_text(encoding="utf-8") == html
+    assert str(run) not in html
+
+
+@pytest.mark.parametrize("n", range(5))
+def test_unfinished_runs_say_what_is_missing(tmp_path, n):
+    stages = ("features", "pairs", "plan", "trials")[:n]
+    folder = synthetic_run(tmp_path / "r", dataclasses.replace(WORLD, n_targets=2), stages=stages)
+    text = Page(write_report(folder).read_text(encoding="utf-8")).text
+    assert "This run is not finished." in text
+    for stage in ("features", "pairs", "plan", "trials", "effects")[n:]:
+        if stage in ("pairs", "trials", "effects"):
+            assert f"polysem {stage} RUN/study.toml --out RUN" in text
+    assert ("pairs overlap with unrelated glosses" in text) == (n >= 2)
+
+
+def test_no_run_and_damaged_tables_are_errors(run, tmp_path):
+    with pytest.raises(StoreError, match=r"no study\.toml"):
+        write_report(tmp_path)
+    broken = shutil.copytree(run, tmp_path / "broken")
+    file = broken / "pairs/density.parquet"
+    file.write_bytes(file.read_bytes()[:200])
+    with pytest.raises(StoreError, match=r"density\.parquet"):
+        write_report(broken)
+
+
+def test_report_needs_no_torch(run):
+    code = (
+        "import sys, pathlib; from polysem.report import write_report\n"
+        "write_report(pathlib.Path(sys.argv[1]))\n"
+        "print(sorted({'torch', 'transformers'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(run)], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_measured_pairs_come_first_and_show_their_effect(run, html):
+    import pyarrow.compute as pc
+    import pyarrow.parquet as pq
+
+    pairs, effects = (pq.read_table(run / f) for f in ("pairs/pairs.parquet", "effects/pair_effects.parquet"))
+    steered = effects.filter(pc.and_(pc.equal(effects["relation"], "pair"), pc.equal(effects["dose"], 0.2)))
+    keys = {(r["sae"], *sorted((r["source"], r["target"]))) for r in steered.to_pylist()}
+    listed = {(r["sae"], r["i"], r["j"]) for r in pairs.to_pylist()}
+    rows = [a for t, a in Page(html).tags if t == "tr" and a.get("class") == "pair"]
+    shown = [(a["data-sae"], int(a["data-i"]), int(a["data-j"])) for a in rows]
+    assert set(shown[: len(keys & listed)]) == keys & listed
+    value = {
+        (r["sae"], *sorted((r["source"], r["target"]))): r["logodds"]
+        for r in steered.to_pylist()
+        if r["token_set"] == "in"
+    }
+    for a, key in zip(rows, shown, strict=True):
+        assert a["data-e"] == "" if key not in keys else float(a["data-e"]) == pytest.approx(value[key])
+
+
+# ---- words
+
+
+@pytest.mark.parametrize(
+    ("lo", "hi", "kind"),
+    [(0.1, 0.3, "found"), (-0.3, -0.1, "found"), (-0.04, 0.04, "null"), (0.01, 0.04, "null"), (-0.04, 0.06, "open"),
+     (-0.5, 0.5, "open"), (0.01, 0.06, "found"), (None, None, "none")],
+)  # fmt: skip
+def test_verdict_needs_the_interval(lo, hi, kind):
+    assert verdict(lo, hi, margin=0.05)[0] == kind
+
+
+def effect(contrast, estimate, lo, hi, **other):
+    counts = dict.fromkeys(("n_pairs", "n_targets", "n_sources", "n_prompts", "n_missing"), 3)
+    row = {
+        "contrast": contrast,
+        "estimate": estimate,
+        "lo": lo,
+        "hi": hi,
+        "level": 0.95,
+        "p": 0.03,
+        "p_adj": 0.06,
+    }
+    return finding(row | counts | {"note": None} | other, {"tokens": "in"}, margin=0.05)
+
+
+def test_findings_say_no_more_than_the_interval():
+    slope = effect("slope_interference", 0.4, 0.2, 0.6)
+    assert "0.200 nats more" in slope.answer
+    assert "1.22 times" in slope.answer  # exp(.2)
+    assert "+0.100 to +0.300" in slope.evidence
+    open_ = effect("slope_interference", 0.4, -0.2, 1.0)
+    assert open_.answer.startswith("Not resolved")
+    assert "effect" not in open_.answer
+    # .08 over half a unit is .04: inside the margin, although the slope itself is not.
+    assert effect("slope_interference", 0.0, -0.08, 0.08).verdict_text == "no effect"
+    share = effect("sign_agreement", 0.7, 0.6, 0.8)
+    assert "70 % of the pairs" in share.answer
+    assert share.lo == pytest.approx(0.1)
+    assert effect("sign_agreement", 0.3, 0.2, 0.4).answer.startswith("No, the opposite way")
+    none = effect(
+        "sign_agreement", None, None, None, p=None, p_adj=None, note="not estimated: only one target"
+    )
+    assert (none.verdict, none.answer) == ("none", "No number can be given.")
+    assert "only one target" in none.note
+
+
+def test_no_stars_anywhere(html):
+    assert "***" not in html
+    assert "significant" not in Page(html).text.lower()
+
+
+# ---- text
+
+
+@pytest.mark.parametrize(
+    ("given", "shown"),
+    [
+        ("plain é 漢字 🙂", "plain é 漢字 🙂"),
+        ("a\u202eb", "a⟨U+202E⟩b"),
+        ("a\u200b\u2066b\ufeff", "a⟨U+200B⟩⟨U+2066⟩b⟨U+FEFF⟩"),
+        ("\x00\x1b[31m\x7f", "⟨U+0000⟩⟨U+001B⟩[31m⟨U+007F⟩"),
+        ("line\nnext\ttab", "line↵next⇥tab"),
+        ("\U000e0041\u00ad\u3164", "⟨U+E0041⟩⟨U+00AD⟩⟨U+3164⟩"),
+        ("e" + "\u0301" * 5, "e" + "\u0301" * 3 + "⟨U+0301⟩" * 2),
+        ("x" * 401, "x" * 400 + "… [401 characters]"),
+        ("\ud800", "⟨U+D800⟩"),
+    ],
+)
+def test_visible(given, shown):
+    assert visible(given) == shown
+
+
+def test_embedded_json_round_trips_without_markup():
+    value = {"a": "</script>&<!--\u2028\u2029", "b": [1.5, None, True]}
+    text = embed_json(value)
+    assert not re.search("[<>&\u2028\u2029]", text)
+    assert json.loads(text) == value
+    with pytest.raises(ValueError, match="JSON"):
+        embed_json(math.nan)
+
+
+def test_numbers_in_words():
+    assert [number(v) for v in (0.1234, 12.345, 12345.6, -0.5, 0.0, None, math.nan)] == [
+        "0.123", "12.3", "12,346", "−0.500", "0", "–", "–"
+    ]  # fmt: skip
+    assert number(0.00001234) == "1.23e-05"
+    assert interval(-0.1234, 1.5) == "−0.12 to +1.50"
+    assert interval(None, 1.0) == "no interval"
+    assert [count(v) for v in (0, 7, 1234567, 0.25)] == ["0", "7", "1\u2009234\u2009567", "0.25"]
+    assert [p_value(v) for v in (0.0, 0.0123, 0.5, None)] == ["< 0.0001", "0.0123", "0.50", "–"]
+    assert p_value(1e-9, name="p") == "p < 0.0001"
+    assert fixed(-0.0004, places=3) == "−0.000"
+
+
+# ---- drawing
+
+
+def test_elements_escape_text_and_attributes():
+    drawn = el("text", "<b>&", data_x='"><script>', x=1.0)
+    assert drawn == '<text data-x="&#34;&gt;&lt;script&gt;" x="1">&lt;b&gt;&amp;</text>'
+
+
+def test_scales_and_ticks():
+    scale = Scale(0.0, 10.0, 100.0, 200.0)
+    assert (scale(0), scale(5), scale(10)) == (100, 150, 200)
+    assert scale.ticks() == [0, 2, 4, 6, 8, 10]
+    decades = Scale(0.001, 1.0, 0.0, 300.0, logarithmic=True)
+    assert decades(0.01) == pytest.approx(100)
+    assert decades.ticks() == pytest.approx([0.001, 0.01, 0.1, 1.0])
+    assert padded([]) == (-1.0, 1.0)
+    lo, hi = padded([2.0, 2.0])
+    assert lo < 2 < hi
+
+
+def test_chance_bound_is_the_quantile_of_random_cosines():
+    rng = np.random.default_rng(0)
+    d = 24
+    a, b = rng.standard_normal((2, 200_000, d))
+    cosine = np.abs((a * b).sum(1)) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1)
+    # Monte-Carlo error of a share of .001 among 200,000: 7e-5
+    assert np.mean(cosine > chance_bound(d)) == pytest.approx(0.001, abs=2.5e-4)
+
+
+def test_heat_map_places_cells_and_corner():
+    cells = [Cell(0.0, 0.5, 0.0, 0.5, 1000), Cell(0.5, 1.0, 0.0, 0.5, 1), Cell(-0.5, 0.0, -0.5, 0.0, 0)]
+    drawn = str(
+        heat_map(cells, label="x", min_interference=0.25, max_similarity=0.25, n_listed=(7, 2), chance=[])
+    )
+    paths = re.findall(r'<path class="v (v\d+)" d="([^"]*)"', drawn)
+    assert [(c, d.count("M")) for c, d in paths] == [
+        ("v0", 1),
+        ("v16", 1),
+    ]  # 1 is the first step, 1000 the last
+    assert "7 pairs listed" in drawn
+    assert "1,001 pairs" in drawn
+    corner = re.search(
+        r'<rect class="corner" x="([\d.]+)" y="([\d.]+)" width="([\d.]+)" height="([\d.]+)"', drawn
+    )
+    left, top, width, height = map(float, corner.groups())
+    box = {k: float(v) for k, v in re.findall(r'data-(x0|x1|y0|y1|xlo|xhi|ylo|yhi)="([-\d.]+)"', drawn)}
+    share = (0.25 - box["xlo"]) / (box["xhi"] - box["xlo"])
+    assert width == pytest.approx(share * (box["x1"] - box["x0"]), abs=0.02)
+    assert (left, top) == (box["x0"], box["y1"])
+    share = (box["yhi"] - 0.25) / (box["yhi"] - box["ylo"])
+    assert height == pytest.approx(share * (box["y0"] - box["y1"]), abs=0.02)
+
+
+def test_charts_bear_empty_and_degenerate_input():
+    assert "not estimated" in dot_plot([("a", [Bar("pair", None, None, None, "")])], title="t", x_label="x")
+    one = Curve("c", "b0", [(0.1, 0.2, None, None)])
+    drawn = dose_chart([one, Curve("none", "b1", [])], title="t", x_label="d", headline=0.1, y_label="y")
+    assert "nan" not in drawn.lower().replace("nats", "")
+
+
+def test_end_labels_do_not_overlap():
+    curves = [Curve(f"c{k}", "b0", [(1.0, 0.001 * k, None, None)]) for k in range(9)]
+    drawn = dose_chart(curves, title="t", x_label="d", headline=1.0, y_label="y")
+    places = sorted(float(y) for y in re.findall(r'class="end-label" x="[\d.]+" y="([\d.]+)"', drawn))
+    assert len(places) == 9
+    assert min(np.diff(places)) >= 15.9
+
+
+# ---- colour
+
+
+def luminance(colour):
+    parts = [int(colour[k : k + 2], 16) / 255 for k in (1, 3, 5)]
+    linear = [p / 12.92 if p <= 0.03928 else ((p + 0.055) / 1.055) ** 2.4 for p in parts]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def contrast(a, b):
+    x, y = sorted((luminance(a), luminance(b)))
+    return (y + 0.05) / (x + 0.05)
+
+
+def test_contrast_of_text_and_marks_in_both_schemes(html):
+    style = next(t for a, t in Page(html).blocks if a["tag"] == "style")
+    light, dark = (
+        dict(re.findall(r"--([\w-]+):(#[0-9a-f]{6})", block))
+        for block in re.findall(r":root\{(.*?)\}", style, flags=re.S)
+    )
+    for scheme in (light, light | dark):
+        for ground in ("paper", "card", "wash"):
+            for ink in ("ink", "soft", "accent"):
+                assert contrast(scheme[ink], scheme[ground]) >= 4.5, (ink, ground)  # WCAG 2 AA, text
+        for ink in ("found", "null", "open", "none"):
+            assert contrast(scheme[ink], scheme["card"]) >= 4.5, ink
+        assert contrast(scheme["warn-ink"], scheme["warn-bg"]) >= 4.5
+        for mark in ("pair", "rf", "rd", "self", "fit", "corner", "mark"):
+            assert contrast(scheme[mark], scheme["card"]) >= 3.0, mark  # WCAG 2 AA, graphics
+    ramp = [luminance(light[f"v{k}"]) for k in range(17)]
+    assert ramp == sorted(ramp, reverse=True)  # more pairs are darker on paper, and lighter in the dark
+    assert [luminance(dark[f"v{k}"]) for k in range(17)] == sorted(
+        luminance(dark[f"v{k}"]) for k in range(17)
+    )

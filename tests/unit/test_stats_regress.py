@@ -1,0 +1,186 @@
+"""Two-way clustered least squares against its definition, against statsmodels, and in a null world."""
+
+import numpy as np
+import pytest
+
+from polysem.seeds import rng_for
+from polysem.stats.regress import FEW_CLUSTERS, clustered_mean, clustered_ols, within
+
+EXACT = 1e-10
+"""float64 sums of a few hundred terms, taken in another order"""
+
+
+def crossed(seed, *, n_targets=14, n_sources=17, per_target=5):
+    rng = rng_for(seed, "crossed")
+    target = np.repeat(np.arange(n_targets), per_target)
+    source = np.concatenate([rng.permutation(n_sources)[:per_target] for _ in range(n_targets)])
+    x = rng.standard_normal((len(target), 2))
+    y = 0.5 * x[:, 0] + rng.standard_normal(n_targets)[target] + rng.standard_normal(n_sources)[source]
+    design = np.column_stack([np.ones(len(y)), x])
+    return y + rng.standard_normal(len(y)), design, np.column_stack([target, source])
+
+
+def brute_force(y, design, same, factor):
+    """(X'X)^-1 [sum over all a, b with same[a, b] of u_a u_b x_a x_b'] (X'X)^-1, one pair of rows at a
+    time."""
+    bread = np.linalg.inv(design.T @ design)
+    u = y - design @ (bread @ design.T @ y)
+    meat = np.zeros((design.shape[1], design.shape[1]))
+    for a in range(len(y)):
+        for b in range(len(y)):
+            if same[a, b]:
+                meat += u[a] * u[b] * np.outer(design[a], design[b])
+    return factor * bread @ meat @ bread
+
+
+def terms(y, design, clusters):
+    n, k = design.shape
+    same = [c[:, None] == c[None, :] for c in clusters.T]
+    both = same[0] & same[1]
+    sizes = [len(np.unique(clusters[:, 0])), len(np.unique(clusters[:, 1])), len(np.unique(clusters, axis=0))]
+    factors = [g / (g - 1) * (n - 1) / (n - k) for g in sizes]
+    return [brute_force(y, design, s, f) for s, f in zip((*same, both), factors, strict=True)]
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_standard_errors_are_the_formula(seed):
+    y, design, clusters = crossed(seed)
+    v_target, v_source, v_both = terms(y, design, clusters)
+    expected = np.maximum.reduce([np.diag(v) for v in (v_target + v_source - v_both, v_target, v_source)])
+    fit = clustered_ols(y, design, clusters, level=0.9)
+    np.testing.assert_allclose(fit.se, np.sqrt(expected), rtol=EXACT)
+    np.testing.assert_allclose(fit.estimate, np.linalg.lstsq(design, y, rcond=None)[0], rtol=EXACT)
+    assert fit.df == 13
+
+
+def test_repeated_cells_are_counted_once():
+    # Two rows of one (target, source): the intersection term is then no longer White's.
+    y, design, clusters = crossed(7)
+    y, design, clusters = (
+        np.tile(y, 2) + np.linspace(0, 1, 140),
+        np.tile(design, (2, 1)),
+        np.tile(clusters, (2, 1)),
+    )
+    v_target, v_source, v_both = terms(y, design, clusters)
+    expected = np.maximum.reduce([np.diag(v) for v in (v_target + v_source - v_both, v_target, v_source)])
+    np.testing.assert_allclose(
+        clustered_ols(y, design, clusters, level=0.9).se, np.sqrt(expected), rtol=EXACT
+    )
+
+
+def test_max_rule_takes_the_larger_one_way_variance():
+    # Negative correlation inside sources: their term is smaller than White's, so CGM alone would shrink the target's term.
+    rng = rng_for(0, "max rule")
+    source = np.repeat(np.arange(30), 2)
+    target = np.tile(np.arange(20), 3)
+    y = np.tile([1.0, -1.0], 30) + 0.01 * rng.standard_normal(60) + rng.standard_normal(20)[target]
+    design = np.ones((60, 1))
+    clusters = np.column_stack([target, source])
+    v_target, v_source, v_both = (v[0, 0] for v in terms(y, design, clusters))
+    assert v_target + v_source - v_both < v_target
+    assert clustered_mean(y, clusters, level=0.95).se[0] == pytest.approx(np.sqrt(v_target), rel=EXACT)
+
+
+def test_agrees_with_statsmodels_own_two_way_results():
+    import statsmodels.api as sm
+    from scipy import stats
+
+    y, design, clusters = crossed(3)
+    theirs = sm.OLS(y, design).fit(cov_type="cluster", cov_kwds={"groups": clusters}, use_t=True)
+    one_way = [
+        sm.OLS(y, design).fit(cov_type="cluster", cov_kwds={"groups": c}).bse for c in clusters.T.copy()
+    ]
+    ours = clustered_ols(y, design, clusters, level=0.95)
+    se = np.maximum.reduce([theirs.bse, *one_way])
+    np.testing.assert_allclose(ours.se, se, rtol=EXACT)
+    t = stats.t(df=13)
+    np.testing.assert_allclose(ours.p, 2 * t.sf(np.abs(theirs.params / se)), rtol=1e-8)
+    np.testing.assert_allclose(ours.hi - ours.lo, 2 * t.ppf(0.975) * se, rtol=1e-8)
+
+
+def null_world(rng, *, n_targets=40, n_sources=40, per_target=6, rows=15):
+    """Effects of target and source (SD .6), pair (.4), row (1), random slopes of targets (1), common-mode
+    cosines; true slope 0."""
+    target = np.repeat(np.arange(n_targets), per_target)
+    source = np.concatenate([rng.permutation(n_sources)[:per_target] for _ in range(n_targets)])
+    common = np.abs(rng.normal(0, 0.6, n_targets))[target] * np.abs(rng.normal(0, 0.6, n_sources))[source]
+    cosine = common + 0.3 * rng.standard_normal(len(target))
+    y = 0.6 * rng.standard_normal(n_targets)[target] + 0.6 * rng.standard_normal(n_sources)[source]
+    y += 0.4 * rng.standard_normal(len(target)) + rng.standard_normal(len(target)) / np.sqrt(rows)
+    y += rng.standard_normal(n_targets)[target] * cosine
+    return y, np.column_stack([np.ones(len(y)), cosine]), np.column_stack([target, source])
+
+
+def test_size_in_the_null_world():
+    # 600 replicates: the Monte-Carlo error of a rate of .05 is .009; the band is three of them.
+    ours, naive = [], []
+    for replicate in range(600):
+        y, design, clusters = null_world(rng_for(replicate, "size"))
+        fit = clustered_ols(y, design, clusters, level=0.95)
+        ours.append(fit.p[1] < 0.05)
+        assert ours[-1] == (
+            not fit.lo[1] <= 0 <= fit.hi[1]
+        )  # the interval covers exactly when p does not reject
+        residual = y - design @ np.linalg.lstsq(design, y, rcond=None)[0]
+        variance = residual @ residual / (len(y) - 2) * np.linalg.inv(design.T @ design)
+        slope = np.linalg.lstsq(design, y, rcond=None)[0][1]
+        naive.append(abs(slope) > 1.96 * np.sqrt(variance[1, 1]))
+    assert 0.023 < np.mean(ours) < 0.077
+    assert np.mean(naive) > 0.15  # what the clusters are for
+
+
+@pytest.mark.parametrize(
+    ("y", "design", "clusters", "words"),
+    [
+        (np.empty(0), np.empty((0, 1)), np.empty((0, 2), int), "no pairs"),
+        (
+            np.arange(6.0),
+            np.ones((6, 1)),
+            np.column_stack([np.zeros(6, int), np.arange(6)]),
+            "only one target",
+        ),
+        (
+            np.arange(6.0),
+            np.ones((6, 1)),
+            np.column_stack([np.arange(6), np.zeros(6, int)]),
+            "only one source",
+        ),
+        (np.arange(2.0), np.ones((2, 1)), np.column_stack([np.arange(2)] * 2), "too few pairs"),
+        (np.ones(6), np.ones((6, 1)), np.column_stack([np.arange(6)] * 2), "no variance"),
+        (np.zeros(6), np.ones((6, 1)), np.column_stack([np.arange(6)] * 2), "no variance"),
+        (np.arange(6.0), np.ones((6, 2)), np.column_stack([np.arange(6)] * 2), "cannot be told apart"),
+        (
+            np.arange(6.0),
+            np.column_stack([np.ones(6), np.zeros(6)]),
+            np.column_stack([np.arange(6)] * 2),
+            "does not vary",
+        ),
+    ],
+)
+def test_degenerate_input_gives_words_and_no_number(y, design, clusters, words):
+    fit = clustered_ols(y, design, clusters, level=0.95)
+    assert words in fit.reason
+    for values in (fit.estimate, fit.se, fit.lo, fit.hi, fit.p):
+        assert np.isnan(values).all()
+
+
+def test_few_clusters_are_remarked():
+    y, design, clusters = crossed(1, n_targets=FEW_CLUSTERS - 1)
+    assert "few clusters (9 targets" in clustered_ols(y, design, clusters, level=0.95).remark
+    y, design, clusters = crossed(1, n_targets=FEW_CLUSTERS)
+    assert clustered_ols(y, design, clusters, level=0.95).remark == ""
+
+
+def test_within_removes_group_means():
+    values = np.array([[1.0], [3.0], [10.0], [20.0], [30.0]])
+    np.testing.assert_allclose(
+        within(values, np.array([5, 5, 2, 2, 2]))[:, 0], [-1.0, 1.0, -10.0, 0.0, 10.0], atol=1e-12
+    )
+    # Frisch-Waugh-Lovell: demeaned regression = regression with a dummy of every group.
+    y, design, clusters = crossed(2)
+    dummies = (clusters[:, :1] == np.unique(clusters[:, 0])).astype(float)
+    full = np.linalg.lstsq(np.column_stack([design[:, 1:], dummies]), y, rcond=None)[0][:2]
+    demeaned = clustered_ols(
+        within(y[:, None], clusters[:, 0])[:, 0], within(design[:, 1:], clusters[:, 0]), clusters, level=0.95
+    )
+    np.testing.assert_allclose(demeaned.estimate, full, rtol=1e-9)

@@ -1,0 +1,556 @@
+"""The runner: stages are made once, in order, from what is there; whatever changes, exactly what depends on it is made again.
+
+The stage functions are replaced by fakes that write small tables and note that they were called; the real ones run in
+tests/pipeline.
+"""
+
+import json
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from polysem.config import SAEConfig, Study, parse_study
+from polysem.errors import ConfigError, PolysemError, StoreError
+from polysem.progress import SILENT
+from polysem.store import RunFolder, run as store_run
+from polysem.store.schema import Schema
+from polysem.store.stages import ORDER
+from polysem.store.tables import PLAN, PROMPTS, STAGES, TRIALS
+from polysem.study import run_study, study_status
+from polysem.study.bench import Bench, sae_labels
+from polysem.study.toml import to_toml
+from polysem.study.verify import compare_trials, verify_run
+from polysem.types import Site
+
+N_BATCHES = 5
+
+
+def row(schema: Schema, **values: Any) -> dict[str, Any]:
+    """A row of a schema with something in every column that must hold something."""
+    blank: dict[str, Any] = {}
+    for column in schema.columns:
+        kind = column.dtype
+        if column.nullable:
+            blank[column.name] = None
+        elif pa.types.is_list(kind):
+            blank[column.name] = []
+        elif pa.types.is_string(kind):
+            blank[column.name] = ""
+        elif pa.types.is_boolean(kind):
+            blank[column.name] = False
+        else:
+            blank[column.name] = 0
+    return blank | values
+
+
+def table(schema: Schema, rows: Sequence[dict[str, Any]]) -> pa.Table:
+    return pa.Table.from_pylist([row(schema, **r) for r in rows], schema=schema.arrow())
+
+
+@dataclass
+class Fakes:
+    """Stand-ins for the stage functions; `calls` notes which ran, `value` goes into the features table."""
+
+    calls: list[str] = field(default_factory=list)
+    value: float = 1.0
+    noise: float = 0.0
+    breaks: str = ""
+
+    def note(self, name: str) -> None:
+        self.calls.append(name)
+        if name == self.breaks:
+            raise PolysemError(f"{name} breaks")
+
+    def load_model(self, ref: str, **_: Any) -> SimpleNamespace:
+        self.note("model")
+        return SimpleNamespace(spec=FakeSpec(ref))
+
+    def load_sae(self, ref: str, *, site: str | None, model: object, max_fvu: float) -> SimpleNamespace:
+        self.note("sae gated" if model is not None else "sae")
+        return SimpleNamespace(
+            site=Site.parse("blocks.0.hook_resid_post"),
+            d_sae=3,
+            prepend_bos=True,
+            provenance=SimpleNamespace(revision="r1", dialect="fake", measured={"fvu": 0.1}),
+        )
+
+    def build_features(
+        self, study: Study, model: object, saes: dict[str, Any], *, workdir: Path, reporter: object
+    ):
+        self.note("features")
+        names = {schema.name: schema for schema in STAGES["features"]}
+        rows = [{"sae": label, "feature": k, "max_act": self.value} for label in saes for k in range(3)]
+        made = {
+            name: table(schema, rows) if name == "features" else schema.empty()
+            for name, schema in names.items()
+        }
+        return SimpleNamespace(
+            tables=lambda: made,
+            embeddings={label: np.ones((3, 2), np.float32) for label in saes},
+            embedder=("fake", "00"),
+        )
+
+    def map_pairs(self, sae: object, features: Any, *, config: object, label: str) -> SimpleNamespace:
+        self.note(f"pairs {label}")
+        made = {schema.name: schema.empty() for schema in STAGES["pairs"]}
+        made["pairs"] = table(store_run._HOMES["pairs"][1], [{"sae": label, "i": 0, "j": 1}])
+        return SimpleNamespace(**made)
+
+    def make_prompts(self, *_: object, **__: object) -> pa.Table:
+        return table(PROMPTS, [{"prompt_id": "p"}])
+
+    def make_plan(
+        self, study: Study, features: Any, pairs: Any, prompts: pa.Table, saes: Any
+    ) -> SimpleNamespace:
+        self.note("plan")
+        assert pairs["pairs"].num_rows == len(study.saes)
+        rows = [{"trial_id": f"{b}-{k}", "batch": b} for b in range(N_BATCHES) for k in range(2)]
+        return SimpleNamespace(tables=lambda: {"plan": table(PLAN, rows), "prompts": prompts})
+
+    def run_batches(
+        self, plan: pa.Table, prompts: pa.Table, *_: object, batches: list[int], reporter: Any = SILENT
+    ):
+        self.note(f"trials {batches[0]}-{batches[-1]}")
+        rows = []
+        for batch in reporter.track(batches, total=len(batches), label="trials"):
+            planned = [r for r in plan.to_pylist() if r["batch"] == batch]
+            rows += [{"trial_id": r["trial_id"], "status": "ok", "kl": batch + self.noise} for r in planned]
+        return table(TRIALS, rows)
+
+    def estimate(self, plan: pa.Table, trials: pa.Table, *, config: object, seed: int) -> SimpleNamespace:
+        self.note("effects")
+        assert trials.num_rows == plan.num_rows
+        return SimpleNamespace(tables=lambda: {schema.name: schema.empty() for schema in STAGES["effects"]})
+
+    def write_report(self, folder: Path) -> Path:
+        self.note("report")
+        (folder / "report.html").write_text("<html>")
+        return folder / "report.html"
+
+
+@dataclass(frozen=True)
+class FakeSpec:
+    ref: str
+    revision: str = "m1"
+    device: str = "cpu"
+    dtype: str = "float32"
+
+
+@dataclass(frozen=True)
+class FakeFeatures:
+    features: pa.Table
+    glosses: pa.Table
+    contexts: pa.Table
+    clusters: pa.Table
+    embeddings: dict[str, np.ndarray]
+
+
+@pytest.fixture
+def fakes(monkeypatch: pytest.MonkeyPatch) -> Fakes:
+    made = Fakes()
+    monkeypatch.setattr("polysem.models.load_model", made.load_model, raising=False)
+    monkeypatch.setattr("polysem.saes.load_sae", made.load_sae, raising=False)
+    features = SimpleNamespace(build_features=made.build_features, FeatureTable=FakeFeatures)
+    plan = SimpleNamespace(make_plan=made.make_plan, describe_plan=lambda plan: {"trials": 10})
+    for name, module in {
+        "features": features,
+        "pairs": SimpleNamespace(map_pairs=made.map_pairs),
+        "prompts": SimpleNamespace(make_prompts=made.make_prompts),
+        "plan": plan,
+        "trials": SimpleNamespace(run_batches=made.run_batches),
+        "stats": SimpleNamespace(estimate=made.estimate),
+        "report": SimpleNamespace(write_report=made.write_report),
+    }.items():
+        monkeypatch.setitem(__import__("sys").modules, f"polysem.{name}", module)
+        monkeypatch.setattr(f"polysem.{name}", module, raising=False)
+    monkeypatch.setattr(store_run, "BATCHES_PER_PART", 2)
+    return made
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> Path:
+    return tmp_path / "run"
+
+
+@pytest.fixture
+def study(tmp_path: Path) -> Study:
+    """Two SAEs and a corpus, as files whose content is all that matters."""
+    for name in ("model", "sae-a", "sae-b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "weights.safetensors").write_text(name)
+    (tmp_path / "corpus.txt").write_text("some text")
+    return parse_study(
+        f"""
+        name = "toy"
+        [model]
+        ref = "{tmp_path}/model"
+        [[saes]]
+        ref = "{tmp_path}/sae-a"
+        [[saes]]
+        ref = "{tmp_path}/sae-b"
+        [corpus]
+        ref = "{tmp_path}/corpus.txt"
+        """
+    )
+
+
+def states(study: Study, out: Path) -> dict[str, str]:
+    return {status.stage: status.state for status in study_status(study, out)}
+
+
+def reason(study: Study, out: Path, stage: str) -> str:
+    return next(status.reason for status in study_status(study, out) if status.stage == stage)
+
+
+ALL_CALLS = [
+    *("model", "sae gated", "sae gated", "features"),
+    *("pairs blocks.0.hook_resid_post", "pairs blocks.0.hook_resid_post-2"),
+    *("plan", "trials 0-1", "trials 2-3", "trials 4-4", "effects", "report"),
+]
+ALL_FRESH = dict.fromkeys(ORDER, "fresh")
+
+
+def test_a_study_runs_all_stages_once_and_loads_the_model_once(fakes: Fakes, study: Study, out: Path):
+    assert set(states(study, out).values()) == {"absent"}
+    assert run_study(study, out) == out / "report.html"
+    assert fakes.calls == ALL_CALLS
+    assert states(study, out) == ALL_FRESH
+    assert sorted(p.name for p in (out / "trials").iterdir()) == sorted(
+        ["manifest.json", *(f"part-0000{k}-of-00003.{end}" for k in range(3) for end in ("json", "parquet"))]
+    )
+    assert {p.name for p in out.iterdir()} == {"study.toml", "report.html", *ORDER}
+
+
+def test_a_finished_study_is_left_alone_and_loads_nothing(fakes: Fakes, study: Study, out: Path):
+    run_study(study, out)
+    before = {p: p.stat().st_mtime_ns for p in out.rglob("*") if p.is_file()}
+    fakes.calls.clear()
+    run_study(study, out)
+    assert fakes.calls == []
+    assert {p: p.stat().st_mtime_ns for p in out.rglob("*") if p.is_file()} == before
+
+
+def test_the_study_file_is_kept_verbatim(fakes: Fakes, study: Study, out: Path, tmp_path: Path):
+    text = "# my comment\n" + to_toml(study)
+    (tmp_path / "mine.toml").write_text(text)
+    run_study(tmp_path / "mine.toml", out)
+    assert (out / "study.toml").read_text() == text
+
+
+def with_plan(study: Study, **changes: Any) -> Study:
+    return study.model_copy(update={"plan": study.plan.model_copy(update=changes)})
+
+
+def test_a_changed_study_makes_stale_what_depends_on_the_change(fakes: Fakes, study: Study, out: Path):
+    run_study(study, out)
+    fakes.calls.clear()
+    changed = with_plan(study, n_targets=3)
+    assert states(changed, out) == {
+        **ALL_FRESH,
+        "plan": "stale",
+        **dict.fromkeys(("trials", "effects", "report"), "stale"),
+    }
+    assert reason(changed, out, "plan") == "plan.n_targets was 12, is 3"
+    assert reason(changed, out, "trials") == "plan is stale"
+    run_study(changed, out)
+    # the fake plan comes out the same, so what follows from it stays; the report names the study and is made again
+    assert fakes.calls == ["model", "sae", "sae", "plan", "report"] or fakes.calls == [
+        *("sae", "sae", "model", "plan", "report")
+    ]
+    assert states(changed, out) == ALL_FRESH
+
+
+def test_changed_tables_go_all_the_way_down(fakes: Fakes, study: Study, out: Path):
+    run_study(study, out)
+    fakes.calls.clear()
+    fakes.value = 2.0
+    run_study(study.model_copy(update={"seed": 1}), out)
+    assert {"features", "plan", "trials 0-1", "effects", "report"} <= set(fakes.calls)
+
+
+@pytest.mark.parametrize(
+    ("file", "first"),
+    [
+        ("model/weights.safetensors", "features"),
+        ("sae-b/weights.safetensors", "features"),
+        ("corpus.txt", "features"),
+    ],
+)
+def test_a_changed_source_is_seen(
+    fakes: Fakes, study: Study, out: Path, tmp_path: Path, file: str, first: str
+):
+    run_study(study, out)
+    (tmp_path / file).write_text("other")
+    assert states(study, out)[first] == "stale"
+    assert f"{tmp_path / file.partition('/')[0]} changed: was sha256:" in reason(study, out, first)
+
+
+def test_a_file_that_no_stage_reads_changes_nothing(fakes: Fakes, study: Study, out: Path, tmp_path: Path):
+    run_study(study, out)
+    (tmp_path / "model" / "notes.md").write_text("x")
+    assert states(study, out) == ALL_FRESH
+
+
+def test_sources_that_are_gone_do_not_make_a_finished_study_stale(
+    fakes: Fakes, study: Study, out: Path, tmp_path: Path
+):
+    run_study(study, out)
+    (tmp_path / "corpus.txt").unlink()
+    assert states(study, out) == ALL_FRESH
+    assert "as far as can be seen: corpus" in reason(study, out, "features")
+
+
+@pytest.mark.parametrize("stage", ORDER)
+def test_a_stage_that_breaks_is_continued(fakes: Fakes, study: Study, out: Path, stage: str):
+    fakes.breaks = {"pairs": "pairs blocks.0.hook_resid_post-2", "trials": "trials 2-3"}.get(stage, stage)
+    with pytest.raises(PolysemError, match="breaks"):
+        run_study(study, out)
+    assert states(study, out)[stage] in ("partial", "absent")
+    seen = list(fakes.calls)
+    fakes.calls.clear()
+    fakes.breaks = ""
+    run_study(study, out)
+    assert states(study, out) == ALL_FRESH
+    done_before = [call for call in seen[:-1] if call not in ("model", "sae", "sae gated")]
+    assert not set(done_before) & set(fakes.calls)
+
+
+def test_partial_says_how_many_parts(fakes: Fakes, study: Study, out: Path):
+    fakes.breaks = "trials 4-4"
+    with pytest.raises(PolysemError, match="breaks"):
+        run_study(study, out)
+    assert reason(study, out, "trials") == "2 of 3 parts"
+
+
+def test_a_damaged_part_alone_is_made_again(fakes: Fakes, study: Study, out: Path):
+    run_study(study, out)
+    good = {p: p.read_bytes() for p in sorted((out / "trials").glob("*.parquet"))}
+    part = out / "trials" / "part-00001-of-00003.parquet"
+    part.write_bytes(good[part][:-1])
+    assert states(study, out)["trials"] == "stale"
+    assert "part-00001-of-00003.parquet is not the file that was written" in reason(study, out, "trials")
+    fakes.calls.clear()
+    run_study(study, out)
+    assert [call for call in fakes.calls if call.startswith("trials")] == ["trials 2-3"]
+    assert {p: p.read_bytes() for p in good} == good
+
+
+def test_a_plan_with_fewer_batches_leaves_no_old_part(
+    fakes: Fakes, study: Study, out: Path, monkeypatch: pytest.MonkeyPatch
+):
+    run_study(study, out)
+    monkeypatch.setattr(store_run, "BATCHES_PER_PART", 3)
+    (out / "trials" / "manifest.json").unlink()
+    run_study(study, out)
+    assert sorted(p.name for p in (out / "trials").glob("*.parquet")) == [
+        "part-00000-of-00002.parquet",
+        "part-00001-of-00002.parquet",
+    ]
+    assert RunFolder(out).table("trials").num_rows == 2 * N_BATCHES
+
+
+def test_shards_in_any_order_give_the_files_of_one_run(fakes: Fakes, study: Study, tmp_path: Path):
+    whole, sharded = tmp_path / "whole", tmp_path / "sharded"
+    run_study(study, whole)
+    run_study(study, sharded, stages=["features", "pairs", "plan"])
+    for k in (2, 1):
+        run_study(study, sharded, stages=["trials"], shard=(k, 2))
+        assert states(study, sharded)["trials"] == "partial"
+    fakes.calls.clear()
+    run_study(study, sharded)
+    assert fakes.calls == ["effects", "report"]
+    for path in sorted(whole.rglob("*.parquet")):
+        assert (sharded / path.relative_to(whole)).read_bytes() == path.read_bytes()
+
+
+def test_a_shard_beyond_the_parts_does_nothing(fakes: Fakes, study: Study, out: Path):
+    run_study(study, out, stages=["features", "pairs", "plan"])
+    fakes.calls.clear()
+    run_study(study, out, stages=["trials"], shard=(9, 9))
+    assert fakes.calls == []
+
+
+def test_a_stage_alone_wants_the_stages_before_it(fakes: Fakes, study: Study, out: Path):
+    run_study(study, out, stages=["features"])
+    with pytest.raises(StoreError, match="plan needs pairs, which is absent") as caught:
+        run_study(study, out, stages=["plan"])
+    assert str(caught.value.hint).startswith("polysem pairs ")
+
+
+@pytest.mark.parametrize("shard", [(0, 2), (3, 2)])
+def test_a_shard_that_does_not_exist_is_refused(study: Study, out: Path, shard: tuple[int, int]):
+    with pytest.raises(ConfigError, match="does not exist"):
+        run_study(study, out, stages=["trials"], shard=shard)
+
+
+def test_only_trials_have_shards(study: Study, out: Path):
+    with pytest.raises(ConfigError, match="only the trials"):
+        run_study(study, out, shard=(1, 2))
+
+
+def test_the_folder_of_another_study_is_refused_unless_forced(fakes: Fakes, study: Study, out: Path):
+    run_study(study, out)
+    other = study.model_copy(update={"name": "other"})
+    before = {p: p.read_bytes() for p in out.rglob("*") if p.is_file()}
+    with pytest.raises(StoreError, match="is foreign: it holds study 'toy', expected study 'other'"):
+        run_study(other, out)
+    assert {p: p.read_bytes() for p in out.rglob("*") if p.is_file()} == before
+    assert set(states(other, out).values()) == {"foreign"}
+    run_study(other, out, force=True)
+    assert states(other, out) == ALL_FRESH
+
+
+def test_a_folder_with_other_things_is_refused(fakes: Fakes, study: Study, out: Path):
+    out.mkdir()
+    (out / "thesis.tex").write_text("")
+    with pytest.raises(StoreError, match="holds thesis.tex"):
+        run_study(study, out)
+    assert [p.name for p in out.iterdir()] == ["thesis.tex"]
+
+
+def test_a_damaged_manifest_makes_its_stage_again(fakes: Fakes, study: Study, out: Path):
+    run_study(study, out)
+    path = out / "pairs" / "manifest.json"
+    path.write_text(path.read_text()[:30])
+    assert states(study, out)["pairs"] == "stale"
+    run_study(study, out)
+    assert states(study, out) == ALL_FRESH
+
+
+def test_other_versions_of_packages_count_unless_told_not_to(
+    fakes: Fakes, study: Study, out: Path, monkeypatch: pytest.MonkeyPatch
+):
+    run_study(study, out)
+    monkeypatch.setattr("polysem.store.manifest.version_of", lambda name: "99")
+    assert "package" in reason(study, out, "features")
+    assert {s.state for s in study_status(study, out, ignore_versions=True)} == {"fresh"}
+
+
+def test_leftovers_of_a_killed_writer_go(fakes: Fakes, study: Study, out: Path):
+    run_study(study, out)
+    (out / "trials" / ".part-00000-of-00003.parquet.tmp").write_text("half")
+    run_study(study, out)
+    assert not list(out.rglob("*.tmp"))
+
+
+def test_the_hub_commit_is_settled_once(fakes: Fakes, study: Study, out: Path):
+    hub = study.model_copy(update={"model": study.model.model_copy(update={"ref": "some/model"})})
+    run_study(hub, out)
+    assert json.loads((out / "features/manifest.json").read_text())["recipe"]["sources"][
+        "model some/model"
+    ] == ("commit:m1")
+    assert states(hub, out) == ALL_FRESH
+    assert Bench(hub, RunFolder(out)).pins.models == {"some/model": "m1"}
+
+
+def test_parts_on_different_machines_are_told(fakes: Fakes, study: Study, out: Path, monkeypatch, caplog):
+    fakes.breaks = "trials 2-3"
+    with pytest.raises(PolysemError, match="breaks"):
+        run_study(study, out)
+    fakes.breaks = ""
+    monkeypatch.setattr(store_run, "platform_facts", lambda: {"machine": "abacus"})
+    with caplog.at_level(logging.WARNING, logger="polysem"):
+        run_study(study, out)
+    assert "different machines" in caplog.text
+
+
+def test_verify_finds_nothing_wrong_with_a_good_run(fakes: Fakes, study: Study, out: Path):
+    run_study(study, out)
+    fakes.calls.clear()
+    assert verify_run(out) == []
+    assert sum(call.startswith("trials") for call in fakes.calls) == 3
+
+
+def test_verify_finds_what_is_damaged_or_missing(fakes: Fakes, study: Study, out: Path):
+    run_study(study, out)
+    (out / "pairs" / "density-00000-of-00002.parquet").write_bytes(b"PAR1")
+    (out / "effects" / "missing.parquet").unlink()
+    findings = "\n".join(verify_run(out))
+    assert "pairs/density-00000-of-00002.parquet is not the file" in findings
+    assert "truncated or damaged" in findings
+    assert "effects/missing.parquet is missing" in findings
+
+
+def test_verify_says_that_a_run_is_not_finished(fakes: Fakes, study: Study, out: Path):
+    run_study(study, out, stages=["features", "pairs"])
+    assert [f for f in verify_run(out) if f.endswith("not finished")] == [
+        f"{stage}: not finished" for stage in ("plan", "trials", "effects", "report")
+    ]
+
+
+def test_verify_finds_numbers_that_do_not_come_again(fakes: Fakes, study: Study, out: Path):
+    run_study(study, out)
+    fakes.noise = 1e-9
+    findings = verify_run(out, sample=N_BATCHES)
+    assert len(findings) == N_BATCHES
+    assert "kl differs in 2 of 2 rows" in findings[0]
+    assert verify_run(out, sample=0) == []
+
+
+def test_verify_allows_rounding_on_another_machine(fakes: Fakes, study: Study, out: Path, monkeypatch):
+    run_study(study, out)
+    monkeypatch.setattr("polysem.study.verify.platform_facts", lambda: {"machine": "abacus"})
+    fakes.noise = 1e-9
+    assert verify_run(out) == []
+    fakes.noise = 0.1
+    assert "kl differs" in verify_run(out)[0]
+
+
+def test_verify_compares_what_trials_hold(fakes: Fakes, study: Study, out: Path):
+    run_study(study, out)
+    old = RunFolder(out).table("trials")
+    lost = table(TRIALS, [{**r, "status": "failed", "kl": None} for r in old.to_pylist()])
+    found = list(compare_trials(old, lost, exact=False))
+    assert [f.split()[0] for f in found] == ["status", "kl"]
+
+
+def test_verify_finds_trials_that_the_plan_does_not_have(fakes: Fakes, study: Study, out: Path, monkeypatch):
+    real = fakes.run_batches
+
+    def forgets(plan: pa.Table, *args: Any, **more: Any) -> pa.Table:
+        rows = real(plan, *args, **more).to_pylist()
+        return table(
+            TRIALS, [r for r in rows if r["trial_id"] != "1-1"] + [{"trial_id": f"x{rows[0]['trial_id']}"}]
+        )
+
+    monkeypatch.setattr("polysem.trials", SimpleNamespace(run_batches=forgets))
+    monkeypatch.setitem(__import__("sys").modules, "polysem.trials", SimpleNamespace(run_batches=forgets))
+    monkeypatch.setattr(
+        fakes,
+        "estimate",
+        lambda *_, **__: SimpleNamespace(tables=lambda: {s.name: s.empty() for s in STAGES["effects"]}),
+    )
+    monkeypatch.setitem(__import__("sys").modules, "polysem.stats", SimpleNamespace(estimate=fakes.estimate))
+    run_study(study, out)
+    findings = "\n".join(verify_run(out, sample=0))
+    assert "1 planned trials have no row (first: 1-1)" in findings
+    assert "3 rows were never planned" in findings
+
+
+def test_a_study_made_in_python_is_written_as_toml(study: Study):
+    odd = study.model_copy(update={"saes": (SAEConfig(ref='a "b" \\ \x7f é\n', label="x"),)})
+    assert parse_study(to_toml(odd)) == odd
+
+
+def test_labels_are_the_sites_made_unique():
+    def entries(*labels: str | None) -> tuple[SAEConfig, ...]:
+        return tuple(SAEConfig(ref="r", label=label) for label in labels)
+
+    assert sae_labels(entries(None, "s-2", None, None), ["s", "s", "s", "t"]) == ["s", "s-2", "s-3", "t"]
+    assert sae_labels(entries(None, "s"), ["s", "s"]) == ["s-2", "s"]
+    with pytest.raises(ConfigError, match="two SAEs have the label 'x'"):
+        sae_labels(entries("x", "x"), ["s", "t"])
+
+
+def test_parts_are_whole_batches_in_order(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(store_run, "BATCHES_PER_PART", 2)
+    plan = table(PLAN, [{"trial_id": str(k), "batch": b} for k, b in enumerate([4, 0, 2, 0, 9])])
+    assert store_run.trial_parts(plan) == [[0, 2], [4, 9]]
+    assert store_run.trial_parts(PLAN.empty()) == [[]]

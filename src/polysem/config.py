@@ -52,7 +52,8 @@ class CorpusConfig(_Section):
 
 class FeaturesConfig(_Section):
     source: str = "harvest"
-    """harvest (stream the corpus through model and SAE) or neuronpedia:FOLDER_OR_URL"""
+    """harvest (stream the corpus through model and SAE), zoo (the table that comes with a zoo SAE), or
+    neuronpedia:FOLDER_OR_URL"""
     n_contexts: Annotated[int, Field(ge=1)] = 12
     window: Annotated[int, Field(ge=1)] = 24
     """tokens kept of each context, ending a few after the peak"""

@@ -153,11 +153,7 @@ def describe_plan(plan: Plan) -> dict[str, int]:
 
 def _arms(atlas: Atlas, study: Study) -> list[Arm]:
     targets = draw_targets(atlas, pairs=study.pairs, plan=study.plan, seed=study.seed)
-    return [
-        arm
-        for target in targets
-        for arm in arms_of(atlas, target, pairs=study.pairs, plan=study.plan, seed=study.seed)
-    ]
+    return arms_of(atlas, targets, pairs=study.pairs, plan=study.plan, seed=study.seed)
 
 
 def _lay_out(

@@ -1,23 +1,23 @@
 """The prompts of a study: incomplete texts whose next token is read, each assigned to the select or the
 confirm half beforehand.
 
-Corpus prompts come from rows that the harvest has not seen, where the corpus has any left; they begin at
-the start of a sentence and end between two words. Templates are neutral openings written for this purpose,
-so that the baseline does not favour a target.
+Corpus prompts come from text that the harvest has not seen, where the corpus has any left; they begin at
+the start of a sentence, end between two words and stay within one document. Templates are neutral openings
+written for this purpose, so that the baseline does not favour a target.
 """
 
-import json
 import logging
 import re
-from collections.abc import Iterator
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
 
 import pyarrow as pa
 
 from polysem.config import CorpusConfig, PromptsConfig
-from polysem.corpus import iter_rows
-from polysem.errors import ConfigError, FormatError, UnknownReferenceError
+from polysem.corpus import json_lines, lay, read_text
+from polysem.errors import ConfigError, FormatError
 from polysem.models.base import WhiteBoxModel
 from polysem.seeds import rng_for, short_hash
 from polysem.store.tables import PROMPTS
@@ -25,7 +25,9 @@ from polysem.store.tables import PROMPTS
 log = logging.getLogger(__name__)
 
 CANDIDATES_PER_PROMPT = 20
-_SENTENCE_START = re.compile(r"(?:(?<=[.!?] )|(?<=[.!?][\"'] ))(?=[A-Z])")
+_SENTENCE_END = re.compile(r"[.!?][\"'”’)]*\s+")
+_ABBREVIATION = re.compile(r"\b(?:Mr|Mrs|Ms|Dr|St|Prof|Rev|Hon|No|Capt|Col|Gen|[A-Z])\.\s*$")
+"""its full stop ends no sentence"""
 
 TEMPLATES = (
     "When the door was opened at last, the first thing anybody saw was",
@@ -79,7 +81,7 @@ def make_prompts(
         UnknownReferenceError: a file that is not there.
     """
     if config.source == "corpus":
-        found = _from_corpus(config, corpus, model, prepend_bos=prepend_bos, seed=seed)
+        found = _from_corpus(config, corpus, model)
     elif config.source == "templates":
         found = [(text, f"template {n}") for n, text in enumerate(TEMPLATES)]
     elif config.source.startswith("file:"):
@@ -89,19 +91,29 @@ def make_prompts(
             f"unknown source of prompts {config.source!r}; expected corpus, templates or file:PATH",
             hint="set prompts.source in the study",
         )
-    distinct = list(dict(reversed(found)).items())[::-1]
+    distinct = _distinct(found)
     if len(distinct) > config.n:
-        chosen = sorted(rng_for(seed, "prompts", config.source).permutation(len(distinct))[: config.n])
+        chosen = sorted(rng_for(seed, "prompts", "draw").permutation(len(distinct))[: config.n])
         distinct = [distinct[k] for k in chosen]
     if len(distinct) < 2:
         raise ConfigError(
-            f"{len(distinct)} distinct prompts from {config.source!r}; a study needs at least 2"
+            f"{len(distinct)} distinct prompts from {config.source!r}; a study needs at least 2: one to "
+            "select on, one to confirm on",
+            hint="prompts.source = 'templates' needs no text of yours",
         )
     if len(distinct) < config.n:
         log.warning(
             "%d distinct prompts from %s, fewer than the %d asked for", len(distinct), config.source, config.n
         )
     return _table(distinct, model, config, prepend_bos=prepend_bos, seed=seed)
+
+
+def _distinct(found: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
+    """(text, source), each text once, from where it stands first."""
+    first: dict[str, str] = {}
+    for text, source in found:
+        first.setdefault(text, source)
+    return list(first.items())
 
 
 def _table(
@@ -135,41 +147,57 @@ def _table(
     return PROMPTS.conform(pa.Table.from_pylist(rows, schema=PROMPTS.arrow()))
 
 
-def _from_corpus(
-    config: PromptsConfig, corpus: CorpusConfig, model: WhiteBoxModel, *, prepend_bos: bool, seed: int
-) -> list[tuple[str, str]]:
-    harvested = max(1, -(-corpus.n_tokens // (corpus.context - prepend_bos)))
+def _from_corpus(config: PromptsConfig, corpus: CorpusConfig, model: WhiteBoxModel) -> list[tuple[str, str]]:
+    # A harvest takes whole rows, with and without BOS: at most one row more than the tokens asked for.
+    harvested = corpus.n_tokens + corpus.context
     wanted = CANDIDATES_PER_PROMPT * config.n
-
-    def candidates(skip: int) -> list[tuple[str, str]]:
-        rows = iter_rows(corpus.ref, model, context=corpus.context, prepend_bos=prepend_bos)
-        found = []
-        for row in islice(rows, skip, None):
-            if len(found) == wanted:
-                break
-            text = _opening(model.detokenize(row.tokens[prepend_bos:]), model, config.length)
-            if text:
-                found.append((text, row.source))
-        return found
-
-    found = candidates(harvested)
+    found = list(islice(_openings(corpus, model, config.length, skip=harvested), wanted))
     if len(found) < config.n:
         log.warning(
-            "corpus %s has %d openings beyond the harvested rows, fewer than the %d prompts asked for; "
+            "corpus %s has %d openings beyond the harvested tokens, fewer than the %d prompts asked for; "
             "prompts are taken from the whole corpus",
             corpus.ref, len(found), config.n,
         )  # fmt: skip
-        found = candidates(0)
+        found = list(islice(_openings(corpus, model, config.length, skip=0), wanted))
     return found
 
 
+def _openings(
+    corpus: CorpusConfig, model: WhiteBoxModel, length: int, *, skip: int
+) -> Iterator[tuple[str, str]]:
+    """(opening, document:offset) of every stretch of `corpus.context` tokens that has one, after the first
+    `skip` tokens of the corpus; none goes over the end of a document."""
+    for laid in lay(corpus.ref, model):
+        for at in range(max(0, skip - laid.start), len(laid.ids), corpus.context):
+            stretch = laid.ids[at : at + corpus.context]
+            text = model.detokenize(stretch)
+            start = _sentence_start(text, is_document=at == 0)
+            if start is None:
+                continue
+            opening = _opening(text[start:], model, length)
+            if opening:
+                yield opening, f"{laid.name}:{at + _tokens_before(stretch, start, model)}"
+
+
+def _sentence_start(text: str, *, is_document: bool) -> int | None:
+    """Where the first sentence of `text` begins; the beginning counts if it is that of a document."""
+    if is_document and text.lstrip()[:1].isupper():
+        return len(text) - len(text.lstrip())
+    for end in _SENTENCE_END.finditer(text):
+        if text[end.end() : end.end() + 1].isupper() and not _ABBREVIATION.search(text[: end.end()]):
+            return end.end()
+    return None
+
+
+def _tokens_before(ids: list[int], start: int, model: WhiteBoxModel) -> int:
+    """How many of `ids` lie before character `start` of their text."""
+    return bisect_right(range(len(ids)), start, key=lambda n: len(model.detokenize(ids[: n + 1])))
+
+
 def _opening(text: str, model: WhiteBoxModel, length: int) -> str | None:
-    """At most `length` tokens from the first sentence start of `text`, ending between two words; None if
-    there is no such."""
-    start = _SENTENCE_START.search(text)
-    if start is None:
-        return None
-    ids = model.tokenize(text[start.start() :], prepend_bos=False)
+    """At most `length` tokens from the beginning of `text`, more than half of them, that end between two
+    words; None where the text is too short."""
+    ids = model.tokenize(text, prepend_bos=False)
     if len(ids) <= length:
         return None
     for cut in range(length, length // 2, -1):
@@ -181,24 +209,13 @@ def _opening(text: str, model: WhiteBoxModel, length: int) -> str | None:
 
 
 def _from_file(path: Path) -> Iterator[tuple[str, str]]:
-    try:
-        lines = path.read_bytes().decode("utf-8").splitlines()
-    except OSError as error:
-        raise UnknownReferenceError(f"prompts file {path} cannot be read: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise FormatError(f"prompts file {path} is not UTF-8 at byte {error.start}") from error
-    for n, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        text = line
-        if path.suffix == ".jsonl":
-            try:
-                record = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise FormatError(f"prompts file {path}, line {n}: not JSON: {error.msg}") from error
-            text = record.get("text") if isinstance(record, dict) else None
-            if not isinstance(text, str) or not text.strip():
-                raise FormatError(
-                    f"prompts file {path}, line {n}: expected an object with a string `text`, not {line[:60]!r}"
-                )
-        yield text, f"{path.name}:{n}"
+    text = read_text(path, what="prompts file")
+    if path.suffix == ".jsonl":
+        lines = json_lines(text, origin=f"prompts file {path}")
+    else:
+        lines = enumerate(text.split("\n"), start=1)
+    for n, line in lines:
+        if line.strip():
+            yield line, f"{path.name}:{n}"
+        elif path.suffix == ".jsonl":
+            raise FormatError(f"prompts file {path}, line {n}: `text` is blank; expected a prompt")

@@ -63,7 +63,8 @@ def target_similarity(
 
     Raises: as `weighted_cosine`.
     """
-    return _like(embedding, _similarities([target_ids], embedding)[0])
+    similarity = _similarities([target_ids], embedding)[0]
+    return similarity if isinstance(embedding, Tensor) else similarity.numpy()
 
 
 def weighted_overlap(

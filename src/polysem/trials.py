@@ -163,8 +163,8 @@ class _Outcomes(NamedTuple):
             base={f"{name}_base": values[0].tolist() for name, values in zip(names, before, strict=True)},
             edit={f"{name}_edit": values.tolist() for name, values in zip(names, after, strict=True)},
             whole={
-                "kl": kl(base, edited).tolist(),
-                "top1_kept": (edited.argmax(-1) == base.argmax(-1)).tolist(),
+                "kl": [float(value) for value in torch.as_tensor(kl(base, edited))],
+                "top1_kept": [bool(same) for same in edited.argmax(-1) == base.argmax(-1)],
             },
         )
 

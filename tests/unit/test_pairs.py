@@ -32,7 +32,7 @@ def small_sae(seed: int = 0, **changes: torch.Tensor) -> SAE:
     } | changes
     return SAE(
         **parts,
-        b_enc=torch.zeros(N),
+        b_enc=torch.zeros(len(parts["W_dec"])),
         b_dec=torch.zeros(D),
         activation="relu",
         site=Site.parse("blocks.0.hook_resid_post"),

@@ -349,8 +349,8 @@ def test_draws_do_not_depend_on_other_draws(planted):
         LABEL, planted.sae, features=planted.features, embeddings=planted.embeddings[LABEL], **tables
     )
     three = study.plan.model_copy(update={"n_random": 3})
-    few = arms_of(atlas, 2, pairs=study.pairs, plan=study.plan, seed=0)
-    many = arms_of(atlas, 2, pairs=study.pairs, plan=three, seed=0)
+    few = arms_of(atlas, [2], pairs=study.pairs, plan=study.plan, seed=0)
+    many = arms_of(atlas, [1, 2, 3], pairs=study.pairs, plan=three, seed=0)
     assert set(few) < set(many)
     assert draw_targets(atlas, pairs=study.pairs, plan=study.plan, seed=0) == sorted(
         draw_targets(atlas, pairs=study.pairs, plan=three, seed=0)

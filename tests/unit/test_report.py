@@ -24,7 +24,7 @@ from polysem.report.svg import Scale, el, padded
 from polysem.report.text import count, embed_json, fixed, interval, number, p_value, visible
 from polysem.testing.synthetic import SyntheticStudy, synthetic_run
 
-WORLD = SyntheticStudy(n_features=120, n_targets=5, n_prompts=4, doses=(0.1, 0.2), sources_per_bin=2)
+WORLD = SyntheticStudy(n_features=90, n_targets=4, n_prompts=4, doses=(0.1, 0.2), sources_per_bin=2)
 RLO, ZWSP, BELL = "\u202e", "\u200b", "\x07"
 HOSTILE = (
     "</script><script>alert(1)</script>",
@@ -79,7 +79,7 @@ def html(run):
 
 @pytest.fixture(scope="module")
 def hostile(tmp_path_factory):
-    world = dataclasses.replace(WORLD, glosses=HOSTILE, tokens=HOSTILE, n_targets=3, sources_per_bin=1)
+    world = dataclasses.replace(WORLD, glosses=HOSTILE, tokens=HOSTILE, n_targets=2, saes=WORLD.saes[:1])
     folder = synthetic_run(tmp_path_factory.mktemp("run") / "hostile", world)
     return write_report(folder).read_text(encoding="utf-8")
 
@@ -94,7 +94,8 @@ def test_sections_and_numbers_are_there(run, html):
     import pyarrow.parquet as pq
 
     effects = pq.read_table(run / "effects/effects.parquet").to_pylist()
-    slope = next(r for r in effects if r["contrast"] == "slope_interference" and "sae=*" in r["group"])
+    group = "locus=feature; sae=*; outcome=logodds; tokens=in; dose=0.2"
+    slope = next(r for r in effects if (r["contrast"], r["group"]) == ("slope_interference", group))
     assert number(0.5 * slope["estimate"], sign=True) in page.text
     assert f"{slope['n_pairs']} pairs, {slope['n_targets']} targets" in page.text
     assert page.text.count("zero_activation") == 0  # reasons are put in words

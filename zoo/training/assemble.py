@@ -1,6 +1,7 @@
-"""Copy what was trained into the package: models, autoencoders, text, card. Refuses a zoo over its size budget.
+"""Copy what was trained into the package: models, autoencoders, feature tables, text, card. Refuses a zoo
+over its size budget.
 
-    python assemble.py --work WORK
+python assemble.py --work WORK
 """
 
 import argparse
@@ -15,7 +16,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--work", type=Path, required=True)
     work = parser.parse_args().work
-    for kind in ("models", "saes"):
+    for kind in ("models", "saes", "features"):
         shutil.rmtree(PACKAGE / kind, ignore_errors=True)
         ignored = shutil.ignore_patterns("training.json", "*.partial")
         shutil.copytree(work / kind, PACKAGE / kind, ignore=ignored)

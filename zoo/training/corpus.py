@@ -1,8 +1,8 @@
 """The zoo's text and tokens: public-domain books, split by book, tokenized once per tokenizer.
 
-A book belongs to the held-out set iff a hash of its file name says so; the split therefore does not depend on order, seed or
-machine, and no held-out sentence is ever seen in training. Tokens of all books lie in one flat uint16 array, each book
-preceded by the tokenizer's BOS.
+A book belongs to the held-out set iff a hash of its file name says so; the split therefore does not depend
+on order, seed or machine, and no held-out sentence is ever seen in training. Tokens of all books lie in one
+flat uint16 array, each book preceded by the tokenizer's BOS.
 """
 
 import hashlib
@@ -79,7 +79,9 @@ def token_stream(books: list[Book], tokenizer: PreTrainedTokenizerFast, cache: P
     return np.load(cache, mmap_mode="r")
 
 
-def sequences(stream: np.ndarray, *, context: int, bos: int, n_tokens: int | None = None, seed: int = 0) -> np.ndarray:
+def sequences(
+    stream: np.ndarray, *, context: int, bos: int, n_tokens: int | None = None, seed: int = 0
+) -> np.ndarray:
     """[n, context] int64: BOS plus context-1 consecutive tokens, windows disjoint and shuffled by `seed`."""
     step = context - 1
     n = len(stream) // step

@@ -1,10 +1,11 @@
-"""Measure the zoo: bits per character of every model against Kneser-Ney, and the fidelity of every autoencoder.
+"""Measure the zoo: bits per character of every model against Kneser-Ney, and the fidelity of every
+autoencoder.
 
     python evaluate.py --books books.tar.xz --work WORK
 
-Writes WORK/card.json (every number) and WORK/CARD.md (the model card). All numbers are on the held-out books.
-Models see at most 127 tokens of history, the 5-gram the whole running text; the 5-gram is fitted on the whole training text, of
-which a model may have seen only a part: both differences favour the baseline.
+Writes WORK/card.json (every number) and WORK/CARD.md (the model card). All numbers are on the held-out
+books. Models see at most 127 tokens of history, the 5-gram the whole running text; the 5-gram is fitted on
+the whole training text, of which a model may have seen only a part: both differences favour the baseline.
 """
 
 import argparse
@@ -20,16 +21,17 @@ from models import CONTEXT, RECIPES
 from saes import RECIPES_OF
 
 from polysem.models import load_model
-from polysem.saes import load_sae
 from polysem.models.hooks import hooked
+from polysem.saes import load_sae
 
-EVAL_TOKENS = 250_000
-SAE_TOKENS = 60_000
+EVAL_TOKENS = 120_000
+SAE_TOKENS = 25_000
 
 
 @torch.no_grad()
 def loss(model, rows: np.ndarray, *, replace=None) -> float:
-    """Mean nats per token over rows [n, context]; `replace` is (tap, function) put in place of an activation."""
+    """Mean nats per token over rows [n, context]; `replace` is (tap, function) put in place of an
+    activation."""
     total = 0.0
     for k in range(0, len(rows), 32):
         tokens = torch.from_numpy(rows[k : k + 32])
@@ -146,7 +148,9 @@ def card(models: dict[str, dict], saes: dict[str, dict]) -> str:
         "",
         f"Dead: never active on the {next(iter(saes.values()))['tokens']:,} held-out tokens of the measurement.",
         "",
-        "Held-out books: " + ", ".join(b.removesuffix(".md").replace("_", " ") for b in first["held_out_books"]) + ".",
+        "Held-out books: "
+        + ", ".join(b.removesuffix(".md").replace("_", " ") for b in first["held_out_books"])
+        + ".",
         "",
     ]
     return "\n".join(lines)

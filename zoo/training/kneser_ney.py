@@ -1,8 +1,9 @@
 """Interpolated modified Kneser-Ney 5-gram over token ids: the baseline that the zoo's models must beat.
 
-Chen and Goodman (1999), section 3: three discounts per order estimated from counts of counts, continuation counts below the
-highest order, interpolation down to the uniform distribution. An n-gram is one integer of 12 bits a token, so an order is two
-sorted arrays and a look-up is a binary search; 25 million training tokens take about a minute.
+Chen and Goodman (1999), section 3: three discounts per order estimated from counts of counts, continuation
+counts below the highest order, interpolation down to the uniform distribution. An n-gram is one integer of
+12 bits a token, so an order is two sorted arrays and a look-up is a binary search; 25 million training
+tokens take about a minute.
 """
 
 from dataclasses import dataclass
@@ -14,7 +15,8 @@ BITS = 12
 
 @dataclass(frozen=True)
 class Order:
-    """Counts of one order: n-gram keys with discounted counts, context keys with totals and left-over mass."""
+    """Counts of one order: n-gram keys with discounted counts, context keys with totals and left-over
+    mass."""
 
     grams: np.ndarray
     discounted: np.ndarray
@@ -30,7 +32,8 @@ def fit(stream: np.ndarray, order: int = 5) -> list[Order]:
     grams, counts = np.unique(_keys(stream, order), return_counts=True)
     orders = [_order(grams, counts, n=order)]
     for n in range(order - 1, 0, -1):
-        # Continuation: an n-gram counts once for each distinct token that precedes it, i.e. once per distinct (n+1)-gram.
+        # Continuation: an n-gram counts once for each distinct token that precedes it, i.e. once per
+        # distinct (n+1)-gram.
         grams, counts = np.unique(grams & np.uint64((1 << (BITS * n)) - 1), return_counts=True)
         orders.append(_order(grams, counts, n=n))
     return orders[::-1]
@@ -63,12 +66,18 @@ def _keys(stream: np.ndarray, n: int) -> np.ndarray:
 def _order(grams: np.ndarray, counts: np.ndarray, *, n: int) -> Order:
     n1, n2, n3, n4 = (float((counts == c).sum()) for c in (1, 2, 3, 4))
     y = n1 / (n1 + 2 * n2) if n1 else 0.0
-    discount = np.array([0.0, 1 - 2 * y * n2 / max(n1, 1), 2 - 3 * y * n3 / max(n2, 1), 3 - 4 * y * n4 / max(n3, 1)])
+    discount = np.array(
+        [0.0, 1 - 2 * y * n2 / max(n1, 1), 2 - 3 * y * n3 / max(n2, 1), 3 - 4 * y * n4 / max(n3, 1)]
+    )
     taken = np.clip(discount[np.minimum(counts, 3)], 0.0, counts)
     context = grams >> np.uint64(BITS)
     contexts, start = np.unique(context, return_index=True)
     return Order(
-        grams, counts - taken, contexts, np.add.reduceat(counts.astype(float), start), np.add.reduceat(taken, start)
+        grams,
+        counts - taken,
+        contexts,
+        np.add.reduceat(counts.astype(float), start),
+        np.add.reduceat(taken, start),
     )
 
 

@@ -2,8 +2,8 @@
 
     python models.py --books books.tar.xz --work WORK --model gpt2
 
-Hidden matrices are trained by Muon (torch.optim.Muon), everything else by AdamW; transformers' Trainer does the rest.
-Killing the process loses at most `SAVE_EVERY` steps; running the same command again continues.
+Hidden matrices are trained by Muon (torch.optim.Muon), everything else by AdamW; transformers' Trainer does
+the rest. Killing the process loses at most `SAVE_EVERY` steps; running the same command again continues.
 Cost on two CPU cores with bf16 autocast: about 20, 35 and 50 minutes for gpt2, neox and llama.
 """
 
@@ -54,7 +54,14 @@ def build(name: str, vocab_size: int, bos: int) -> PreTrainedModel:
     ids = {"bos_token_id": bos, "eos_token_id": bos, "vocab_size": vocab_size}
     if name == "gpt2":
         config = GPT2Config(
-            n_embd=192, n_layer=4, n_head=4, n_positions=CONTEXT, resid_pdrop=0, embd_pdrop=0, attn_pdrop=0, **ids
+            n_embd=192,
+            n_layer=4,
+            n_head=4,
+            n_positions=CONTEXT,
+            resid_pdrop=0,
+            embd_pdrop=0,
+            attn_pdrop=0,
+            **ids,
         )
         return GPT2LMHeadModel(config)
     if name == "neox":
@@ -71,7 +78,8 @@ def build(name: str, vocab_size: int, bos: int) -> PreTrainedModel:
 
 
 class MuonAdamW(torch.optim.Optimizer):
-    """One optimizer to the Trainer: Muon on matrices inside the blocks, AdamW on embeddings, norms and biases."""
+    """One optimizer to the Trainer: Muon on matrices inside the blocks, AdamW on embeddings, norms and
+    biases."""
 
     def __init__(self, model: PreTrainedModel, lr: float):
         tables = [m.weight for m in model.modules() if isinstance(m, torch.nn.Embedding)]
@@ -101,7 +109,8 @@ class MuonAdamW(torch.optim.Optimizer):
 
 
 class ResumableTrainer(Trainer):
-    """A Trainer whose checkpoints restore every weight: the stock one drops the head of GPT-NeoX, whose saved name is another."""
+    """A Trainer whose checkpoints restore every weight: the stock one drops the head of GPT-NeoX, whose
+    saved name is another."""
 
     def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
         model = model or self.model
@@ -129,9 +138,14 @@ def main() -> None:
     tokenizer = load_or_train(recipe.tokenizer, sample, args.work / "tokenizers" / recipe.tokenizer)
     stream = token_stream(train, tokenizer, args.work / "tokens" / f"{recipe.tokenizer}-train.npy")
     bos = tokenizer.bos_token_id
-    rows = sequences(stream, context=CONTEXT, bos=bos, n_tokens=args.tokens or recipe.n_tokens, seed=recipe.seed)
+    rows = sequences(
+        stream, context=CONTEXT, bos=bos, n_tokens=args.tokens or recipe.n_tokens, seed=recipe.seed
+    )
     model = build(args.model, len(tokenizer), bos)
-    print(f"{args.model}: {model.num_parameters():,} parameters, {rows.size:,} tokens of {len(stream):,}", flush=True)
+    print(
+        f"{args.model}: {model.num_parameters():,} parameters, {rows.size:,} tokens of {len(stream):,}",
+        flush=True,
+    )
 
     out = args.work / "checkpoints" / args.model
     batch = 32
@@ -157,7 +171,11 @@ def main() -> None:
     final = args.work / "models" / args.model
     model.eval().to(torch.bfloat16).save_pretrained(final, max_shard_size="7MB")
     tokenizer.save_pretrained(final)
-    seen = {"tokens_seen": int(rows.size), "train_books": len(train), "held_out_books": [b.name for b in held_out]}
+    seen = {
+        "tokens_seen": int(rows.size),
+        "train_books": len(train),
+        "held_out_books": [b.name for b in held_out],
+    }
     (final / "training.json").write_text(json.dumps({**seen, "seed": recipe.seed}, indent=1) + "\n")
 
 

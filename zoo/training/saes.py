@@ -1,10 +1,12 @@
-"""Train the zoo's sparse autoencoders with sae-lens on activations of the zoo's models: seeded, resumable, with a progress bar.
+"""Train the zoo's sparse autoencoders with sae-lens on activations of the zoo's models: seeded, resumable,
+with a progress bar.
 
     python saes.py --books books.tar.xz --work WORK --model gpt2
 
-The model runs once over the training text and leaves the activations of every site in one float16 file; each autoencoder then
-is one run of sae-lens's own trainer over a shuffled view of it. What is finished is kept: the activation file by the number of
-rows written so far, each autoencoder by its folder, which appears only when it is complete.
+The model runs once over the training text and leaves the activations of every site in one float16 file;
+each autoencoder then is one run of sae-lens's own trainer over a shuffled view of it. What is finished is
+kept: the activation file by the number of rows written so far, each autoencoder by its folder, which
+appears only when it is complete.
 """
 
 import argparse
@@ -53,7 +55,11 @@ class SAERecipe:
 
 
 def _sites(*layers: int) -> list[SAERecipe]:
-    return [SAERecipe(f"blocks.{n}.{p}") for n in layers for p in ("hook_resid_post", "hook_mlp_out", "hook_attn_out")]
+    return [
+        SAERecipe(f"blocks.{n}.{p}")
+        for n in layers
+        for p in ("hook_resid_post", "hook_mlp_out", "hook_attn_out")
+    ]
 
 
 RECIPES_OF = {
@@ -62,13 +68,14 @@ RECIPES_OF = {
         SAERecipe("blocks.2.hook_resid_post", "-seed1", seed=1),
         SAERecipe("blocks.2.hook_resid_post", "-jumprelu", kind="jumprelu"),
     ],
-    "neox": _sites(2, 3),
+    "neox": _sites(2),
     "llama": [SAERecipe("blocks.3.hook_resid_post")],
 }
 
 
 def activations(model_folder: Path, rows: np.ndarray, sites: list[Site], cache: Path) -> np.ndarray:
-    """[sites, rows * (context - 1), d_model] float16 of all positions but the BOS; continues an unfinished file."""
+    """[sites, rows * (context - 1), d_model] float16 of all positions but the BOS; continues an unfinished
+    file."""
     model = load_model(str(model_folder))
     per_row = rows.shape[1] - 1
     shape = (len(sites), len(rows) * per_row, model.spec.d_model)
@@ -141,7 +148,9 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--model", choices=sorted(RECIPES_OF), required=True)
     parser.add_argument("--tokens", type=int, default=1_000_000, help="tokens whose activations are kept")
-    parser.add_argument("--samples", type=int, default=2_000_000, help="activations each autoencoder is trained on")
+    parser.add_argument(
+        "--samples", type=int, default=2_000_000, help="activations each autoencoder is trained on"
+    )
     args = parser.parse_args()
 
     folder = args.work / "models" / args.model

@@ -2,9 +2,10 @@
 
     python sample_text.py --work WORK --model gpt2 --tokens 400000
 
-A study needs running text to harvest activations from, also where no corpus is at hand. What a language model itself writes is
-its own distribution exactly, and belongs to nobody else. Each document starts from BOS alone and is one context long; documents are
-separated by blank lines. Resumable: finished batches are kept in WORK/samples.
+A study needs running text to harvest activations from, also where no corpus is at hand. What a language
+model itself writes is its own distribution exactly, and belongs to nobody else. Each document starts from
+BOS alone and is one context long; documents are separated by blank lines. Resumable: finished batches are
+kept in WORK/samples.
 """
 
 import argparse

@@ -1,4 +1,5 @@
-"""The zoo's two tokenizers: a byte-level BPE shared by the source models, a Unigram with byte fallback for the target."""
+"""The zoo's two tokenizers: a byte-level BPE shared by the source models, a Unigram with byte fallback for
+the target."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -15,7 +16,9 @@ def byte_bpe(texts: Iterable[str]) -> PreTrainedTokenizerFast:
     tok.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tok.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=VOCAB_SIZE, special_tokens=["<|endoftext|>"], initial_alphabet=pre_tokenizers.ByteLevel.alphabet()
+        vocab_size=VOCAB_SIZE,
+        special_tokens=["<|endoftext|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
     )
     tok.train_from_iterator(texts, trainer)
     end = "<|endoftext|>"
@@ -50,7 +53,7 @@ def unigram(texts: Iterable[str]) -> PreTrainedTokenizerFast:
 def _scores(tok: Tokenizer) -> dict[str, float]:
     import json
 
-    return {piece: score for piece, score in json.loads(tok.to_str())["model"]["vocab"]}
+    return dict(json.loads(tok.to_str())["model"]["vocab"])
 
 
 BUILDERS = {"byte_bpe": byte_bpe, "unigram": unigram}

@@ -1,13 +1,18 @@
-"""From what a harvest kept to rows of FEATURES and CONTEXTS."""
+"""From what a harvest kept, and from the decoder rows, to columns of FEATURES and CONTEXTS.
 
-from typing import Any
+Columns are made whole, not row by row: an SAE of 32,768 features has 9 million activations in its contexts.
+"""
+
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
+import torch
+from jaxtyping import Bool, Float, Int
 
 from polysem.config import FeaturesConfig
 from polysem.corpus import TokenRows
-from polysem.features.harvest import Harvest
+from polysem.features.best import Harvest
 from polysem.glosses.base import Gloss
 from polysem.models.base import WhiteBoxModel
 from polysem.saes.base import SAE
@@ -15,72 +20,123 @@ from polysem.store.tables import CONTEXTS, FEATURES
 
 ALIGNED_COORDINATES = 3
 """as in Neuronpedia's dashboards, whose three rows the paper reads (arXiv 2505.11611, section 3.4)"""
-BLOCK = 1024
+BLOCK = 256
 """features whose direct logit effects are in memory together"""
+RESIDUAL_POINTS = (
+    "hook_embed", "hook_resid_pre", "hook_resid_mid", "hook_resid_post", "hook_attn_out", "hook_mlp_out",
+)  # fmt: skip
+"""points that are written in the residual stream's own basis, so that W_U reads them"""
 
 
 def harvest_table(
     label: str, sae: SAE, state: Harvest, model: WhiteBoxModel, config: FeaturesConfig
 ) -> pa.Table:
-    """FEATURES without glosses: what was harvested, and what the decoder row says by itself."""
-    decoder = sae.W_dec.numpy()
-    rows = []
-    for feature in range(sae.d_sae):
-        ids, acts = target_tokens(state, feature, config)
-        aligned = _alignment(decoder[feature])
-        rows.append(
-            {
-                "sae": label,
-                "feature": feature,
-                "site": str(sae.site),
-                "density": float(state.n_active[feature] / state.n_positions),
-                "n_active": int(state.n_active[feature]),
-                "max_act": float(state.max_act[feature]),
-                "tokens_in": ids,
-                "tokens_in_str": model.token_strings(ids),
-                "tokens_in_act": acts,
-                "dec_norm": float(np.linalg.norm(decoder[feature].astype(np.float64))),
-                "neuron_alignment": aligned.tolist(),
-                "neuron_alignment_values": decoder[feature][aligned].tolist(),
-            }
-        )
-    for row, written in zip(rows, _direct_effects(sae, model, config.n_target_tokens), strict=True):
-        row |= written
-    blank = {"gloss": None, "gloss_source": None, "n_glosses": 0}
-    return pa.Table.from_pylist([row | blank for row in rows], schema=FEATURES.arrow())
+    """FEATURES of one SAE with blank glosses: what was harvested, and what the decoder rows say by
+    themselves."""
+    text = _Vocabulary(model)
+    decoder = sae.W_dec.detach().float().cpu().numpy()
+    kept = target_tokens(state, config)
+    aligned = np.argsort(-decoder, axis=1, kind="stable")[:, :ALIGNED_COORDINATES]
+    entries = np.take_along_axis(decoder, aligned, axis=1)
+    effects = direct_effects(sae, model, config.n_target_tokens)
+    n, everywhere = sae.d_sae, np.ones(effects.top.shape, dtype=bool)
+    columns = {
+        "sae": pa.array([label] * n),
+        "feature": pa.array(np.arange(n, dtype=np.int32)),
+        "site": pa.array([str(sae.site)] * n),
+        "density": pa.array(state.n_active / state.n_positions[0]),
+        "n_active": pa.array(state.n_active),
+        "max_act": pa.array(state.max_act),
+        "tokens_in": _lists(state.token_id, kept),
+        "tokens_in_str": _lists(state.token_id, kept, text=text),
+        "tokens_in_act": _lists(state.token_act, kept),
+        "tokens_out": _lists(effects.top, everywhere),
+        "tokens_out_str": _lists(effects.top, everywhere, text=text),
+        "tokens_out_logit": _lists(effects.top_logit, everywhere),
+        "tokens_bottom_str": _lists(effects.bottom, everywhere, text=text),
+        "dec_norm": pa.array(np.linalg.norm(decoder.astype(np.float64), axis=1).astype(np.float32)),
+        "neuron_alignment": _lists(aligned.astype(np.int32), entries > 0),
+        "neuron_alignment_values": _lists(entries, entries > 0),
+        "gloss": pa.nulls(n, pa.string()),
+        "gloss_source": pa.nulls(n, pa.string()),
+        "n_glosses": pa.array(np.zeros(n, dtype=np.int32)),
+    }
+    return pa.table(columns, schema=FEATURES.arrow())
 
 
-def target_tokens(state: Harvest, feature: int, config: FeaturesConfig) -> tuple[list[int], list[float]]:
-    """T_f of the paper (arXiv 2505.11611, section 3.3): distinct tokens with activation >= ratio x max,
-    best first."""
-    ids, acts = state.token_id[feature], state.token_act[feature]
-    kept = (ids >= 0) & (acts >= config.target_ratio * state.max_act[feature])
-    return ids[kept].tolist(), acts[kept].tolist()
+def target_tokens(state: Harvest, config: FeaturesConfig) -> Bool[np.ndarray, "d_sae n_tokens"]:
+    """T_f of the paper (arXiv 2505.11611, section 3.3) as a mask over the kept tokens, which are best first:
+    those whose largest activation is at least `target_ratio` times the feature's largest."""
+    floor = np.float32(config.target_ratio) * state.max_act[:, None]
+    return (state.token_id >= 0) & (state.token_act >= floor)
 
 
 def context_table(label: str, state: Harvest, rows: TokenRows, model: WhiteBoxModel) -> pa.Table:
     """CONTEXTS: the best windows of every feature that ever fired."""
-    text = _TokenText(model)
-    records = []
-    for feature, rank in zip(*np.nonzero(state.context_row >= 0), strict=True):
-        row = int(state.context_row[feature, rank])
-        start = int(state.context_start[feature, rank])
-        values = state.context_acts[feature, rank]
-        ids = rows.tokens[row, start : start + len(values)].tolist()
-        records.append(
-            {
-                "sae": label,
-                "feature": int(feature),
-                "rank": int(rank),
-                "max_value": float(state.context_value[feature, rank]),
-                "position": int(state.context_peak[feature, rank]) - start,
-                "token_ids": ids,
-                "tokens": [text[i] for i in ids],
-                "values": values.tolist(),
-                "source": f"{rows.sources[row]}+{start}",
-            }
-        )
-    return pa.Table.from_pylist(records, schema=CONTEXTS.arrow())
+    feature, rank = np.nonzero(state.context_row >= 0)
+    row, start = state.context_row[feature, rank], state.context_start[feature, rank]
+    shown = start[:, None] + np.arange(state.context_acts.shape[2])
+    ids = rows.tokens[row[:, None], shown]
+    everywhere = np.ones(ids.shape, dtype=bool)
+    columns = {
+        "sae": pa.array([label] * len(feature), pa.string()),
+        "feature": pa.array(feature.astype(np.int32)),
+        "rank": pa.array(rank.astype(np.int32)),
+        "max_value": pa.array(state.context_value[feature, rank]),
+        "position": pa.array(state.context_peak[feature, rank] - start),
+        "token_ids": _lists(ids, everywhere),
+        "tokens": _lists(ids, everywhere, text=_Vocabulary(model)),
+        "values": _lists(state.context_acts[feature, rank], everywhere),
+        "source": pa.array(rows.sources(row, start), pa.string()),
+    }
+    return pa.table(columns, schema=CONTEXTS.arrow())
+
+
+class DirectEffects(NamedTuple):
+    """The tokens that each decoder row raises and lowers most; no columns where the site has none."""
+
+    top: Int[np.ndarray, "d_sae n"]
+    top_logit: Float[np.ndarray, "d_sae n"]
+    bottom: Int[np.ndarray, "d_sae n"]
+
+
+def direct_effects(sae: SAE, model: WhiteBoxModel, n: int) -> DirectEffects:
+    """W_U d of unit decoder rows d: the direct logit effect, but for the final norm.
+
+    The norm's gain is left out, as in published dashboards, and its scale would not change the order. An SAE
+    of a site that is not in the residual stream's basis (`RESIDUAL_POINTS`) has no direct effect. Equal
+    logits go by token id.
+    """
+    if sae.site.point not in RESIDUAL_POINTS or sae.d_in != model.spec.d_model:
+        none = np.zeros((sae.d_sae, 0), dtype=np.int32)
+        return DirectEffects(none, none.astype(np.float32), none)
+    device = model.spec.device
+    unembedding = model.W_U.detach().float()
+    units = torch.nn.functional.normalize(sae.W_dec.detach().float(), dim=1)
+    top, logit, bottom = [], [], []
+    for k in range(0, sae.d_sae, BLOCK):
+        effects = units[k : k + BLOCK].to(device) @ unembedding.T
+        ids, values = _largest(effects, n)
+        top.append(ids)
+        logit.append(values)
+        bottom.append(_largest(-effects, n)[0])
+    return DirectEffects(np.concatenate(top), np.concatenate(logit), np.concatenate(bottom))
+
+
+def _largest(values: torch.Tensor, n: int) -> tuple[np.ndarray, np.ndarray]:
+    """(columns, values) of the n largest of each row, largest first, the smaller column first among
+    equals."""
+    n = min(n, values.shape[1])
+    found, columns = torch.topk(values, min(n + 1, values.shape[1]), dim=1)
+    best, ids = found[:, :n].cpu().numpy(), columns[:, :n].cpu().numpy().astype(np.int32)
+    # topk chooses freely among equals: where the edge is one of several, choose again.
+    for row in torch.nonzero(found[:, -1] == found[:, n - 1])[:, 0].tolist() if found.shape[1] > n else ():
+        whole = values[row].cpu().numpy()
+        able = np.flatnonzero(whole >= best[row, -1])
+        ids[row] = able[np.lexsort((able, -whole[able]))][:n]
+        best[row] = whole[ids[row]]
+    order = np.lexsort((ids, -best), axis=1)
+    return np.take_along_axis(ids, order, axis=1), np.take_along_axis(best, order, axis=1)
 
 
 def with_glosses(features: pa.Table, glosses: list[Gloss]) -> pa.Table:
@@ -106,61 +162,20 @@ def with_glosses(features: pa.Table, glosses: list[Gloss]) -> pa.Table:
     return features.select(FEATURES.arrow().names).cast(FEATURES.arrow())
 
 
-class _TokenText(dict[int, str]):
-    """Token id -> its text, asked for once."""
+class _Vocabulary:
+    """Token ids as text, each asked for once."""
 
     def __init__(self, model: WhiteBoxModel):
-        super().__init__()
         self._model = model
 
-    def __missing__(self, token: int) -> str:
-        self[token] = self._model.token_strings([token])[0]
-        return self[token]
+    def __call__(self, ids: np.ndarray) -> pa.Array:
+        distinct, index = np.unique(ids, return_inverse=True)
+        strings = pa.array(self._model.token_strings(distinct.tolist()), pa.string())
+        return strings.take(pa.array(index.reshape(-1)))
 
 
-def _alignment(row: np.ndarray) -> np.ndarray:
-    """Coordinates of the largest positive entries, largest first; smaller coordinate first among equals."""
-    order = np.argsort(-row, kind="stable")[:ALIGNED_COORDINATES]
-    return order[row[order] > 0]
-
-
-def _direct_effects(sae: SAE, model: WhiteBoxModel, n: int) -> list[dict[str, Any]]:
-    """The tokens that each raw decoder row raises and lowers most through the unembedding: W_U d, final
-    norm left out.
-
-    Sites that do not write to the residual stream in its own basis have none.
-    """
-    if sae.d_in != model.W_U.shape[1] or sae.site.point not in _RESIDUAL_POINTS:
-        return [
-            {"tokens_out": [], "tokens_out_str": [], "tokens_out_logit": [], "tokens_bottom_str": []}
-        ] * sae.d_sae
-    unembedding = model.W_U.float().cpu().numpy()
-    text = _TokenText(model)
-    written = []
-    for k in range(0, sae.d_sae, BLOCK):
-        effects = sae.W_dec[k : k + BLOCK].numpy() @ unembedding.T
-        for effect in effects:
-            top, bottom = _largest(effect, n), _largest(-effect, n)
-            written.append(
-                {
-                    "tokens_out": top.tolist(),
-                    "tokens_out_str": [text[int(i)] for i in top],
-                    "tokens_out_logit": effect[top].tolist(),
-                    "tokens_bottom_str": [text[int(i)] for i in bottom],
-                }
-            )
-    return written
-
-
-_RESIDUAL_POINTS = {
-    "hook_embed", "hook_resid_pre", "hook_resid_mid", "hook_resid_post", "hook_attn_out", "hook_mlp_out",
-}  # fmt: skip
-
-
-def _largest(values: np.ndarray, n: int) -> np.ndarray:
-    """Indices of the n largest values, largest first; the smaller index first among equals."""
-    n = min(n, len(values))
-    candidates = np.argpartition(-values, n - 1)[:n]
-    edge = values[candidates].min()
-    candidates = np.flatnonzero(values >= edge)
-    return candidates[np.lexsort((candidates, -values[candidates]))][:n]
+def _lists(values: np.ndarray, kept: np.ndarray, *, text: _Vocabulary | None = None) -> pa.ListArray:
+    """A column of lists: of each row of `values` what is `kept`, as text if asked for."""
+    offsets = np.concatenate([[0], np.cumsum(kept.sum(1))]).astype(np.int32)
+    flat = values[kept]
+    return pa.ListArray.from_arrays(pa.array(offsets), text(flat) if text else pa.array(flat))

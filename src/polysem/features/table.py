@@ -5,6 +5,7 @@ take activations from one pass over a corpus, or from a Neuronpedia export. Cost
 corpus, plus the embedding of the glosses.
 """
 
+import hashlib
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,8 +13,10 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from polysem.config import CorpusConfig, FeaturesConfig, GlossesConfig, Study
+from polysem.errors import ConfigError
 from polysem.features.columns import context_table, harvest_table, with_glosses
 from polysem.glosses import (
     Gloss,
@@ -25,7 +28,10 @@ from polysem.glosses import (
 )
 from polysem.models.base import WhiteBoxModel
 from polysem.progress import SILENT, Reporter
+from polysem.registry import zoo_path
 from polysem.saes.base import SAE
+from polysem.store.io import read_table
+from polysem.store.schema import Schema
 from polysem.store.tables import CLUSTERS, CONTEXTS, FEATURES, GLOSSES
 
 log = logging.getLogger(__name__)
@@ -103,6 +109,7 @@ def feature_table(
     corpus: str = "zoo:samples",
     n_tokens: int = 200_000,
     context: int = 128,
+    n_contexts: int = 12,
     source: str = "harvest",
     label: str | None = None,
     workdir: Path | None = None,
@@ -118,7 +125,9 @@ def feature_table(
         corpus: as `corpus.ref` of a study.
         n_tokens: tokens of the corpus to run.
         context: tokens of a row, BOS included.
-        source: `harvest`, or `neuronpedia:FOLDER_OR_URL` to take activations from an export.
+        n_contexts: contexts kept per feature.
+        source: `harvest`, `zoo` for the table that comes with a zoo SAE, or
+            `neuronpedia:FOLDER_OR_URL` to take activations from an export.
         label: name of the SAE in the tables; None takes its site.
         workdir: folder for checkpoints and cached embeddings; None keeps nothing.
         reporter: is told of progress.
@@ -131,7 +140,7 @@ def feature_table(
         model,
         {name: sae},
         corpus=CorpusConfig(ref=corpus, n_tokens=n_tokens, context=context),
-        features=FeaturesConfig(source=source),
+        features=FeaturesConfig(source=source, n_contexts=n_contexts),
         glosses=GlossesConfig(source=glosses, embedder=embedder),
         gloss_sources={name: glosses},
         workdir=workdir,
@@ -152,10 +161,12 @@ def _build(
 ) -> FeatureTable:
     if features.source == "harvest":
         activity = _harvested(model, saes, corpus, features, workdir=workdir, reporter=reporter)
+    elif features.source == "zoo":
+        activity = {label: _shipped(label, sae) for label, sae in saes.items()}
     else:
         activity = {label: _exported(label, sae, model, features) for label, sae in saes.items()}
     parts, gloss_parts, cluster_parts, embeddings = [], [], [], {}
-    embedder = ("", "")
+    name, hashes = "", []
     for label, sae in saes.items():
         rows, contexts = activity[label]
         own = _glosses(gloss_sources[label], rows, contexts, sae)
@@ -164,7 +175,8 @@ def _build(
         embedded = embed_glosses(
             primary, ids, glosses.embedder, cache=workdir and workdir / "embeddings", reporter=reporter
         )
-        embedder = (embedded.name, embedded.sha256)
+        name = embedded.name
+        hashes.append(embedded.sha256)
         embeddings[label] = embedded.vectors
         parts.append(with_glosses(rows, own))
         gloss_parts.append(_gloss_rows(label, own))
@@ -175,8 +187,15 @@ def _build(
         CONTEXTS.conform(pa.concat_tables([contexts for _, contexts in activity.values()])),
         CLUSTERS.conform(pa.concat_tables(cluster_parts)),
         embeddings,
-        embedder,
+        (name, _one_hash(hashes)),
     )
+
+
+def _one_hash(hashes: list[str]) -> str:
+    """The embedder's hash; vectors of an export are hashed by SAE, and those hashes are hashed together."""
+    if len(set(hashes)) == 1:
+        return hashes[0]
+    return hashlib.sha256(" ".join(hashes).encode()).hexdigest()
 
 
 def _harvested(
@@ -189,7 +208,8 @@ def _harvested(
     reporter: Reporter,
 ) -> dict[str, tuple[pa.Table, pa.Table]]:
     from polysem.corpus import token_rows
-    from polysem.features.harvest import HarvestPlan, harvest
+    from polysem.features.best import HarvestPlan
+    from polysem.features.harvest import harvest
 
     plan = HarvestPlan(features.n_contexts, features.window, features.n_target_tokens)
     found = {}
@@ -201,27 +221,43 @@ def _harvested(
         rows = token_rows(
             corpus.ref, model, n_tokens=corpus.n_tokens, context=corpus.context, prepend_bos=bos
         )
-        n = rows.tokens.shape[0] * (rows.tokens.shape[1] - bos)
-        if n < corpus.n_tokens:
+        if rows.n_tokens < corpus.n_tokens:
             log.warning(
-                "corpus %s has %d tokens, fewer than the %d asked for; all are used",
+                "corpus %s has %d tokens in whole rows, fewer than the %d asked for; all are used",
                 corpus.ref,
-                n,
+                rows.n_tokens,
                 corpus.n_tokens,
             )
         checkpoint = None
         if workdir:
             workdir.mkdir(parents=True, exist_ok=True)
             checkpoint = workdir / f"harvest-{'bos' if bos else 'plain'}.safetensors"
-        states = harvest(
-            model, mine, rows, plan=plan, skip_first=bos, checkpoint=checkpoint, reporter=reporter
-        )
+        states = harvest(model, mine, rows, plan=plan, checkpoint=checkpoint, reporter=reporter)
         for label, sae in mine.items():
             found[label] = (
                 harvest_table(label, sae, states[label], model, features),
                 context_table(label, states[label], rows, model),
             )
     return {label: found[label] for label in saes}
+
+
+def _shipped(label: str, sae: SAE) -> tuple[pa.Table, pa.Table]:
+    """The tables that come with a zoo SAE, under the study's label for it."""
+    ref = sae.provenance.ref
+    if not ref.startswith("zoo:"):
+        raise ConfigError(
+            f"features.source is 'zoo', but the SAE {label} is {ref}, which is not of the zoo",
+            hint='set features.source = "harvest"',
+        )
+    folder = zoo_path("features", ref.removeprefix("zoo:"))
+
+    def relabelled(schema: Schema) -> pa.Table:
+        path = folder / f"{schema.name}.parquet"
+        table = read_table(path, schema, rebuild="pip install --force-reinstall polysem-zoo")
+        at = table.schema.get_field_index("sae")
+        return table.set_column(at, schema.arrow().field("sae"), pa.array([label] * table.num_rows))
+
+    return relabelled(FEATURES), relabelled(CONTEXTS)
 
 
 def _exported(
@@ -235,7 +271,7 @@ def _exported(
         model_id=sae.model_id,
         tokenize_string=lambda text: model.tokenize(text, prepend_bos=False),
         # Published activations are in unit-decoder units; the SAE record is in the units of its file.
-        dec_norms=sae.W_dec.norm(dim=1).numpy(),
+        dec_norms=sae.W_dec.detach().float().norm(dim=1).cpu().numpy(),
         n_contexts=features.n_contexts,
         window=features.window,
         target_ratio=features.target_ratio,
@@ -245,8 +281,13 @@ def _exported(
 
 
 def _glosses(source: str, rows: pa.Table, contexts: pa.Table, sae: SAE) -> list[Gloss]:
-    """All glosses of an SAE: those of the source first, then the token gloss of every feature."""
-    made = token_glosses(rows, contexts)
+    """All glosses of an SAE: those of the source first, then the token gloss of every feature that fires.
+
+    What a feature promotes says nothing about one that never fired: it would be mined and steered as if
+    known.
+    """
+    alive = set(rows.filter(pc.fill_null(pc.not_equal(rows["n_active"], 0), True))["feature"].to_pylist())
+    made = [gloss for gloss in token_glosses(rows, contexts) if gloss.feature in alive]
     if source == "tokens":
         return made
     read = read_glosses(source, d_sae=sae.d_sae, site=sae.site, model_id=sae.model_id)

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Float
-from scipy.special import betainc
+from scipy.special import betainc, betaincc
 
 from polysem.errors import ConfigError
 from polysem.geometry.rows import Rows, prepare_rows, unit_blocks
@@ -41,9 +41,14 @@ def cosine_tail(
     if not d >= 1:
         raise ConfigError(f"dimensions must be at least 1, got {d}", hint="give the width of the site")
     c = np.asarray(c, np.float64)
-    size = np.abs(c)
-    rest = np.clip((1 - size) * (1 + size), 0.0, 1.0)
-    both = np.where(size < 1, 1.0, 0.0) if d == 1 else np.asarray(betainc((d - 1) / 2, 0.5, rest))
+    size = np.minimum(np.abs(c), 1.0)
+    if d == 1:
+        both = np.where(size < 1, 1.0, 0.0)
+    else:
+        # I_{1-c^2}(a, 1/2) = 1 - I_{c^2}(1/2, a): each form where its argument keeps its digits
+        half = (d - 1) / 2
+        near_one = betainc(half, 0.5, (1 - size) * (1 + size))
+        both = np.where(size < 0.5, betaincc(0.5, half, size * size), near_one)
     if two_sided:
         return both
     return np.where(c >= 0, both / 2, 1 - both / 2)

@@ -46,6 +46,10 @@ class Screen:
     """per block: largest distance of a unit row from what is multiplied"""
     scale: tuple[float, ...]
     """per block: what is multiplied is scale x unit row"""
+    buffer: "Tensor"
+    """products of one tile, used again for every tile: fresh memory would cost page faults"""
+    flags: "Tensor"
+    """flags of one tile, used again alike"""
 
     def margin(self, row_block: int, column_block: int) -> float:
         """By how much a product (in units of cosine, before its own rounding) may fall short of the canonical
@@ -56,21 +60,22 @@ class Screen:
 
     def products(self, rows: slice, column_block: int) -> "Tensor":
         """Products of some rows (inside one block; more are added if they are few) with a block of columns (a
-        multiple of 8)."""
+        multiple of 8). Valid until the next call."""
         import torch
 
         stop = min(max(rows.stop, rows.start + _LEAST_ROWS), len(self.matrix))
         first = column_block * self.tile
         last = min(first + self.tile, _round_up(self.n, 8))
         left, right = self.matrix[rows.start : stop], self.matrix[first:last].t()
+        out = self.buffer[: len(left) * (last - first)].view(len(left), last - first)
         if self.arithmetic == "int8":
-            return torch._int_mm(left, right)
+            return torch._int_mm(left, right, out=out)
         with full_precision():
-            return torch.mm(left, right)
+            return torch.mm(left, right, out=out)
 
     def passing(self, rows: slice, column_block: int, *, threshold: float, signed: bool) -> "Tensor":
         """Flags [rows, columns] of the pairs whose cosine may be >= threshold (or <= -threshold, if
-        `signed`)."""
+        `signed`). Valid until the next call."""
         import torch
 
         block = rows.start // self.tile
@@ -78,16 +83,18 @@ class Screen:
         product = self.products(rows, column_block)
         if self.arithmetic == "int8":
             cut = math.ceil(lowered * self.scale[block] * self.scale[column_block]) - 1
-            return (product.abs_() if signed else product) >= cut
-        if self.arithmetic == "bf16" and lowered > 0:
+        elif self.arithmetic == "bf16":
             # Positive bf16 numbers are ordered as the integers of their bits; negative ones are negative
-            # integers.
-            bits = torch.tensor(lowered * _BF16_KEEP).to(torch.bfloat16).view(torch.int16).item() - 1
+            # integers. One step down covers the rounding of the threshold itself.
+            bits = torch.tensor(lowered * _BF16_KEEP).to(torch.bfloat16).view(torch.int16).item()
+            cut = bits - 1 if lowered > 0 else -(2**15)
             product = product.view(torch.int16)
-            return (product.bitwise_and_(0x7FFF) if signed else product) >= bits
-        if self.arithmetic == "bf16":
-            lowered = lowered / _BF16_KEEP - 2.0**-8
-        return (product.abs_() if signed else product) >= lowered - 4 * _EPS
+        else:
+            cut = lowered - 4 * _EPS
+        if signed:
+            product = product.bitwise_and_(0x7FFF) if self.arithmetic == "bf16" else product.abs_()
+        flags = self.flags[: product.numel()].view(product.shape)
+        return torch.ge(product, cut, out=flags)
 
 
 def sum_error(d: int) -> float:
@@ -111,13 +118,12 @@ def make_screen(
     else:
         order = (name,) if name == "fp32" or probe(name, device) else ("fp32",)
     values = torch.from_numpy(unit).to(device)
+    # auto: a margin of half the threshold lets through many candidates to be decided exactly; a finer screen
+    # is then the faster one. By name: as long as something is left (2 errors, their product, the sum's).
+    largest = 0.25 if name == "auto" else 0.4
     for arithmetic in order:
         screen = _quantised(values, arithmetic, tile)
-        if arithmetic == "fp32" or (name != "auto" and threshold > 2 * max(screen.error)):
-            return screen
-        # auto: half of the threshold lost to the margin means many candidates to decide exactly; take the
-        # finer screen
-        if threshold > 4 * max(screen.error):
+        if arithmetic == "fp32" or max(screen.error) < largest * threshold:
             return screen
     return _quantised(values, "fp32", tile)
 
@@ -212,7 +218,11 @@ def _quantised(unit: "Tensor", arithmetic: Arithmetic, tile: int) -> Screen:
         # one float32 rounding of each unit row, and of its measured distance
         errors.append(away + 2 * _EPS)
         scales.append(scale)
-    return Screen(arithmetic, tile, n, d, matrix, tuple(errors), tuple(scales))
+    area = (min(tile, n) + _LEAST_ROWS) * min(tile, _round_up(n, 8))
+    out = torch.int32 if arithmetic == "int8" else dtype
+    buffer = torch.empty(area, dtype=out, device=unit.device)
+    flags = torch.empty(area, dtype=torch.bool, device=unit.device)
+    return Screen(arithmetic, tile, n, d, matrix, tuple(errors), tuple(scales), buffer, flags)
 
 
 def _round_up(number: int, multiple: int) -> int:

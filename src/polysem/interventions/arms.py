@@ -89,7 +89,8 @@ class Atlas:
             )
         if len(ids) and (ids.min() < 0 or ids.max() >= sae.d_sae):
             raise MismatchError(
-                f"SAE {label!r} has features 0 to {sae.d_sae - 1} but the feature table goes from {ids.min()} to {ids.max()}",
+                f"SAE {label!r} has features 0 to {sae.d_sae - 1} but the feature table goes "
+                f"from {ids.min()} to {ids.max()}",
                 hint="polysem features, with the SAE that is loaded now",
             )
         density = np.full(sae.d_sae, np.nan)
@@ -134,13 +135,14 @@ class Atlas:
     def deciles(self) -> Int[np.ndarray, " d_sae"]:
         return density_deciles(self.density)
 
-    def alignment(self, target: int) -> Float[np.ndarray, " d_sae"]:
-        """Cosine of every decoder row with the target's, float64; 0 for a row without direction."""
-        return _cosines(self.sae.W_dec.detach().cpu().float().numpy(), target)
+    def alignments(self, targets: Sequence[int]) -> Float[np.ndarray, "n_targets d_sae"]:
+        """Cosine of every decoder row with each target's, float64; 0 for a row without direction."""
+        return _cosines(self.sae.W_dec.detach().cpu().float().numpy(), targets)
 
-    def similarity(self, target: int) -> Float[np.ndarray, " d_sae"]:
-        """Gloss similarity of every feature with the target; NaN where either has no gloss."""
-        return np.where(self.glossed & self.glossed[target], _cosines(self.embeddings, target), np.nan)
+    def similarities(self, targets: Sequence[int]) -> Float[np.ndarray, "n_targets d_sae"]:
+        """Gloss similarity of every feature with each target; NaN where either has no gloss."""
+        both = self.glossed[None, :] & self.glossed[list(targets), None]
+        return np.where(both, _cosines(self.embeddings, targets), np.nan)
 
     def duplicates(self, target: int, alignment: Float[np.ndarray, " d_sae"]) -> Bool[np.ndarray, " d_sae"]:
         """Features that are likely the target's own concept: by angle, by shared tokens, or as the map of
@@ -192,10 +194,33 @@ def draw_targets(atlas: Atlas, *, pairs: PairsConfig, plan: PlanConfig, seed: in
     return sorted(int(t) for t in eligible[chosen])
 
 
-def arms_of(atlas: Atlas, target: int, *, pairs: PairsConfig, plan: PlanConfig, seed: int) -> list[Arm]:
-    """All arms of one target: sources by bin, self, and the random controls."""
-    alignment, similarity = atlas.alignment(target), atlas.similarity(target)
-    arms = [Arm("self", target, target, 0, Recipe.of("decoder", feature=target).text, -1, 1.0, 1.0)]
+def arms_of(
+    atlas: Atlas, targets: Sequence[int], *, pairs: PairsConfig, plan: PlanConfig, seed: int
+) -> list[Arm]:
+    """All arms of some targets: self, sources by bin, and the random controls."""
+    geometry = zip(targets, atlas.alignments(targets), atlas.similarities(targets), strict=True)
+    return [
+        arm
+        for target, alignment, similarity in geometry
+        for arm in (
+            Arm("self", target, target, 0, Recipe.of("decoder", feature=target).text, -1, 1.0, 1.0),
+            *_pair_arms(atlas, target, alignment, similarity, pairs=pairs, plan=plan, seed=seed),
+            *_control_arms(atlas, target, alignment, similarity, plan=plan, seed=seed),
+        )
+    ]
+
+
+def _pair_arms(
+    atlas: Atlas,
+    target: int,
+    alignment: np.ndarray,
+    similarity: np.ndarray,
+    *,
+    pairs: PairsConfig,
+    plan: PlanConfig,
+    seed: int,
+) -> list[Arm]:
+    arms = []
     for index, sources in enumerate(_sources(atlas, target, alignment, similarity, pairs=pairs)):
         rng = rng_for(seed, "source", atlas.label, target, index)
         size = min(plan.sources_per_bin, len(sources))
@@ -204,7 +229,19 @@ def arms_of(atlas: Atlas, target: int, *, pairs: PairsConfig, plan: PlanConfig, 
         ):
             recipe = Recipe.of("decoder", feature=source).text
             arms.append(Arm("pair", target, source, 0, recipe, index, cosine, gloss))
-    draws = range(plan.n_random)
+    return arms
+
+
+def _control_arms(
+    atlas: Atlas,
+    target: int,
+    alignment: np.ndarray,
+    similarity: np.ndarray,
+    *,
+    plan: PlanConfig,
+    seed: int,
+) -> list[Arm]:
+    arms, draws = [], range(plan.n_random)
     rngs = [rng_for(seed, "control", "random_feature", atlas.label, target, draw) for draw in draws]
     matched = matched_features(
         target, alignment=alignment, norms=atlas.norms, deciles=atlas.deciles, usable=atlas.usable, rngs=rngs
@@ -290,15 +327,19 @@ def _mined_columns(atlas: Atlas) -> Sequence[np.ndarray]:
     return i, j, rows["interference"].to_numpy(), gloss, flagged.astype(bool)
 
 
-def _cosines(rows: np.ndarray, target: int) -> np.ndarray:
-    """Cosine of every row with row `target`, in float64 block by block; 0 for a zero row."""
-    wanted = rows[target].astype(np.float64)
-    wanted = wanted / max(float(np.linalg.norm(wanted)), np.finfo(np.float64).tiny)
-    result = np.zeros(len(rows))
+def _cosines(rows: np.ndarray, targets: Sequence[int]) -> np.ndarray:
+    """Cosine of every row with each of some rows, in float64 block by block; 0 for a zero row.
+
+    One product per target and block, so that a target's numbers do not depend on which others are asked for.
+    """
+    wanted = rows[list(targets)].astype(np.float64)
+    wanted /= np.maximum(np.linalg.norm(wanted, axis=1, keepdims=True), np.finfo(np.float64).tiny)
+    result = np.zeros((len(wanted), len(rows)))
     for start in range(0, len(rows), _BLOCK):
         block = rows[start : start + _BLOCK].astype(np.float64)
         norms = np.linalg.norm(block, axis=1)
-        np.divide(block @ wanted, norms, out=result[start : start + _BLOCK], where=norms > 0)
+        for found, target in zip(result, wanted, strict=True):
+            np.divide(block @ target, norms, out=found[start : start + _BLOCK], where=norms > 0)
     return result
 
 

@@ -10,7 +10,7 @@ from polysem.report import charts, panels
 from polysem.report.findings import STEP, finding
 from polysem.report.pairs import details, pair_rows
 from polysem.report.source import Run
-from polysem.report.text import count, interval, number, p_value, plural, visible
+from polysem.report.text import Real, count, interval, number, p_value, plural, visible
 from polysem.stats import HYPOTHESES, POOLED
 from polysem.store.stages import Stage
 from polysem.types import Site
@@ -189,7 +189,7 @@ def _spectra(spectrum: pa.Table) -> list[dict[str, Any]]:
     return result
 
 
-def _ratio(seen: float, expected: float) -> str:
+def _ratio(seen: Real, expected: Real) -> str:
     """How many times chance; not a number where chance gives less than a pair in a million studies."""
     if expected < 1e-6:
         return "chance gives none" if seen else "–"

@@ -1,4 +1,5 @@
-"""Tables and manifests on disk. Reading a finished run needs this package and nothing heavier than pyarrow."""
+"""Tables and manifests on disk. Reading a finished run needs this package and nothing heavier than
+pyarrow."""
 
 from polysem.store.run import RunFolder
 from polysem.store.tables import STAGES

@@ -1,8 +1,8 @@
 """The only place that opens result files.
 
-A file is written whole or not at all: into a temporary file of the same folder, flushed to the disk, then put in place in one step. What
-is written twice from equal tables is equal byte for byte. What is read is checked against its schema. Every failure is a
-StoreError that names the file and what to do next.
+A file is written whole or not at all: into a temporary file of the same folder, flushed to the disk, then
+put in place in one step. What is written twice from equal tables is equal byte for byte. What is read is
+checked against its schema. Every failure is a StoreError that names the file and what to do next.
 """
 
 import errno
@@ -104,7 +104,8 @@ def read_json(path: Path, *, rebuild: str) -> dict[str, Any]:
 
 
 def write_table(path: Path, table: pa.Table, schema: Schema) -> str:
-    """Write a table as parquet, conformed to its schema; gives the sha256 of the file. Equal tables give equal bytes.
+    """Write a table as parquet, conformed to its schema; gives the sha256 of the file. Equal tables give
+    equal bytes.
 
     Raises:
         StoreError: if the table does not conform, or cannot be written.
@@ -136,7 +137,8 @@ def read_table(
     columns: Sequence[str] | None = None,
     where: pc.Expression | None = None,
 ) -> pa.Table:
-    """The table of a parquet file, checked against its schema, or the columns and rows of it that are asked for.
+    """The table of a parquet file, checked against its schema, or the columns and rows of it that are asked
+    for.
 
     Args:
         path: the file.

@@ -1,9 +1,9 @@
 """One writer at a time: a lock file that says who holds it, and that a killed holder cannot keep.
 
-The file is made whole in one step (a hard link to a finished file), so nobody ever reads half of it. Its holder is gone if its process
-is gone: same host, and another boot, no such pid, or a pid that now belongs to a process started later. On another host that
-cannot be known, and the lock is respected. Workers that write different parts hold locks of their own, which exclude
-the lock of the whole and are excluded by it.
+The file is made whole in one step (a hard link to a finished file), so nobody ever reads half of it. Its
+holder is gone if its process is gone: same host, and another boot, no such pid, or a pid that now belongs
+to a process started later. On another host that cannot be known, and the lock is respected. Workers that
+write different parts hold locks of their own, which exclude the lock of the whole and are excluded by it.
 """
 
 import json
@@ -56,9 +56,8 @@ class Holder:
 def locked(folder: Path, name: str = WHOLE) -> Iterator[None]:
     """Hold a lock of `folder` while the block runs.
 
-    Args:
-        folder: must exist.
-        name: `WHOLE`, or another name beginning with it for a part; parts with different names do not exclude each other.
+    Args: folder: must exist. name: `WHOLE`, or another name beginning with it for a part; parts with
+    different names do not exclude each other.
 
     Raises:
         StoreError: if a living process holds a lock that excludes this one.
@@ -108,7 +107,8 @@ def _acquire(path: Path) -> None:
 
 
 def _take_away(path: Path, seen: Holder | None, aside: Path) -> None:
-    """Remove the lock of a process that is gone, and no other: somebody may have taken it over since it was read."""
+    """Remove the lock of a process that is gone, and no other: somebody may have taken it over since it was
+    read."""
     try:
         os.rename(path, aside)
     except FileNotFoundError:
@@ -140,7 +140,8 @@ def _boot() -> str:
 
 
 def _started(pid: int) -> str:
-    """Field 22 of /proc/PID/stat; the second field, the command, may hold spaces and ends with the last ')'."""
+    """Field 22 of /proc/PID/stat; the second field, the command, may hold spaces and ends with the last
+    ')'."""
     try:
         return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[19]
     except (OSError, IndexError, UnicodeDecodeError):

@@ -1,8 +1,10 @@
-"""Manifests: what a stage was made from and what it made, and the comparison of the two with what is there now.
+"""Manifests: what a stage was made from and what it made, and the comparison of the two with what is there
+now.
 
-A recipe is everything that decides a stage's bytes; its sha256 is the fingerprint. A manifest holds the recipe, the hashes of the
-files made, what was found out while making them (`facts`: resolved device, revisions, fidelity) and when and where that was (`made`).
-Only the recipe takes part in freshness; only here may times and host names stand.
+A recipe is everything that decides a stage's bytes; its sha256 is the fingerprint. A manifest holds the
+recipe, the hashes of the files made, what was found out while making them (`facts`: resolved device,
+revisions, fidelity) and when and where that was (`made`). Only the recipe takes part in freshness; only
+here may times and host names stand.
 """
 
 import hashlib
@@ -26,7 +28,8 @@ FORMAT = 1
 """version of the manifest itself"""
 
 State = Literal["absent", "partial", "fresh", "stale", "foreign"]
-"""nothing there | begun | whole, and made from what is there now | made from something else | not of this study"""
+"""nothing there | begun | whole, and made from what is there now | made from something else | not of this
+study"""
 
 
 @dataclass(frozen=True)
@@ -115,8 +118,8 @@ class Manifest:
     def read(cls, path: Path, *, rebuild: str) -> "Manifest":
         """The manifest of a file.
 
-        Raises:
-            StoreError: if it is missing, damaged, of another format, or its fingerprint is not that of its recipe.
+        Raises: StoreError: if it is missing, damaged, of another format, or its fingerprint is not that of
+        its recipe.
         """
         whole = io.read_json(path, rebuild=rebuild)
         if whole.get("format") != FORMAT:
@@ -173,7 +176,8 @@ def compare(
 
 
 def read_manifest(root: Path, stage: Stage) -> Manifest | None:
-    """The manifest of a stage, or None where the stage is not finished. Raises StoreError if it is damaged."""
+    """The manifest of a stage, or None where the stage is not finished. Raises StoreError if it is
+    damaged."""
     path = root / stage / "manifest.json"
     return Manifest.read(path, rebuild=command(stage, root)) if path.exists() else None
 

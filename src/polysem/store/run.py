@@ -1,16 +1,15 @@
 """A run folder: where every file of a study lies, and how its stages are written and read.
 
-    study.toml                                        what was asked, verbatim
-    features/  features, glosses, contexts, clusters  .parquet, embeddings.safetensors
-    pairs/     pairs, density, spectrum, partners     -KKKKK-of-NNNNN.parquet, one part per SAE in the order of labels
-    plan/      plan, prompts                          .parquet
-    trials/    part                                   -KKKKK-of-NNNNN.parquet, each a run of whole batches
-    effects/   effects, pair_effects, ...             .parquet
-    report.html
+    study.toml                                        what was asked, verbatim features/  features, glosses,
+    contexts, clusters  .parquet, embeddings.safetensors pairs/     pairs, density, spectrum, partners
+    -KKKKK-of-NNNNN.parquet, one part per SAE in the order of labels plan/      plan, prompts
+    .parquet trials/    part                                   -KKKKK-of-NNNNN.parquet, each a run of whole
+    batches effects/   effects, pair_effects, ...             .parquet report.html
 
-Each stage folder (and `report/`, which holds nothing else) has a `manifest.json`; each part has a record `part-KKKKK-of-NNNNN.json`
-beside it, written last: a part without a good record does not count. The number of parts follows from the study and the plan,
-so the files do not depend on who wrote them, in what order, or how often it was interrupted.
+Each stage folder (and `report/`, which holds nothing else) has a `manifest.json`; each part has a record
+`part-KKKKK-of-NNNNN.json` beside it, written last: a part without a good record does not count. The number
+of parts follows from the study and the plan, so the files do not depend on who wrote them, in what order,
+or how often it was interrupted.
 """
 
 import math
@@ -95,7 +94,8 @@ class RunFolder:
         return parse_study(text, origin=str(path))
 
     def claim(self, study: Study, text: str, *, force: bool = False) -> None:
-        """Make this the folder of a study: write `study.toml` if it differs, after making sure that nothing of another is there.
+        """Make this the folder of a study: write `study.toml` if it differs, after making sure that nothing
+        of another is there.
 
         Raises:
             StoreError: if the folder holds another study, or something else, and not `force`.
@@ -135,7 +135,8 @@ class RunFolder:
 
     @contextmanager
     def writing(self, shard: str = "") -> Iterator[None]:
-        """Be the only writer of the folder, or of one shard of its trials, while the block runs; leftovers of killed writers go.
+        """Be the only writer of the folder, or of one shard of its trials, while the block runs; leftovers
+        of killed writers go.
 
         Raises:
             StoreError: if somebody else is writing.
@@ -171,8 +172,8 @@ class RunFolder:
             columns: only these; None reads all.
             where: only rows for which this holds.
 
-        Raises:
-            StoreError: if a file is missing or not what it must be; the message names it and the command that rebuilds it.
+        Raises: StoreError: if a file is missing or not what it must be; the message names it and the
+        command that rebuilds it.
         """
         stage, schema = self._home(name)
         rebuild = command(stage, self.root)
@@ -285,7 +286,8 @@ class RunFolder:
         facts: Mapping[str, Any],
         started: float,
     ) -> None:
-        """Write the manifest of a stage whose files are all there, and remove tables and parts that are not among them."""
+        """Write the manifest of a stage whose files are all there, and remove tables and parts that are not
+        among them."""
         kept = {*outputs, *(_record_of(file) for file in outputs)}
         for pattern in ("*.parquet", "part-*.json"):
             for path in sorted((self.root / stage).glob(pattern)):

@@ -1,7 +1,7 @@
 """Schemas as objects: a table is a key, a version and columns with dtype, unit and meaning.
 
-Everything that reads or writes a table checks it against its schema; the documentation page and the explorer's column heads are
-generated from the same objects.
+Everything that reads or writes a table checks it against its schema; the documentation page and the
+explorer's column heads are generated from the same objects.
 """
 
 from dataclasses import dataclass
@@ -45,8 +45,8 @@ class Schema:
     def conform(self, table: pa.Table) -> pa.Table:
         """`table` cast to this schema, columns in order, rows sorted by key.
 
-        Raises:
-            StoreError: on a missing or unknown column, a null where none is allowed, a wrong type, or a repeated key.
+        Raises: StoreError: on a missing or unknown column, a null where none is allowed, a wrong type, or a
+        repeated key.
         """
         wanted = [c.name for c in self.columns]
         missing = [n for n in wanted if n not in table.column_names]

@@ -5,8 +5,8 @@
     ['gpt2', 'llama', 'neox']
     >>> polysem_zoo.path("saes", "gpt2/blocks.2.hook_resid_post")  # a folder in SAELens's layout
 
-Everything is ordinary Hugging Face and SAELens files: nothing here is needed to read them. What each is, what it was trained on
-and how good it is stands in CARD.md beside this file.
+Everything is ordinary Hugging Face and SAELens files: nothing here is needed to read them. What each is,
+what it was trained on and how good it is stands in CARD.md beside this file.
 """
 
 from pathlib import Path

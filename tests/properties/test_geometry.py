@@ -1,0 +1,120 @@
+"""What pairs and counts may not depend on."""
+
+import numpy as np
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from polysem.geometry import count_joint, mine_pairs
+from polysem.geometry.rows import canonical_cosines, prepare_rows
+
+BINS, THRESHOLDS = (0.0, 0.1, 0.2, 0.3, 0.4, 1.0), (0.4, 0.3, 0.2, 0.15)
+PROFILE = settings(max_examples=60, deadline=None, derandomize=True)
+
+
+@st.composite
+def dictionaries(draw):
+    """Rows with ties, duplicates, zeros, spikes and a common mode: small integers collide, noise does not."""
+    n, d, k = draw(st.integers(2, 90)), draw(st.integers(1, 40)), draw(st.integers(1, 12))
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    if draw(st.booleans()):
+        x = rng.integers(-2, 3, size=(n, d)).astype(np.float32)
+        e = rng.integers(-1, 2, size=(n, k)).astype(np.float32)
+    else:
+        x = rng.normal(size=(n, d)).astype(np.float32) + np.float32(draw(st.sampled_from([0.0, 0.5, 3.0])))
+        e = rng.normal(size=(n, k)).astype(np.float32)
+        x[rng.integers(0, n, n // 5)] = x[0]
+        x[rng.integers(0, n), rng.integers(0, d)] = draw(st.sampled_from([0.0, 50.0, -1e4]))
+    return x, e
+
+
+@PROFILE
+@given(
+    world=dictionaries(),
+    low=st.sampled_from([-1.0, 0.0, 0.05, 0.2, 0.5, 1.0]),
+    high=st.sampled_from([None, -0.2, 0.0, 0.3, 1.0, 1.1]),
+    signed=st.booleans(),
+    screen=st.sampled_from(["fp32", "bf16", "int8", "auto"]),
+    tile=st.sampled_from([8, 16, 32, 64, 2048]),
+    threads=st.sampled_from([1, 2]),
+)
+def test_pairs_and_values_do_not_depend_on_how_they_are_found(
+    world, low, high, signed, screen, tile, threads
+):
+    x, e = world
+    rows, glosses = prepare_rows(x, name="x"), prepare_rows(e, name="e")
+    i, j = np.triu_indices(len(x), 1)
+    cosine, similarity = canonical_cosines(rows, i, j), canonical_cosines(glosses, i, j)
+    keep = (cosine >= low) | (signed & (cosine <= -low))
+    keep &= np.isfinite(cosine) if high is None else similarity < high
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        table = mine_pairs(
+            x, e, min_interference=low, max_similarity=high, signed=signed, screen=screen, tile=tile
+        )
+    finally:
+        torch.set_num_threads(before)
+    assert table["i"].to_pylist() == i[keep].tolist()
+    assert table["j"].to_pylist() == j[keep].tolist()
+    np.testing.assert_array_equal(table["interference"].to_numpy(), cosine[keep])
+    found = table["similarity"].to_numpy(zero_copy_only=False)
+    np.testing.assert_array_equal(found, similarity[keep])
+
+
+@PROFILE
+@given(world=dictionaries(), tile=st.sampled_from([8, 24, 64, 2048]))
+def test_counts_are_those_of_canonical_cosines_for_every_tile(world, tile):
+    x, e = world
+    made = count_joint(x, e, bins=BINS, similarity_thresholds=THRESHOLDS, tile=tile)
+    i, j = np.triu_indices(len(x), 1)
+    cosine = canonical_cosines(prepare_rows(x, name="x"), i, j)
+    similarity = canonical_cosines(prepare_rows(e, name="e"), i, j)
+    live = np.isfinite(cosine)
+    np.testing.assert_array_equal(made.interference, np.histogram(cosine[live], bins=made.edges)[0])
+    both = live & np.isfinite(similarity)
+    i, j, cosine, similarity = i[both], j[both], cosine[both], similarity[both]
+    np.testing.assert_array_equal(
+        made.histogram, np.histogram2d(cosine, similarity, bins=[made.edges] * 2)[0]
+    )
+    for b, (lo, hi) in enumerate(zip(BINS[:-1], (*BINS[1:-1], 2.0), strict=True)):
+        for t, threshold in enumerate(THRESHOLDS):
+            inside = (cosine >= lo) & (cosine < hi) & (similarity < threshold)
+            expected = np.bincount(i[inside], minlength=len(x)) + np.bincount(j[inside], minlength=len(x))
+            np.testing.assert_array_equal(made.partners[:, b, t], expected)
+
+
+@PROFILE
+@given(world=dictionaries(), seed=st.integers(0, 1000))
+def test_permuting_features_permutes_pairs_and_changes_no_value(world, seed):
+    x, e = world
+    order = np.random.default_rng(seed).permutation(len(x))
+    plain = mine_pairs(x, e, min_interference=0.1, max_similarity=0.4, signed=True)
+    moved = mine_pairs(x[order], e[order], min_interference=0.1, max_similarity=0.4, signed=True)
+
+    def named(table, names):
+        return {
+            (*sorted((names[r["i"]], names[r["j"]])), r["interference"], r["similarity"])
+            for r in table.to_pylist()
+        }
+
+    assert named(moved, order.tolist()) == named(plain, list(range(len(x))))
+
+
+@PROFILE
+@given(
+    pair=st.integers(1, 300).flatmap(
+        lambda d: arrays(np.float32, (2, d), elements=st.floats(-1e3, 1e3, width=32, allow_subnormal=False))
+    ),
+    repeats=st.integers(1, 600),
+)
+def test_the_canonical_cosine_is_symmetric_bounded_and_the_same_in_any_company(pair, repeats):
+    rows = prepare_rows(pair, name="pair")
+    one, zero = np.ones(repeats, np.int64), np.zeros(repeats, np.int64)
+    forward, backward = canonical_cosines(rows, zero, one), canonical_cosines(rows, one, zero)
+    alone = canonical_cosines(rows, zero[:1], one[:1])
+    np.testing.assert_array_equal(forward, backward)
+    np.testing.assert_array_equal(forward, np.repeat(alone, repeats))
+    assert np.isnan(alone[0]) == (not pair.any(axis=1).all())
+    assert not np.abs(forward).max(initial=0) > 1

@@ -1,0 +1,188 @@
+"""The corpus: what counts as a document, how tokens are laid in rows, what is refused."""
+
+import json
+
+import numpy as np
+import pytest
+
+from polysem.corpus import corpus_path, documents, lay, token_rows
+from polysem.errors import FormatError, MismatchError, UnknownReferenceError
+from polysem.testing.tiny import tiny_model
+
+WORDS = "the sea and the old man had gone to the forest with the king"
+
+
+def read(path):
+    return [(d.name, d.text) for d in documents(str(path))]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "expected"),
+    [
+        (
+            "a.txt",
+            "one\ntwo\n\n\nthree\n \nfour\n",
+            [("a[0]", "one\ntwo"), ("a[1]", "three"), ("a[2]", "four")],
+        ),
+        ("a.md", "\n\none\n\n", [("a[0]", "one")]),
+        ("a.txt", "\ufeffone\r\n\r\ntwo\rthree", [("a[0]", "one"), ("a[1]", "two\nthree")]),
+        ("a.jsonl", '{"text": "one"}\n\n{"text": " "}\n{"text": "two"}', [("a[1]", "one"), ("a[4]", "two")]),
+        ("a.json", '["one", "", "two\\n\\nthree"]', [("a[0]", "one"), ("a[2]", "two\n\nthree")]),
+    ],
+)
+def test_documents_of_every_format(tmp_path, name, content, expected):
+    path = tmp_path / name
+    path.write_bytes(content.encode())
+    assert read(path) == expected
+
+
+@pytest.mark.parametrize("character", ["\u2028", "\u2029", "\x85"])
+def test_json_lines_end_at_line_feeds_only(tmp_path, character):
+    path = tmp_path / "a.jsonl"
+    path.write_text(json.dumps({"text": f"one{character}two"}, ensure_ascii=False) + "\n", encoding="utf-8")
+    assert read(path) == [("a[1]", f"one{character}two")]
+
+
+def test_folder_gives_its_text_files_whole_by_relative_name(tmp_path):
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "x.md").write_text("later\n\nstill the same")
+    (tmp_path / "a.txt").write_text("first")
+    (tmp_path / "c.csv").write_text("not,text")
+    assert read(tmp_path) == [("a.txt", "first"), ("b/x.md", "later\n\nstill the same")]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "says"),
+    [
+        ("a.txt", b" \n", r"a\.txt is empty"),
+        ("a.txt", b"caf\xe9", r"a\.txt is not UTF-8: byte 3 is 0xe9"),
+        ("a.csv", b"x", r"suffix '\.csv'; expected \.txt, \.md, \.jsonl, \.json"),
+        ("a.jsonl", b'{"text": "a"}\n{"text": ', r"a\.jsonl, line 2: not JSON"),
+        ("a.jsonl", b'{"text": "a"}\n{"text": 3}', r"a\.jsonl, line 2: expected an object with a string"),
+        ("a.jsonl", b"[1]", r"line 1: expected an object"),
+        ("a.json", b'["a"', r"a\.json: not JSON"),
+        ("a.json", b'{"text": "a"}', r"expected a list of strings, got dict"),
+        ("a.json", b'["a", {"text": "b"}]', r"item 1: expected a string, got \{'text': 'b'\}"),
+    ],
+)
+def test_bad_files_are_refused_by_name_and_place(tmp_path, name, content, says):
+    path = tmp_path / name
+    path.write_bytes(content)
+    with pytest.raises(FormatError, match=says):
+        read(path)
+
+
+def test_missing_corpora_are_refused(tmp_path):
+    with pytest.raises(UnknownReferenceError, match=r"nowhere\.txt.*no such file(?s:.*)corpus\.ref"):
+        read(tmp_path / "nowhere.txt")
+    with pytest.raises(FormatError, match=r"holds no \.txt or \.md file"):
+        read(tmp_path)
+
+
+def test_zoo_names_lead_to_the_zoo():
+    polysem_zoo = pytest.importorskip("polysem_zoo")
+    for name in polysem_zoo.names("texts"):
+        assert corpus_path(f"zoo:{name}").is_file()
+        assert next(documents(f"zoo:{name}")).name == f"{name}[0]"
+    with pytest.raises(UnknownReferenceError, match="no texts entry 'atlantis'"):
+        corpus_path("zoo:atlantis")
+
+
+@pytest.fixture
+def texts(tmp_path):
+    """Documents of many lengths, an empty one among them."""
+    rng = np.random.default_rng(0)
+    words = np.array(WORDS.split())
+    items = [" ".join(rng.choice(words, n)) for n in (3, 40, 0, 1, 1, 70, 7, 150)]
+    path = tmp_path / "texts.json"
+    path.write_text(json.dumps(items))
+    return path, items
+
+
+@pytest.mark.parametrize("bos", [False, True])
+@pytest.mark.parametrize("context", [2, 9, 64])
+def test_rows_are_the_documents_end_to_end(texts, bos, context):
+    path, items = texts
+    model = tiny_model("gpt2")
+    stream = [i for text in items if text for i in model.tokenize(text + "\n", prepend_bos=False)]
+    length = context - bos
+    n_rows = len(stream) // length
+    rows = token_rows(str(path), model, n_tokens=10**6, context=context, prepend_bos=bos)
+    assert rows.tokens.shape == (n_rows, context)
+    assert rows.n_tokens == n_rows * length
+    assert rows.tokens[:, int(bos) :].reshape(-1).tolist() == stream[: n_rows * length]
+    if bos:
+        assert set(rows.tokens[:, 0].tolist()) == {model.bos_id}
+
+
+@pytest.mark.parametrize("bos", [False, True])
+def test_sources_lead_back_to_the_token(texts, bos):
+    path, items = texts
+    model = tiny_model("gpt2")
+    rows = token_rows(str(path), model, n_tokens=10**6, context=9, prepend_bos=bos)
+    row, position = (grid.reshape(-1) for grid in np.indices(rows.tokens.shape))
+    documents_seen = set()
+    for r, p, source in zip(row, position, rows.sources(row, position), strict=True):
+        name, _, offset = source.rpartition(":")
+        document = int(name.removeprefix("texts[").removesuffix("]"))
+        ids = model.tokenize(items[document] + "\n", prepend_bos=False)
+        assert ids[int(offset)] == rows.tokens[r, max(p, int(bos))]
+        documents_seen.add(document)
+    assert documents_seen == {0, 1, 3, 4, 5, 6, 7}, "the empty document has no token"
+
+
+@pytest.mark.parametrize(("n_tokens", "n_rows"), [(1, 1), (8, 1), (9, 2), (80, 10), (81, 11)])
+def test_first_rows_do_not_depend_on_how_many_are_asked_for(texts, n_tokens, n_rows):
+    path, _ = texts
+    model = tiny_model("llama")
+    some, most = (
+        token_rows(str(path), model, n_tokens=n, context=9, prepend_bos=True) for n in (n_tokens, 200)
+    )
+    assert len(some.tokens) == n_rows
+    np.testing.assert_array_equal(some.tokens, most.tokens[:n_rows])
+    places = np.arange(n_rows), np.full(n_rows, 4)
+    assert some.sources(*places) == most.sources(*places)
+
+
+def test_documents_are_laid_only_as_far_as_asked(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text(json.dumps({"text": WORDS}) + "\nnot json")
+    model = tiny_model("gpt2")
+    assert next(iter(lay(str(path), model))).name == "a[1]"
+    assert token_rows(str(path), model, n_tokens=8, context=8, prepend_bos=False).tokens.shape == (1, 8)
+    with pytest.raises(FormatError, match="line 2"):
+        token_rows(str(path), model, n_tokens=800, context=8, prepend_bos=False)
+
+
+def test_words_of_neighbouring_documents_do_not_touch(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_text("the sea\n\nthe king")
+    model = tiny_model("gpt2")
+    together = [i for laid in lay(str(path), model) for i in laid.ids]
+    assert together != model.tokenize("the seathe king", prepend_bos=False)
+    assert len(together) == sum(
+        len(model.tokenize(t, prepend_bos=False)) + 1 for t in ("the sea", "the king")
+    )
+
+
+def test_rows_that_cannot_be_made_are_refused(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_text("the sea")
+    model = tiny_model("gpt2")
+    n = len(model.tokenize("the sea\n", prepend_bos=False))
+    with pytest.raises(FormatError, match=f"has {n} tokens, not one row: corpus.context is 64"):
+        token_rows(str(path), model, n_tokens=100, context=64, prepend_bos=False)
+    with pytest.raises(
+        MismatchError, match=r"is 129 tokens, .* reads at most 128(?s:.*)corpus.context = 128"
+    ):
+        token_rows(str(path), model, n_tokens=100, context=129, prepend_bos=False)
+
+
+def test_model_without_bos_is_refused_where_one_is_wanted(tmp_path, monkeypatch):
+    path = tmp_path / "a.txt"
+    path.write_text(WORDS)
+    model = tiny_model("gpt2")
+    monkeypatch.setattr(type(model), "bos_id", None)
+    with pytest.raises(MismatchError, match="no BOS token"):
+        token_rows(str(path), model, n_tokens=8, context=8, prepend_bos=True)
+    assert token_rows(str(path), model, n_tokens=8, context=8, prepend_bos=False).n_tokens == 8

@@ -180,12 +180,15 @@ def _openings(
 
 
 def _sentence_start(text: str, *, is_document: bool) -> int | None:
-    """Where the first sentence of `text` begins; the beginning counts if it is that of a document."""
-    if is_document and text.lstrip()[:1].isupper():
-        return len(text) - len(text.lstrip())
-    for end in _SENTENCE_END.finditer(text):
-        if text[end.end() : end.end() + 1].isupper() and not _ABBREVIATION.search(text[: end.end()]):
-            return end.end()
+    """Where the first sentence of `text` begins: with a capital, or with any letter or digit where the text
+    has no capitals. The beginning of `text` counts if it is that of a document."""
+    cased = text != text.lower()
+    ends = (end.end() for end in _SENTENCE_END.finditer(text) if not _ABBREVIATION.search(text[: end.end()]))
+    for start in ([len(text) - len(text.lstrip())] if is_document else []), ends:
+        for at in start:
+            first = text[at : at + 1]
+            if first.isupper() or (not cased and first.isalnum()):
+                return at
     return None
 
 

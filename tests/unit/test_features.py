@@ -14,7 +14,6 @@ from polysem.config import Study
 from polysem.corpus import TokenRows, token_rows
 from polysem.errors import FormatError, NumericsError, UnknownReferenceError
 from polysem.features import build_features, feature_table
-from polysem.features import harvest as _  # noqa: F401  (the submodule must not shadow a public name)
 from polysem.features.best import HarvestPlan
 from polysem.features.harvest import harvest
 from polysem.saes.base import SAE, Provenance

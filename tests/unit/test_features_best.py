@@ -1,5 +1,7 @@
 """The bounded state of a harvest against a dense store and a full sort, ties and any batching included."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
@@ -55,7 +57,7 @@ def test_state_is_that_of_a_dense_store_whatever_the_batches(seed, n_rows, n_pos
     tokens = np.random.default_rng(seed + 1).integers(0, 8, (n_rows, n_pos))
     state = Harvest.empty(d_sae, HarvestPlan(k, window, m), context=n_pos, first=first)
     edges = sorted({0, n_rows, *(c for c in cuts if c < n_rows)})
-    for a, b in zip(edges, edges[1:], strict=False):
+    for a, b in pairwise(edges):
         state.add(torch.from_numpy(acts[a:b]), tokens[a:b], first_row=a)
     width = min(window, n_pos - first)
     assert state.n_positions[0] == n_rows * (n_pos - first)

@@ -121,8 +121,16 @@ def changed(kind, model, saes):
 
 @pytest.mark.parametrize(
     "kind",
-    ["text", "bos", "plan", "model of the same name", "weights of the same provenance", "activation rule"]
-    + ["order of SAEs", "names of SAEs"],
+    [
+        "text",
+        "bos",
+        "plan",
+        "model of the same name",
+        "weights of the same provenance",
+        "activation rule",
+        "order of SAEs",
+        "names of SAEs",
+    ],
 )
 def test_checkpoint_of_other_inputs_is_left_aside_and_said(stopped, caplog, kind):
     path, model, saes = stopped

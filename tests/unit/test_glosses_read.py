@@ -296,7 +296,7 @@ def test_map_with_answer_format_and_cut_examples(tmp_path):
 
 def test_tab_separated_and_gzipped(tmp_path):
     path = tmp_path / "g.tsv.gz"
-    path.write_bytes(gzip.compress("feature\tgloss\n1\tcommas, here\n".encode()))
+    path.write_bytes(gzip.compress(b"feature\tgloss\n1\tcommas, here\n"))
     assert texts(read_glosses(f"file:{path}")) == [(1, "commas, here")]
 
 

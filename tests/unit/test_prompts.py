@@ -1,11 +1,16 @@
 """Prompts: where they come from, how they are split, what is refused."""
 
+import json
+import logging
+
 import numpy as np
 import pytest
 
 from polysem.config import CorpusConfig, PromptsConfig
+from polysem.corpus import token_rows
 from polysem.errors import ConfigError, FormatError, UnknownReferenceError
-from polysem.prompts import TEMPLATES, make_prompts
+from polysem.prompts import TEMPLATES, _sentence_start, make_prompts
+from polysem.store.tables import PROMPTS
 from polysem.testing.tiny import tiny_model
 
 NO_CORPUS = CorpusConfig(ref="nowhere.txt")
@@ -15,76 +20,222 @@ def prompts(config, corpus=NO_CORPUS, *, model=None, bos=True, seed=0):
     return make_prompts(config, corpus, model or tiny_model("gpt2"), prepend_bos=bos, seed=seed)
 
 
-def test_file_prompts_are_distinct_named_and_split(tmp_path):
+@pytest.mark.parametrize("bos", [False, True])
+def test_file_prompts_are_distinct_named_and_split(tmp_path, bos):
     path = tmp_path / "prompts.txt"
-    path.write_text("one two\n\nthree four\none two\nfive six\nseven\n")
-    table = prompts(PromptsConfig(source=f"file:{path}", n=10, confirm_fraction=0.5))
+    path.write_text("one two\n\nthree four\none two\nfive six\r\nseven\n")
+    table = prompts(PromptsConfig(source=f"file:{path}", n=10, confirm_fraction=0.5), bos=bos)
+    assert table.schema.equals(PROMPTS.arrow())
     rows = table.to_pylist()
-    assert sorted(r["text"] for r in rows) == ["five six", "one two", "seven", "three four"]
-    assert {r["text"]: r["source"] for r in rows}["three four"] == "prompts.txt:3"
+    assert {r["text"]: r["source"] for r in rows} == {
+        "one two": "prompts.txt:1",
+        "three four": "prompts.txt:3",
+        "five six": "prompts.txt:5",
+        "seven": "prompts.txt:6",
+    }
     assert sorted(r["split"] for r in rows) == ["confirm", "confirm", "select", "select"]
     model = tiny_model("gpt2")
     for row in rows:
-        assert row["token_ids"] == model.tokenize(row["text"], prepend_bos=True)
-        assert row["token_ids"][0] == model.bos_id
+        assert row["token_ids"] == model.tokenize(row["text"], prepend_bos=bos)
+        assert (row["token_ids"][0] == model.bos_id) is bos
 
 
-def test_split_depends_on_the_seed_alone():
-    config = PromptsConfig(source="templates", n=12)
-    model = tiny_model("llama", vocab=64)
-    first, again = (prompts(config, model=model, seed=3) for _ in range(2))
-    assert first.equals(again)
-    assert not first.equals(prompts(config, model=model, seed=4))
-    assert first.num_rows == 12
+def test_json_lines_prompts_may_hold_any_character(tmp_path):
+    path = tmp_path / "prompts.jsonl"
+    texts = ["one\u2028two", "three\nfour", "five"]
+    path.write_text("\n".join(json.dumps({"text": t}, ensure_ascii=False) for t in texts), encoding="utf-8")
+    rows = prompts(PromptsConfig(source=f"file:{path}")).to_pylist()
+    assert sorted(r["text"] for r in rows) == sorted(texts)
+    assert sorted(r["source"] for r in rows) == ["prompts.jsonl:1", "prompts.jsonl:2", "prompts.jsonl:3"]
 
 
-def test_templates_are_distinct_and_end_inside_a_sentence():
-    assert len(set(TEMPLATES)) == len(TEMPLATES)
-    assert all(text[-1].isalpha() for text in TEMPLATES)
+def test_draw_and_split_depend_on_the_seed_and_not_on_the_folder(tmp_path):
+    tables = []
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        path = tmp_path / name / "prompts.txt"
+        path.write_text("\n".join(TEMPLATES))
+        tables.append(prompts(PromptsConfig(source=f"file:{path}", n=12), seed=3))
+    assert tables[0].num_rows == 12
+    assert tables[0].equals(tables[1])
+    templates = [prompts(PromptsConfig(source="templates", n=12), seed=seed) for seed in (3, 3, 4)]
+    assert templates[0].equals(templates[1])
+    assert not templates[0].equals(templates[2])
 
 
 @pytest.mark.parametrize(
-    ("text", "error", "says"),
+    ("fraction", "n", "n_confirm"), [(0.5, 12, 6), (0.25, 12, 3), (1.0, 12, 11), (0.01, 12, 1), (0.5, 2, 1)]
+)
+def test_both_halves_have_a_prompt(fraction, n, n_confirm):
+    table = prompts(PromptsConfig(source="templates", n=n, confirm_fraction=fraction))
+    assert table["split"].to_pylist().count("confirm") == n_confirm
+    assert table.num_rows == n
+
+
+def test_fewer_prompts_than_asked_for_are_said(caplog):
+    with caplog.at_level(logging.WARNING):
+        assert prompts(PromptsConfig(source="templates", n=500)).num_rows == len(TEMPLATES)
+    assert f"{len(TEMPLATES)} distinct prompts from templates, fewer than the 500" in caplog.text
+
+
+def test_templates_are_distinct_and_end_inside_a_sentence():
+    assert len(TEMPLATES) >= 30
+    assert len(set(TEMPLATES)) == len(TEMPLATES)
+    assert all(text[-1].isalpha() and text[0].isupper() for text in TEMPLATES)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "error", "says"),
     [
-        ("only one\n", ConfigError, "at least 2"),
-        ("fine\n" + "word " * 4000, FormatError, ":2"),
+        ("p.txt", b"only one\nonly one\n", ConfigError, r"1 distinct prompts .* at least 2"),
+        (
+            "p.txt",
+            b"fine\n" + b"word " * 4000,
+            FormatError,
+            r"prompt p\.txt:2 has \d+ tokens, but .* reads 128",
+        ),
+        ("p.txt", b"\n\n", FormatError, r"p\.txt is empty"),
+        ("p.txt", b"fine\ncaf\xe9", FormatError, r"p\.txt is not UTF-8: byte 8 is 0xe9"),
+        ("p.jsonl", b'{"text": "a"}\n{"txet": "b"}\n', FormatError, r"p\.jsonl, line 2: expected an object"),
+        ("p.jsonl", b'{"text": "a"}\n{"text": " "}\n', FormatError, r"p\.jsonl, line 2: `text` is blank"),
+        ("p.jsonl", b'{"text": "a"\n', FormatError, r"p\.jsonl, line 1: not JSON"),
     ],
 )
-def test_what_is_refused(tmp_path, text, error, says):
-    path = tmp_path / "prompts.txt"
-    path.write_text(text)
+def test_what_is_refused(tmp_path, name, content, error, says):
+    path = tmp_path / name
+    path.write_bytes(content)
     with pytest.raises(error, match=says):
         prompts(PromptsConfig(source=f"file:{path}"))
 
 
-def test_missing_and_malformed_files(tmp_path):
+def test_a_prompt_as_long_as_the_context_is_not_refused(tmp_path):
+    model = tiny_model("gpt2")
+    n_word = len(model.tokenize("sea" + " sea", prepend_bos=False)) - len(
+        model.tokenize("sea", prepend_bos=False)
+    )
+    assert n_word == 1, "one token a word, so that lengths are words"
+    first = len(model.tokenize("sea", prepend_bos=False))
+    path = tmp_path / "p.txt"
+    path.write_text("sea\nsea" + " sea" * (127 - first))
+    rows = prompts(PromptsConfig(source=f"file:{path}"), model=model, bos=True).to_pylist()
+    assert max(len(r["token_ids"]) for r in rows) == 128
+    path.write_text("sea\nsea" + " sea" * (128 - first))
+    with pytest.raises(FormatError, match="129 tokens"):
+        prompts(PromptsConfig(source=f"file:{path}"), model=model, bos=True)
+
+
+def test_missing_file_and_unknown_source(tmp_path):
     with pytest.raises(UnknownReferenceError, match=r"absent\.txt"):
         prompts(PromptsConfig(source=f"file:{tmp_path / 'absent.txt'}"))
-    path = tmp_path / "p.jsonl"
-    path.write_text('{"text": "a"}\n{"txet": "b"}\n')
-    with pytest.raises(FormatError, match="line 2"):
-        prompts(PromptsConfig(source=f"file:{path}"))
     with pytest.raises(ConfigError, match="unknown source"):
         prompts(PromptsConfig(source="whatever"))
 
 
-def test_corpus_prompts_begin_sentences_beyond_the_harvest_and_end_between_words(shared):
+@pytest.mark.parametrize(
+    ("text", "is_document", "expected"),
+    [
+        ("and so on. The sea", False, "The sea"),
+        ("The sea. A king", False, "A king"),
+        ("The sea. A king", True, "The sea. A king"),
+        ("  The sea", True, "The sea"),
+        ("the sea! \u00c9tude", True, "\u00c9tude"),
+        ('he said "no." Then', False, "Then"),
+        ("the end.\nThen", False, "Then"),
+        ("then Mr. Smith and J. Doe. It was", False, "It was"),
+        ("at 3.5 and no. more", False, None),
+        ("The sea", False, None),
+    ],
+)
+def test_where_a_sentence_starts(text, is_document, expected):
+    at = _sentence_start(text, is_document=is_document)
+    assert (None if at is None else text[at:]) == expected
+
+
+@pytest.fixture
+def story(tmp_path):
+    """Many short documents of two sentences, and how many tokens the first half of them has."""
+    model = tiny_model("gpt2")
+    rng = np.random.default_rng(0)
+    words = np.array(
+        [
+            "the",
+            "sea",
+            "and",
+            "old",
+            "man",
+            "had",
+            "gone",
+            "to",
+            "forest",
+            "with",
+            "king",
+            "it",
+            "was",
+            "there",
+        ]
+    )
+    texts = []
+    for n in range(40):
+        first, second = (" ".join(rng.choice(words, 9 + n % 5)) for _ in range(2))
+        texts.append(f"{first}. {second.capitalize()} {n}.")
+    path = tmp_path / "story.json"
+    path.write_text(json.dumps(texts))
+    half = sum(len(model.tokenize(t + "\n", prepend_bos=False)) for t in texts[:20])
+    return CorpusConfig(ref=str(path), n_tokens=half, context=32), texts, model
+
+
+@pytest.mark.parametrize("bos", [False, True])
+def test_corpus_prompts_are_beyond_the_harvest(story, bos):
+    corpus, texts, model = story
+    rows = prompts(PromptsConfig(n=5, length=8), corpus, model=model, bos=bos).to_pylist()
+    assert len(rows) == 5
+    harvested = token_rows(corpus.ref, model, n_tokens=corpus.n_tokens, context=32, prepend_bos=bos)
+    last = np.array([len(harvested.tokens) - 1]), np.array([31])
+    name, _, offset = harvested.sources(*last)[0].rpartition(":")
+    end = int(name.removeprefix("story[").removesuffix("]")), int(offset)
+    for row in rows:
+        name, _, offset = row["source"].rpartition(":")
+        document = int(name.removeprefix("story[").removesuffix("]"))
+        assert (document, int(offset)) > end
+        text = texts[document]
+        at = text.index(row["text"])
+        assert row["text"][0].isupper(), "the start of a sentence"
+        assert not text[at + len(row["text"])].isalnum(), "the end of a word"
+        assert len(model.tokenize(text[:at].rstrip(), prepend_bos=False)) <= int(offset) + 1
+        assert 4 < len(row["token_ids"]) - bos <= 8
+
+
+def test_a_corpus_that_is_harvested_whole_still_gives_prompts(story, caplog):
+    corpus, texts, model = story
+    whole = corpus.model_copy(update={"n_tokens": 10**6})
+    with caplog.at_level(logging.WARNING):
+        rows = prompts(PromptsConfig(n=5, length=8), whole, model=model).to_pylist()
+    assert "has 0 openings beyond the harvested tokens" in caplog.text
+    assert len(rows) == 5
+    assert all(any(row["text"] in text for text in texts) for row in rows)
+
+
+def test_a_corpus_without_sentences_is_refused_with_a_way_out(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_text("the sea and the king " * 200)
+    corpus = CorpusConfig(ref=str(path), n_tokens=100, context=32)
+    with pytest.raises(ConfigError, match=r"0 distinct prompts from 'corpus'(?s:.*)templates"):
+        prompts(PromptsConfig(n=4, length=8), corpus)
+
+
+def test_prompts_of_real_stories(shared):
     from polysem.models import load_model
 
     model = load_model(str(shared / "data" / "stories260k" / "hf"))
-    corpus = CorpusConfig(
-        ref=str(shared / "data" / "text-tinystories-1000" / "tinystories_1000.json"),
-        n_tokens=5000,
-        context=64,
-    )
+    path = shared / "data" / "text-tinystories-1000" / "tinystories_1000.json"
+    corpus = CorpusConfig(ref=str(path), n_tokens=5000, context=64)
     rows = prompts(PromptsConfig(n=8, length=16), corpus, model=model).to_pylist()
     assert len(rows) == 8
-    stories = (shared / "data" / "text-tinystories-1000" / "tinystories_1000.json").read_text()
+    stories = json.loads(path.read_text())
     for row in rows:
+        document = int(row["source"].partition("[")[2].partition("]")[0])
+        assert document > 10, "the first 5000 tokens are harvested and must not be prompts"
         assert row["text"][0].isupper()
-        assert row["text"][-1].isalnum()
-        assert 8 <= len(row["token_ids"]) <= 18
-        at = stories.find(row["text"])
-        assert at < 0 or not stories[at + len(row["text"])].isalnum()
-    documents = [int(r["source"].split("[")[1].split("]")[0]) for r in rows]
-    assert np.min(documents) > 10, "the first 5000 tokens are harvested and must not be prompts"
+        assert 9 <= len(row["token_ids"]) <= 18
+        at = " ".join(stories[document].split()).find(" ".join(row["text"].split()))
+        assert at >= 0

@@ -161,7 +161,7 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path):
 def full_disk(path: Path):
     """/dev/full takes no byte: the system's own ENOSPC."""
     path.write_bytes(b"")
-    return open("/dev/full", "wb")  # noqa: SIM115  (the writer closes it)
+    return open("/dev/full", "wb")
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")

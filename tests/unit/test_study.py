@@ -19,7 +19,8 @@ import pytest
 from polysem.config import SAEConfig, Study, parse_study
 from polysem.errors import ConfigError, PolysemError, StoreError
 from polysem.progress import SILENT
-from polysem.store import RunFolder, run as store_run
+from polysem.store import RunFolder
+from polysem.store import run as store_run
 from polysem.store.schema import Schema
 from polysem.store.stages import ORDER
 from polysem.store.tables import PLAN, PROMPTS, STAGES, TRIALS

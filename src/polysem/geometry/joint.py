@@ -71,7 +71,7 @@ def count_joint(
     *,
     bins: Sequence[float],
     similarity_thresholds: Sequence[float],
-    tile: int = 2048,
+    tile: int = 1024,
     reporter: Reporter = SILENT,
 ) -> JointCounts:
     """Joint histogram, interference histogram and partner counts over all pairs, in one pass.
@@ -183,6 +183,8 @@ class _Counter:
             np.append(cells.partner, cells.n_partner - 1).astype(np.int32)
         ).to(device)
         self._column = (torch.arange(tile, dtype=torch.int32) * cells.n_partner).to(device)
+        area = min(tile, rows.n) ** 2
+        self._buffers = [torch.empty(area, device=device) for _ in range(3)]
         self.histogram = np.zeros(cells.side * cells.side, np.int64)
         self.interference = np.zeros(cells.side, np.int64)
         self.partners = np.zeros(glosses.n * cells.n_partner, np.int64)
@@ -198,9 +200,10 @@ class _Counter:
 
     def add_tile(self, a: tuple[int, int], b: tuple[int, int]) -> None:
         """Count the pairs i in a, j in b, i < j."""
-        cosines, margin = _products(self._unit, a, b), _margin(self.rows.d)
+        first, second, scratch = self._buffers
+        cosines, margin = _products(self._unit, a, b, out=first, scratch=scratch), _margin(self.rows.d)
         both = b[1] <= self.glosses.n
-        similarities = _products(self._gloss, a, b) if both else None
+        similarities = _products(self._gloss, a, b, out=second, scratch=scratch) if both else None
         for start in range(0, a[1] - a[0], _STRIP):
             strip = slice(start, start + _STRIP)
             codes, near = _codes(cosines[strip], self.cells.grid, margin)
@@ -262,14 +265,17 @@ class _Counter:
         return JointCounts(_edges(_CELLS), coarse, each.reshape(-1, step).sum(axis=1), partners, glossed)
 
 
-def _products(unit: "Tensor", a: tuple[int, int], b: tuple[int, int]) -> "Tensor":
+def _products(
+    unit: "Tensor", a: tuple[int, int], b: tuple[int, int], *, out: "Tensor", scratch: "Tensor"
+) -> "Tensor":
     """Cosines of two blocks of rows, summed in chunks that are then added: the error of a chunk, not of the
-    whole sum."""
+    whole sum. `out` and `scratch` are flat and large enough for any tile."""
     import torch
 
     left, right = unit[a[0] : a[1]], unit[b[0] : b[1]].t()
-    total = torch.mm(left[:, :_SUM_CHUNK], right[:_SUM_CHUNK])
-    part = torch.empty_like(total) if unit.shape[1] > _SUM_CHUNK else None
+    shape = len(left), right.shape[1]
+    total, part = (flat[: shape[0] * shape[1]].view(shape) for flat in (out, scratch))
+    torch.mm(left[:, :_SUM_CHUNK], right[:_SUM_CHUNK], out=total)
     for start in range(_SUM_CHUNK, unit.shape[1], _SUM_CHUNK):
         stop = start + _SUM_CHUNK
         torch.mm(left[:, start:stop], right[start:stop], out=part)

@@ -168,10 +168,14 @@ def _openings(
     """(opening, document:offset) of every stretch of `corpus.context` tokens that has one, after the first
     `skip` tokens of the corpus; none goes over the end of a document."""
     for laid in lay(corpus.ref, model):
+        if laid.start + len(laid.ids) <= skip:
+            continue
+        whole = model.detokenize(laid.ids)
+        cased = whole != whole.lower()
         for at in range(max(0, skip - laid.start), len(laid.ids), corpus.context):
             stretch = laid.ids[at : at + corpus.context]
             text = model.detokenize(stretch)
-            start = _sentence_start(text, is_document=at == 0)
+            start = _sentence_start(text, is_document=at == 0, cased=cased)
             if start is None:
                 continue
             opening = _opening(text[start:], model, length)
@@ -179,10 +183,10 @@ def _openings(
                 yield opening, f"{laid.name}:{at + _tokens_before(stretch, start, model)}"
 
 
-def _sentence_start(text: str, *, is_document: bool) -> int | None:
-    """Where the first sentence of `text` begins: with a capital, or with any letter or digit where the text
-    has no capitals. The beginning of `text` counts if it is that of a document."""
-    cased = text != text.lower()
+def _sentence_start(text: str, *, is_document: bool, cased: bool) -> int | None:
+    """Where the first sentence of `text` begins: with a capital, or with any letter or digit where the
+    document has no capitals (`cased` is false). The beginning of `text` counts if it is that of a
+    document."""
     ends = (end.end() for end in _SENTENCE_END.finditer(text) if not _ABBREVIATION.search(text[: end.end()]))
     for start in ([len(text) - len(text.lstrip())] if is_document else []), ends:
         for at in start:

@@ -187,7 +187,9 @@ def test_features_tell_what_the_decoder_rows_write(corpus):
             assert row["tokens_out"] == np.argsort(-effects, kind="stable")[:10].tolist()
             assert row["tokens_out_logit"] == pytest.approx(np.sort(effects)[::-1][:10], rel=1e-4, abs=1e-6)
             assert row["tokens_out_str"] == model.token_strings(row["tokens_out"])
-            assert row["tokens_bottom_str"] == model.token_strings(np.argsort(effects, kind="stable")[:10])
+            assert row["tokens_bottom_str"] == model.token_strings(
+                np.argsort(effects, kind="stable")[:10].tolist()
+            )
 
 
 def test_sites_outside_the_residual_basis_have_no_direct_effect(corpus):
@@ -203,7 +205,7 @@ def test_contexts_show_the_text_that_is_there(corpus):
     model = tiny_model("gpt2")
     sae = random_sae(model.spec.d_model)
     table = feature_table(sae, model, corpus=str(corpus), n_tokens=600, context=16)
-    blocks = corpus.read_text().split("\n\n")
+    blocks = [block.strip() for block in corpus.read_text().split("\n\n")]
     for row in table.contexts.to_pylist():
         assert len(row["token_ids"]) == len(row["tokens"]) == len(row["values"]) == 15
         assert row["values"][row["position"]] == row["max_value"] > 0

@@ -95,10 +95,10 @@ def test_llama_output_centric(shared):
     file = shared / "data/glosses-llama8b-output-centric/llama-3.1-8b.csv"
     rows = collect(file)
     features = {(p.origin.name, p.feature) for p in rows.parsed}
-    assert rows.n_rows == len(features) == 2288
+    assert (rows.n_rows, len(features)) == (2288, 2287), "one row is there twice"
     assert Counter(p.origin.kind for p in rows.parsed if p.explainer == "MaxAct") == {
         "res": 1152,
-        "mlp": 1136,
+        "mlp": 1135,
     }
     assert len({p.explainer for p in rows.parsed}) == 8
     glosses = read_glosses(f"file:{file}", site=Site.parse("blocks.14.hook_mlp_out"), d_sae=32768)

@@ -110,16 +110,13 @@ def test_what_is_refused(tmp_path, name, content, error, says):
 
 def test_a_prompt_as_long_as_the_context_is_not_refused(tmp_path):
     model = tiny_model("gpt2")
-    n_word = len(model.tokenize("sea" + " sea", prepend_bos=False)) - len(
-        model.tokenize("sea", prepend_bos=False)
-    )
-    assert n_word == 1, "one token a word, so that lengths are words"
-    first = len(model.tokenize("sea", prepend_bos=False))
+    longest = "a" + " a" * 63
+    assert len(model.tokenize(longest, prepend_bos=True)) == model.spec.n_ctx == 128
     path = tmp_path / "p.txt"
-    path.write_text("sea\nsea" + " sea" * (127 - first))
+    path.write_text(f"sea\n{longest}")
     rows = prompts(PromptsConfig(source=f"file:{path}"), model=model, bos=True).to_pylist()
     assert max(len(r["token_ids"]) for r in rows) == 128
-    path.write_text("sea\nsea" + " sea" * (128 - first))
+    path.write_text(f"sea\n{longest}a")
     with pytest.raises(FormatError, match="129 tokens"):
         prompts(PromptsConfig(source=f"file:{path}"), model=model, bos=True)
 
@@ -147,7 +144,21 @@ def test_missing_file_and_unknown_source(tmp_path):
     ],
 )
 def test_where_a_sentence_starts(text, is_document, expected):
-    at = _sentence_start(text, is_document=is_document)
+    at = _sentence_start(text, is_document=is_document, cased=True)
+    assert (None if at is None else text[at:]) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "is_document", "expected"),
+    [
+        ("the sea. a king", False, "a king"),
+        ("the sea. a king", True, "the sea. a king"),
+        ("\u6d77\u5f88\u5927! \u56fd\u738b", False, "\u56fd\u738b"),
+        ("the sea", False, None),
+    ],
+)
+def test_where_a_sentence_starts_without_capitals(text, is_document, expected):
+    at = _sentence_start(text, is_document=is_document, cased=False)
     assert (None if at is None else text[at:]) == expected
 
 
@@ -177,7 +188,7 @@ def story(tmp_path):
     texts = []
     for n in range(40):
         first, second = (" ".join(rng.choice(words, 9 + n % 5)) for _ in range(2))
-        texts.append(f"{first}. {second.capitalize()} {n}.")
+        texts.append(f"{first}. {second} {n}.")
     path = tmp_path / "story.json"
     path.write_text(json.dumps(texts))
     half = sum(len(model.tokenize(t + "\n", prepend_bos=False)) for t in texts[:20])
@@ -199,7 +210,7 @@ def test_corpus_prompts_are_beyond_the_harvest(story, bos):
         assert (document, int(offset)) > end
         text = texts[document]
         at = text.index(row["text"])
-        assert row["text"][0].isupper(), "the start of a sentence"
+        assert at == 0 or text[:at].endswith(". "), "the start of a sentence"
         assert not text[at + len(row["text"])].isalnum(), "the end of a word"
         assert len(model.tokenize(text[:at].rstrip(), prepend_bos=False)) <= int(offset) + 1
         assert 4 < len(row["token_ids"]) - bos <= 8
@@ -217,7 +228,7 @@ def test_a_corpus_that_is_harvested_whole_still_gives_prompts(story, caplog):
 
 def test_a_corpus_without_sentences_is_refused_with_a_way_out(tmp_path):
     path = tmp_path / "a.txt"
-    path.write_text("the sea and the king " * 200)
+    path.write_text("The sea " + "the sea and the king " * 200)
     corpus = CorpusConfig(ref=str(path), n_tokens=100, context=32)
     with pytest.raises(ConfigError, match=r"0 distinct prompts from 'corpus'(?s:.*)templates"):
         prompts(PromptsConfig(n=4, length=8), corpus)

@@ -411,7 +411,7 @@ def test_the_folder_of_another_study_is_refused_unless_forced(fakes: Fakes, stud
 def test_a_folder_with_other_things_is_refused(fakes: Fakes, study: Study, out: Path):
     out.mkdir()
     (out / "thesis.tex").write_text("")
-    with pytest.raises(StoreError, match="holds thesis.tex"):
+    with pytest.raises(StoreError, match=r"holds thesis\.tex"):
         run_study(study, out)
     assert [p.name for p in out.iterdir()] == ["thesis.tex"]
 

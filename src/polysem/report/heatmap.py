@@ -22,7 +22,7 @@ class Cell(NamedTuple):
     interference_hi: Real
     similarity_lo: Real
     similarity_hi: Real
-    count: int
+    n_pairs: int
 
 
 class Chance(NamedTuple):
@@ -60,13 +60,13 @@ def heat_map(
     y_range = min(y_range[0], -min_interference - 0.05), max(y_range[1], min_interference + 0.05)
     x_range = x_range[0], max(x_range[1], max_similarity + 0.05)
     frame = Frame.of(x_range, y_range, height=426, bottom=94)
-    steps = _steps(max(c.count for c in cells))
+    steps = _steps(max(c.n_pairs for c in cells))
     parts = frame.axes(x_label="gloss similarity (cosine)", y_label="interference (cosine of directions)")
     parts += _cells(frame, cells, steps)
     parts += _corners(frame, min_interference, max_similarity, n_listed)
     parts += _chance_lines(frame, chance)
     parts += _legend(frame, steps)
-    total = sum(c.count for c in cells)
+    total = sum(c.n_pairs for c in cells)
     # report.js turns a pointer position into values with these.
     return drawing(
         parts,
@@ -98,11 +98,11 @@ def _cells(frame: Frame, cells: Sequence[Cell], steps: int) -> list[Markup]:
     """One path per colour: a histogram of thousands of cells stays a few tens of kilobytes."""
     paths: dict[int, list[str]] = {}
     for c in sorted(cells):
-        if c.count < 1:
+        if c.n_pairs < 1:
             continue
         x0, x1 = frame.x(c.similarity_lo), frame.x(c.similarity_hi)
         y0, y1 = frame.y(c.interference_hi), frame.y(c.interference_lo)
-        step = math.floor(2 * math.log10(c.count) + 1e-9)
+        step = math.floor(2 * math.log10(c.n_pairs) + 1e-9)
         paths.setdefault(_colour(step, steps), []).append(f"M{x0:.1f} {y0:.1f}H{x1:.1f}V{y1:.1f}H{x0:.1f}z")
     return [el("path", class_=f"v v{colour}", d="".join(d)) for colour, d in sorted(paths.items())]
 
@@ -162,8 +162,8 @@ def cell_data(cells: Sequence[Cell]) -> list[list[Real]]:
             round(c.similarity_hi, 6),
             round(c.interference_lo, 6),
             round(c.interference_hi, 6),
-            c.count,
+            c.n_pairs,
         ]
         for c in sorted(cells)
-        if c.count
+        if c.n_pairs
     ]

@@ -106,8 +106,8 @@ def maps(density: pa.Table, spectrum: pa.Table, pairs: pa.Table, study: Study) -
     """One heat map per SAE."""
     for sae in sorted(set(density["sae"].to_pylist())):
         rows = density.filter(pc.equal(density["sae"], sae)).to_pylist()
-        cells = [Cell(*(r[k] for k in Cell._fields)) for r in rows]
-        if not any(c.count for c in cells):
+        cells = [Cell(*(r[k] for k in (*Cell._fields[:-1], "count"))) for r in rows]
+        if not any(c.n_pairs for c in cells):
             continue
         listed = pairs.filter(pc.equal(pairs["sae"], sae))["interference"].to_numpy()
         n_listed = int((listed > 0).sum()), int((listed <= 0).sum())
@@ -116,7 +116,7 @@ def maps(density: pa.Table, spectrum: pa.Table, pairs: pa.Table, study: Study) -
         for row in widths:
             chance.append(Chance("chance", chance_bound(row["d_in"])))
             chance.append(Chance("chance, covariance", chance_bound(max(2.0, row["d_eff"]))))
-        total = sum(c.count for c in cells)
+        total = sum(c.n_pairs for c in cells)
         share = 100 * sum(n_listed) / total
         drawing = heat_map(
             cells,

@@ -42,7 +42,9 @@ class Run:
             )
         text = io.read_text(path, rebuild=f"polysem run STUDY.toml --out {folder}")
         found = {stage: read_manifest(folder, stage) for stage in ORDER if stage != "report"}
-        manifests = {stage: manifest for stage, manifest in found.items() if manifest is not None}
+        manifests: dict[Stage, Manifest] = {
+            stage: manifest for stage, manifest in found.items() if manifest is not None
+        }
         return cls(folder, parse_study(text, origin=str(path)), text, manifests)
 
     def absent(self) -> list[Stage]:

@@ -50,7 +50,7 @@ def standing(
     """Where one stage stands, given where the stages before it stand."""
     manifest, damage = _manifest(run, stage)
     recipe, unseen = recipe_now(study, run, stage, recorded=manifest.recipe.sources if manifest else None)
-    behind = [name for name in NEEDS[stage].inputs if upstream[name].state != "fresh"]
+    behind: list[Stage] = [name for name in NEEDS[stage].inputs if upstream[name].state != "fresh"]
     if manifest is None:
         state, reason = ("stale", damage) if damage else _unfinished(study, run, stage, recipe, behind)
     elif behind:

@@ -14,6 +14,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -29,7 +30,7 @@ from polysem.store.stages import ORDER, Stage
 
 ALL_STAGES: tuple[Stage, ...] = ("features", "pairs", "plan", "trials", "effects")
 BINS = (0.0, 0.1, 0.2, 0.3, 0.4, 1.0)
-Rows = list[dict[str, object]]
+Rows = list[dict[str, Any]]
 _TOPICS = {
     "names of rivers": "Thames Danube Nile Rhine",
     "words for cooking with heat": "boil roast simmer fry",
@@ -134,10 +135,10 @@ class _SAE:
 
     def features(self, rows: dict[str, Rows]) -> None:
         for f in range(self.world.n_features):
-            gloss = self.world.glosses[self.topic[f]]
+            gloss = self.world.glosses[int(self.topic[f])]
             words = list(self.world.tokens or f"{_TOPICS.get(gloss, 'one two three four')}".split())
             maximum = float(np.float32(self.rng.uniform(3, 12)))
-            own = {"sae": self.label, "feature": f}
+            own: dict[str, Any] = {"sae": self.label, "feature": f}
             rows["features"].append(
                 own
                 | {"site": self.label, "density": self.density[f], "n_active": int(self.density[f] * 2e5)}
@@ -192,7 +193,7 @@ class _SAE:
             if cosine >= 0 and gloss < 0.3:
                 counts[a, _bin(float(cosine))] += 1
                 counts[b, _bin(float(cosine))] += 1
-        own = {"sae": self.label, "max_similarity": 0.3}
+        own: dict[str, Any] = {"sae": self.label, "max_similarity": 0.3}
         rows["partners"] += [
             own | {"feature": f, "interference_bin": b, "count": int(counts[f, b])}
             for f in range(len(counts))
@@ -280,8 +281,8 @@ def _ok(trial: str, change: float, aligned: float, dose: float, kl: float) -> di
     }
 
 
-def _failed(trial: str) -> dict[str, object]:
-    row: dict[str, object] = dict.fromkeys(c.name for c in t.TRIALS.columns)
+def _failed(trial: str) -> dict[str, Any]:
+    row: dict[str, Any] = dict.fromkeys(c.name for c in t.TRIALS.columns)
     return row | {"trial_id": trial, "status": "failed", "reason": "zero_activation", "dtype": "float32"}
 
 
@@ -313,8 +314,10 @@ def synthetic_run(
             made["plan"]["plan"], made["trials"]["trials"], config=study.effects, seed=study.seed
         )
         made["effects"] = found.tables()
-    for stage in (s for s in ORDER if s in stages):
-        outputs = {}
+    for stage in ORDER:
+        if stage not in stages:
+            continue
+        outputs: dict[str, Output] = {}
         for schema in t.STAGES[stage]:
             file = "part-00000-of-00001" if schema.name == "trials" else schema.name
             table = made[stage][schema.name]

@@ -41,10 +41,10 @@ class Run:
                 hint=f"polysem run STUDY.toml --out {folder}",
             )
         text = io.read_text(path, rebuild=f"polysem run STUDY.toml --out {folder}")
-        found = {stage: read_manifest(folder, stage) for stage in ORDER if stage != "report"}
-        manifests: dict[Stage, Manifest] = {
-            stage: manifest for stage, manifest in found.items() if manifest is not None
-        }
+        manifests: dict[Stage, Manifest] = {}
+        for stage in ORDER:
+            if stage != "report" and (manifest := read_manifest(folder, stage)) is not None:
+                manifests[stage] = manifest
         return cls(folder, parse_study(text, origin=str(path)), text, manifests)
 
     def absent(self) -> list[Stage]:

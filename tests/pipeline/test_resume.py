@@ -76,7 +76,9 @@ def study(tmp_path_factory) -> str:
 def processes():
     """Processes that begin with everything imported and no thread running, so that a kill hits the study."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["polysem.study.making", "polysem.models.load", "polysem.features", __name__])
+    context.set_forkserver_preload(
+        ["polysem.study.making", "polysem.models.load", "polysem.features", __name__]
+    )
     return context
 
 

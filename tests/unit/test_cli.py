@@ -102,7 +102,18 @@ def test_help_and_version_need_no_torch():
     )
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert ended.returncode == 0, ended.stderr
-    for verb in ("run", "demo", "features", "pairs", "plan", "trials", "effects", "report", "status", "verify"):
+    for verb in (
+        "run",
+        "demo",
+        "features",
+        "pairs",
+        "plan",
+        "trials",
+        "effects",
+        "report",
+        "status",
+        "verify",
+    ):
         assert verb in ended.stdout
     printed = polysem("--version").stdout.strip()
     assert printed

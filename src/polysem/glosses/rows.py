@@ -5,12 +5,15 @@ Columns are known by name, without regard to case, spaces or underscores:
     feature    feature, index, latent, feature_index, feature_idx, feature_id, latent_index, latent_idx,
                node_id; else the number after the slash of name (`resid_5/3036`)
     text       gloss, description, explanation, text, annotation; or every column that ends in "description"
-    (one gloss each) explainer  explainer, explanationModelName with typeName
-    SAE        modelId | model_id | model, layer | layer_index | source | sourceId, sae_type | component |
-    submodule_type vector     embedding: an array, or the text of one
+               (one gloss each)
+    explainer  explainer, explanationModelName with typeName
+    SAE        modelId | model_id | model, layer | layer_index | source | sourceId,
+               sae_type | component | submodule_type
+    vector     embedding: an array, or the text of one
     tokens     top_10_tokens, top_logits: tokens the feature promotes; a gloss is worded from them where the
-    file has no texts examples   texts with << >> around the tokens on which the feature is active; a gloss
-    is worded from the marked words
+               file has no texts
+    examples   texts with << >> around the tokens on which the feature is active; a gloss is worded from the
+               marked words
 """
 
 import ast

@@ -56,8 +56,10 @@ class Holder:
 def locked(folder: Path, name: str = WHOLE) -> Iterator[None]:
     """Hold a lock of `folder` while the block runs.
 
-    Args: folder: must exist. name: `WHOLE`, or another name beginning with it for a part; parts with
-    different names do not exclude each other.
+    Args:
+        folder: must exist.
+        name: `WHOLE`, or another name beginning with it for a part; parts with different names do not
+            exclude each other.
 
     Raises:
         StoreError: if a living process holds a lock that excludes this one.

@@ -118,8 +118,9 @@ class Manifest:
     def read(cls, path: Path, *, rebuild: str) -> "Manifest":
         """The manifest of a file.
 
-        Raises: StoreError: if it is missing, damaged, of another format, or its fingerprint is not that of
-        its recipe.
+        Raises:
+            StoreError: if it is missing, damaged, of another format, or its fingerprint is not that of
+                its recipe.
         """
         whole = io.read_json(path, rebuild=rebuild)
         if whole.get("format") != FORMAT:

@@ -1,10 +1,12 @@
 """A run folder: where every file of a study lies, and how its stages are written and read.
 
-    study.toml                                        what was asked, verbatim features/  features, glosses,
-    contexts, clusters  .parquet, embeddings.safetensors pairs/     pairs, density, spectrum, partners
-    -KKKKK-of-NNNNN.parquet, one part per SAE in the order of labels plan/      plan, prompts
-    .parquet trials/    part                                   -KKKKK-of-NNNNN.parquet, each a run of whole
-    batches effects/   effects, pair_effects, ...             .parquet report.html
+    study.toml     what was asked, verbatim
+    features/      features, glosses, contexts, clusters (.parquet); embeddings.safetensors
+    pairs/         pairs, density, spectrum, partners: TABLE-KKKKK-of-NNNNN.parquet, one part per SAE by label
+    plan/          plan, prompts (.parquet)
+    trials/        part-KKKKK-of-NNNNN.parquet, each a run of whole batches
+    effects/       effects, pair_effects, dose_response, missing (.parquet)
+    report.html
 
 Each stage folder (and `report/`, which holds nothing else) has a `manifest.json`; each part has a record
 `part-KKKKK-of-NNNNN.json` beside it, written last: a part without a good record does not count. The number
@@ -172,8 +174,9 @@ class RunFolder:
             columns: only these; None reads all.
             where: only rows for which this holds.
 
-        Raises: StoreError: if a file is missing or not what it must be; the message names it and the
-        command that rebuilds it.
+        Raises:
+            StoreError: if a file is missing or not what it must be; the message names it and the
+                command that rebuilds it.
         """
         stage, schema = self._home(name)
         rebuild = command(stage, self.root)

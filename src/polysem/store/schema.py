@@ -45,8 +45,9 @@ class Schema:
     def conform(self, table: pa.Table) -> pa.Table:
         """`table` cast to this schema, columns in order, rows sorted by key.
 
-        Raises: StoreError: on a missing or unknown column, a null where none is allowed, a wrong type, or a
-        repeated key.
+        Raises:
+            StoreError: on a missing or unknown column, a null where none is allowed, a wrong type, or a
+                repeated key.
         """
         wanted = [c.name for c in self.columns]
         missing = [n for n in wanted if n not in table.column_names]

@@ -2,10 +2,12 @@
 
 Stage folders hold these tables:
 
-    features/   features, glosses, contexts, clusters   (+ embeddings.safetensors: one [n_features d_embed]
-    tensor per SAE, rows in the order of `features`, zero rows where there is no gloss) pairs/      pairs,
-    density, spectrum, partners plan/       plan, prompts trials/     trials effects/    effects,
-    pair_effects, dose_response, missing
+    features/   features, glosses, contexts, clusters; embeddings.safetensors: one [n_features d_embed] tensor
+                per SAE, rows in the order of `features`, zero rows where there is no gloss
+    pairs/      pairs, density, spectrum, partners
+    plan/       plan, prompts
+    trials/     trials
+    effects/    effects, pair_effects, dose_response, missing
 """
 
 import pyarrow as pa

@@ -40,6 +40,8 @@ class SAEConfig(_Section):
     """overrides glosses.source for this SAE"""
     max_fvu: Annotated[float, Field(gt=0)] = 0.7
     """fidelity gate: refuse above this fraction of variance unexplained"""
+    allow_other_model: bool = False
+    """take an SAE that names another model, e.g. one of a base model on its instruct version"""
 
 
 class CorpusConfig(_Section):

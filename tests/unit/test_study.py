@@ -73,7 +73,9 @@ class Fakes:
         self.note("model")
         return SimpleNamespace(spec=FakeSpec(ref))
 
-    def load_sae(self, ref: str, *, site: str | None, model: object, max_fvu: float) -> SimpleNamespace:
+    def load_sae(
+        self, ref: str, *, site: str | None, model: object, max_fvu: float, allow_other_model: bool = False
+    ) -> SimpleNamespace:
         self.note("sae gated" if model is not None else "sae")
         return SimpleNamespace(
             site=Site.parse("blocks.0.hook_resid_post"),

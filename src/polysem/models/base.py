@@ -24,7 +24,7 @@ class ModelSpec:
     ref: str
     """the reference it was loaded by"""
     revision: str
-    """commit on the Hub, or sha256 over the weight files of a local folder"""
+    """commit on the Hub, or sha256 over configuration, tokenizer and weights of a folder"""
     family: str
     """model_type of the transformers configuration: gpt2, gpt_neox, llama, ..."""
     n_layers: int

@@ -96,7 +96,7 @@ def check_match(sae: SAE, model: ActivationSource, *, compare_ids: bool = True) 
     if compare_ids and named and sae.model_id and not same_model(sae.model_id, model.spec.ref):
         raise MismatchError(
             f"SAE {sae.provenance.ref} was trained on {sae.model_id}, but the model is {model.spec.ref}",
-            hint=f"load_model({sae.model_id!r}); or, if you mean it, load_sae(..., allow_other_model=True)",
+            hint=f"load_model({sae.model_id!r}); or, if you mean it, allow_other_model = true (in the study, or as an argument)",
         )
     width = model.site_width(sae.site)
     if width != sae.d_in:

@@ -93,7 +93,13 @@ class Bench:
         if pin and ref.startswith("hub:") and "@" not in ref:
             ref = f"{ref}@{pin}"
         model: Any = self.model if self.gated else None
-        sae = load_sae(ref, site=entry.site, model=model, max_fvu=entry.max_fvu)
+        sae = load_sae(
+            ref,
+            site=entry.site,
+            model=model,
+            max_fvu=entry.max_fvu,
+            allow_other_model=entry.allow_other_model,
+        )
         if pin and ref.startswith(("hub:", "saelens:")) and sae.provenance.revision != pin:
             raise MismatchError(
                 f"SAE {entry.ref} is now at revision {sae.provenance.revision}, but {self.run.root} was begun with {pin}",

@@ -39,7 +39,7 @@ def batch(model, *, seed: int, length: int) -> list[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--work", type=Path, required=True)
-    parser.add_argument("--model", default="llama")
+    parser.add_argument("--model", default="gpt2")
     parser.add_argument("--tokens", type=int, default=400_000)
     args = parser.parse_args()
     model = load_model(str(args.work / "models" / args.model))

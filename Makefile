@@ -6,7 +6,7 @@ SOURCES := src zoo/src zoo/training tests benchmarks examples
 export HF_HUB_OFFLINE ?= 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: setup demo test lint types imports docs zoo clean
+.PHONY: setup demo test lint types imports docs zoo bench validation clean
 
 setup: .venv/.runtime  ## what the product needs
 
@@ -26,8 +26,11 @@ types: .venv/.dev
 imports: .venv/.dev  ## the layer contract
 	$(BIN)/lint-imports
 
+bench: .venv-bench/.ready  ## every figure of docs/performance.md, which it writes; ARGS="--only mining", ARGS=--json
+	OMP_NUM_THREADS=1 .venv-bench/bin/python -m benchmarks $(ARGS)
+
 clean:
-	rm -rf .venv build dist *.egg-info
+	rm -rf .venv .venv-bench build dist *.egg-info
 
 .venv/.runtime: $(INPUTS)
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
@@ -38,3 +41,14 @@ clean:
 .venv/.dev: .venv/.runtime
 	$(BIN)/pip install --quiet -c constraints.txt -e ".[dev]"
 	touch $@
+
+.venv-bench/.ready: $(INPUTS) benchmarks/requirements.txt  # peers live apart: they are no part of the product
+	test -x .venv-bench/bin/python || $(PYTHON) -m venv .venv-bench
+	.venv-bench/bin/pip install --quiet -c constraints.txt torch
+	.venv-bench/bin/pip install --quiet -c constraints.txt -e . -e zoo -r benchmarks/requirements.txt
+	touch $@
+
+validation: .venv/.dev  ## the full selftest: docs/validation.md and the verdict that comes with the library
+	nice -n 10 $(BIN)/polysem selftest --full --out runs/validation
+	cp runs/validation/validation.md docs/validation.md
+	cp runs/validation/selftest.json src/polysem/selftest/latest.json

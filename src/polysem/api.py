@@ -73,6 +73,10 @@ class Estimates:
     pair_effects: pa.Table
     dose_response: pa.Table
     missing: pa.Table
+    explained: pa.Table
+    validity: pa.Table
+    specification: pa.Table
+    power: pa.Table
 
     def __str__(self) -> str:
         declared = [row for row in self.effects.to_pylist() if row["p_adj"] is not None]
@@ -152,7 +156,9 @@ def make_plan(
         else make_prompts(study.prompts, study.corpus, model, prepend_bos=sae.prepend_bos, seed=seed)
     )
     saes = {pairs.label: sae}
-    made = stage.make_plan(study, features, {"pairs": pairs.pairs, "partners": pairs.partners}, table, saes)
+    made = stage.make_plan(
+        study, features, {"pairs": pairs.pairs, "partners": pairs.partners}, table, saes, model=model
+    )
     return PlannedStudy(made.plan, made.prompts, study=study, features=features, saes=saes)
 
 

@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from polysem.errors import ConfigError
-from polysem.types import DoseUnit, Locus, Positions
+from polysem.types import Control, Locus, Positions
 
 
 class _Section(BaseModel):
@@ -108,9 +108,25 @@ class PlanConfig(_Section):
     """interfering features per target and interference bin"""
     n_random: Annotated[int, Field(ge=0)] = 3
     """draws per target of each random control"""
-    doses: tuple[float, ...] = (0.05, 0.1, 0.2, 0.4)
-    """absolute values; every dose is run with both signs"""
-    dose_unit: DoseUnit = "resid_norm"
+    controls: tuple[Control, ...] = ("random_feature", "random_direction")
+    """what else is pushed; the others: isotropic, cosine_matched, high_attribution, swapped_target, frozen_decoder,
+    shuffled_gloss"""
+    doses: tuple[float, ...] = (0.001, 0.01, 0.1)
+    """absolute values, in `dose_unit`; every dose is run with both signs"""
+    dose_unit: Literal["kl", "resid_norm", "absolute"] = "kl"
+    """of feature directions and token gradients: nats of KL of the next-token distribution (a dose that means the
+    same for every direction, site and model), the site's mean norm, or the activation's own units; neurons take
+    kl, or else `factors`"""
+    factors: tuple[float, ...] = (0.5, 1.0)
+    """neurons: coordinates are multiplied by 1 + factor and by 1 - factor (1 ablates)"""
+    clamps: tuple[float, ...] = (1.0,)
+    """locus clamp: values that features are clamped to, in units of their largest activation (both signs are run)"""
+    probe: Literal["encoder", "ones"] = "encoder"
+    """token gradients: of the feature's pre-activation, or of the sum of all coordinates (the paper's)"""
+    snippet_tokens: Annotated[int, Field(ge=1)] = 8
+    """tokens that a prompt injection puts in"""
+    snippet_form: Literal["prefix", "suffix", "wrapped"] = "prefix"
+    """where: after the BOS, at the end, or after the BOS between asterisks"""
     positions: Positions = "all_but_first"
     token_sets: tuple[Literal["in", "out"], ...] = ("in", "out")
     batch_rows: Annotated[int, Field(ge=1)] = 64
@@ -120,7 +136,11 @@ class PlanConfig(_Section):
     def _choices_are_distinct(self):
         if not self.doses or any(not 0 < dose < float("inf") for dose in self.doses):
             raise ValueError(f"doses must be positive numbers (both signs are run), got {self.doses}")
-        for name in ("loci", "doses", "token_sets"):
+        if any(not 0 < factor < float("inf") for factor in self.factors):
+            raise ValueError(f"factors must be positive numbers (both signs are run), got {self.factors}")
+        if any(not 0 < value < float("inf") for value in self.clamps):
+            raise ValueError(f"clamps must be positive numbers (both signs are run), got {self.clamps}")
+        for name in ("loci", "doses", "token_sets", "factors", "clamps"):
             values = getattr(self, name)
             if not values or len(set(values)) < len(values):
                 raise ValueError(f"{name} must name at least one value, each once, got {values}")
@@ -141,6 +161,9 @@ class Study(_Section):
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]+$")] = "study"
     seed: Annotated[int, Field(ge=0)] = 0
+    preset: Literal["strict", "paper", "both"] = "strict"
+    """paper and both add the estimates that the choices of arXiv 2505.11611 give on the same trials; both also says
+    what each difference from the strict ones comes from"""
     model: ModelConfig
     saes: Annotated[tuple[SAEConfig, ...], Field(min_length=1)]
     corpus: CorpusConfig = CorpusConfig()

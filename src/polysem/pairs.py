@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from polysem.config import PairsConfig
-from polysem.errors import MismatchError
+from polysem.errors import ConfigError, MismatchError
 from polysem.geometry import JointCounts, benjamini_hochberg, cosine_tail, count_joint, pair_blocks
 from polysem.geometry.chance import CovarianceNull, covariance_null_of
 from polysem.geometry.rows import Rows, canonical_cosines, prepare_rows, unit_blocks
@@ -35,6 +35,8 @@ DUPLICATE_TOKENS = 0.2
 """above this Jaccard overlap of activating tokens they are, too"""
 DENSE, DEAD = 0.1, 1e-6
 """fractions of tokens beyond which a feature counts as dense, or as dead"""
+MOST_PAIRS = 20_000_000
+"""pairs over the threshold that are judged together, in about 2 GB; q-values need them all at once"""
 _LEVELS = (0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 SPECTRUM_THRESHOLDS = (*(-level for level in reversed(_LEVELS)), *_LEVELS)
 
@@ -82,6 +84,7 @@ def map_pairs(
 
     Raises:
         MismatchError: if features repeat, are not in the SAE, or do not match their embeddings.
+        ConfigError: if more than `MOST_PAIRS` pairs reach the threshold.
         NumericsError: if a weight or embedding is not finite.
     """
     side = _of_sae(features, label, d_sae=sae.d_sae)
@@ -148,16 +151,18 @@ class _Side:
 
 
 def _of_sae(table: FeatureTable, label: str, *, d_sae: int) -> _Side:
-    rows = table.features.filter(pc.equal(table.features["sae"], label)).sort_by("feature")
+    # Embeddings go by the order of the rows, so it is kept.
+    rows = table.features.filter(pc.equal(table.features["sae"], label))
     feature = rows["feature"].to_numpy()
-    repeated = feature[1:][feature[1:] == feature[:-1]]
+    rising = np.sort(feature)
+    repeated = rising[1:][rising[1:] == rising[:-1]]
     if len(repeated):
         raise MismatchError(
             f"features of SAE {label!r}: feature {repeated[0]} has more than one row; expected one each",
             hint="make the feature table again: polysem features STUDY.toml",
         )
-    if len(feature) and (feature[0] < 0 or feature[-1] >= d_sae):
-        outside = feature[0] if feature[0] < 0 else feature[-1]
+    if len(feature) and (rising[0] < 0 or rising[-1] >= d_sae):
+        outside = rising[0] if rising[0] < 0 else rising[-1]
         raise MismatchError(
             f"features of SAE {label!r}: feature {outside} is not in the SAE; expected 0 to {d_sae - 1}",
             hint="check that the glosses or the feature table were made for this SAE",
@@ -209,7 +214,15 @@ def _mine(sae: SAE, side: _Side, config: PairsConfig, null: CovarianceNull) -> _
         sae.W_dec, side.embeddings, min_interference=config.min_interference, max_similarity=None, signed=True
     )
     chance, kept, parts = [np.empty(0)], [np.empty(0, bool)], []
+    seen = 0
     for block in blocks:
+        seen += len(block.i)
+        if seen > MOST_PAIRS:
+            raise ConfigError(
+                f"more than {MOST_PAIRS:,} pairs have |interference| >= {config.min_interference}; the table of "
+                f"pairs is held in memory and expects fewer",
+                hint="raise pairs.min_interference, or look for duplicate decoder rows: polysem inspect",
+            )
         unlike = block.similarity < config.max_similarity  # nan, where a gloss is missing, is not below
         chance.append(null.p(block.interference))
         kept.append(unlike)

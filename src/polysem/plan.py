@@ -10,8 +10,8 @@ what is done in it, so it does not depend on what else is planned.
 import logging
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from dataclasses import dataclass, replace
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import pyarrow as pa
@@ -20,10 +20,15 @@ import pyarrow.compute as pc
 from polysem.config import PlanConfig, Study
 from polysem.errors import ConfigError, MismatchError
 from polysem.interventions.arms import Arm, Atlas, arms_of, draw_targets
-from polysem.interventions.base import LOCI, Recipe
+from polysem.interventions.base import Recipe
+from polysem.interventions.loci import clamp_arms, gradient_arms, neuron_arms, prompt_arms
+from polysem.interventions.mlp import mlp_neuron_arms, mlp_writes, site_of
+from polysem.interventions.negative import negative_arms
+from polysem.models.base import WhiteBoxModel
 from polysem.saes.base import SAE
 from polysem.seeds import short_hash
 from polysem.store.tables import PLAN, PROMPTS
+from polysem.types import DoseUnit, Locus
 
 log = logging.getLogger(__name__)
 
@@ -65,6 +70,8 @@ def make_plan(
     pairs: PairTables | Mapping[str, pa.Table],
     prompts: pa.Table,
     saes: Mapping[str, SAE],
+    *,
+    model: WhiteBoxModel | None = None,
 ) -> Plan:
     """Every trial of the study.
 
@@ -74,19 +81,17 @@ def make_plan(
         pairs: PAIRS and PARTNERS of all SAEs, as attributes or under the keys `pairs` and `partners`.
         prompts: PROMPTS, with their split.
         saes: by label, as in the tables.
+        model: only needed for the locus `mlp_neuron`, whose neurons are chosen by what they write.
 
     Raises:
         ConfigError: if there are no prompts, or no feature of any SAE can be a target.
         MismatchError: if the tables do not belong to the SAEs.
-        UnknownReferenceError: if a locus is asked for that does not exist.
     """
     prompts = PROMPTS.conform(prompts)
     if not prompts.num_rows:
         raise ConfigError(
             "there are no prompts to plan on", hint="check [prompts] in the study, then: polysem prompts"
         )
-    for locus in study.plan.loci:
-        LOCI[locus]
     mined, partners = _pair_tables(pairs)
     parts, n_batches = [], 0
     for label in sorted(saes):
@@ -103,10 +108,12 @@ def make_plan(
             embeddings=features.embeddings[label],
             pairs=mined,
             partners=partners,
+            contexts=getattr(features, "contexts", None),
         )
-        arms = _arms(atlas, study)
-        if arms:
-            part, used = _lay_out(atlas, arms, prompts, config=study.plan, first_batch=n_batches)
+        if "mlp_neuron" in study.plan.loci:
+            atlas = replace(atlas, mlp_writes=mlp_writes(model, saes[label]))
+        for block in _blocks(atlas, study):
+            part, used = _lay_out(atlas, block, prompts, config=study.plan, first_batch=n_batches)
             parts.append(part)
             n_batches += used
     if not parts:
@@ -146,24 +153,62 @@ def describe_plan(plan: Plan) -> dict[str, int]:
     }
     for split in ("select", "confirm"):
         counts[f"prompts_{split}"] = _distinct(table.filter(pc.equal(table["split"], split)), "prompt_id")
-    for relation in ("pair", "self", "random_feature", "random_direction"):
+    for relation in sorted(pc.unique(table["relation"]).to_pylist()):
         counts[f"trials_{relation}"] = table.filter(pc.equal(table["relation"], relation)).num_rows
     return counts
 
 
-def _arms(atlas: Atlas, study: Study) -> list[Arm]:
-    targets = draw_targets(atlas, pairs=study.pairs, plan=study.plan, seed=study.seed)
-    return arms_of(atlas, targets, pairs=study.pairs, plan=study.plan, seed=study.seed)
+class _Block(NamedTuple):
+    """What is planned at one locus."""
+
+    locus: Locus
+    arms: Sequence[Arm]
+    doses: tuple[float, ...]
+    dose_unit: DoseUnit
+
+
+def _blocks(atlas: Atlas, study: Study) -> list[_Block]:
+    """The arms of every locus that has some, with its doses."""
+    plan, pairs, seed = study.plan, study.pairs, study.seed
+    targets = draw_targets(atlas, pairs=pairs, plan=plan, seed=seed)
+    arms = arms_of(atlas, targets, pairs=pairs, plan=plan, seed=seed)
+    arms += negative_arms(atlas, targets, pairs=pairs, plan=plan, seed=seed)
+    relative = plan.dose_unit != "kl"
+    blocks = {
+        "feature": lambda: _Block("feature", arms, plan.doses, plan.dose_unit),
+        "gradient": lambda: _Block(
+            "gradient", gradient_arms(atlas, arms, plan=plan), plan.doses, plan.dose_unit
+        ),
+        "clamp": lambda: _Block("clamp", clamp_arms(atlas, arms), plan.clamps, "max_act"),
+        "prompt": lambda: _Block(
+            "prompt", prompt_arms(atlas, arms, plan=plan, seed=seed), (1.0,), "injection"
+        ),
+        "neuron": lambda: _Block(
+            "neuron",
+            neuron_arms(atlas, targets, pairs=pairs, plan=plan, seed=seed),
+            plan.factors if relative else plan.doses,
+            "factor" if relative else "kl",
+        ),
+        "mlp_neuron": lambda: _Block(
+            "mlp_neuron",
+            mlp_neuron_arms(atlas, targets, pairs=pairs, plan=plan, seed=seed),
+            plan.factors if relative else plan.doses,
+            "factor" if relative else "kl",
+        ),
+    }
+    made = [blocks[locus]() for locus in plan.loci]
+    return [block for block in made if block.arms]
 
 
 def _lay_out(
-    atlas: Atlas, arms: Sequence[Arm], prompts: pa.Table, *, config: PlanConfig, first_batch: int
+    atlas: Atlas, block: _Block, prompts: pa.Table, *, config: PlanConfig, first_batch: int
 ) -> tuple[pa.Table, int]:
     """Arms x prompts x token sets x signed doses as rows, with batches numbered from `first_batch`; and how
     many batches."""
-    doses = sorted({sign * dose for dose in config.doses for sign in (-1.0, 1.0)})
-    shape = (len(config.loci), prompts.num_rows, len(arms), len(config.token_sets), len(doses))
-    locus, prompt, arm, token_set, dose = (axis.ravel() for axis in np.indices(shape))
+    arms = block.arms
+    doses = sorted({sign * dose for dose in block.doses for sign in (-1.0, 1.0)})
+    shape = (prompts.num_rows, len(arms), len(config.token_sets), len(doses))
+    prompt, arm, token_set, dose = (axis.ravel() for axis in np.indices(shape))
     # Distinct rows of one prompt, in the order of recipe and dose, cut every `batch_rows`. Refused controls
     # need no row.
     unmatched = Recipe.of("unmatched").text
@@ -171,7 +216,7 @@ def _lay_out(
     chunks = max(1, math.ceil(len(recipes) * len(doses) / config.batch_rows))
     row = np.array([recipes.get(a.recipe, 0) for a in arms])[arm] * len(doses) + dose
     chunk = np.where(np.array([a.recipe == unmatched for a in arms])[arm], 0, row // config.batch_rows)
-    batch = first_batch + (locus * prompts.num_rows + prompt) * chunks + chunk
+    batch = first_batch + prompt * chunks + chunk
 
     def per_arm(name: str, dtype: pa.DataType) -> pa.Array:
         return pa.array([getattr(a, name) for a in arms], dtype).take(pa.array(arm))
@@ -181,8 +226,8 @@ def _lay_out(
 
     columns = {
         "sae": fixed(atlas.label),
-        "site": fixed(str(atlas.sae.site)),
-        "locus": pa.array(config.loci, pa.string()).take(pa.array(locus)),
+        "site": fixed(str(site_of(block.locus, atlas.sae))),
+        "locus": fixed(block.locus),
         "relation": per_arm("relation", pa.string()),
         "target": per_arm("target", pa.int32()),
         "source": per_arm("source", pa.int32()),
@@ -194,7 +239,7 @@ def _lay_out(
         "prompt_id": prompts["prompt_id"].combine_chunks().take(pa.array(prompt)),
         "token_set": pa.array(config.token_sets, pa.string()).take(pa.array(token_set)),
         "dose": pa.array(doses, pa.float64()).take(pa.array(dose)),
-        "dose_unit": fixed(config.dose_unit),
+        "dose_unit": fixed(block.dose_unit),
         "positions": fixed(config.positions),
         "split": prompts["split"].combine_chunks().take(pa.array(prompt)),
         "block": pa.array([f"{atlas.label}/{a.target}" for a in arms]).take(pa.array(arm)),

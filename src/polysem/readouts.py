@@ -117,6 +117,34 @@ def kl(
     return _like(base_logits, torch.where(x < 1.0, near, far).sum(-1))
 
 
+def share_of_shift(
+    logodds_base: Float[Tensor, " n_sets"],
+    logodds_edit: Float[Tensor, "rows n_sets"],
+    divergence: Float[Tensor, " rows"],
+) -> Float[Tensor, "rows n_sets"]:
+    """rho: the signed share of a shift of the whole distribution that goes into the odds of T, in [-1, 1].
+
+    rho = sign(dw) sqrt(KL(Bern w || Bern w') / KL(p || p')). By the data-processing inequality no shift can do
+    better than 1. To first order it is dw / sqrt(2 KL w (1 - w)), the correlation under p of the logit shift with
+    membership in T; that form has its bound to first order only.
+
+    Args:
+        logodds_base: logit of P(T) before, nats.
+        logodds_edit: after.
+        divergence: KL(p || p') of every row, nats.
+
+    Returns:
+        NaN where nothing moved at all.
+    """
+    softplus = torch.nn.functional.softplus
+    inside, outside = -softplus(-logodds_base), -softplus(logodds_base)
+    x = -softplus(-logodds_edit) - inside
+    y = -softplus(logodds_edit) - outside
+    binary = inside.exp() * (torch.expm1(x) - x) + outside.exp() * (torch.expm1(y) - y)
+    share = (binary.clamp(min=0.0) / divergence[:, None]).sqrt().clamp(max=1.0)
+    return torch.where(divergence[:, None] > 0, share * torch.sign(logodds_edit - logodds_base), torch.nan)
+
+
 def distinct_ids(target_ids: TokenIds, d_vocab: int) -> list[int]:
     """The ids of T, each once, rising.
 

@@ -11,7 +11,8 @@ and no value is ever put in the place of one that is missing. Anything unexpecte
 """
 
 import logging
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -19,7 +20,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from polysem.errors import ConfigError, MismatchError, NumericsError
@@ -34,11 +35,14 @@ from polysem.interventions.base import (
     Refused,
     edited_positions,
 )
+from polysem.interventions.dosing import doses_at_kl
 from polysem.interventions.feature import decoder_row, unit
+from polysem.interventions.mlp import site_of
 from polysem.models.base import WhiteBoxModel
+from polysem.models.sweep import sweep_of
 from polysem.plan import Features
 from polysem.progress import SILENT, Reporter
-from polysem.readouts import TokenSets, kl, read_sets
+from polysem.readouts import TokenSets, kl, read_sets, share_of_shift
 from polysem.saes.base import SAE
 from polysem.store.tables import PROMPTS, TRIALS
 from polysem.types import Site
@@ -56,7 +60,7 @@ SKIPPED = (
     "no_edited_position",
     *RESOLUTION_REASONS,
 )
-FAILED = ("non_finite_baseline", "zero_activation", "non_finite_logits")
+FAILED = ("non_finite_baseline", "zero_activation", "non_finite_logits", "kl_not_reached")
 REASONS = (*SKIPPED, *FAILED)
 """Why a trial has no outcome: known beforehand, or found when it was tried."""
 
@@ -143,6 +147,10 @@ class _Edited(NamedTuple):
 
     rows: dict[_Key, int]
     logits: Tensor
+    strengths: Float[np.ndarray, " rows"]
+    """signed, in the units of the locus: of the activation, or relative"""
+    unreached: Bool[np.ndarray, " rows"]
+    """rows whose KL could not be brought to the dose"""
     refused: dict[str, str]
 
 
@@ -159,22 +167,25 @@ class _Outcomes(NamedTuple):
     ) -> "_Outcomes":
         before, after = read_sets(base, sets), read_sets(edited, sets)
         names = ("cosine", "mass", "logodds")
+        moved = torch.as_tensor(kl(base, edited))
         return cls(
             base={f"{name}_base": values[0].tolist() for name, values in zip(names, before, strict=True)},
-            edit={f"{name}_edit": values.tolist() for name, values in zip(names, after, strict=True)},
+            edit={f"{name}_edit": values.tolist() for name, values in zip(names, after, strict=True)}
+            | {"rho": share_of_shift(before.log_odds[0], after.log_odds, moved).tolist()},
             whole={
-                "kl": [float(value) for value in torch.as_tensor(kl(base, edited))],
+                "kl": moved.tolist(),
                 "top1_kept": [bool(same) for same in edited.argmax(-1) == base.argmax(-1)],
             },
         )
 
     def at(self, row: int, column: int) -> dict[str, Any]:
         """The outcomes of one row for one set."""
-        return (
+        found = (
             {name: values[column] for name, values in self.base.items()}
             | {name: values[row][column] for name, values in self.edit.items()}
             | {name: values[row] for name, values in self.whole.items()}
         )
+        return found | {"rho": None if math.isnan(found["rho"]) else found["rho"]}
 
 
 class _Sets(NamedTuple):
@@ -198,6 +209,7 @@ class _Workbench:
         saes: Mapping[str, SAE],
     ):
         self.model = model
+        self.sweep = sweep_of(model)
         self.saes = saes
         self.planned = planned
         self.features = features
@@ -224,12 +236,15 @@ class _Workbench:
             unedited = self._unedited(where)
         except Refused as refusal:
             return [self._without(trial, refusal.reason) for trial in trials]
-        edited = self._forward(trials, where, unedited)
+        try:
+            edited = self._forward(trials, where, unedited)
+        except Refused as refusal:  # what none of the batch's rows can be given
+            return [self._without(trial, refusal.reason) for trial in trials]
         return self._read(trials, where, unedited, edited)
 
     def _unedited(self, where: _Site) -> _Unedited:
         bench = self.bench(where.sae)
-        if where.site != str(bench.sae.site):
+        if where.site != str(site_of(where.locus, bench.sae)):
             raise MismatchError(
                 f"the plan edits {where.site} for SAE {where.sae!r}, which reads {bench.sae.site}",
                 hint="polysem plan",
@@ -243,7 +258,7 @@ class _Workbench:
         if not prompt.edited.any():
             raise Refused("no_edited_position")
         norm = self.norm(where.prompt_id, bench.sae.site, where.positions)
-        if norm == 0.0 and where.dose_unit == "resid_norm":
+        if norm == 0.0 and where.dose_unit in ("resid_norm", "kl"):
             raise Refused("zero_activation")
         return _Unedited(prompt=prompt, logits=self.base_logits(where.prompt_id), norm=norm)
 
@@ -258,9 +273,19 @@ class _Workbench:
                 refused[recipe] = refusal.reason
         keys = sorted({_Key(t["recipe"], t["dose"]) for t in trials if t["recipe"] in directions})
         scale = unedited.norm if where.dose_unit == "resid_norm" else 1.0
-        pushes = [Push(directions[key.recipe], key.dose * scale) for key in keys]
-        logits = self._logits(pushes, intervention, unedited.prompt, bench)
-        return _Edited({key: k for k, key in enumerate(keys)}, logits, refused)
+        strengths = np.array([key.dose * scale for key in keys])
+
+        def run(rows: Int[np.ndarray, " m"], strength: Float[np.ndarray, " m"]) -> Tensor:
+            pushes = [Push(directions[keys[k].recipe], float(s)) for k, s in zip(rows, strength, strict=True)]
+            return self._logits(pushes, intervention, unedited.prompt, bench)
+
+        if where.dose_unit == "kl":
+            strengths, logits, unreached = _at_kl(
+                run, keys, unedited, relative=where.locus in ("neuron", "mlp_neuron")
+            )
+        else:
+            logits, unreached = run(np.arange(len(keys)), strengths), np.zeros(len(keys), dtype=bool)
+        return _Edited({key: k for k, key in enumerate(keys)}, logits, strengths, unreached, refused)
 
     def _logits(
         self, pushes: list[Push], intervention: Intervention, prompt: Prompt, bench: Bench
@@ -270,7 +295,7 @@ class _Workbench:
             return torch.empty(0, self.model.spec.d_vocab, dtype=torch.float64)
         tokens, edits = intervention.prepare(pushes, prompt, bench)
         try:
-            return self.model.logits(tokens, edits, last_only=True)[:, -1].detach().cpu().double()
+            return self.sweep.logits(tokens, edits).detach().cpu().double()
         except NumericsError:
             if len(pushes) == 1:
                 return torch.full((1, self.model.spec.d_vocab), torch.nan, dtype=torch.float64)
@@ -289,11 +314,12 @@ class _Workbench:
         if known.sets is not None and wanted and bool(finite.any()):
             sets = known.sets.take([known.rows[key] for key in wanted])
             seen = _Outcomes.of(unedited.logits, edited.logits[finite], sets)
-        scale = unedited.norm if where.dose_unit == "resid_norm" else 1.0
         rows = []
         for trial in trials:
             key, target = _Key(trial["recipe"], trial["dose"]), (trial["target"], trial["token_set"])
             reason = edited.refused.get(key.recipe) or known.refused.get(target)
+            if reason is None and edited.unreached[edited.rows[key]]:
+                reason = "kl_not_reached"
             if reason is None and not finite[edited.rows[key]]:
                 reason = "non_finite_logits"
             if reason is not None:
@@ -306,7 +332,7 @@ class _Workbench:
                     status="ok",
                     **seen.at(position[edited.rows[key]], column[target]),
                     alignment=self.alignment(where.sae, where.locus, key.recipe, trial["target"]),
-                    dose_absolute=key.dose * scale,
+                    dose_absolute=float(edited.strengths[edited.rows[key]]),
                     resid_norm=unedited.norm,
                 )
             )
@@ -319,7 +345,9 @@ class _Workbench:
         return {**_EMPTY, "trial_id": trial["trial_id"], "dtype": self.model.spec.dtype, **values}
 
     def _alignment(self, label: str, locus: str, recipe: str, target: int) -> float | None:
-        """Cosine of a realised direction with the target's; None where the target has no direction."""
+        """Cosine of a realised direction with the target's; None where one of the two has no direction."""
+        if not LOCI[locus].steers:
+            return None
         try:
             return float(self.realise(label, locus, recipe) @ unit(decoder_row(self.bench(label), target)))
         except Refused:
@@ -337,7 +365,9 @@ class _Workbench:
                 f"SAE {label!r} is {sae.d_in} wide but {sae.site} of {self.model.spec.ref} is {width} wide",
                 hint="load the SAE's own model, or name the right site in the study",
             )
-        return Bench(label, sae, self.model.spec, activations=lambda: self.activations(sae.site))
+        return Bench(
+            label, sae, self.model.spec, activations=lambda: self.activations(sae.site), model=self.model
+        )
 
     def _realise(self, label: str, locus: str, recipe: str) -> np.ndarray:
         return LOCI[locus].realise(Recipe.parse(recipe), self.bench(label))
@@ -416,6 +446,39 @@ class _Workbench:
                 refused[target, name] = reason
         sets = TokenSets.of(list(found.values()), W_E) if found else None
         return _Sets({key: k for k, key in enumerate(found)}, sets, refused)
+
+
+def _at_kl(
+    run: Callable[[np.ndarray, np.ndarray], Tensor],
+    keys: Sequence[_Key],
+    unedited: _Unedited,
+    *,
+    relative: bool,
+) -> tuple[Float[np.ndarray, " rows"], Float[Tensor, "rows d_vocab"], Bool[np.ndarray, " rows"]]:
+    """Signed strengths at which every row has the KL that its dose asks for, the logits there, and rows for which
+    there is no such strength.
+
+    Args:
+        run: rows and signed strengths -> logits.
+        relative: strengths multiply what is there (neurons); otherwise they are in units of the activation.
+    """
+    signs = np.sign([key.dose for key in keys])
+    wanted = np.abs([key.dose for key in keys])
+    logits = torch.full((len(keys), unedited.logits.shape[-1]), torch.nan, dtype=torch.float64)
+
+    def measure(rows: np.ndarray, strength: np.ndarray) -> np.ndarray:
+        seen = run(rows, signs[rows] * strength)
+        logits[torch.from_numpy(rows)] = seen
+        finite = torch.isfinite(seen).all(-1)
+        found = np.full(len(rows), np.inf)
+        if bool(finite.any()):
+            found[finite.numpy()] = np.asarray(kl(unedited.logits, seen[finite]), dtype=np.float64).ravel()
+        return found
+
+    first = 0.2 if relative else 0.05 * unedited.norm
+    # KL grows as the square of the dose: one start serves all doses of a direction
+    found = doses_at_kl(measure, wanted, first * np.sqrt(wanted / 0.01))
+    return signs * found.strength, logits, ~found.reached
 
 
 def set_problem(ids: Sequence[int], W_E: Float[Tensor, "d_vocab d_model"]) -> str | None:

@@ -26,9 +26,31 @@ BlockPoint = Literal[
     "mlp.hook_out",
 ]
 Positions = Literal["last", "all", "all_but_first"]
-DoseUnit = Literal["absolute", "resid_norm"]
-Locus = Literal["feature", "gradient", "prompt", "neuron"]
-Relation = Literal["pair", "self", "random_feature", "random_direction"]
+DoseUnit = Literal["absolute", "resid_norm", "kl", "factor", "injection", "max_act"]
+Locus = Literal["feature", "clamp", "gradient", "prompt", "neuron", "mlp_neuron"]
+Relation = Literal[
+    "pair",
+    "self",
+    "random_feature",
+    "random_direction",
+    "isotropic",
+    "cosine_matched",
+    "high_attribution",
+    "swapped_target",
+    "frozen_decoder",
+    "shuffled_gloss",
+    "rotated",
+]
+Control = Literal[
+    "random_feature",
+    "random_direction",
+    "isotropic",
+    "cosine_matched",
+    "high_attribution",
+    "swapped_target",
+    "frozen_decoder",
+    "shuffled_gloss",
+]
 Split = Literal["select", "confirm"]
 TrialStatus = Literal["ok", "skipped", "failed"]
 

@@ -42,6 +42,7 @@ n_targets = 3
 sources_per_bin = 2
 n_random = 1
 doses = [0.1]
+dose_unit = "resid_norm"
 """
 
 

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from polysem.geometry import count_joint, mine_pairs
+from polysem.geometry import count_joint, mine_pairs, nearest
 from polysem.geometry.rows import canonical_cosines, prepare_rows
 
 BINS, THRESHOLDS = (0.0, 0.1, 0.2, 0.3, 0.4, 1.0), (0.4, 0.3, 0.2, 0.15)
@@ -118,3 +118,26 @@ def test_the_canonical_cosine_is_symmetric_bounded_and_the_same_in_any_company(p
     np.testing.assert_array_equal(forward, np.repeat(alone, repeats))
     assert np.isnan(alone[0]) == (not pair.any(axis=1).all())
     assert not np.abs(forward).max(initial=0) > 1
+
+
+@PROFILE
+@given(
+    world=dictionaries(),
+    k=st.sampled_from([1, 2, 5, 100]),
+    signed=st.booleans(),
+    screen=st.sampled_from(["auto", "fp32", "bf16"]),
+    tile=st.sampled_from([8, 24, 64, 2048]),
+)
+def test_neighbours_are_the_largest_canonical_cosines_whatever_the_pass(world, k, signed, screen, tile):
+    x, _ = world
+    rows = prepare_rows(x, name="x")
+    made = nearest(x, k=k, signed=signed, screen=screen, tile=tile)
+    for i in range(len(x)):
+        others = np.array([j for j in np.flatnonzero(rows.live) if j != i and rows.live[i]], np.int64)
+        cosine = canonical_cosines(rows, np.full(len(others), i), others)
+        order = np.lexsort((others, -np.abs(cosine) if signed else -cosine))[:k]
+        expected = np.full(k, -1)
+        expected[: len(order)] = others[order]
+        assert made.index[i].tolist() == expected.tolist()
+        np.testing.assert_array_equal(made.cosine[i, : len(order)], cosine[order])
+        assert np.isnan(made.cosine[i, len(order) :]).all()

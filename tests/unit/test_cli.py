@@ -109,6 +109,7 @@ def test_help_and_version_need_no_torch():
         "pairs",
         "plan",
         "trials",
+        "response",
         "effects",
         "report",
         "status",

@@ -11,6 +11,13 @@ from hypothesis import strategies as st
 from polysem.config import FeaturesConfig
 from polysem.features.best import AFTER_PEAK, Harvest, HarvestPlan
 from polysem.features.columns import _largest, target_tokens
+from polysem.features.encoder import Active
+
+
+def add(state, acts, tokens, *, first_row):
+    """Dense activations [rows, positions, features], BOS and all."""
+    acts = torch.as_tensor(acts)
+    state.add(Active.of_dense(acts[:, state.first :].flatten(0, 1)), tokens, first_row=first_row)
 
 
 def tied_activations(seed, n_rows, n_pos, d_sae):
@@ -58,7 +65,7 @@ def test_state_is_that_of_a_dense_store_whatever_the_batches(seed, n_rows, n_pos
     state = Harvest.empty(d_sae, HarvestPlan(k, window, m), context=n_pos, first=first)
     edges = sorted({0, n_rows, *(c for c in cuts if c < n_rows)})
     for a, b in pairwise(edges):
-        state.add(torch.from_numpy(acts[a:b]), tokens[a:b], first_row=a)
+        add(state, acts[a:b], tokens[a:b], first_row=a)
     width = min(window, n_pos - first)
     assert state.n_positions[0] == n_rows * (n_pos - first)
     assert state.n_active.tolist() == (acts[:, first:] > 0).sum((0, 1)).tolist()
@@ -86,7 +93,7 @@ def test_a_window_ends_a_few_tokens_after_its_peak():
     starts = {}
     for window in (1, 3, 24):
         state = Harvest.empty(1, HarvestPlan(1, window, 1), context=50, first=1)
-        state.add(acts, tokens, first_row=0)
+        add(state, acts, tokens, first_row=0)
         starts[window] = int(state.context_start[0, 0])
     assert starts == {1: 30, 3: 29, 24: 30 + AFTER_PEAK - 23}
 
@@ -96,10 +103,10 @@ def test_restored_state_is_the_state():
     acts = torch.from_numpy(tied_activations(0, 6, 5, 4))
     tokens = np.arange(30).reshape(6, 5)
     whole, half, rest = (Harvest.empty(4, plan, context=5, first=1) for _ in range(3))
-    whole.add(acts, tokens, first_row=0)
-    half.add(acts[:3], tokens[:3], first_row=0)
+    add(whole, acts, tokens, first_row=0)
+    add(half, acts[:3], tokens[:3], first_row=0)
     rest.restore(half.arrays())
-    rest.add(acts[3:], tokens[3:], first_row=3)
+    add(rest, acts[3:], tokens[3:], first_row=3)
     assert half.n_positions[0] == 12, "what is restored is not shared"
     for name, values in whole.arrays().items():
         np.testing.assert_array_equal(values, rest.arrays()[name], err_msg=name)
@@ -110,7 +117,7 @@ def test_target_tokens_are_those_at_the_ratio_of_the_maximum(ratio, expected):
     state = Harvest.empty(2, HarvestPlan(1, 1, 5), context=5, first=0)
     acts = torch.zeros(1, 5, 2)
     acts[0, :, 0] = torch.tensor([8.0, 8.0, 7.9, 2.0, 10.0])
-    state.add(acts, np.array([[4, 3, 5, 6, 7]]), first_row=0)
+    add(state, acts, np.array([[4, 3, 5, 6, 7]]), first_row=0)
     kept = target_tokens(state, FeaturesConfig(target_ratio=ratio))
     assert state.token_id[0][kept[0]].tolist() == expected
     assert not kept[1].any(), "a feature that never fired has no target token"

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -10,7 +11,8 @@ import pytest
 import torch
 
 from polysem.errors import ConfigError, MismatchError, NumericsError
-from polysem.geometry import count_joint, mine_pairs, pair_blocks
+from polysem.geometry import count_joint, mine_pairs, neighbours, pair_blocks
+from polysem.geometry import product as products
 from polysem.geometry import screen as screens
 from polysem.geometry.rows import canonical_cosines, prepare_rows, unit_float32
 
@@ -188,22 +190,22 @@ def test_a_screen_that_fails_its_probe_gives_way_to_fp32_with_the_same_pairs(kin
 
 
 def test_probe_finds_out_saturating_and_short_accumulators(monkeypatch):
-    def saturating(a, b):
+    def saturating(a, b, *, out):
         return (a.to(torch.int64) @ b.to(torch.int64)).clamp(-(2**15), 2**15 - 1).to(torch.int32)
 
-    def short(a, b):
+    def short(a, b, *, out):
         total = torch.zeros(a.shape[0], b.shape[1], dtype=torch.bfloat16)
         for k in range(a.shape[1]):
             total += a[:, k : k + 1] * b[k : k + 1]
         return total
 
-    screens.probe.cache_clear()
+    products.probe.cache_clear()
     monkeypatch.setattr(torch, "_int_mm", saturating)
     monkeypatch.setattr(torch, "mm", short)
-    assert not screens.probe("int8", "cpu")
-    assert not screens.probe("bf16", "cpu")
+    assert not products.probe("int8", "cpu")
+    assert not products.probe("bf16", "cpu")
     monkeypatch.undo()
-    screens.probe.cache_clear()
+    products.probe.cache_clear()
 
 
 @pytest.mark.parametrize("kind", ["fp32", "bf16", "int8"])
@@ -214,7 +216,7 @@ def test_margins_hold_for_the_products_as_made(kind):
     x[50, 3] = 30  # one spiky row spoils the int8 scale of its block only
     rows = prepare_rows(x, name="x")
     made = screens.make_screen(unit_float32(rows), name=kind, tile=64, device="cpu", threshold=1.0)
-    assert made.arithmetic == kind or not screens.probe(kind, "cpu")
+    assert made.arithmetic == kind or not products.probe(kind, "cpu")
     for a, b in ((0, 0), (0, 1), (1, 1)):
         i, j = np.meshgrid(np.arange(64) + 64 * a, np.arange(64) + 64 * b, indexing="ij")
         exact = canonical_cosines(rows, i.ravel(), j.ravel()).reshape(64, 64)
@@ -330,18 +332,21 @@ def test_identical_rows_land_in_the_closed_last_cell():
     assert made.partners[:, :, 0].sum() == 0
 
 
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads the peak from Linux's procfs")
 def test_memory_stays_below_a_dense_matrix():
     """N = 12,000: one N x N float32 matrix would be 576 MB; the whole pass must grow by far less."""
     code = """
-import json, resource, numpy as np, torch
+import json, numpy as np, torch
 from polysem.geometry import mine_pairs
 torch.set_num_threads(1)
+def peak():  # of this address space; ru_maxrss of a child begins with the peak of its parent
+    return int(next(l for l in open("/proc/self/status") if l.startswith("VmHWM")).split()[1])
 rng = np.random.default_rng(0)
 x = rng.normal(size=(12000, 32)).astype(np.float32); e = rng.normal(size=(12000, 8)).astype(np.float32)
 mine_pairs(x[:5000], e[:5000], min_interference=0.6, max_similarity=0.3)
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+before = peak()
 n = mine_pairs(x, e, min_interference=0.75, max_similarity=0.3).num_rows
-print(json.dumps([n, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024]))
+print(json.dumps([n, (peak() - before) / 1024]))
 """
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=300
@@ -357,3 +362,23 @@ def test_importing_the_kernel_does_not_import_torch():
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120
     )
     assert done.stdout.strip() == "False"
+
+
+def test_neighbours_of_equal_rows_are_bounded_in_memory_and_go_by_index(monkeypatch):
+    monkeypatch.setattr("polysem.geometry.neighbours._CAP", 2000)
+    held = []
+    thin = neighbours._Held.thin
+    monkeypatch.setattr(neighbours._Held, "thin", lambda self: thin(self) or held.append(self._n))
+    made = neighbours.nearest(np.ones((300, 16), np.float32), k=3, tile=64)
+    assert made.index[:5].tolist() == [[1, 2, 3], [0, 2, 3], [0, 1, 3], [0, 1, 2], [0, 1, 2]]
+    assert (made.index[4:] == [0, 1, 2]).all()
+    assert (made.cosine == 1).all()
+    assert len(held) > 10
+    assert max(held) <= 2000
+
+
+def test_bad_arguments_of_neighbours_are_refused():
+    with pytest.raises(ConfigError, match="at least 1, got 0"):
+        neighbours.nearest(np.ones((3, 4)), k=0)
+    with pytest.raises(ConfigError, match="multiple of 8, got 9"):
+        neighbours.nearest(np.ones((3, 4)), k=1, tile=9)

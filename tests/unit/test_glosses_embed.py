@@ -20,8 +20,8 @@ from polysem.errors import (
 from polysem.glosses import Gloss, embed_glosses, embed_texts
 from polysem.glosses.cache import VectorCache
 from polysem.glosses.embedders import minilm_folder
-from polysem.glosses.http import Retries
 from polysem.glosses.served import endpoint, key_from
+from polysem.http import Retries
 
 TEXTS = ["the sea, ships and sailing", "names of women", "punctuation; such as: commas", "a", "of the " * 300]
 FLOAT32 = 1e-5

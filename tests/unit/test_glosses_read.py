@@ -12,10 +12,10 @@ import pytest
 from polysem.errors import ConfigError, FormatError, MismatchError, UnknownReferenceError
 from polysem.glosses import read_glosses
 from polysem.glosses.base import Gloss, ordered
-from polysem.glosses.http import Retries
 from polysem.glosses.neuronpedia import read_explanations
 from polysem.glosses.read import read_gloss_source
 from polysem.glosses.select import Expected
+from polysem.http import Retries
 from polysem.types import Site
 
 RESID_6 = Site.parse("blocks.6.hook_resid_post")

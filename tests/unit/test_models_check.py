@@ -36,9 +36,9 @@ class OverwritesEdits(_Subclassed):
 
 
 class IgnoresMasks(_Subclassed):
-    def _edit_actions(self, tokens, edits, **options):
+    def edit_actions(self, tokens, edits, **options):
         edits = [Add(e.site, e.vector, torch.ones_like(e.mask)) if isinstance(e, Add) else e for e in edits]
-        return super()._edit_actions(tokens, edits, **options)
+        return super().edit_actions(tokens, edits, **options)
 
 
 class GradientOfAnotherSite(_Subclassed):
@@ -65,8 +65,8 @@ class AddsBOSAlways(_Subclassed):
 
 
 class AcceptsAnyLayer(_Subclassed):
-    def _tap(self, site):
-        return super()._tap(Site(0, site.point) if site.layer is not None else site)
+    def tap(self, site):
+        return super().tap(Site(0, site.point) if site.layer is not None else site)
 
 
 @pytest.mark.parametrize(
@@ -122,10 +122,10 @@ def test_editing_only_the_input_of_the_second_norm_is_caught():
     """The naive way to write hook_resid_mid: the MLP sees the edit, the stream does not."""
 
     class Naive(_Subclassed):
-        def _edit_actions(self, tokens, edits, **options):
+        def edit_actions(self, tokens, edits, **options):
             mids = [edit for edit in edits if edit.site.point == "hook_resid_mid"]
-            actions = super()._edit_actions(tokens, [e for e in edits if e not in mids], **options)
-            tap = self._tap(Site(0, "hook_resid_mid"))
+            actions = super().edit_actions(tokens, [e for e in edits if e not in mids], **options)
+            tap = self.tap(Site(0, "hook_resid_mid"))
             naive = [lambda h, edit=edit: apply_edit(h, edit) for edit in mids]
             return {**actions, tap: [*naive, *actions.get(tap, [])]}
 

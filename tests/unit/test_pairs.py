@@ -1,12 +1,14 @@
 """The map of pairs of one SAE against dense float64 algebra on a small SAE with planted structure."""
 
+from dataclasses import replace
+
 import numpy as np
 import pyarrow as pa
 import pytest
 import torch
 
 from polysem.config import PairsConfig
-from polysem.errors import MismatchError, NumericsError
+from polysem.errors import ConfigError, MismatchError, NumericsError
 from polysem.features import FeatureTable
 from polysem.geometry import cosine_tail, covariance_null
 from polysem.pairs import SPECTRUM_THRESHOLDS, PairMap, map_pairs
@@ -301,6 +303,25 @@ def test_the_same_input_gives_the_same_bytes(mapped: PairMap):
     again = map_pairs(small_sae(), small_table(), config=CONFIG, label="a")
     for name, table in mapped.tables().items():
         assert table.equals(again.tables()[name])
+
+
+def test_rows_of_a_feature_table_may_come_in_any_order(mapped: PairMap):
+    table = small_table()
+    order = np.random.default_rng(0).permutation(table.features.num_rows)
+    mixed = replace(
+        table, features=table.features.take(order), embeddings={"a": table.embeddings["a"][order]}
+    )
+    again = map_pairs(small_sae(), mixed, config=CONFIG, label="a")
+    for name, expected in mapped.tables().items():
+        assert again.tables()[name].equals(expected), name
+
+
+def test_more_pairs_than_memory_is_meant_for_are_an_error_that_says_so(monkeypatch):
+    """One direction over and over: every pair survives, and mining stops soon after the limit."""
+    monkeypatch.setattr("polysem.pairs.MOST_PAIRS", 1000)
+    sae = small_sae(W_dec=torch.ones(N, D))
+    with pytest.raises(ConfigError, match=r"more than 1,000 pairs have \|interference\| >= 0.2"):
+        map_pairs(sae, small_table(), config=CONFIG, label="a")
 
 
 def test_bad_feature_tables_are_refused():

@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 import pytest
 
 from polysem.config import parse_study
-from polysem.errors import ConfigError, MismatchError, UnknownReferenceError
+from polysem.errors import ConfigError, MismatchError
 from polysem.interventions.arms import arms_of, draw_targets
 from polysem.interventions.base import Recipe
 from polysem.plan import describe_plan, make_plan
@@ -325,8 +325,6 @@ def test_inputs_that_do_not_belong_together(planted):
         plan_of(planted, study, saes={LABEL: small})
     with pytest.raises(ConfigError, match="no prompts"):
         plan_of(planted, study, prompts=planted.prompts.slice(0, 0))
-    with pytest.raises(UnknownReferenceError, match="unknown locus 'neuron'"):
-        plan_of(planted, study_of('loci = ["feature", "neuron"]'))
 
 
 @pytest.mark.parametrize(

@@ -234,12 +234,21 @@ def test_measured_pairs_come_first_and_show_their_effect(run, html):
 
 
 @pytest.mark.parametrize(
-    ("lo", "hi", "kind"),
-    [(0.1, 0.3, "found"), (-0.3, -0.1, "found"), (-0.04, 0.04, "null"), (0.01, 0.04, "null"), (-0.04, 0.06, "open"),
-     (-0.5, 0.5, "open"), (0.01, 0.06, "found"), (None, None, "none")],
-)  # fmt: skip
-def test_verdict_needs_the_interval(lo, hi, kind):
-    assert verdict(lo, hi, margin=0.05)[0] == kind
+    ("p", "p_adj", "p_equivalent", "kind", "words"),
+    [
+        (0.01, 0.04, 0.9, "found", "resolved"),
+        (0.01, 0.06, 0.9, "open", "not resolved"),  # the raw p alone resolves nothing
+        (0.01, 0.04, 0.01, "null", "too small to matter"),
+        (0.4, 1.0, 0.01, "null", "no effect"),
+        (0.4, 1.0, 0.06, "open", "not resolved"),  # no evidence of absence
+        (0.01, None, 0.9, "open", "not a declared question"),
+        (None, None, None, "none", "no interval"),
+    ],
+)
+def test_verdict_follows_the_adjusted_p_and_the_equivalence_test(p, p_adj, p_equivalent, kind, words):
+    row = {"estimate": 0.1, "level": 0.95, "p": p, "p_adj": p_adj, "p_equivalent": p_equivalent}
+    assert verdict(row) == (kind, words)
+    assert verdict(row | {"estimate": None}) == (("none", "not estimated"))
 
 
 def effect(contrast, estimate, lo, hi, **other):
@@ -250,8 +259,9 @@ def effect(contrast, estimate, lo, hi, **other):
         "lo": lo,
         "hi": hi,
         "level": 0.95,
-        "p": 0.03,
-        "p_adj": 0.06,
+        "p": 0.003,
+        "p_adj": 0.006,
+        "p_equivalent": 0.9,
     }
     return finding(row | counts | {"note": None} | other, {"tokens": "in"}, margin=0.05)
 
@@ -261,11 +271,14 @@ def test_findings_say_no_more_than_the_interval():
     assert "0.200 nats more" in slope.answer
     assert "1.22 times" in slope.answer  # exp(.2)
     assert "+0.100 to +0.300" in slope.evidence
-    open_ = effect("slope_interference", 0.4, -0.2, 1.0)
+    open_ = effect("slope_interference", 0.4, -0.2, 1.0, p=0.2, p_adj=0.4)
     assert open_.answer.startswith("Not resolved")
     assert "effect" not in open_.answer
-    # .08 over half a unit is .04: inside the margin, although the slope itself is not.
-    assert effect("slope_interference", 0.0, -0.08, 0.08).verdict_text == "no effect"
+    unlucky = effect("slope_interference", 0.4, 0.1, 0.7, p=0.02, p_adj=0.1)
+    assert unlucky.verdict_text == "not resolved"
+    assert "several questions were asked at once" in unlucky.answer
+    absent = effect("slope_interference", 0.0, -0.08, 0.08, p=0.9, p_adj=1.0, p_equivalent=0.01)
+    assert absent.verdict_text == "no effect"
     share = effect("sign_agreement", 0.7, 0.6, 0.8)
     assert "70 % of the pairs" in share.answer
     assert share.lo == pytest.approx(0.1)

@@ -47,10 +47,10 @@ def test_standard_errors_are_the_formula(seed):
     y, design, clusters = crossed(seed)
     v_target, v_source, v_both = terms(y, design, clusters)
     expected = np.maximum.reduce([np.diag(v) for v in (v_target + v_source - v_both, v_target, v_source)])
-    fit = clustered_ols(y, design, clusters, level=0.9)
+    fit = clustered_ols(y, design, clusters, level=0.9, correction="crv1")
     np.testing.assert_allclose(fit.se, np.sqrt(expected), rtol=EXACT)
     np.testing.assert_allclose(fit.estimate, np.linalg.lstsq(design, y, rcond=None)[0], rtol=EXACT)
-    assert fit.df == 13
+    assert fit.df.tolist() == [13.0] * 3
 
 
 def test_repeated_cells_are_counted_once():
@@ -64,7 +64,7 @@ def test_repeated_cells_are_counted_once():
     v_target, v_source, v_both = terms(y, design, clusters)
     expected = np.maximum.reduce([np.diag(v) for v in (v_target + v_source - v_both, v_target, v_source)])
     np.testing.assert_allclose(
-        clustered_ols(y, design, clusters, level=0.9).se, np.sqrt(expected), rtol=EXACT
+        clustered_ols(y, design, clusters, level=0.9, correction="crv1").se, np.sqrt(expected), rtol=EXACT
     )
 
 
@@ -78,7 +78,8 @@ def test_max_rule_takes_the_larger_one_way_variance():
     clusters = np.column_stack([target, source])
     v_target, v_source, v_both = (v[0, 0] for v in terms(y, design, clusters))
     assert v_target + v_source - v_both < v_target
-    assert clustered_mean(y, clusters, level=0.95).se[0] == pytest.approx(np.sqrt(v_target), rel=EXACT)
+    fit = clustered_ols(y, design, clusters, level=0.95, correction="crv1")
+    assert fit.se[0] == pytest.approx(np.sqrt(v_target), rel=EXACT)
 
 
 def test_agrees_with_statsmodels_own_two_way_results():
@@ -90,7 +91,7 @@ def test_agrees_with_statsmodels_own_two_way_results():
     one_way = [
         sm.OLS(y, design).fit(cov_type="cluster", cov_kwds={"groups": c}).bse for c in clusters.T.copy()
     ]
-    ours = clustered_ols(y, design, clusters, level=0.95)
+    ours = clustered_ols(y, design, clusters, level=0.95, correction="crv1")
     se = np.maximum.reduce([theirs.bse, *one_way])
     np.testing.assert_allclose(ours.se, se, rtol=EXACT)
     t = stats.t(df=13)
@@ -98,69 +99,87 @@ def test_agrees_with_statsmodels_own_two_way_results():
     np.testing.assert_allclose(ours.hi - ours.lo, 2 * t.ppf(0.975) * se, rtol=1e-8)
 
 
-def null_world(rng, *, n_targets=40, n_sources=40, per_target=6, rows=15):
-    """Effects of target and source (SD .6), pair (.4), row (1), random slopes of targets (1), common-mode
-    cosines; true slope 0."""
-    target = np.repeat(np.arange(n_targets), per_target)
-    source = np.concatenate([rng.permutation(n_sources)[:per_target] for _ in range(n_targets)])
-    common = np.abs(rng.normal(0, 0.6, n_targets))[target] * np.abs(rng.normal(0, 0.6, n_sources))[source]
-    cosine = common + 0.3 * rng.standard_normal(len(target))
-    y = 0.6 * rng.standard_normal(n_targets)[target] + 0.6 * rng.standard_normal(n_sources)[source]
-    y += 0.4 * rng.standard_normal(len(target)) + rng.standard_normal(len(target)) / np.sqrt(rows)
-    y += rng.standard_normal(n_targets)[target] * cosine
-    return y, np.column_stack([np.ones(len(y)), cosine]), np.column_stack([target, source])
+def refits(y, design, members):
+    """Estimates without each cluster, refitted; `members`: rows of each cluster."""
+    fits = []
+    for rows in members:
+        left = np.setdiff1d(np.arange(len(y)), rows)
+        fits.append(np.linalg.lstsq(design[left], y[left], rcond=None)[0])
+    return np.array(fits)
 
 
-def test_size_in_the_null_world():
-    # 600 replicates: the Monte-Carlo error of a rate of .05 is .009; the band is three of them.
-    ours, naive = [], []
-    for replicate in range(600):
-        y, design, clusters = null_world(rng_for(replicate, "size"))
-        fit = clustered_ols(y, design, clusters, level=0.95)
-        ours.append(fit.p[1] < 0.05)
-        assert ours[-1] == (
-            not fit.lo[1] <= 0 <= fit.hi[1]
-        )  # the interval covers exactly when p does not reject
-        residual = y - design @ np.linalg.lstsq(design, y, rcond=None)[0]
-        variance = residual @ residual / (len(y) - 2) * np.linalg.inv(design.T @ design)
-        slope = np.linalg.lstsq(design, y, rcond=None)[0][1]
-        naive.append(abs(slope) > 1.96 * np.sqrt(variance[1, 1]))
-    assert 0.023 < np.mean(ours) < 0.077
-    assert np.mean(naive) > 0.15  # what the clusters are for
+@pytest.mark.parametrize("errors", ["two_way", "dyadic"])
+def test_default_standard_errors_are_the_jackknife_refitted(errors):
+    y, design, clusters = crossed(
+        5
+    )  # targets 0-13 and sources 0-16: numbers are shared, and rows (3, 3) exist
+    whole = np.linalg.lstsq(design, y, rcond=None)[0]
+
+    def term(keys):
+        members = [[i for i, k in enumerate(keys) if g in k] for g in sorted({g for k in keys for g in k})]
+        g = len(members)
+        return (g - 1) / g * ((refits(y, design, members) - whole) ** 2).sum(0)
+
+    target, source = term([(t,) for t, _ in clusters]), term([(s,) for _, s in clusters])
+    linked = target + source - term([((t, s),) for t, s in clusters])
+    if errors == "dyadic":
+        linked = term([{t, s} for t, s in clusters]) - term(
+            [(frozenset((t, s)),) if t != s else () for t, s in clusters]
+        )
+    expected = np.maximum.reduce([linked, target, source])
+    fit = clustered_ols(y, design, clusters, level=0.95, errors=errors)
+    np.testing.assert_allclose(fit.se**2, expected, rtol=1e-9)
+
+
+def test_degrees_of_freedom_are_those_of_the_clusters_that_matter():
+    # Balanced: as many as there are. One target with all the variation of x: one.
+    clusters = np.column_stack([np.repeat(np.arange(12), 12), np.tile(np.arange(12), 12)])
+    y = rng_for(0, "df").standard_normal(144)
+    fit = clustered_mean(y, clusters, level=0.95)
+    assert fit.df[0] == pytest.approx(11)
+    x = np.where(clusters[:, 0] == 0, clusters[:, 1] - 5.5, 0.01 * clusters[:, 1])
+    fit = clustered_ols(y, np.column_stack([np.ones(144), x]), clusters, level=0.95)
+    assert fit.df[1] == 1
+
+
+def _own(n):
+    return np.column_stack([np.arange(n)] * 2)
 
 
 @pytest.mark.parametrize(
     ("y", "design", "clusters", "words"),
     [
         (np.empty(0), np.empty((0, 1)), np.empty((0, 2), int), "no pairs"),
-        (
-            np.arange(6.0),
-            np.ones((6, 1)),
-            np.column_stack([np.zeros(6, int), np.arange(6)]),
-            "only one target",
-        ),
-        (
-            np.arange(6.0),
-            np.ones((6, 1)),
-            np.column_stack([np.arange(6), np.zeros(6, int)]),
-            "only one source",
-        ),
-        (np.arange(2.0), np.ones((2, 1)), np.column_stack([np.arange(2)] * 2), "too few pairs"),
-        (np.ones(6), np.ones((6, 1)), np.column_stack([np.arange(6)] * 2), "no variance"),
-        (np.zeros(6), np.ones((6, 1)), np.column_stack([np.arange(6)] * 2), "no variance"),
-        (np.arange(6.0), np.ones((6, 2)), np.column_stack([np.arange(6)] * 2), "cannot be told apart"),
-        (
-            np.arange(6.0),
-            np.column_stack([np.ones(6), np.zeros(6)]),
-            np.column_stack([np.arange(6)] * 2),
-            "does not vary",
-        ),
+        (np.arange(3.0), np.column_stack([np.ones(3), np.arange(3.0)]), _own(3), "too few pairs"),
+        (np.arange(6.0), np.ones((6, 2)), _own(6), "cannot be told apart"),
+        (np.arange(6.0), np.column_stack([np.ones(6), np.zeros(6)]), _own(6), "does not vary"),
     ],
 )
-def test_degenerate_input_gives_words_and_no_number(y, design, clusters, words):
+def test_what_cannot_be_estimated_is_words_and_no_number(y, design, clusters, words):
     fit = clustered_ols(y, design, clusters, level=0.95)
     assert words in fit.reason
     for values in (fit.estimate, fit.se, fit.lo, fit.hi, fit.p):
+        assert np.isnan(values).all()
+
+
+@pytest.mark.parametrize(
+    ("y", "clusters", "words"),
+    [
+        (np.arange(6.0), np.column_stack([np.zeros(6, int), np.arange(6)]), "only one target"),
+        (np.arange(6.0), np.column_stack([np.arange(6), np.zeros(6, int)]), "only one source"),
+        (np.full(1, 0.3), _own(1), "only 1 pair"),
+        (np.arange(2.0), _own(2), "only 2 pairs"),
+        (np.ones(6), _own(6), "no variance"),
+        (np.zeros(6), _own(6), "exactly zero"),
+    ],
+)
+def test_without_noise_to_judge_by_the_mean_stands_alone(y, clusters, words):
+    fit = clustered_mean(y, clusters, level=0.95)
+    assert fit.estimate[0] == pytest.approx(y.mean())
+    assert fit.reason == ""
+    assert fit.remark.startswith("no interval: ")
+    assert words in fit.remark
+    for values in (fit.se, fit.lo, fit.hi, fit.p, fit.df):
         assert np.isnan(values).all()
 
 

@@ -110,7 +110,7 @@ class Fakes:
         return table(PROMPTS, [{"prompt_id": "p"}])
 
     def make_plan(
-        self, study: Study, features: Any, pairs: Any, prompts: pa.Table, saes: Any
+        self, study: Study, features: Any, pairs: Any, prompts: pa.Table, saes: Any, *, model: Any
     ) -> SimpleNamespace:
         self.note("plan")
         assert pairs["pairs"].num_rows == len(study.saes)
@@ -127,7 +127,13 @@ class Fakes:
             rows += [{"trial_id": r["trial_id"], "status": "ok", "kl": batch + self.noise} for r in planned]
         return table(TRIALS, rows)
 
-    def estimate(self, plan: pa.Table, trials: pa.Table, *, config: object, seed: int) -> SimpleNamespace:
+    def respond(self, *_: object, **__: object) -> dict[str, pa.Table]:
+        self.note("response")
+        return {schema.name: schema.empty() for schema in STAGES["response"]}
+
+    def estimate(
+        self, plan: pa.Table, trials: pa.Table, *, config: object, seed: int, response: object, preset: str
+    ) -> SimpleNamespace:
         self.note("effects")
         assert trials.num_rows == plan.num_rows
         return SimpleNamespace(tables=lambda: {schema.name: schema.empty() for schema in STAGES["effects"]})
@@ -168,6 +174,7 @@ def fakes(monkeypatch: pytest.MonkeyPatch) -> Fakes:
         "prompts": SimpleNamespace(make_prompts=made.make_prompts),
         "plan": plan,
         "trials": SimpleNamespace(run_batches=made.run_batches),
+        "response": SimpleNamespace(respond=made.respond),
         "stats": SimpleNamespace(estimate=made.estimate),
         "report": SimpleNamespace(write_report=made.write_report),
     }.items():
@@ -215,7 +222,7 @@ def reason(study: Study, out: Path, stage: str) -> str:
 ALL_CALLS = [
     *("model", "sae gated", "sae gated", "features"),
     *("pairs blocks.0.hook_resid_post", "pairs blocks.0.hook_resid_post-2"),
-    *("plan", "trials 0-1", "trials 2-3", "trials 4-4", "effects", "report"),
+    *("plan", "trials 0-1", "trials 2-3", "trials 4-4", "response", "effects", "report"),
 ]
 ALL_FRESH = dict.fromkeys(ORDER, "fresh")
 
@@ -258,7 +265,7 @@ def test_a_changed_study_makes_stale_what_depends_on_the_change(fakes: Fakes, st
     assert states(changed, out) == {
         **ALL_FRESH,
         "plan": "stale",
-        **dict.fromkeys(("trials", "effects", "report"), "stale"),
+        **dict.fromkeys(("trials", "response", "effects", "report"), "stale"),
     }
     assert reason(changed, out, "plan") == "plan.n_targets was 12, is 3"
     assert reason(changed, out, "trials") == "plan is stale"
@@ -368,7 +375,8 @@ def test_shards_in_any_order_give_the_files_of_one_run(fakes: Fakes, study: Stud
         assert states(study, sharded)["trials"] == "partial"
     fakes.calls.clear()
     run_study(study, sharded)
-    assert fakes.calls == ["effects", "report"]
+    assert fakes.calls[-3:] == ["response", "effects", "report"]
+    assert not [call for call in fakes.calls if call.startswith("trials")]
     for path in sorted(whole.rglob("*.parquet")):
         assert (sharded / path.relative_to(whole)).read_bytes() == path.read_bytes()
 
@@ -484,7 +492,7 @@ def test_verify_finds_what_is_damaged_or_missing(fakes: Fakes, study: Study, out
 def test_verify_says_that_a_run_is_not_finished(fakes: Fakes, study: Study, out: Path):
     run_study(study, out, stages=["features", "pairs"])
     assert [f for f in verify_run(out) if f.endswith("not finished")] == [
-        f"{stage}: not finished" for stage in ("plan", "trials", "effects", "report")
+        f"{stage}: not finished" for stage in ("plan", "trials", "response", "effects", "report")
     ]
 
 

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from polysem.cli import inspect, run, stages, start
+from polysem.cli import atlas, explore, inspect, run, selftest, stages, start, transfer
 
 app = typer.Typer(
     help="The instrument of record for polysemantic interference in language models.",
@@ -47,9 +47,13 @@ class _Stderr(logging.Handler):
 
 app.command()(run.run)
 app.command()(run.demo)
-for name in ("features", "pairs", "plan", "trials", "effects", "report"):
+for name in ("features", "pairs", "plan", "trials", "response", "effects", "report"):
     app.command(name, help=stages.HELP[name])(stages.VERBS[name])
+app.command()(atlas.atlas)
 app.command()(inspect.status)
 app.command()(inspect.verify)
+app.command()(selftest.selftest)
+app.command()(explore.explore)
 app.command()(start.init)
 app.command()(start.zoo)
+app.command()(transfer.transfer)

@@ -5,17 +5,53 @@ from typing import Annotated
 
 import typer
 
-from polysem.cli.shell import Force, IgnoreVersions, Out, StudyFile, folder_for, result, verb
+from polysem.cli.shell import (
+    Force,
+    IgnoreVersions,
+    Out,
+    Shard,
+    StudyFile,
+    Where,
+    Workers,
+    folder_for,
+    result,
+    shard_of,
+    verb,
+)
 
 DEMO = Path(__file__).with_name("demo.toml")
 
 
 @verb
 def run(
-    study_file: StudyFile, out: Out = None, force: Force = False, ignore_versions: IgnoreVersions = False
+    study_file: StudyFile,
+    out: Out = None,
+    shard: Shard = "",
+    workers: Workers = 0,
+    engine: Where = "processes",
+    force: Force = False,
+    ignore_versions: IgnoreVersions = False,
 ) -> None:
-    """Run a study; what is finished and fresh is not done again. Prints the path of the report."""
-    _run(study_file, folder_for(study_file, out), force=force, ignore_versions=ignore_versions)
+    """Run a study; what is finished and fresh is not done again. Prints the path of the report.
+
+    With --shard only that part of the trials is run, of a study whose plan is made; run it once more without, to
+    collect the shards and go on.
+    """
+    part, folder = shard_of(shard), folder_for(study_file, out)
+    from polysem.cli.progress import reporter
+    from polysem.study import run_study
+
+    done = run_study(
+        *(study_file, folder),
+        reporter=reporter(),
+        stages=["trials"] if part else None,
+        shard=part,
+        force=force,
+        ignore_versions=ignore_versions,
+        workers=workers,
+        engine=engine,
+    )
+    result(done)
 
 
 @verb

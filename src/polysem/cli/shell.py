@@ -1,16 +1,18 @@
 """What verbs share: how errors end, where progress goes, options that several have."""
 
 import functools
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, ParamSpec
+from typing import Annotated, Literal, ParamSpec
 
 import typer
 
 from polysem.errors import ConfigError, PolysemError
 
 P = ParamSpec("P")
+Engine = Literal["processes", "ray"]
 
 FAILED, USAGE, INTERRUPTED = 1, 2, 130
 
@@ -24,6 +26,31 @@ Force = Annotated[bool, typer.Option("--force", help="Take over a folder that ho
 IgnoreVersions = Annotated[
     bool, typer.Option("--ignore-versions", help="Keep what was made with other versions of packages.")
 ]
+Workers = Annotated[
+    int,
+    typer.Option(
+        "--workers", metavar="N", min=0, help="Run the trials on N processes of one thread; 0: in this one."
+    ),
+]
+Where = Annotated[
+    Engine, typer.Option("--engine", help="Where workers run: on this machine, or on a Ray cluster.")
+]
+Shard = Annotated[
+    str,
+    typer.Option(
+        "--shard", metavar="K/N", help="Every N-th part of the trials only, from the K-th; for schedulers."
+    ),
+]
+
+
+def shard_of(text: str) -> tuple[int, int] | None:
+    """(K, N) of the option --shard."""
+    if not text:
+        return None
+    match = re.fullmatch(r"(\d+)/(\d+)", text)
+    if match is None:
+        raise ConfigError(f"--shard {text!r}: expected K/N, for example 17/64")
+    return int(match[1]), int(match[2])
 
 
 def verb(function: Callable[P, None]) -> Callable[P, None]:

@@ -11,9 +11,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+
+from polysem.features.encoder import Active
 
 AFTER_PEAK = 4
 """tokens kept after the peak of a window, where the window has room for as many before it"""
@@ -85,32 +85,36 @@ class Harvest:
         for name in self.arrays():
             setattr(self, name, arrays[name].copy())
 
-    def add(
-        self, acts: Float[Tensor, "batch pos d_sae"], tokens: Int[np.ndarray, "batch pos"], *, first_row: int
-    ) -> None:
-        """Add activations of the rows `first_row`, `first_row` + 1, ..., which come after all rows before."""
-        n_rows, n_pos, d_sae = acts.shape
-        mask = acts > 0
-        mask[:, : self.first] = False
-        flat = mask.flatten().nonzero()[:, 0]
-        value = acts.flatten()[flat].float().cpu().numpy()
-        place, feature = np.divmod(flat.cpu().numpy(), d_sae)
-        row, position = np.divmod(place, n_pos)
-        self.n_positions += n_rows * (n_pos - self.first)
-        self.n_active += np.bincount(feature, minlength=d_sae)
+    def add(self, acts: Active, tokens: Int[np.ndarray, "batch pos"], *, first_row: int) -> None:
+        """Add activations of the rows `first_row`, `first_row` + 1, ..., which come after all rows before.
+
+        Args:
+            acts: their places are the positions that count, from `first` on, row by row.
+            tokens: of all positions.
+            first_row: number of the first of these rows.
+        """
+        n_pos = tokens.shape[1]
+        row, position = np.divmod(acts.place, n_pos - self.first)
+        position += self.first
+        feature, value = acts.feature, acts.value
+        self.n_positions += acts.n_places
+        self.n_active += np.bincount(feature, minlength=acts.d_sae)
         able = value > self.context_value[feature, -1]
-        self._add_windows(acts, feature[able], value[able], row[able], position[able], first_row=first_row)
+        self._add_windows(
+            acts, feature[able], value[able], row[able], position[able], n_pos=n_pos, first_row=first_row
+        )
         able = value >= self.token_act[feature, -1]
         self._add_tokens(feature[able], value[able], tokens[row[able], position[able]])
 
     def _add_windows(
         self,
-        acts: Tensor,
+        acts: Active,
         feature: np.ndarray,
         value: np.ndarray,
         row: np.ndarray,
         peak: np.ndarray,
         *,
+        n_pos: int,
         first_row: int,
     ) -> None:
         """Merge the peak of each row (`row` counts from 0 in `acts`) into the features' best windows."""
@@ -119,17 +123,16 @@ class Harvest:
         order = np.lexsort((peak, -value, row, feature))
         order = order[_begins(feature[order], row[order])]
         feature, value, row, peak = feature[order], value[order], row[order], peak[order]
-        n_pos, window = acts.shape[1], self.context_acts.shape[2]
+        window = self.context_acts.shape[2]
         after = min(AFTER_PEAK, (window - 1) // 2)
         start = np.clip(peak - (window - 1 - after), self.first, n_pos - window)
-        shown = start[:, None] + np.arange(window)
-        index = (torch.from_numpy(i).to(acts.device) for i in (row[:, None], shown, feature[:, None]))
+        shown = row[:, None] * (n_pos - self.first) + start[:, None] - self.first + np.arange(window)
         fresh = {
             "context_value": value,
             "context_row": first_row + row,
             "context_peak": peak,
             "context_start": start,
-            "context_acts": acts[tuple(index)].float().cpu().numpy(),
+            "context_acts": acts.at(shown, np.broadcast_to(feature[:, None], shown.shape)),
         }
         touched, slot = _held(self.context_row, feature)
         whole = {
@@ -162,7 +165,8 @@ def _held(places: np.ndarray, feature: np.ndarray) -> tuple[np.ndarray, np.ndarr
     """(feature, rank) of what is kept already for the features named."""
     named = np.zeros(len(places), dtype=bool)
     named[feature] = True
-    return np.nonzero((places >= 0) & named[:, None])
+    feature, rank = np.nonzero((places >= 0) & named[:, None])
+    return feature, rank
 
 
 def _begins(*columns: np.ndarray) -> np.ndarray:

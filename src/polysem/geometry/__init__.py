@@ -8,6 +8,7 @@ rows, and the survivors. torch is imported where a product is made and nowhere e
 
     mine_pairs, pair_blocks           pairs over a threshold, as one table or as a sorted stream of row blocks
     count_joint, JointCounts          exact joint histogram and partner counts over all pairs
+    nearest                           the k nearest neighbours of every row
     cosine_tail, covariance_null      how large a cosine is by chance
     CovarianceNull, benjamini_hochberg
 """
@@ -15,6 +16,7 @@ rows, and the survivors. torch is imported where a product is made and nowhere e
 from polysem.geometry.chance import CovarianceNull, benjamini_hochberg, cosine_tail, covariance_null
 from polysem.geometry.joint import JointCounts, count_joint
 from polysem.geometry.mine import mine_pairs, pair_blocks
+from polysem.geometry.neighbours import nearest
 
 __all__ = [
     "CovarianceNull",
@@ -24,5 +26,6 @@ __all__ = [
     "count_joint",
     "covariance_null",
     "mine_pairs",
+    "nearest",
     "pair_blocks",
 ]

@@ -15,9 +15,9 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from polysem.errors import ConfigError, MismatchError
-from polysem.geometry.mine import flagged
+from polysem.geometry.mine import flagged_any_width
+from polysem.geometry.product import EPS, float32_product, full_precision, sum_error
 from polysem.geometry.rows import Rows, canonical_cosines, prepare_rows, unit_float32
-from polysem.geometry.screen import full_precision, sum_error
 from polysem.progress import SILENT, Reporter
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ _GRIDS = (40, 200, 1000)
 """cells per unit of cosine; the coarsest that holds all edges is used. All are multiples of the histogram's
 40"""
 _CELLS = 40
-_SUM_CHUNK = 256
+_SUM_CHUNK = 128
 """products summed in one float32 pass: bounds the error of a tile, costs a twentieth of its time"""
 _STRIP = 64
 """rows of a tile that are binned together, so that they stay in the second-level cache"""
@@ -177,8 +177,8 @@ class _Counter:
         import torch
 
         self.rows, self.glosses, self.cells, self.tile = rows, glosses, cells, tile
-        self._unit = torch.from_numpy(unit_float32(rows)).to(device)
-        self._gloss = torch.from_numpy(unit_float32(glosses)).to(device)
+        self._multiply = float32_product(device)
+        self._unit, self._gloss = (_chunks(unit_float32(part), device) for part in (rows, glosses))
         self._partner_cell = torch.from_numpy(
             np.append(cells.partner, cells.n_partner - 1).astype(np.int32)
         ).to(device)
@@ -201,15 +201,15 @@ class _Counter:
     def add_tile(self, a: tuple[int, int], b: tuple[int, int]) -> None:
         """Count the pairs i in a, j in b, i < j."""
         first, second, scratch = self._buffers
-        cosines, margin = _products(self._unit, a, b, out=first, scratch=scratch), _margin(self.rows.d)
+        cosines, margin = self._products(self._unit, a, b, first, scratch), _margin(self.rows.d)
         both = b[1] <= self.glosses.n
-        similarities = _products(self._gloss, a, b, out=second, scratch=scratch) if both else None
+        similarities = self._products(self._gloss, a, b, second, scratch) if both else None
         for start in range(0, a[1] - a[0], _STRIP):
             strip = slice(start, start + _STRIP)
             codes, near = _codes(cosines[strip], self.cells.grid, margin)
             if similarities is not None:
                 other, near_other = _codes(similarities[strip], self.cells.grid, _margin(self.glosses.d))
-                codes, near = codes.mul_(self.cells.side).add_(other), near.logical_or_(near_other)
+                codes, near = codes.mul_(self.cells.side).add_(other), near.add_(near_other, alpha=2)
             if a == b:
                 _drop_lower(codes, near, start, sentinel=self.cells.side ** (2 if both else 1))
             if both:
@@ -217,7 +217,25 @@ class _Counter:
             else:
                 self._add_single(codes, near, a[0] + start, b[0])
 
+    def _products(
+        self,
+        chunks: "list[Tensor]",
+        a: tuple[int, int],
+        b: tuple[int, int],
+        out: "Tensor",
+        scratch: "Tensor",
+    ) -> "Tensor":
+        """Cosines of two blocks of rows, summed in chunks that are then added: the error of a chunk, not of
+        the whole sum. `out` and `scratch` are flat and large enough for any tile."""
+        shape = a[1] - a[0], b[1] - b[0]
+        total, part = (flat[: shape[0] * shape[1]].view(shape) for flat in (out, scratch))
+        total = self._multiply(chunks[0][slice(*a)], chunks[0][slice(*b)], out=total)
+        for chunk in chunks[1:]:
+            total.add_(self._multiply(chunk[slice(*a)], chunk[slice(*b)], out=part))
+        return total
+
     def _add_joint(self, codes: "Tensor", near: "Tensor", i0: int, j0: int) -> None:
+        """`near`: 1 where the interference is near an edge, 2 where the similarity is, 3 where both are."""
         import torch
 
         self.histogram += torch.bincount(codes.view(-1), minlength=len(self.histogram) + 1)[:-1].cpu().numpy()
@@ -228,11 +246,15 @@ class _Counter:
         by_column = torch.bincount((cell + self._column[:width]).view(-1), minlength=width * n_partner)
         self.partners[i0 * n_partner : (i0 + height) * n_partner] += by_row.cpu().numpy()
         self.partners[j0 * n_partner : (j0 + width) * n_partner] += by_column.cpu().numpy()
-        for r, c in _flagged_any_width(near):
-            was = codes[r, c].cpu().numpy()
+        side = self.cells.side
+        for r, c in flagged_any_width(near.to(torch.int8)):
+            was = codes[r, c].cpu().numpy().astype(np.int64)
+            now, axes = np.stack(np.divmod(was, side)), near[r, c].cpu().numpy()
             i, j = r + i0, c + j0
-            now = self._cell_of(canonical_cosines(self.rows, i, j)) * self.cells.side
-            now += self._cell_of(canonical_cosines(self.glosses, i, j))
+            for axis, rows in enumerate((self.rows, self.glosses)):
+                undecided = (axes & (axis + 1)) > 0
+                now[axis, undecided] = self._cell_of(canonical_cosines(rows, i[undecided], j[undecided]))
+            now = now[0] * side + now[1]
             moved = now != was
             i, j, was, now = i[moved], j[moved], was[moved], now[moved]
             for sign, code in ((-1, was), (1, now)):
@@ -244,7 +266,7 @@ class _Counter:
         import torch
 
         self.interference += torch.bincount(codes.view(-1), minlength=self.cells.side + 1)[:-1].cpu().numpy()
-        for r, c in _flagged_any_width(near):
+        for r, c in flagged_any_width(near.to(torch.int8)):
             np.add.at(self.interference, codes[r, c].cpu().numpy(), -1)
             np.add.at(self.interference, self._cell_of(canonical_cosines(self.rows, r + i0, c + j0)), 1)
 
@@ -265,43 +287,34 @@ class _Counter:
         return JointCounts(_edges(_CELLS), coarse, each.reshape(-1, step).sum(axis=1), partners, glossed)
 
 
-def _products(
-    unit: "Tensor", a: tuple[int, int], b: tuple[int, int], *, out: "Tensor", scratch: "Tensor"
-) -> "Tensor":
-    """Cosines of two blocks of rows, summed in chunks that are then added: the error of a chunk, not of the
-    whole sum. `out` and `scratch` are flat and large enough for any tile."""
+def _chunks(unit: np.ndarray, device: str) -> "list[Tensor]":
+    """Columns of unit rows in pieces of `_SUM_CHUNK`, each contiguous: oneDNN is slow on any other."""
     import torch
 
-    left, right = unit[a[0] : a[1]], unit[b[0] : b[1]].t()
-    shape = len(left), right.shape[1]
-    total, part = (flat[: shape[0] * shape[1]].view(shape) for flat in (out, scratch))
-    torch.mm(left[:, :_SUM_CHUNK], right[:_SUM_CHUNK], out=total)
-    for start in range(_SUM_CHUNK, unit.shape[1], _SUM_CHUNK):
-        stop = start + _SUM_CHUNK
-        torch.mm(left[:, start:stop], right[start:stop], out=part)
-        total.add_(part)
-    return total
+    starts = range(0, unit.shape[1], _SUM_CHUNK)
+    return [torch.from_numpy(unit[:, k : k + _SUM_CHUNK].copy()).to(device) for k in starts]
 
 
 def _margin(d: int) -> float:
     """Proved bound on |product - canonical cosine|, and on what binning adds.
 
-    Chunk k errs by at most gamma_256 |u_k||v_k|, in all gamma_256 by Cauchy-Schwarz; adding the chunks errs
+    Chunk k errs by at most gamma_128 |u_k||v_k|, in all gamma_128 by Cauchy-Schwarz; adding the chunks errs
     by gamma of their number; the unit rows were rounded once each.
     """
     chunks = -(-d // _SUM_CHUNK)
-    return 1.01 * (sum_error(min(d, _SUM_CHUNK)) + sum_error(chunks)) + 4 * 2.0**-24 + _CODE_ROUNDING
+    return 1.01 * (sum_error(min(d, _SUM_CHUNK)) + sum_error(chunks)) + 4 * EPS + _CODE_ROUNDING
 
 
 def _codes(cosines: "Tensor", grid: int, margin: float) -> tuple["Tensor", "Tensor"]:
-    """Cell numbers (int32), and flags of the pairs that lie within `margin` of an edge."""
+    """Cell numbers, and 1 for the pairs that lie within `margin` of an edge, else 0 (both int32: comparing
+    into flags takes six times as long)."""
     import torch
 
     low = cosines.mul(grid).add_(grid * (1 - margin))
-    high = low.add(2 * grid * margin).to(torch.int32).clamp_(max=2 * grid - 1)
     # conversion truncates towards zero: what rounding put below -1 falls into the first cell
     code = low.to(torch.int32).clamp_(max=2 * grid - 1)
-    return code, code != high
+    high = low.add_(2 * grid * margin).to(torch.int32).clamp_(max=2 * grid - 1)
+    return code, high.sub_(code)
 
 
 def _drop_lower(codes: "Tensor", near: "Tensor", start: int, *, sentinel: int) -> None:
@@ -312,11 +325,4 @@ def _drop_lower(codes: "Tensor", near: "Tensor", start: int, *, sentinel: int) -
     row = torch.arange(start, start + height, device=codes.device)[:, None]
     lower = torch.arange(width, device=codes.device)[None] <= row
     codes.masked_fill_(lower, sentinel)
-    near.masked_fill_(lower, False)
-
-
-def _flagged_any_width(flags: "Tensor"):
-    """`flagged` for tiles of any width."""
-    from torch.nn.functional import pad
-
-    return flagged(flags if flags.shape[1] % 8 == 0 else pad(flags, (0, -flags.shape[1] % 8)))
+    near.masked_fill_(lower, 0)

@@ -217,6 +217,13 @@ def flagged(flags: Any) -> Iterator[tuple[Int[np.ndarray, " p"], Int[np.ndarray,
         yield row[which].cpu().numpy(), (word[which] * 8 + bit).cpu().numpy()
 
 
+def flagged_any_width(flags: Any) -> Iterator[tuple[Int[np.ndarray, " p"], Int[np.ndarray, " p"]]]:
+    """`flagged` for tiles of any width."""
+    from torch.nn.functional import pad
+
+    return flagged(flags if flags.shape[1] % 8 == 0 else pad(flags, (0, -flags.shape[1] % 8)))
+
+
 def _decide(job: _Job, i: np.ndarray, j: np.ndarray) -> PairBlock:
     interference = canonical_cosines(job.directions, i, j)
     keep = interference >= job.min_interference

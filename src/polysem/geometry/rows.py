@@ -88,13 +88,25 @@ def canonical_cosines(
     """Cosines of rows i[p] with rows j[p] (of `other`, if given) in float64, each a function of its two rows
     only; nan if one is a zero row."""
     second = rows if other is None else other
-    out = np.empty(len(i))
-    for start in range(0, len(i), _CHUNK):
-        a, b = i[start : start + _CHUNK], j[start : start + _CHUNK]
-        dots = np.einsum("pd,pd->p", rows.values[a].astype(np.float64), second.values[b].astype(np.float64))
-        out[start : start + _CHUNK] = dots * (rows.inverse_norm[a] * second.inverse_norm[b])
+    out = canonical_dots(rows.values, second.values, i, j)
+    out *= rows.inverse_norm[i] * second.inverse_norm[j]
     np.clip(out, -1.0, 1.0, out=out)
     out[~(rows.live[i] & second.live[j])] = np.nan
+    return out
+
+
+def canonical_dots(
+    left: Float[np.ndarray, "n d"],
+    right: Float[np.ndarray, "m d"],
+    i: Int[np.ndarray, " p"],
+    j: Int[np.ndarray, " p"],
+) -> Float[np.ndarray, " p"]:
+    """Dot products of left[i[p]] with right[j[p]] in float64, each a function of its two rows only."""
+    out = np.empty(len(i))
+    for start in range(0, len(i), _CHUNK):
+        part = slice(start, start + _CHUNK)
+        a, b = left[i[part]].astype(np.float64), right[j[part]].astype(np.float64)
+        np.einsum("pd,pd->p", a, b, out=out[part])
     return out
 
 

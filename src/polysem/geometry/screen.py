@@ -9,23 +9,28 @@ product that accumulates in bf16, fails it and fp32 takes its place, with the sa
 """
 
 import math
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from jaxtyping import Float
 
+from polysem.geometry.product import (
+    EPS,
+    Arithmetic,
+    by_speed,
+    full_precision,
+    multiply,
+    output,
+    probe,
+    sum_error,
+)
+
 if TYPE_CHECKING:
     from torch import Tensor
 
 ScreenName = Literal["auto", "fp32", "bf16", "int8"]
-Arithmetic = Literal["fp32", "bf16", "int8"]
 
-_EPS = 2.0**-24
 _BF16_KEEP = 1 - 2.0**-8
 _LEAST_ROWS = 32
 """CUDA's int8 product wants more than 16 rows"""
@@ -56,22 +61,18 @@ class Screen:
         cosine."""
         a, b = self.error[row_block], self.error[column_block]
         summed = 0.0 if self.arithmetic == "int8" else sum_error(self.d) * (1 + a) * (1 + b)
-        return a + b + a * b + summed + 4 * _EPS
+        return a + b + a * b + summed + 4 * EPS
 
     def products(self, rows: slice, column_block: int) -> "Tensor":
         """Products of some rows (inside one block; more are added if they are few) with a block of columns (a
         multiple of 8). Valid until the next call."""
-        import torch
-
         stop = min(max(rows.stop, rows.start + _LEAST_ROWS), len(self.matrix))
         first = column_block * self.tile
         last = min(first + self.tile, _round_up(self.n, 8))
-        left, right = self.matrix[rows.start : stop], self.matrix[first:last].t()
+        left, right = self.matrix[rows.start : stop], self.matrix[first:last]
         out = self.buffer[: len(left) * (last - first)].view(len(left), last - first)
-        if self.arithmetic == "int8":
-            return torch._int_mm(left, right, out=out)
         with full_precision():
-            return torch.mm(left, right, out=out)
+            return multiply(self.arithmetic, str(self.matrix.device))(left, right, out=out)
 
     def passing(self, rows: slice, column_block: int, *, threshold: float, signed: bool) -> "Tensor":
         """Flags [rows, columns] of the pairs whose cosine may be >= threshold (or <= -threshold, if
@@ -90,17 +91,11 @@ class Screen:
             cut = bits - 1 if lowered > 0 else -(2**15)
             product = product.view(torch.int16)
         else:
-            cut = lowered - 4 * _EPS
+            cut = lowered - 4 * EPS
         if signed:
             product = product.bitwise_and_(0x7FFF) if self.arithmetic == "bf16" else product.abs_()
         flags = self.flags[: product.numel()].view(product.shape)
         return torch.ge(product, cut, out=flags)
-
-
-def sum_error(d: int) -> float:
-    """Bound on the rounding of a float32 sum of d products of two unit rows, in any order (Higham, sec.
-    3.1)."""
-    return d * _EPS / (1 - d * _EPS)
 
 
 def make_screen(
@@ -114,7 +109,7 @@ def make_screen(
     import torch
 
     if name == "auto":
-        order = _by_speed(device) if len(unit) >= _WORTH_A_PROBE else ("fp32",)
+        order = by_speed(device) if len(unit) >= _WORTH_A_PROBE else ("fp32",)
     else:
         order = (name,) if name == "fp32" or probe(name, device) else ("fp32",)
     values = torch.from_numpy(unit).to(device)
@@ -126,76 +121,6 @@ def make_screen(
         if arithmetic == "fp32" or max(screen.error) < largest * threshold:
             return screen
     return _quantised(values, "fp32", tile)
-
-
-@cache
-def probe(arithmetic: Arithmetic, device: str) -> bool:
-    """Whether a product in this arithmetic exists on the device and sums as its margin assumes: checked on
-    exact integers.
-
-    int8: extreme values, so that an implementation through 16-bit sums saturates and is found out. bf16:
-        integers whose
-    products and sums are exact in float32 and are not in bfloat16.
-    """
-    import torch
-
-    if arithmetic == "fp32":
-        return True
-    generator = torch.Generator().manual_seed(0)
-    high = 128 if arithmetic == "int8" else 16
-    left, right = (torch.randint(1 - high, high, (64, 1024), generator=generator) for _ in range(2))
-    left[:32], right[:32] = high - 1, high - 1
-    left[:8] *= -1
-    exact = left @ right.t()
-    dtype = torch.int8 if arithmetic == "int8" else torch.bfloat16
-    a, b = left.to(dtype).to(device), right.to(dtype).to(device)
-    try:
-        product = torch._int_mm(a, b.t()) if arithmetic == "int8" else torch.mm(a, b.t())
-    except (RuntimeError, NotImplementedError, AttributeError):
-        return False
-    expected = exact.to(torch.int32 if arithmetic == "int8" else torch.float32)
-    if arithmetic == "int8":
-        return torch.equal(product.cpu(), expected)
-    return bool(((product.cpu().float() - expected).abs() <= expected.abs() * 2.0**-8).all())
-
-
-@contextmanager
-def full_precision() -> Iterator[None]:
-    """float32 products in true float32 (no TF32, no bf16 passes), and the caller's choice put back
-    afterwards."""
-    import torch
-
-    before = torch.get_float32_matmul_precision()
-    if before == "highest":
-        yield
-        return
-    torch.set_float32_matmul_precision("highest")
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(before)
-
-
-@cache
-def _by_speed(device: str) -> tuple[Arithmetic, ...]:
-    """Arithmetics that passed the probe, fastest first, by one small product each. A wrong order costs time,
-    never a pair."""
-    import torch
-
-    seconds: dict[Arithmetic, float] = {}
-    for arithmetic in ("fp32", "bf16", "int8"):
-        if not probe(arithmetic, device):
-            continue
-        dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "int8": torch.int8}[arithmetic]
-        a = torch.ones(1024, 512).to(dtype).to(device)
-        best = math.inf
-        for _ in range(4):
-            start = time.perf_counter()
-            product = torch._int_mm(a, a.t()) if arithmetic == "int8" else torch.mm(a, a.t())
-            product[0, 0].item()
-            best = min(best, time.perf_counter() - start)
-        seconds[arithmetic] = best
-    return tuple(sorted(seconds, key=lambda arithmetic: seconds[arithmetic]))
 
 
 def _quantised(unit: "Tensor", arithmetic: Arithmetic, tile: int) -> Screen:
@@ -216,11 +141,10 @@ def _quantised(unit: "Tensor", arithmetic: Arithmetic, tile: int) -> Screen:
         if arithmetic != "fp32":
             away = float((block.double() - kept.double() / scale).norm(dim=1).max())
         # one float32 rounding of each unit row, and of its measured distance
-        errors.append(away + 2 * _EPS)
+        errors.append(away + 2 * EPS)
         scales.append(scale)
     area = (min(tile, n) + _LEAST_ROWS) * min(tile, _round_up(n, 8))
-    out = torch.int32 if arithmetic == "int8" else dtype
-    buffer = torch.empty(area, dtype=out, device=unit.device)
+    buffer = output(arithmetic, area, str(unit.device))
     flags = torch.empty(area, dtype=torch.bool, device=unit.device)
     return Screen(arithmetic, tile, n, d, matrix, tuple(errors), tuple(scales), buffer, flags)
 

@@ -267,7 +267,8 @@ def _labelled(
     columns: dict[str, list[object]], *, sae: str, site: Site, dec_norm: np.ndarray | None
 ) -> pa.Table:
     n = len(columns["feature"])
-    whole: dict[str, object] = columns | {
+    whole: dict[str, object] = {
+        **columns,
         "sae": [sae] * n,
         "site": [str(site)] * n,
         "dec_norm": np.full(n, np.nan, dtype=np.float32) if dec_norm is None else dec_norm,

@@ -17,7 +17,7 @@ from polysem.errors import ConfigError, FormatError, MismatchError, NumericsErro
 from polysem.glosses.base import Gloss
 from polysem.glosses.cache import VectorCache
 from polysem.glosses.embedders import Embedder, open_embedder
-from polysem.glosses.http import Retries
+from polysem.http import Retries
 from polysem.progress import SILENT, Reporter
 
 log = logging.getLogger(__name__)

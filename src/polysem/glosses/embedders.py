@@ -19,7 +19,7 @@ import httpx
 import numpy as np
 
 from polysem.errors import ConfigError, UnknownReferenceError
-from polysem.glosses.http import Retries
+from polysem.http import Retries
 
 
 class VectorBatch(NamedTuple):

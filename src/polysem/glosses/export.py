@@ -20,8 +20,8 @@ from typing import Literal, Protocol, runtime_checkable
 import httpx
 
 from polysem.errors import FormatError, UnknownReferenceError
-from polysem.glosses.http import Retries, send
 from polysem.glosses.raw import Row, read_rows, rows_of_bytes, suffix_of
+from polysem.http import Retries, send
 
 BUCKET = "https://neuronpedia-datasets.s3.us-east-1.amazonaws.com/v1"
 RowKind = Literal["features", "activations", "explanations"]

@@ -4,8 +4,8 @@ import httpx
 
 from polysem.glosses.base import GlossReading
 from polysem.glosses.export import BUCKET, open_export
-from polysem.glosses.http import Retries
 from polysem.glosses.select import Collection, Expected, select
+from polysem.http import Retries
 
 
 def read_explanations(

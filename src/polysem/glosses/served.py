@@ -18,8 +18,8 @@ import numpy as np
 
 from polysem.errors import FormatError, UnknownReferenceError
 from polysem.glosses.embedders import VectorBatch
-from polysem.glosses.http import Retries, send
 from polysem.glosses.raw import float32_of
+from polysem.http import Retries, send
 
 OPENAI = "https://api.openai.com/v1"
 _TEXTS_PER_REQUEST = 128

@@ -9,7 +9,7 @@ draw), so adding a target or a bin changes no other draw.
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import NamedTuple
 
@@ -21,7 +21,8 @@ from jaxtyping import Bool, Float, Int
 from polysem.config import PairsConfig, PlanConfig
 from polysem.errors import MismatchError
 from polysem.interventions.base import Recipe
-from polysem.interventions.controls import density_deciles, matched_features
+from polysem.interventions.controls import MAX_ALIGNMENT, density_deciles, matched_features
+from polysem.interventions.snippets import Contexts
 from polysem.pairs import DEAD, DENSE, DUPLICATE_INTERFERENCE, DUPLICATE_TOKENS
 from polysem.saes.base import SAE
 from polysem.seeds import rng_for
@@ -62,6 +63,11 @@ class Atlas:
     """rows of PAIRS of this SAE"""
     partners: pa.Table
     """rows of PARTNERS of this SAE"""
+    contexts: Contexts = field(default_factory=lambda: Contexts({}, {}, {}))
+    max_act: Float[np.ndarray, " d_sae"] = field(default_factory=lambda: np.empty(0))
+    """largest activation seen of every feature; NaN where unknown"""
+    mlp_writes: Float[np.ndarray, "d_mlp d_in"] | None = None
+    """what each neuron of the MLP writes into the site; None where it was not asked for"""
 
     @classmethod
     def of(
@@ -73,6 +79,7 @@ class Atlas:
         embeddings: np.ndarray,
         pairs: pa.Table,
         partners: pa.Table,
+        contexts: pa.Table | None = None,
     ) -> "Atlas":
         """The atlas of one SAE from whole tables; `embeddings` has a row per row of its part of `features`.
 
@@ -111,7 +118,10 @@ class Atlas:
             embeddings=placed,
             mined=pairs.filter(pc.equal(pairs["sae"], label)),
             partners=partners.filter(pc.equal(partners["sae"], label)),
-            **tokens,
+            contexts=Contexts.of(label, contexts),
+            max_act=_placed(sae.d_sae, ids, own["max_act"].to_numpy(zero_copy_only=False)),
+            tokens_in=tokens["tokens_in"],
+            tokens_out=tokens["tokens_out"],
         )
 
     @cached_property
@@ -197,17 +207,18 @@ def draw_targets(atlas: Atlas, *, pairs: PairsConfig, plan: PlanConfig, seed: in
 def arms_of(
     atlas: Atlas, targets: Sequence[int], *, pairs: PairsConfig, plan: PlanConfig, seed: int
 ) -> list[Arm]:
-    """All arms of some targets: self, sources by bin, and the random controls."""
+    """All arms of some targets: self, sources by bin, and the controls of `plan.controls`."""
     geometry = zip(targets, atlas.alignments(targets), atlas.similarities(targets), strict=True)
-    return [
-        arm
-        for target, alignment, similarity in geometry
-        for arm in (
-            Arm("self", target, target, 0, Recipe.of("decoder", feature=target).text, -1, 1.0, 1.0),
-            *_pair_arms(atlas, target, alignment, similarity, pairs=pairs, plan=plan, seed=seed),
-            *_control_arms(atlas, target, alignment, similarity, plan=plan, seed=seed),
-        )
-    ]
+    found: list[Arm] = []
+    for target, alignment, similarity in geometry:
+        paired = _pair_arms(atlas, target, alignment, similarity, pairs=pairs, plan=plan, seed=seed)
+        found.append(Arm("self", target, target, 0, Recipe.of("decoder", feature=target).text, -1, 1.0, 1.0))
+        found += paired
+        found += _control_arms(atlas, target, alignment, similarity, plan=plan, seed=seed)
+        found += _pair_control_arms(atlas, target, targets, paired, plan=plan, seed=seed)
+        if "high_attribution" in plan.controls:
+            found += _attribution_arms(atlas, target, alignment, similarity, plan=plan, seed=seed)
+    return found
 
 
 def _pair_arms(
@@ -242,23 +253,94 @@ def _control_arms(
     seed: int,
 ) -> list[Arm]:
     arms, draws = [], range(plan.n_random)
-    rngs = [rng_for(seed, "control", "random_feature", atlas.label, target, draw) for draw in draws]
-    matched = matched_features(
-        target, alignment=alignment, norms=atlas.norms, deciles=atlas.deciles, usable=atlas.usable, rngs=rngs
-    )
-    for draw, source in enumerate(matched):
-        if source is None:
-            arms.append(
-                Arm("random_feature", target, None, draw, Recipe.of("unmatched").text, -1, None, None)
-            )
-            continue
-        recipe, gloss = Recipe.of("decoder", feature=source).text, float(similarity[source])
-        known = None if np.isnan(gloss) else gloss
-        arms.append(Arm("random_feature", target, source, draw, recipe, -1, float(alignment[source]), known))
-    for draw in draws:
-        recipe = Recipe.of("covariance", target=target, draw=draw, seed=seed).text
-        arms.append(Arm("random_direction", target, None, draw, recipe, -1, None, None))
+    if "random_feature" in plan.controls:
+        rngs = [rng_for(seed, "control", "random_feature", atlas.label, target, draw) for draw in draws]
+        matched = matched_features(
+            target,
+            alignment=alignment,
+            norms=atlas.norms,
+            deciles=atlas.deciles,
+            usable=atlas.usable,
+            rngs=rngs,
+        )
+        for draw, source in enumerate(matched):
+            arms.append(_feature_arm("random_feature", target, source, draw, alignment, similarity))
+    for relation, kind in (("random_direction", "covariance"), ("isotropic", "isotropic")):
+        if relation in plan.controls:
+            for draw in draws:
+                recipe = Recipe.of(kind, target=target, draw=draw, seed=seed).text
+                arms.append(Arm(relation, target, None, draw, recipe, -1, None, None))
     return arms
+
+
+def _feature_arm(
+    relation: Relation,
+    target: int,
+    source: int | None,
+    draw: int,
+    alignment: np.ndarray,
+    similarity: np.ndarray,
+) -> Arm:
+    """A control that is another feature, or the lack of one."""
+    if source is None:
+        return Arm(relation, target, None, draw, Recipe.of("unmatched").text, -1, None, None)
+    gloss = float(similarity[source])
+    known = None if np.isnan(gloss) else gloss
+    recipe = Recipe.of("decoder", feature=source).text
+    return Arm(relation, target, source, draw, recipe, -1, float(alignment[source]), known)
+
+
+def _pair_control_arms(
+    atlas: Atlas, target: int, targets: Sequence[int], paired: Sequence[Arm], *, plan: PlanConfig, seed: int
+) -> list[Arm]:
+    """Controls of single pairs: the cosine-matched direction in both signs, and another target's tokens."""
+    arms = []
+    for index, pair in enumerate(paired):
+        assert pair.source is not None
+        if "cosine_matched" in plan.controls:
+            for draw in (0, 1):
+                recipe = Recipe.of(
+                    "cosine_matched", target=target, source=pair.source, draw=draw, seed=seed
+                ).text
+                arms.append(
+                    Arm("cosine_matched", target, None, 2 * index + draw, recipe, -1, pair.interference, None)
+                )
+    if "swapped_target" in plan.controls:
+        others = np.array([t for t in targets if t != target])
+        for index, pair in enumerate(paired):
+            rng = rng_for(seed, "control", "swapped_target", atlas.label, target, index)
+            away = np.abs(atlas.alignments(others.tolist())[:, pair.source]) if len(others) else np.empty(0)
+            far = others[away < MAX_ALIGNMENT]
+            if len(far):
+                other = int(far[int(rng.integers(len(far)))])
+                aligned = float(atlas.alignments([other])[0, pair.source])
+                # counted by the pair it comes from: two pairs may meet on one target
+                draw = target * (1 << 12) + index
+                arms.append(Arm("swapped_target", other, pair.source, draw, pair.recipe, -1, aligned, None))
+    return arms
+
+
+def _attribution_arms(
+    atlas: Atlas, target: int, alignment: np.ndarray, similarity: np.ndarray, *, plan: PlanConfig, seed: int
+) -> list[Arm]:
+    """Features that promote the target's tokens, nearly orthogonal to it."""
+    wanted = atlas.tokens_in[target] | atlas.tokens_out[target]
+    fits = atlas.usable & (np.abs(alignment) < MAX_ALIGNMENT)
+    fits[target] = False
+    candidates = [int(k) for k in np.flatnonzero(fits) if wanted & atlas.tokens_out[int(k)]]
+    order = rng_for(seed, "control", "high_attribution", atlas.label, target).permutation(len(candidates))
+    chosen = [candidates[int(k)] for k in order[: plan.n_random]]
+    return [
+        _feature_arm(
+            "high_attribution",
+            target,
+            chosen[draw] if draw < len(chosen) else None,
+            draw,
+            alignment,
+            similarity,
+        )
+        for draw in range(plan.n_random)
+    ]
 
 
 def _sources(
@@ -340,6 +422,12 @@ def _cosines(rows: np.ndarray, targets: Sequence[int]) -> np.ndarray:
         norms = np.linalg.norm(block, axis=1)
         for found, target in zip(result, wanted, strict=True):
             np.divide(block @ target, norms, out=found[start : start + _BLOCK], where=norms > 0)
+    return result
+
+
+def _placed(size: int, ids: np.ndarray, values: np.ndarray) -> np.ndarray:
+    result = np.full(size, np.nan)
+    result[ids] = values
     return result
 
 

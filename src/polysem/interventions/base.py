@@ -21,14 +21,22 @@ from torch import Tensor
 
 from polysem.edits import Edit
 from polysem.errors import FormatError, MismatchError, PolysemError
-from polysem.models.base import ModelSpec
+from polysem.linear.decompose import common_mode
+from polysem.models.base import ModelSpec, WhiteBoxModel
 from polysem.registry import Registry
 from polysem.saes.base import SAE
 from polysem.types import Locus
 
 LOCI = Registry(
     "locus",
-    {"feature": "polysem.interventions.feature:FEATURE"},
+    {
+        "feature": "polysem.interventions.feature:FEATURE",
+        "clamp": "polysem.interventions.clamp:CLAMP",
+        "gradient": "polysem.interventions.feature:FEATURE",
+        "prompt": "polysem.interventions.prompt:PROMPT",
+        "neuron": "polysem.interventions.neuron:NEURON",
+        "mlp_neuron": "polysem.interventions.mlp:MLP_NEURON",
+    },
 )
 """Locus -> its intervention."""
 
@@ -37,14 +45,26 @@ KINDS = Registry(
     {
         "decoder": "polysem.interventions.feature:decoder_direction",
         "covariance": "polysem.interventions.controls:covariance_direction",
+        "isotropic": "polysem.interventions.controls:isotropic_direction",
+        "cosine_matched": "polysem.interventions.controls:cosine_matched_direction",
+        "frozen": "polysem.interventions.negative:frozen_direction",
         "unmatched": "polysem.interventions.controls:unmatched_control",
+        "gradient": "polysem.interventions.gradient:token_gradient",
+        "clamp": "polysem.interventions.clamp:clamped_feature",
+        "mlp_neuron": "polysem.interventions.mlp:mlp_coordinate",
+        "neuron": "polysem.interventions.neuron:coordinate",
+        "rotated": "polysem.interventions.neuron:rotated_coordinate",
+        "snippet": "polysem.interventions.prompt:snippet",
     },
 )
 """Recipe kind -> function (Recipe, Bench) -> direction, for the loci that push along a direction."""
 
 assert set(LOCI) <= set(get_args(Locus))
 
-RESOLUTION_REASONS = ("zero_direction", "non_finite_direction", "control_unmatched", "no_covariance")
+RESOLUTION_REASONS = (
+    *("zero_direction", "non_finite_direction", "control_unmatched", "no_covariance"),
+    *("unstable_gradient", "no_round_trip", "no_activation"),
+)
 """Why a recipe cannot be realised."""
 
 
@@ -94,6 +114,25 @@ class Recipe:
         """Canonical JSON: keys sorted, no spaces."""
         return json.dumps({"kind": self.kind, **dict(self.arguments)}, sort_keys=True, separators=(",", ":"))
 
+    def text_of(self, name: str) -> str:
+        """A text argument."""
+        value = dict(self.arguments).get(name)
+        if not isinstance(value, str):
+            raise FormatError(
+                f"plan: recipe {self.text} needs a text {name!r}, got {value!r}", hint="polysem plan"
+            )
+        return value
+
+    def token_ids(self, name: str) -> list[int]:
+        """Token ids, written as numbers with spaces between."""
+        words = self.text_of(name).split()
+        if not words or not all(word.isdecimal() for word in words):
+            raise FormatError(
+                f"plan: recipe {self.text} needs token ids {name!r}, got {self.text_of(name)!r}",
+                hint="polysem plan",
+            )
+        return [int(word) for word in words]
+
     def integer(self, name: str) -> int:
         """An integer argument."""
         value = dict(self.arguments).get(name)
@@ -114,6 +153,13 @@ class Bench:
     spec: ModelSpec
     activations: Callable[[], Float[np.ndarray, "n d_in"]]
     """float64 activations of the site on all prompts of the plan, every position but the first"""
+    model: WhiteBoxModel | None = None
+    """for recipes that need more of the model than its activations"""
+
+    @cached_property
+    def common_mode(self) -> Float[Tensor, "rank d_in"]:
+        """Orthonormal basis of what all decoder directions of the SAE share."""
+        return common_mode(self.sae.W_dec)
 
 
 @dataclass(frozen=True)
@@ -126,9 +172,10 @@ class Prompt:
 
 
 class Push(NamedTuple):
-    """One row of a forward pass: a realised direction and its signed strength in units of the activation."""
+    """One row of a forward pass: what was realised, and its signed strength."""
 
-    direction: Float[np.ndarray, " d_in"]
+    realised: np.ndarray
+    """a unit direction [d_in]; for the locus `prompt` the two rows of token ids [2 n]"""
     dose: float
 
 
@@ -143,8 +190,11 @@ class Prepared(NamedTuple):
 class Intervention(Protocol):
     """One locus."""
 
-    def realise(self, recipe: Recipe, bench: Bench) -> Float[np.ndarray, " d_in"]:
-        """The unit direction of a recipe, float64.
+    steers: bool
+    """whether a recipe is a direction at the SAE's site, with a strength that can be dosed"""
+
+    def realise(self, recipe: Recipe, bench: Bench) -> np.ndarray:
+        """The unit direction of a recipe, float64 [d_in]; token ids [2 n] where the locus does not steer.
 
         Raises:
             Refused: with the reason, if there is none.

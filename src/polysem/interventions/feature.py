@@ -17,7 +17,9 @@ from polysem.interventions.base import KINDS, Bench, Prepared, Prompt, Push, Rec
 
 
 class FeatureDirection:
-    """The locus `feature`: all its directions, real and control, are added in the same way."""
+    """The loci `feature` and `gradient`: all their directions, real and control, are added in the same way."""
+
+    steers = True
 
     def realise(self, recipe: Recipe, bench: Bench) -> Float[np.ndarray, " d_in"]:
         """The unit direction of a recipe, float64. Raises: Refused."""
@@ -26,7 +28,7 @@ class FeatureDirection:
     def prepare(self, pushes: Sequence[Push], prompt: Prompt, bench: Bench) -> Prepared:
         """One `Add` at the SAE's site with a row per push; every row is the same prompt."""
         rows = len(pushes)
-        vectors = np.stack([push.dose * push.direction for push in pushes])
+        vectors = np.stack([push.dose * push.realised for push in pushes])
         dtype = torch.float64 if bench.spec.dtype == "float64" else torch.float32
         edit = Add(
             site=bench.sae.site,

@@ -86,7 +86,12 @@ class WhiteBoxModel(Protocol):
         ...
 
     def vjp(
-        self, tokens: Int[Tensor, "batch pos"], site: Site, cotangent: Float[Tensor, "batch d_vocab"]
+        self,
+        tokens: Int[Tensor, "batch pos"],
+        site: Site,
+        cotangent: Float[Tensor, "batch d_vocab"],
+        edits: Sequence[Edit] = (),
     ) -> Float[Tensor, "batch pos d"]:
-        """Gradient of sum_t cotangent[b, t] * logits[b, last, t] with respect to the activation at `site`."""
+        """Gradient of sum_t cotangent[b, t] * logits[b, last, t] with respect to the activation at `site`,
+        taken where the edits have brought the model."""
         ...

@@ -150,7 +150,7 @@ class HFModel:
         Raises:
             SiteError: if the model does not have the site.
         """
-        tap = self._tap(site)
+        tap = self.tap(site)
         if tap.width == "d_model":
             return self.spec.d_model
         module = self.model.get_submodule(tap.path)
@@ -171,10 +171,10 @@ class HFModel:
             MismatchError: if tokens or edits do not fit the model or each other.
             NumericsError: if a logit is not finite.
         """
-        actions = self._edit_actions(tokens, edits)
+        actions = self.edit_actions(tokens, edits)
         with torch.no_grad(), hooked(self.model, actions):
             logits = self._forward(tokens, last_only=last_only)
-        self._check_finite(logits, "logits", edited=bool(edits))
+        self.check_finite(logits, "logits", edited=bool(edits))
         return logits
 
     def capture(
@@ -201,7 +201,7 @@ class HFModel:
             return action
 
         looks = {site: keep(site) for site in dict.fromkeys(sites)}
-        actions = self._edit_actions(tokens, edits, looks=looks)
+        actions = self.edit_actions(tokens, edits, looks=looks)
         if not looks:
             return {}
         try:
@@ -210,18 +210,23 @@ class HFModel:
         except Stop:
             pass
         for site, h in found.items():
-            self._check_finite(h, f"activations at {site}", edited=bool(edits))
+            self.check_finite(h, f"activations at {site}", edited=bool(edits))
         return {site: found[site] for site in looks}
 
     def vjp(
-        self, tokens: Int[Tensor, "batch pos"], site: Site, cotangent: Float[Tensor, "batch d_vocab"]
+        self,
+        tokens: Int[Tensor, "batch pos"],
+        site: Site,
+        cotangent: Float[Tensor, "batch d_vocab"],
+        edits: Sequence[Edit] = (),
     ) -> Float[Tensor, "batch pos d"]:
-        """Gradient of sum_t cotangent[b, t] * logits[b, last, t] with respect to the activation at `site`.
+        """Gradient of sum_t cotangent[b, t] * logits[b, last, t] with respect to the activation at `site`,
+        taken where the edits have brought the model.
 
         Raises:
             SiteError, MismatchError, NumericsError: as `logits`.
         """
-        self._check_tokens(tokens)
+        self.check_tokens(tokens)
         expected = (len(tokens), self.spec.d_vocab)
         if tuple(cotangent.shape) != expected:
             raise MismatchError(
@@ -237,15 +242,17 @@ class HFModel:
         # The stream between attention and MLP is what attention adds to a constant: the two gradients are
         # one.
         at = Site(site.layer, "hook_attn_out") if site.point == _RESID_MID else site
-        self._tap(site)
-        with torch.enable_grad(), hooked(self.model, {self._tap(at): [cut]}):
+        self.tap(site)
+        actions = self.edit_actions(tokens, edits)
+        actions[self.tap(at)] = [cut, *actions.get(self.tap(at), [])]
+        with torch.enable_grad(), hooked(self.model, actions):
             last = self._forward(tokens, last_only=True)[:, -1]
             (gradient,) = torch.autograd.grad(last, leaves[-1], grad_outputs=cotangent.to(last))
         gradient = gradient.to(working_dtype(gradient.dtype))
-        self._check_finite(gradient, f"gradients at {site}", edited=False)
+        self.check_finite(gradient, f"gradients at {site}", edited=bool(edits))
         return gradient
 
-    def _tap(self, site: Site) -> Tap:
+    def tap(self, site: Site) -> Tap:
         return self.anatomy.tap(site, family=self.spec.family, n_layers=self.spec.n_layers)
 
     def _forward(
@@ -259,12 +266,12 @@ class HFModel:
         )
         return output.logits.to(working_dtype(output.logits.dtype))
 
-    def _edit_actions(
+    def edit_actions(
         self, tokens: Tensor, edits: Sequence[Edit], *, looks: dict[Site, Action] | None = None
     ) -> dict[Tap, list[Action]]:
         """What to do at each tap: edits in the order given, then looks, then what a later site writes through
         this one."""
-        self._check_tokens(tokens)
+        self.check_tokens(tokens)
         actions: dict[Tap, list[Action]] = defaultdict(list)
         mids: dict[int, list[Edit]] = defaultdict(list)
         for edit in edits:
@@ -272,16 +279,16 @@ class HFModel:
             if edit.site.point == _RESID_MID and edit.site.layer is not None:
                 mids[edit.site.layer].append(edit)
             else:
-                actions[self._tap(edit.site)].append(_editor(edit))
+                actions[self.tap(edit.site)].append(_editor(edit))
         for site, look in (looks or {}).items():
-            actions[self._tap(site)].append(look)
+            actions[self.tap(site)].append(look)
         for layer, chain in mids.items():
             remember, write = _mid_writer(chain)
-            actions[self._tap(Site(layer, "hook_resid_pre"))].append(remember)
-            actions[self._tap(Site(layer, "hook_attn_out"))].append(write)
+            actions[self.tap(Site(layer, "hook_resid_pre"))].append(remember)
+            actions[self.tap(Site(layer, "hook_attn_out"))].append(write)
         return dict(actions)
 
-    def _check_tokens(self, tokens: Tensor) -> None:
+    def check_tokens(self, tokens: Tensor) -> None:
         if tokens.ndim != 2 or tokens.numel() == 0:
             raise MismatchError(
                 f"tokens have shape {tuple(tokens.shape)}, expected (batch, pos) with at least one token",
@@ -300,8 +307,8 @@ class HFModel:
                 hint="tokenize with this model's own tokenizer: model.tokenize(text, prepend_bos=...)",
             )
 
-    def _check_finite(self, values: Tensor, what: str, *, edited: bool) -> None:
-        if values.isfinite().all():
+    def check_finite(self, values: Tensor, what: str, *, edited: bool) -> None:
+        if all(bool(end.isfinite()) for end in values.aminmax()):  # one pass; NaN comes through
             return
         rows = (~values.isfinite()).flatten(1).any(1).nonzero().flatten().tolist()
         narrow = self.spec.dtype in ("float16", "bfloat16")

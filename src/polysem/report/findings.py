@@ -1,9 +1,11 @@
 """Headline findings as sentences: an estimate, its interval, what it rests on, and only the words that these
 allow.
 
-Three verdicts and no stars: an interval that excludes zero says so; one that lies within the declared margin
-around zero allows "no effect"; everything else is *not resolved*. The margin is `effects.margin` of the study
-file, in nats of log-odds.
+No stars, and each verdict has its test. *Resolved* needs an adjusted p below one minus the level: the declared
+questions are several, and an interval of one of them excludes zero by luck more often than its level says.
+*No effect* needs the equivalence test (two one-sided tests) against the declared margin, `effects.margin` of
+the study file in nats of log-odds. Everything else is *not resolved*. A question that was not declared (any
+locus but the first) is described and gets no verdict.
 """
 
 import math
@@ -11,11 +13,8 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from polysem.report.text import Real, interval, number, p_value, plural
-
-STEP = 0.5
-"""slopes are told as the difference between a pair at this interference and a pair at 0"""
-SHARE_MARGIN = 0.05
-"""shares are judged by their distance from one half; this is the margin there"""
+from polysem.stats.rows import SHARE_MARGIN
+from polysem.stats.rows import SLOPE_STEP as STEP
 
 
 class Finding(NamedTuple):
@@ -44,13 +43,17 @@ _QUESTIONS = {
 }
 
 
-def verdict(lo: Real | None, hi: Real | None, *, margin: Real) -> tuple[str, str]:
-    """Which words an interval around a difference allows: (class, text)."""
-    if lo is None or hi is None:
-        return "none", "not estimated"
-    if -margin <= lo and hi <= margin:
-        return ("null", "too small to matter") if lo > 0 or hi < 0 else ("null", "no effect")
-    return ("found", "resolved") if lo > 0 or hi < 0 else ("open", "not resolved")
+def verdict(row: Mapping[str, Any]) -> tuple[str, str]:
+    """Which words a row of EFFECTS allows: (class, text)."""
+    alpha = 1 - row["level"]
+    if row["estimate"] is None or row["p"] is None:
+        return "none", "not estimated" if row["estimate"] is None else "no interval"
+    equivalent = row["p_equivalent"] is not None and row["p_equivalent"] < alpha
+    if row["p_adj"] is None:
+        return "open", "not a declared question"
+    if row["p_adj"] < alpha:
+        return ("null", "too small to matter") if equivalent else ("found", "resolved")
+    return ("null", "no effect") if equivalent else ("open", "not resolved")
 
 
 def finding(row: Mapping[str, Any], parts: Mapping[str, str], *, margin: Real) -> Finding:
@@ -68,12 +71,12 @@ def finding(row: Mapping[str, Any], parts: Mapping[str, str], *, margin: Real) -
         None if row[k] is None else scale * (row[k] - shift) for k in ("estimate", "lo", "hi")
     )
     limit = SHARE_MARGIN if share else margin
-    kind, words = verdict(lo, hi, margin=limit)
+    kind, words = verdict(row)
     return Finding(
         verdict=kind,
         verdict_text=words,
         question=_QUESTIONS[contrast].format(_TOKENS[parts["tokens"]]),
-        answer="No number can be given." if estimate is None else _answer(contrast, estimate, kind),
+        answer=_answer(row, estimate, kind, limit=limit, lo=lo, hi=hi),
         evidence=_evidence(row, estimate, lo, hi, share=share),
         note=str(row["note"] or ""),
         estimate=estimate,
@@ -83,11 +86,18 @@ def finding(row: Mapping[str, Any], parts: Mapping[str, str], *, margin: Real) -
     )
 
 
-def _answer(contrast: str, estimate: Real, kind: str) -> str:
+def _answer(
+    row: Mapping[str, Any], estimate: Real | None, kind: str, *, limit: Real, lo: Real | None, hi: Real | None
+) -> str:
+    contrast = str(row["contrast"])
+    if estimate is None:
+        return "No number can be given."
+    if kind == "none":
+        return "A number, but nothing to judge it by: there is no interval."
     if kind == "open":
-        return "Not resolved: the interval holds both zero and differences that would matter."
+        return _unresolved(row, lo, hi, limit=limit)
     if kind == "null":
-        return "Not to an extent that matters: the whole interval lies within the margin."
+        return "Not to an extent that matters: larger differences than the margin are ruled out."
     up = estimate > 0
     size = number(abs(estimate))
     match contrast:
@@ -103,6 +113,22 @@ def _answer(contrast: str, estimate: Real, kind: str) -> str:
         case _:
             words = f"{'Yes' if up else 'No'}. Over all interference bins they move log-odds by {size} nats"
             return f"{words} {'more' if up else 'less'}."
+
+
+def _unresolved(row: Mapping[str, Any], lo: Real | None, hi: Real | None, *, limit: Real) -> str:
+    """Why there is no answer: not asked, or luck cannot be excluded, or too wide."""
+    excludes_zero = lo is not None and hi is not None and (lo > 0 or hi < 0)
+    if row["p_adj"] is None:
+        where = "excludes" if excludes_zero else "holds"
+        return f"Not among the declared questions, so this is a description: the interval {where} zero."
+    if excludes_zero:
+        return (
+            "Not resolved: alone the interval would exclude zero, but several questions were asked at once, and "
+            f"together one such interval is not rare enough (adjusted {p_value(row['p_adj'], name='p')})."
+        )
+    if lo is not None and hi is not None and -limit <= lo and hi <= limit:
+        return "Not resolved: no difference is seen, and the equivalence test does not rule out one at the margin."
+    return "Not resolved: the interval holds both zero and differences that would matter."
 
 
 def _evidence(

@@ -6,10 +6,16 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from polysem.report import charts, panels
+from polysem.config import Study
+from polysem.report import charts, panels, selftest
+from polysem.report.decomposition import compensation_panel, decomposition_panels
 from polysem.report.findings import STEP, finding
+from polysem.report.nested import explained_panels, validity_rows
 from polysem.report.pairs import details, pair_rows
+from polysem.report.power import power_rows
+from polysem.report.presets import presets_section
 from polysem.report.source import Run
+from polysem.report.specification import specification_panels
 from polysem.report.text import Real, count, interval, number, p_value, plural, visible
 from polysem.stats import HYPOTHESES, POOLED
 from polysem.store.stages import Stage
@@ -20,6 +26,7 @@ STAGE_TABLES: dict[Stage, str] = {
     "pairs": "map of pairs",
     "plan": "plan",
     "trials": "steering trials",
+    "response": "linear response",
     "effects": "effects",
 }
 CONTRASTS = {
@@ -52,34 +59,40 @@ REASONS = {
 
 def context(run: Run) -> dict[str, Any]:
     """Everything that the template reads."""
+    from polysem.report import transfer
+
     density = run.table("density")
     pairs = run.table("pairs", columns=("sae", "interference"))
     spectrum = run.table("spectrum")
     found = _loci(run)
     first = found[0] if found else None
     rows, n_listed = pair_rows(run, panels.measured(first) if first else {})
-    dose_unit = _dose_unit(run)
     return {
         "name": visible(run.study.name),
         "model": visible(run.study.model.ref),
         "absent": [(s, STAGE_TABLES[s], f"polysem {s} RUN/study.toml --out RUN") for s in run.absent()],
         "tiles": _tiles(run, density, n_listed),
-        "asked": _asked(run, dose_unit),
+        "asked": _asked(run),
         "maps": list(panels.maps(density, spectrum, pairs, run.study)),
         "spectra": _spectra(spectrum),
         "pairs": rows,
         "n_listed": n_listed,
         "details": details(run, rows),
         "saes": sorted({row.sae for row in rows}),
-        "loci": [_locus(run, locus, dose_unit) for locus in found],
+        "loci": [_locus(run, locus) for locus in found],
+        "made_of": _made_of(run),
         "missing": _missing(run.table("missing")),
         "margin": run.study.effects.margin,
         "level": f"{100 * run.study.effects.level:g}",
+        "alpha": f"{1 - run.study.effects.level:g}",
         "step": STEP,
-        "dose_unit": dose_unit,
+        "dose_unit": dose_words(run.study, "feature"),
         "study_text": visible_lines(run.study_text),
         "provenance": _provenance(run),
+        "selftest": selftest.section(),
+        "presets": presets_section(run),
         "study": run.study,
+        "transfer": transfer.section(run.folder) if transfer.has_transfer(run.folder) else "",
     }
 
 
@@ -101,9 +114,16 @@ def _loci(run: Run) -> list[panels.Locus]:
     )
 
 
-def _dose_unit(run: Run) -> str:
-    absolute = run.study.plan.dose_unit == "absolute"
-    return "absolute length of the added vector" if absolute else "× mean norm of the site's activations"
+def dose_words(study: Study, locus: str) -> str:
+    """What a dose counts at a locus."""
+    unit = study.plan.dose_unit
+    if locus == "prompt":
+        return "1: the snippet, −1: its match"
+    if unit == "kl":
+        return "nats of KL divergence that the push causes"
+    if locus == "neuron":
+        return "relative change of the coordinate"
+    return "length of the added vector" if unit == "absolute" else "× mean norm of the site's activations"
 
 
 def _tiles(run: Run, density: pa.Table, n_listed: int) -> list[tuple[str, str]]:
@@ -123,7 +143,7 @@ def _tiles(run: Run, density: pa.Table, n_listed: int) -> list[tuple[str, str]]:
     return tiles
 
 
-def _asked(run: Run, dose_unit: str) -> list[tuple[str, str]]:
+def _asked(run: Run) -> list[tuple[str, str]]:
     """The settings in words."""
     s = run.study
     where = {
@@ -151,7 +171,7 @@ def _asked(run: Run, dose_unit: str) -> list[tuple[str, str]]:
             f"{plural(s.plan.n_targets, 'target')} per SAE, up to {plural(s.plan.sources_per_bin, 'source')} "
             f"per target and bin, {plural(s.plan.n_random, 'draw')} of each random control",
         ),
-        ("Doses", f"{doses} ({dose_unit}), added at {where[s.plan.positions]}"),
+        ("Doses", f"{doses} ({dose_words(s, 'feature')}), added at {where[s.plan.positions]}"),
         (
             "Prompts",
             f"{s.prompts.n} from {s.prompts.source}; {100 * s.prompts.confirm_fraction:g} % of them "
@@ -196,8 +216,9 @@ def _ratio(seen: Real, expected: Real) -> str:
     return f"{number(seen / expected, digits=2)} ×"
 
 
-def _locus(run: Run, locus: panels.Locus, dose_unit: str) -> dict[str, Any]:
+def _locus(run: Run, locus: panels.Locus) -> dict[str, Any]:
     study = run.study
+    dose_unit = dose_words(study, locus.name)
     sentences = []
     for contrast, parts in HYPOTHESES:
         row = locus.row(contrast, sae=POOLED, **parts)
@@ -219,8 +240,21 @@ def _locus(run: Run, locus: panels.Locus, dose_unit: str) -> dict[str, Any]:
         "scatters": list(panels.scatters(locus, study)),
         "bars": [p for p in (panels.by_relation(locus, study), panels.by_sae(locus)) if p],
         "doses": list(panels.doses(locus, study, dose_unit)),
+        "explained": list(explained_panels(run.table("explained"), locus.name)),
+        "validity": validity_rows(run.table("validity"), locus.name),
+        "specification": list(
+            specification_panels(run.table("specification"), locus.name, level=study.effects.level)
+        ),
+        "power": power_rows(run.table("power"), locus.name),
         "table": [_effect_row(r, study) for r in locus.effects if r["parts"]["sae"] == POOLED],
     }
+
+
+def _made_of(run: Run) -> list[panels.Panel]:
+    """Decomposition by SAE, then compensation by token set."""
+    table = run.table("compensation")
+    found = [compensation_panel(table, tokens=tokens) for tokens in panels.TOKENS]
+    return [*decomposition_panels(run.table("decomposition")), *(panel for panel in found if panel)]
 
 
 def _effect_row(row: Mapping[str, Any], study: Any) -> dict[str, Any]:

@@ -13,12 +13,12 @@ from markupsafe import Markup
 from polysem.config import Study
 from polysem.report import charts
 from polysem.report.charts import Bar, Curve, Point
-from polysem.report.findings import STEP, verdict
+from polysem.report.findings import verdict
 from polysem.report.heatmap import COVERED, Cell, Chance, cell_data, chance_bound, heat_map
 from polysem.report.pairs import Effect
 from polysem.report.text import count, interval, number, plural, visible
 from polysem.stats import POOLED, parse_group
-from polysem.stats.arms import group_codes
+from polysem.stats.rows import links, nodes
 
 TOKENS = {"in": "tokens that activate the target", "out": "tokens the target writes"}
 RELATIONS = {
@@ -77,7 +77,8 @@ def loci(
     """The loci of a run in the order of the effects table."""
     rows = [row | {"parts": parse_group(row["group"])} for row in effects.to_pylist()]
     names = sorted(
-        {row["parts"]["locus"] for row in rows}, key=("feature", "gradient", "prompt", "neuron").index
+        {row["parts"]["locus"] for row in rows},
+        key=("feature", "clamp", "gradient", "prompt", "neuron", "mlp_neuron").index,
     )
     result = []
     for name in names:
@@ -146,7 +147,7 @@ def scatters(locus: Locus, study: Study) -> Iterator[Panel]:
             continue
         slope = locus.row("slope_interference", sae=POOLED, outcome="logodds", tokens=tokens)
         line = _fit(locus, tokens) if slope and slope["estimate"] is not None else []
-        title = _slope_title(slope, tokens, margin=study.effects.margin)
+        title = _slope_title(slope, tokens)
         drawing = charts.scatter(
             own,
             line=line,
@@ -292,29 +293,31 @@ def _fit(locus: Locus, tokens: str) -> list[tuple[float, float, float, float]]:
             pc.equal(locus.pair_effects["token_set"], tokens),
         )
     )
-    table = table.select(["sae", "target", "source", "interference", "similarity", "logodds"]).drop_null()
+    table = table.select(
+        ["sae", "target", "source", "draw", "interference", "similarity", "logodds"]
+    ).drop_null()
     level = float(locus.effects[0]["level"])
     x, s, y = (table[n].to_numpy() for n in ("interference", "similarity", "logodds"))
     names = table["sae"].to_pylist()
     kinds = np.array([locus.layer_types.get(n, "") for n in names])
     columns = [s - s.mean()] if len(s) and np.ptp(s) > 0 else []
     columns += [(kinds == k) - float((kinds == k).mean()) for k in sorted(set(kinds.tolist()))[1:]]
-    clusters = np.column_stack([group_codes(table, ("sae", who)) for who in ("target", "source")])
+    clusters = nodes(table)
     line = []
     for x0 in np.linspace(x.min(), x.max(), _LINE_POINTS) if len(x) else []:
         design = np.column_stack([np.ones(len(x)), x - x0, *columns])
-        fit = clustered_ols(y, design, clusters, level=level)
-        if fit.reason:
+        fit = clustered_ols(y, design, clusters, level=level, errors=links(clusters))
+        if fit.reason or np.isnan(fit.lo[0]):
             return []
         line.append((float(x0), float(fit.estimate[0]), float(fit.lo[0]), float(fit.hi[0])))
     return line
 
 
-def _slope_title(row: Mapping[str, Any] | None, tokens: str, *, margin: float) -> str:
+def _slope_title(row: Mapping[str, Any] | None, tokens: str) -> str:
     """What the chart shows, in the words that the interval allows."""
     if row is None or row["estimate"] is None:
         return f"Effect against interference, {TOKENS[tokens]}"
-    kind, _ = verdict(STEP * row["lo"], STEP * row["hi"], margin=margin)
+    kind, _ = verdict(row)
     match kind:
         case "found":
             way = "more" if row["estimate"] > 0 else "less"
@@ -328,7 +331,7 @@ def _slope_title(row: Mapping[str, Any] | None, tokens: str, *, margin: float) -
 def _slope_words(row: Mapping[str, Any] | None) -> str:
     if row is None:
         return ""
-    if row["estimate"] is None:
+    if row["estimate"] is None or row["lo"] is None:
         return f"No line: {row['note']}."
     return (
         f"Slope {number(row['estimate'], sign=True)} nats per unit of cosine, "

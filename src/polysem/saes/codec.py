@@ -25,10 +25,13 @@ MIN_DECODER_NORM = 1e-8
 
 def encode(sae: SAE, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_sae"]:
     """Feature activations, non-negative, in the units of the source's decoder rows."""
+    return _activate(sae, encoder_input(sae, x) @ sae.W_enc)
+
+
+def encoder_input(sae: SAE, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_in"]:
+    """What W_enc multiplies: centred, normalised, b_dec subtracted, where the SAE wants it."""
     inner = _normalize(sae, _centre(sae, _on(sae, x)))
-    if sae.subtract_b_dec:
-        inner = inner - sae.b_dec
-    return _activate(sae, inner @ sae.W_enc)
+    return inner - sae.b_dec if sae.subtract_b_dec else inner
 
 
 def decode(

@@ -18,6 +18,7 @@ import pyarrow.compute as pc
 from jaxtyping import Bool, Float, Int
 
 from polysem.errors import MismatchError, NumericsError
+from polysem.interventions.dosing import TOLERANCE
 from polysem.store.tables import PLAN, TRIALS
 from polysem.types import Site
 
@@ -116,7 +117,8 @@ def collect_arms(joined: pa.Table) -> Arms:
 def headline_dose(joined: pa.Table, locus: str, *, max_kl: float) -> tuple[float, str]:
     """The dose of the headline contrasts of one locus, and what must be said about the choice.
 
-    The largest |dose| whose mean KL over the ok select trials of pairs is at most `max_kl` (nats), none of
+    The largest |dose| whose mean KL over the ok select trials of pairs is at most `max_kl` (nats; within the
+    tolerance to which doses in nats are held), none of
     which broke the model (non-finite logits count as infinite KL). Confirm prompts are never looked at.
     """
     mine = joined.filter(pc.and_(pc.equal(joined["locus"], locus), pc.equal(joined["relation"], "pair")))
@@ -136,7 +138,9 @@ def headline_dose(joined: pa.Table, locus: str, *, max_kl: float) -> tuple[float
         return float(
             doses[0]
         ), "no trial on a select prompt has an outcome: the smallest dose is used, KL unchecked"
-    fits = [dose for dose, v in zip(doses, seen, strict=True) if len(v) and v.mean() <= max_kl]
+    fits = [
+        dose for dose, v in zip(doses, seen, strict=True) if len(v) and v.mean() <= max_kl * (1 + TOLERANCE)
+    ]
     if not fits:
         return float(
             doses[0]

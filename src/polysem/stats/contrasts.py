@@ -6,16 +6,21 @@ by target and source.
 """
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Bool
 
 from polysem.stats.arms import OUTCOMES
-from polysem.stats.regress import Regression, clustered_mean, clustered_ols, within
-from polysem.stats.rows import POOLED, UNITS, View, effect_row
+from polysem.stats.regress import Regression, shifted, within
+from polysem.stats.rows import POOLED, SHARE_MARGIN, SLOPE_STEP, UNITS, View, effect_row
 
-CLUSTERED = "SE two-way clustered by target and source (CGM, CRV1, max rule), t with min(G)-1 df"
-CONTROLS = ("random_feature", "random_direction")
+CONTROLS = (
+    *("random_feature", "random_direction", "isotropic"),
+    *("cosine_matched", "high_attribution", "swapped_target", "rotated"),
+)
+NULLS = (("frozen_decoder", "interference"), ("shuffled_gloss", "similarity"))
+"""negative controls and the slope that must be nothing in each"""
 Row = dict[str, object]
 
 
@@ -29,6 +34,7 @@ def all_contrasts(view: View) -> Iterator[Row]:
                 yield from means(view, sae=sae, tokens=tokens, outcome=outcome)
                 yield from differences(view, sae=sae, tokens=tokens, outcome=outcome)
                 yield sign_agreement(view, sae=sae, tokens=tokens, outcome=outcome)
+            yield from null_slopes(view, sae=sae, tokens=tokens)
             yield from paper_models(view, sae=sae, tokens=tokens)
             yield from means(view, sae=sae, tokens=tokens, outcome="kl")
 
@@ -38,7 +44,7 @@ def slopes(view: View, *, sae: str, tokens: str, outcome: str) -> Iterator[Row]:
     SAEs are pooled)."""
     planned = view.where(sae=sae, token_set=tokens, relation="pair")
     group = view.group(sae=sae, outcome=outcome, tokens=tokens)
-    fixed = {"": "layer_type"} if sae == POOLED else {"": None}
+    fixed: dict[str, str | None] = {"": "layer_type" if sae == POOLED else None}
     if sae == POOLED and len(set(view.columns["sae"])) > len(set(view.columns["layer_type"])):
         fixed["_sae_fixed_effects"] = "sae"
     for suffix, factor in fixed.items():
@@ -54,6 +60,28 @@ def slopes(view: View, *, sae: str, tokens: str, outcome: str) -> Iterator[Row]:
                 factor=factor,
                 unit=f"{UNITS[outcome]} per cosine",
             )
+
+
+def null_slopes(view: View, *, sae: str, tokens: str) -> Iterator[Row]:
+    """Slopes that must be nothing: on the cosines of a decoder that was never trained, and on similarities of
+    glosses that were dealt out anew. An interval without zero there is an artefact of the procedure (or one study
+    in twenty)."""
+    for relation, name in NULLS:
+        planned = view.where(sae=sae, token_set=tokens, relation=relation)
+        if not planned.any():
+            continue
+        yield _coefficient(
+            view,
+            f"null_slope_{name}",
+            view.group(sae=sae, outcome="logodds", tokens=tokens, relation=relation),
+            planned=planned,
+            outcome="logodds",
+            regressors=("interference", "similarity"),
+            wanted=name,
+            factor="layer_type" if sae == POOLED else None,
+            unit="nats per cosine",
+            notes=("a negative control: nothing is there to be found",),
+        )
 
 
 def paper_models(view: View, *, sae: str, tokens: str) -> Iterator[Row]:
@@ -123,11 +151,10 @@ def differences(view: View, *, sae: str, tokens: str, outcome: str) -> Iterator[
             target = view.clusters[:, 0]
             both = np.intersect1d(target[used & mine], target[used & controls])
             used &= np.isin(target, both)
-            regression = clustered_ols(
+            regression = view.regress(
                 within(view.columns[outcome][used][:, None], target[used])[:, 0],
                 within(mine[used].astype(np.float64)[:, None], target[used]),
-                view.clusters[used],
-                level=view.level,
+                used,
             )
             n, m = int((used & mine).sum()), int((used & controls).sum())
             yield effect_row(
@@ -137,9 +164,10 @@ def differences(view: View, *, sae: str, tokens: str, outcome: str) -> Iterator[
                 planned=planned,
                 used=used,
                 regression=regression,
-                method=f"difference within targets (OLS with target fixed effects); {CLUSTERED}",
+                method="difference within targets (OLS with target fixed effects)",
                 unit=UNITS[outcome],
                 notes=(f"{n} pairs against {m} controls",),
+                margin=_margin(view, outcome),
             )
 
 
@@ -150,20 +178,10 @@ def sign_agreement(view: View, *, sae: str, tokens: str, outcome: str) -> Row:
     effect, cosine = view.columns[outcome], view.columns["interference"]
     used = planned & np.isfinite(effect) & np.isfinite(cosine) & (cosine != 0)
     agreement = np.sign(effect[used]) * np.sign(cosine[used]) / 2
-    centred = clustered_mean(agreement, view.clusters[used], level=view.level)
-    # Shifted from [-1/2, 1/2] to a share; t intervals may leave [0, 1], where no share can be.
-    regression = Regression(
-        estimate=centred.estimate + 0.5,
-        se=centred.se,
-        lo=np.clip(centred.lo + 0.5, 0, 1),
-        hi=np.clip(centred.hi + 0.5, 0, 1),
-        p=centred.p,
-        df=centred.df,
-        reason="no variance: the pairs all agree or all disagree"
-        if _one_sided(agreement, centred)
-        else centred.reason,
-        remark=centred.remark,
-    )
+    centred = shifted(view.regress(agreement, np.ones((len(agreement), 1)), used), 0.5)
+    # t intervals may leave [0, 1], where no share can be.
+    regression = replace(centred, lo=np.clip(centred.lo, 0, 1), hi=np.clip(centred.hi, 0, 1))
+    unanimous = len(agreement) > 1 and bool((np.abs(agreement) == 0.5).all() and np.ptp(agreement) == 0)
     return effect_row(
         view,
         "sign_agreement",
@@ -171,23 +189,17 @@ def sign_agreement(view: View, *, sae: str, tokens: str, outcome: str) -> Row:
         planned=planned,
         used=used,
         regression=regression,
-        method=f"share of pairs, p against 1/2; {CLUSTERED}",
+        method="share of pairs, p against 1/2",
         unit="share of pairs",
-    )
-
-
-def _one_sided(agreement: Float[np.ndarray, " n"], centred: Regression) -> bool:
-    return (
-        len(agreement) > 0
-        and bool(centred.reason)
-        and bool((agreement == agreement[0]).all())
-        and (centred.reason.startswith("no variance"))
+        notes=("the pairs all agree or all disagree",) if unanimous else (),
+        margin=SHARE_MARGIN,
+        null=0.5,
     )
 
 
 def _mean(view: View, contrast: str, group: str, *, planned: Bool[np.ndarray, " arms"], outcome: str) -> Row:
     used = planned & np.isfinite(view.columns[outcome])
-    regression = clustered_mean(view.columns[outcome][used], view.clusters[used], level=view.level)
+    regression = view.regress(view.columns[outcome][used], np.ones((int(used.sum()), 1)), used)
     return effect_row(
         view,
         contrast,
@@ -195,8 +207,9 @@ def _mean(view: View, contrast: str, group: str, *, planned: Bool[np.ndarray, " 
         planned=planned,
         used=used,
         regression=regression,
-        method=f"mean over pairs; {CLUSTERED}",
+        method="mean over pairs",
         unit=UNITS[outcome],
+        margin=_margin(view, outcome),
     )
 
 
@@ -232,12 +245,12 @@ def _coefficient(
         np.float64
     )
     said += [f"{r} does not vary and is left out" for r in constant if r != wanted]
-    formula = " + ".join([*regressors, *([factor] if dummies else [])])
+    formula = " + ".join([*regressors, *([factor] if factor and dummies else [])])
     if wanted in constant:
         nan = np.full(1, np.nan)
-        regression = Regression(nan, nan, nan, nan, nan, df=0, reason=f"{wanted} does not vary", remark="")
+        regression = Regression(nan, nan, nan, nan, nan, df=nan, reason=f"{wanted} does not vary", remark="")
     else:
-        regression = clustered_ols(c[outcome][used], design, view.clusters[used], level=view.level)
+        regression = view.regress(c[outcome][used], design, used)
     return effect_row(
         view,
         contrast,
@@ -246,10 +259,16 @@ def _coefficient(
         used=used,
         regression=regression,
         which=0 if wanted in constant else 1 + kept.index(wanted),
-        method=f"OLS {outcome} ~ {formula}, one row per pair; {CLUSTERED}",
+        method=f"OLS {outcome} ~ {formula}, one row per pair",
         unit=unit,
         notes=tuple(said),
+        margin=_margin(view, outcome) / SLOPE_STEP if wanted == "interference" else float("nan"),
     )
+
+
+def _margin(view: View, outcome: str) -> float:
+    """The declared margin is in nats of log-odds; other outcomes have none."""
+    return view.margin if outcome == "logodds" else float("nan")
 
 
 def _bins(view: View, pairs: Bool[np.ndarray, " arms"]) -> list[int]:

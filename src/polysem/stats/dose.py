@@ -42,7 +42,7 @@ def missing(joined: pa.Table) -> pa.Table:
 def _curves(
     table: pa.Table, *, change: np.ndarray, kl: np.ndarray, target: np.ndarray, level: float
 ) -> list[dict[str, object]]:
-    from scipy import stats
+    from scipy.special import stdtrit
 
     group = group_codes(table, _KEY)
     order = np.argsort(group, kind="stable")
@@ -56,7 +56,7 @@ def _curves(
         lo = hi = None
         if g > 1:
             sums = np.bincount(code, weights=y - mean)
-            reach = float(stats.t.ppf(0.5 + level / 2, g - 1) * np.sqrt(g / (g - 1) * (sums**2).sum()) / n)
+            reach = float(stdtrit(g - 1, 0.5 + level / 2) * np.sqrt(g / (g - 1) * (sums**2).sum()) / n)
             lo, hi = mean - reach, mean + reach
         key = {name: table[name][int(members[0])].as_py() for name in _KEY}
         numbers = {

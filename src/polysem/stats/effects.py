@@ -8,7 +8,8 @@ Nothing is chosen on the data that it is reported on: the headline dose comes fr
 the hypotheses are listed here, and no contrast looks for a best dose, prompt or sign.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 import pyarrow as pa
@@ -18,10 +19,15 @@ from polysem.config import EffectsConfig
 from polysem.stats.arms import Arms, collect_arms, headline_dose, join_trials
 from polysem.stats.contrasts import all_contrasts
 from polysem.stats.dose import dose_response, missing
+from polysem.stats.explain import explained, explained_table, linear_of, validity
+from polysem.stats.multiple import adjust_p
+from polysem.stats.power import seen_power
+from polysem.stats.presets import Preset, compare_presets
 from polysem.stats.rows import POOLED, View, parse_group
-from polysem.store.tables import EFFECTS, PAIR_EFFECTS
+from polysem.stats.specification import specification_table, specifications
+from polysem.store.tables import EFFECTS, METRICS, PAIR_EFFECTS, PRESETS, RESPONSE
 
-LOCI = ("feature", "gradient", "prompt", "neuron")
+LOCI = ("feature", "clamp", "gradient", "prompt", "neuron", "mlp_neuron")
 HYPOTHESES = (
     ("slope_interference", {"outcome": "logodds", "tokens": "in"}),
     ("slope_interference", {"outcome": "logodds", "tokens": "out"}),
@@ -31,6 +37,7 @@ HYPOTHESES = (
 )
 """The declared hypotheses: (contrast, parts of the group), all SAEs pooled, at the headline dose of the
 study's first locus. Their p values are adjusted together (Holm); every other p value is descriptive."""
+_DECLARED = frozenset(contrast for contrast, _ in HYPOTHESES)
 
 
 @dataclass(frozen=True)
@@ -41,6 +48,11 @@ class Effects:
     pair_effects: pa.Table
     dose_response: pa.Table
     missing: pa.Table
+    explained: pa.Table
+    validity: pa.Table
+    specification: pa.Table
+    power: pa.Table
+    presets: pa.Table = field(default_factory=PRESETS.empty)
 
     def tables(self) -> dict[str, pa.Table]:
         return {
@@ -48,11 +60,23 @@ class Effects:
             "pair_effects": self.pair_effects,
             "dose_response": self.dose_response,
             "missing": self.missing,
+            "presets": self.presets,
+            "explained": self.explained,
+            "validity": self.validity,
+            "specification": self.specification,
+            "power": self.power,
         }
 
 
 def estimate(
-    plan: pa.Table, trials: pa.Table, *, config: EffectsConfig, seed: int, model: str = ""
+    plan: pa.Table,
+    trials: pa.Table,
+    *,
+    config: EffectsConfig,
+    seed: int,
+    model: str = "",
+    preset: Preset = "strict",
+    response: Mapping[str, pa.Table] | None = None,
 ) -> Effects:
     """Every effect of a study.
 
@@ -60,8 +84,10 @@ def estimate(
         plan: PLAN.
         trials: TRIALS; planned trials without a row count as `absent`.
         config: level of the intervals and limit of KL for the headline dose.
-        seed: root seed for estimators that resample; none of those here draws anything.
+        seed: root seed of what resamples: intervals of held-out R2, the joint p of the specifications.
         model: named in the groups of the effects table where given.
+        preset: whether the paper's estimates are added, in a table of their own.
+        response: RESPONSE and METRICS by name; without them no model with linear response is judged.
 
     Raises:
         MismatchError: if trials are not of this plan, or the plan holds a trial twice.
@@ -71,11 +97,29 @@ def estimate(
     joined = join_trials(plan, trials)
     arms = collect_arms(joined)
     present = set(pc.unique(joined["locus"]).to_pylist())
+    tables = response or {}
+    linear = linear_of(arms, tables.get("response", RESPONSE.empty()))
+    metrics = tables.get("metrics", METRICS.empty())
     rows: list[dict[str, object]] = []
+    views: list[View] = []
+    nested: list[dict[str, object]] = []
+    curves: list[dict[str, object]] = []
     for locus in (name for name in LOCI if name in present):
         dose, caveat = headline_dose(joined, locus, max_kl=config.max_kl)
-        view = View.of(arms, locus=locus, dose=dose, level=config.level, model=model, caveat=caveat)
+        view = View.of(
+            arms,
+            locus=locus,
+            dose=dose,
+            level=config.level,
+            model=model,
+            caveat=caveat,
+            margin=config.margin,
+        )
+        views.append(view)
         rows += all_contrasts(view)
+        curves += specifications(view, seed=seed)
+        if response is not None:
+            nested += explained(view, linear[view.place], metrics, seed=seed)
     first = next((name for name in LOCI if name in present), "")
     effects = EFFECTS.conform(pa.Table.from_pylist(adjust(rows, locus=first), schema=EFFECTS.arrow()))
     return Effects(
@@ -83,7 +127,23 @@ def estimate(
         pair_effects=pair_effects(arms),
         dose_response=dose_response(joined, level=config.level),
         missing=missing(joined),
+        presets=compare_presets(joined, views, preset=preset),
+        explained=explained_table(nested),
+        validity=validity(arms, linear),
+        specification=specification_table(curves),
+        power=seen_power(_declared(rows), level=config.level),
     )
+
+
+def _declared(rows: list[dict[str, object]]) -> list[dict[str, object]]:
+    """Rows of the declared contrasts of every locus, with their locus and token set as keys."""
+    found = []
+    for row in rows:
+        parts = parse_group(str(row["group"])) if row["contrast"] in _DECLARED else {}
+        for contrast, wanted in HYPOTHESES:
+            if row["contrast"] == contrast and ({"sae": POOLED} | wanted).items() <= parts.items():
+                found.append(row | {"locus": parts["locus"], "token_set": parts["tokens"]})
+    return found
 
 
 def pair_effects(arms: Arms) -> pa.Table:
@@ -97,15 +157,14 @@ def adjust(rows: list[dict[str, object]], *, locus: str) -> list[dict[str, objec
 
     A declared hypothesis that could not be tested stays in the family with p = 1 and gets no adjusted value.
     """
-    from statsmodels.stats.multitest import multipletests
-
+    parts_of = [parse_group(str(row["group"])) if row["contrast"] in _DECLARED else {} for row in rows]
     places = [
-        _place(rows, contrast, {"locus": locus, "sae": POOLED} | parts) for contrast, parts in HYPOTHESES
+        _place(rows, parts_of, contrast, {"locus": locus, "sae": POOLED} | parts)
+        for contrast, parts in HYPOTHESES
     ]
     p = [None if place is None else rows[place]["p"] for place in places]
-    adjusted = multipletests(np.array([1.0 if v is None else v for v in p], dtype=np.float64), method="holm")[
-        1
-    ]
+    tested = [1.0 if not isinstance(v, float) else v for v in p]
+    adjusted = adjust_p(np.array(tested, dtype=np.float64), method="holm")
     result = [dict(row) for row in rows]
     for place, value, new in zip(places, p, adjusted, strict=True):
         if place is not None and value is not None:
@@ -113,8 +172,10 @@ def adjust(rows: list[dict[str, object]], *, locus: str) -> list[dict[str, objec
     return result
 
 
-def _place(rows: list[dict[str, object]], contrast: str, parts: dict[str, str]) -> int | None:
+def _place(
+    rows: list[dict[str, object]], parts_of: list[dict[str, str]], contrast: str, parts: dict[str, str]
+) -> int | None:
     for index, row in enumerate(rows):
-        if row["contrast"] == contrast and parts.items() <= parse_group(str(row["group"])).items():
+        if row["contrast"] == contrast and parts.items() <= parts_of[index].items():
             return index
     return None

@@ -8,7 +8,7 @@ from typing import Any, Literal, get_args
 
 from polysem.config import Study
 
-Stage = Literal["features", "pairs", "plan", "trials", "effects", "report"]
+Stage = Literal["features", "pairs", "plan", "trials", "response", "effects", "report"]
 ORDER: tuple[Stage, ...] = get_args(Stage)
 
 
@@ -51,17 +51,23 @@ NEEDS: dict[Stage, Needs] = {
         sources=("model", "saes"),
         packages=("polysem", "torch", "transformers", "numpy"),
     ),
+    "response": Needs(
+        inputs=("features", "plan", "trials"),
+        sections=("seed", "model", "sae_refs"),
+        sources=("model", "saes"),
+        packages=("polysem", "torch", "transformers", "numpy"),
+    ),
     "effects": Needs(
-        inputs=("plan", "trials"),
-        sections=("seed", "effects"),
+        inputs=("plan", "trials", "response"),
+        sections=("seed", "effects", "preset"),
         sources=(),
         packages=("polysem", "numpy", "scipy", "statsmodels"),
     ),
     "report": Needs(
-        inputs=("features", "pairs", "plan", "trials", "effects"),
+        inputs=("features", "pairs", "plan", "trials", "response", "effects"),
         sections=(
             *("name", "seed", "model", "saes", "corpus", "features", "glosses"),
-            *("pairs", "prompts", "plan", "effects"),
+            *("pairs", "prompts", "plan", "effects", "preset"),
         ),
         sources=(),
         packages=("polysem", "plotly", "jinja2"),

@@ -7,7 +7,7 @@ Stage folders hold these tables:
     pairs/      pairs, density, spectrum, partners
     plan/       plan, prompts
     trials/     trials
-    effects/    effects, pair_effects, dose_response, missing
+    effects/    effects, pair_effects, dose_response, missing, presets
 """
 
 import pyarrow as pa
@@ -231,13 +231,15 @@ PLAN = Schema(
         _SAE,
         Column("site", pa.string(), "", "hook point that is edited"),
         Column("locus", pa.string(), "", "feature | gradient | prompt | neuron"),
-        Column("relation", pa.string(), "", "pair | self | random_feature | random_direction"),
+        Column(
+            "relation", pa.string(), "", "pair | self | the controls of interventions/controls.py | rotated"
+        ),
         Column("target", pa.int32(), "", "feature whose token set is read out"),
         Column(
             "source",
             pa.int32(),
             "",
-            "feature whose direction is pushed; null for random directions",
+            "feature whose direction is pushed; neurons count on from d_sae; null for random directions",
             nullable=True,
         ),
         Column("draw", pa.int32(), "", "number of the draw of a random control; 0 otherwise"),
@@ -263,7 +265,8 @@ PLAN = Schema(
             "dose_unit",
             pa.string(),
             "",
-            "absolute | resid_norm (mean norm of the site's activations on the prompt)",
+            "kl (nats, what the push does) | resid_norm (mean norm of the site's activations on the prompt) | "
+            "absolute | factor (neurons: relative change) | injection (prompt: 1 the snippet, -1 its match)",
         ),
         Column("positions", pa.string(), "", "last | all | all_but_first"),
         Column("split", pa.string(), "", "select | confirm"),
@@ -287,7 +290,7 @@ PROMPTS = Schema(
 
 TRIALS = Schema(
     "trials",
-    1,
+    2,
     ("trial_id",),
     (
         _TRIAL,
@@ -302,6 +305,13 @@ TRIALS = Schema(
         Column(
             "kl", pa.float64(), "nats", "KL(before || after) of the next-token distribution", nullable=True
         ),
+        Column(
+            "rho",
+            pa.float64(),
+            "share",
+            "signed share of the shift that goes into the odds of T: sqrt(KL of T's odds / KL), in [-1, 1]",
+            nullable=True,
+        ),
         Column("top1_kept", pa.bool_(), "", "the most likely next token is unchanged", nullable=True),
         Column(
             "alignment",
@@ -314,7 +324,7 @@ TRIALS = Schema(
             "dose_absolute",
             pa.float64(),
             "activation",
-            "signed norm of the vector added at each position",
+            "signed norm of the vector added at each position; for neurons the relative change",
             nullable=True,
         ),
         Column(
@@ -330,7 +340,7 @@ TRIALS = Schema(
 
 EFFECTS = Schema(
     "effects",
-    1,
+    2,
     ("contrast", "group"),
     (
         Column("contrast", pa.string(), "", "what is estimated"),
@@ -352,6 +362,13 @@ EFFECTS = Schema(
             pa.float64(),
             "probability",
             "Holm over declared hypotheses; null where not declared",
+            nullable=True,
+        ),
+        Column(
+            "p_equivalent",
+            pa.float64(),
+            "probability",
+            "of the claim that the effect is within the declared margin (TOST); null where no margin is declared",
             nullable=True,
         ),
         Column("unit", pa.string(), "", "unit of the estimate"),
@@ -427,11 +444,508 @@ MISSING = Schema(
     ),
 )
 
+PRESETS = Schema(
+    "presets",
+    1,
+    ("locus", "token_set", "question", "relation", "path", "step"),
+    (
+        Column("locus", pa.string(), "", "as in plan"),
+        Column("token_set", pa.string(), "", "in | out"),
+        Column("question", pa.string(), "", "slope_b | slope_a | mean | difference; see stats/presets.py"),
+        Column("relation", pa.string(), "", "as in plan: whose effects are asked about"),
+        Column("path", pa.string(), "", "walk (changes add up) | alone (one change) | optimism"),
+        Column(
+            "step", pa.int32(), "", "place on the path; a walk goes from 0, the paper's, to the strict one"
+        ),
+        Column(
+            "choice",
+            pa.string(),
+            "",
+            "paper, or what was changed in this step; of optimism: what is averaged",
+        ),
+        Column("estimate", pa.float64(), "unit", "point estimate", nullable=True),
+        Column("se", pa.float64(), "unit", "its standard error", nullable=True),
+        Column("lo", pa.float64(), "unit", "lower end of the interval", nullable=True),
+        Column("hi", pa.float64(), "unit", "upper end of the interval", nullable=True),
+        Column("level", pa.float64(), "probability", "nominal coverage"),
+        Column("p", pa.float64(), "probability", "two-sided, not adjusted", nullable=True),
+        Column("unit", pa.string(), "", "unit of the estimate"),
+        Column("method", pa.string(), "", "estimator, and what counts as independent"),
+        Column("n_rows", pa.int64(), "rows", "trials, or pairs where errors are clustered"),
+        Column("n_pairs", pa.int64(), "arms", "pairs and controls that enter"),
+        Column("n_targets", pa.int64(), "features", ""),
+        Column("n_doses", pa.int64(), "strengths", "signed strengths among which the paper's way chooses"),
+        Column("note", pa.string(), "", "what must be said next to the number", nullable=True),
+    ),
+)
+
+RESPONSE = Schema(
+    "response",
+    1,
+    ("sae", "locus", "relation", "target", "source", "draw", "token_set", "dose"),
+    (
+        _SAE,
+        Column("locus", pa.string(), "", "as in plan"),
+        Column("relation", pa.string(), "", "pair | self | random_feature"),
+        Column("target", pa.int32(), "", ""),
+        Column("source", pa.int32(), "", ""),
+        Column("draw", pa.int32(), "", ""),
+        Column("token_set", pa.string(), "", "in | out"),
+        Column("dose", pa.float64(), "dose_unit", "absolute value, as in plan"),
+        Column(
+            "linear",
+            pa.float64(),
+            "nats",
+            "linear response: gradient . push, mean over the prompts of pair_effects",
+        ),
+        Column(
+            "linear_direct",
+            pa.float64(),
+            "nats",
+            "its part that passes no further block; null where there is no direct path",
+            nullable=True,
+        ),
+        Column("n_prompts", pa.int64(), "prompts", ""),
+    ),
+)
+
+
+def _part(name: str, meaning: str) -> Column:
+    return Column(name, pa.float64(), "nats", meaning, nullable=True)
+
+
+DECOMPOSITION = Schema(
+    "decomposition",
+    1,
+    ("sae", "target", "source", "token_set"),
+    (
+        _SAE,
+        Column("target", pa.int32(), "", ""),
+        Column("source", pa.int32(), "", ""),
+        Column("token_set", pa.string(), "", "in | out"),
+        Column("dose", pa.float64(), "dose_unit", "absolute value"),
+        _part(
+            "total",
+            "odd change in log-odds; shared + common + own = direct + indirect = mediated + remainder",
+        ),
+        _part("shared", "of the part of the push along the target's direction: interference proper"),
+        _part("common", "of the part along what all directions share"),
+        _part("own", "of the rest: the source's own route"),
+        _part("interaction", "total minus the three parts taken alone"),
+        _part("direct", "without any further block; null where there is no direct path"),
+        _part("indirect", "through further blocks"),
+        _part("mediated", "of the target's own latent, moved as the encoder reads the push"),
+        _part("remainder", "total minus mediated"),
+        _part("clean", "total on the target tokens that are not also the source's; null if none is left"),
+        Column("n_prompts", pa.int64(), "prompts", ""),
+    ),
+)
+
+METRICS = Schema(
+    "metrics",
+    1,
+    ("sae", "target", "source", "metric"),
+    (
+        _SAE,
+        Column("target", pa.int32(), "", ""),
+        Column("source", pa.int32(), "", ""),
+        Column("metric", pa.string(), "", "see linear/metrics.py"),
+        Column("value", pa.float64(), "", "in the metric's own unit"),
+    ),
+)
+
+COMPENSATION = Schema(
+    "compensation",
+    1,
+    ("sae", "token_set", "band_lo", "band_hi"),
+    (
+        _SAE,
+        Column("token_set", pa.string(), "", "in | out"),
+        Column("band_lo", pa.float64(), "cosine", "pairs with |interference| from here"),
+        Column("band_hi", pa.float64(), "cosine", "to here"),
+        Column(
+            "estimate",
+            pa.float64(),
+            "",
+            "lambda: 0 = interference propagates in full, 1 = the readout cancels it",
+            nullable=True,
+        ),
+        Column("lo", pa.float64(), "", "lower end of the interval", nullable=True),
+        Column("hi", pa.float64(), "", "upper end", nullable=True),
+        Column("level", pa.float64(), "probability", "nominal coverage"),
+        Column("floor", pa.float64(), "cosine", "crosstalk that no readout of so many features can go below"),
+        Column("rms_cosine", pa.float64(), "cosine", "root mean square interference of the pairs"),
+        Column("n_targets", pa.int64(), "features", ""),
+        Column("n_sources", pa.int64(), "features", ""),
+        Column("n_pairs", pa.int64(), "pairs", ""),
+        Column("note", pa.string(), "", "why there is no estimate", nullable=True),
+    ),
+)
+
+EXPLAINED = Schema(
+    "explained",
+    1,
+    ("locus", "token_set", "model", "unseen"),
+    (
+        Column("locus", pa.string(), "", "as in plan"),
+        Column("token_set", pa.string(), "", "in | out"),
+        Column("model", pa.string(), "", "which regressors: see stats/explain.py"),
+        Column("unseen", pa.string(), "", "targets | sources: what the prediction has not seen"),
+        Column("r2", pa.float64(), "share", "held-out R2 of the effects of pairs", nullable=True),
+        Column("lo", pa.float64(), "share", "lower end of the interval", nullable=True),
+        Column("hi", pa.float64(), "share", "upper end", nullable=True),
+        Column("level", pa.float64(), "probability", "nominal coverage"),
+        Column("n_pairs", pa.int64(), "pairs", ""),
+        Column("note", pa.string(), "", "why there is no number", nullable=True),
+    ),
+)
+
+VALIDITY = Schema(
+    "validity",
+    1,
+    ("sae", "locus", "token_set", "dose"),
+    (
+        Column("sae", pa.string(), "", "label of the SAE in the study; * for all SAEs together"),
+        Column("locus", pa.string(), "", "as in plan"),
+        Column("token_set", pa.string(), "", "in | out"),
+        Column("dose", pa.float64(), "dose_unit", "absolute value"),
+        Column("kl", pa.float64(), "nats", "mean KL of the arms"),
+        Column(
+            "r2",
+            pa.float64(),
+            "share",
+            "of measured effects by linear response, nothing fitted",
+            nullable=True,
+        ),
+        Column("n_arms", pa.int64(), "arms", ""),
+    ),
+)
+
+SPECIFICATION = Schema(
+    "specification",
+    1,
+    ("locus", "token_set", "min_interference", "max_similarity", "fixed_effects"),
+    (
+        Column("locus", pa.string(), "", "as in plan"),
+        Column("token_set", pa.string(), "", "in | out"),
+        Column("min_interference", pa.float64(), "cosine", "pairs with |interference| from here"),
+        Column("max_similarity", pa.float64(), "cosine", "and gloss similarity below this"),
+        Column("fixed_effects", pa.string(), "", "layer_type | target"),
+        Column("estimate", pa.float64(), "nats per cosine", "slope on interference", nullable=True),
+        Column("lo", pa.float64(), "nats per cosine", "", nullable=True),
+        Column("hi", pa.float64(), "nats per cosine", "", nullable=True),
+        Column("n_pairs", pa.int64(), "pairs", ""),
+        Column(
+            "p_joint",
+            pa.float64(),
+            "probability",
+            "of a median |t| over all specifications of the locus and token set as large, by permutation",
+            nullable=True,
+        ),
+    ),
+)
+
+POWER = Schema(
+    "power",
+    1,
+    ("contrast", "locus", "token_set"),
+    (
+        Column("contrast", pa.string(), "", "as in effects"),
+        Column("locus", pa.string(), "", "as in plan"),
+        Column("token_set", pa.string(), "", "in | out"),
+        Column("se", pa.float64(), "unit", "standard error of the estimate"),
+        Column("smallest", pa.float64(), "unit", "effect that would be seen in 80 % of such studies"),
+        Column("smallest_absent", pa.float64(), "unit", "margin at which a true zero passes in 80 % of them"),
+        Column("margin", pa.float64(), "unit", "declared margin"),
+        Column("level", pa.float64(), "probability", ""),
+        Column("unit", pa.string(), "", ""),
+    ),
+)
+ATLAS_TOP = Schema(
+    "atlas_top",
+    1,
+    ("sae", "target", "rank"),
+    (
+        _SAE,
+        Column("target", pa.int32(), "", "feature whose token set is read out"),
+        Column("rank", pa.int32(), "", "0 is the source with the largest absolute effect"),
+        Column("source", pa.int32(), "", "feature whose direction is pushed"),
+        Column(
+            "effect",
+            pa.float64(),
+            "nats per resid_norm",
+            "predicted change of the target's log-odds per unit of dose, to first order, mean over prompts",
+        ),
+        Column("interference", pa.float64(), "cosine", "of the two unit decoder rows"),
+        Column("similarity", pa.float64(), "cosine", "of the two gloss embeddings", nullable=True),
+    ),
+)
+
+ATLAS_DENSITY = Schema(
+    "atlas_density",
+    1,
+    ("sae", "axis", "cosine_lo", "effect_lo"),
+    (
+        _SAE,
+        Column("axis", pa.string(), "", "interference | similarity: which cosine"),
+        Column("cosine_lo", pa.float64(), "cosine", "lower edge of the cell"),
+        Column("cosine_hi", pa.float64(), "cosine", "upper edge"),
+        Column(
+            "effect_lo", pa.float64(), "nats per resid_norm", "lower edge; the end cells hold what is beyond"
+        ),
+        Column("effect_hi", pa.float64(), "nats per resid_norm", "upper edge"),
+        Column(
+            "count",
+            pa.int64(),
+            "pairs",
+            "ordered pairs (target, source) in the cell; empty cells are left out",
+        ),
+    ),
+)
+
+ATLAS_SAMPLE = Schema(
+    "atlas_sample",
+    1,
+    ("sae", "stratum", "target", "source", "prompt_id"),
+    (
+        _SAE,
+        Column("stratum", pa.string(), "", "uniform (over all pairs) | top (over atlas_top)"),
+        Column("target", pa.int32(), "", "as in atlas_top"),
+        Column("source", pa.int32(), "", "as in atlas_top"),
+        Column("prompt_id", pa.string(), "", "key of prompts"),
+        Column("dose", pa.float64(), "resid_norm", "at which the KL is reached"),
+        Column("kl", pa.float64(), "nats", "KL(before || after) that was reached"),
+        Column(
+            "predicted",
+            pa.float64(),
+            "nats",
+            "change of log-odds by the gradient of this prompt at this dose",
+        ),
+        Column("measured", pa.float64(), "nats", "change of log-odds of the real push"),
+    ),
+)
+
+ATLAS_FIT = Schema(
+    "atlas_fit",
+    1,
+    ("sae", "stratum"),
+    (
+        _SAE,
+        Column("stratum", pa.string(), "", "as in atlas_sample"),
+        Column(
+            "r2", pa.float64(), "", "1 - residual / variance of the measured effects; no refit", nullable=True
+        ),
+        Column("lo", pa.float64(), "", "95 % interval, bootstrap over pairs", nullable=True),
+        Column("hi", pa.float64(), "", "95 % interval", nullable=True),
+        Column("slope", pa.float64(), "", "measured on predicted, through zero", nullable=True),
+        Column("n", pa.int64(), "interventions", "real pushes that reached the KL"),
+        Column("n_asked", pa.int64(), "interventions", "real pushes that were tried"),
+        Column(
+            "n_targets", pa.int64(), "features", "targets of the atlas: those whose token set can be read"
+        ),
+        Column("n_pairs", pa.int64(), "pairs", "ordered pairs (target, source) of the atlas"),
+        Column("n_prompts", pa.int64(), "prompts", "that the atlas is averaged over"),
+    ),
+)
+
+ATLAS: tuple[Schema, ...] = (ATLAS_TOP, ATLAS_DENSITY, ATLAS_SAMPLE, ATLAS_FIT)
+"""tables of `polysem atlas`, one file each per SAE"""
+
 STAGES: dict[str, tuple[Schema, ...]] = {
     "features": (FEATURES, GLOSSES, CONTEXTS, CLUSTERS),
     "pairs": (PAIRS, DENSITY, SPECTRUM, PARTNERS),
     "plan": (PLAN, PROMPTS),
     "trials": (TRIALS,),
-    "effects": (EFFECTS, PAIR_EFFECTS, DOSE_RESPONSE, MISSING),
+    "response": (RESPONSE, DECOMPOSITION, METRICS, COMPENSATION),
+    "effects": (
+        EFFECTS,
+        PAIR_EFFECTS,
+        DOSE_RESPONSE,
+        MISSING,
+        EXPLAINED,
+        VALIDITY,
+        SPECIFICATION,
+        POWER,
+        PRESETS,
+    ),
 }
 """Stage name -> its tables, in the order in which a study runs."""
+
+TRANSFER_SHARED = Schema(
+    "transfer_shared",
+    1,
+    ("source_a", "source_b"),
+    (
+        Column("source_a", pa.string(), "", "first source"),
+        Column("source_b", pa.string(), "", "second source"),
+        Column("n_segments", pa.int64(), "segments", "of text between common token ends"),
+        Column("n_matched", pa.int64(), "features", "mutual nearest neighbours by correlation"),
+        Column("n_pairs_a", pa.int64(), "pairs", "of matched features that pass in the first source"),
+        Column("n_pairs_b", pa.int64(), "pairs", "... in the second"),
+        Column("n_shared", pa.int64(), "pairs", "... in both"),
+        Column("expected", pa.float64(), "pairs", "shared pairs under a permuted matching"),
+        Column("lift", pa.float64(), "ratio", "n_shared / expected", nullable=True),
+        Column("lift_lo", pa.float64(), "ratio", "", nullable=True),
+        Column("lift_hi", pa.float64(), "ratio", "", nullable=True),
+        Column(
+            "fraction", pa.float64(), "fraction", "chance-corrected share of common structure", nullable=True
+        ),
+        Column("fraction_lo", pa.float64(), "fraction", "", nullable=True),
+        Column("fraction_hi", pa.float64(), "fraction", "", nullable=True),
+        Column("p", pa.float64(), "probability", "one-sided, from permuted matchings", nullable=True),
+        Column("level", pa.float64(), "probability", "nominal coverage"),
+    ),
+)
+
+TRANSFER_SETS = Schema(
+    "transfer_sets",
+    1,
+    ("category", "arm"),
+    (
+        Column("category", pa.string(), "", "whose words are read out"),
+        Column("arm", pa.string(), "", "target | shared | source_only | neither | high | low | random"),
+        Column(
+            "n_strings",
+            pa.int64(),
+            "strings",
+            "disjoint within (shared, source_only, neither) and (high, low)",
+        ),
+        Column("n_treated", pa.int64(), "pools", "treated pools; 0 where the arm could not be run"),
+        Column("n_reference", pa.int64(), "pools", "matched reference pools"),
+        Column(
+            "overlap",
+            pa.string(),
+            "",
+            "strings in common with other arms before sets were made disjoint: JSON",
+        ),
+        Column(
+            "imbalance",
+            pa.string(),
+            "",
+            "treated minus reference, in SDs of the universe, by covariate: JSON",
+        ),
+        Column("reason", pa.string(), "", "why the arm was not run", nullable=True),
+    ),
+)
+
+TRANSFER_TRIALS = Schema(
+    "transfer_trials",
+    1,
+    ("target", "category", "arm", "template", "position", "pool", "sentence", "draw"),
+    (
+        Column("target", pa.string(), "", "name of the target in the study"),
+        Column("category", pa.string(), "", "whose sentences and arm sets were used"),
+        Column("arm", pa.string(), "", "as in transfer_sets"),
+        Column("template", pa.string(), "", "how strings are written into the prompt"),
+        Column("position", pa.string(), "", "where they stand"),
+        Column("pool", pa.int32(), "", "treated pools from 0 up; reference pools from -1 down"),
+        Column("sentence", pa.int32(), "", "number of the sentence in its category"),
+        Column("draw", pa.int32(), "", "number of the draw from the pool"),
+        Column("categories", _STRINGS, "", "order of the lists that follow"),
+        Column("logodds", pa.list_(pa.float64()), "nats", "change of the log-odds of each category"),
+        Column(
+            "logodds_lo", pa.list_(pa.float64()), "nats", "its lower bound under truncation; -inf where none"
+        ),
+        Column(
+            "logodds_hi", pa.list_(pa.float64()), "nats", "its upper bound under truncation; inf where none"
+        ),
+        Column("mass", pa.list_(pa.float64()), "probability", "change of the probability of each category"),
+        Column("mass_lo", pa.list_(pa.float64()), "probability", "its lower bound under truncation"),
+        Column("mass_hi", pa.list_(pa.float64()), "probability", "its upper bound under truncation"),
+        Column(
+            "success",
+            pa.list_(pa.float64()),
+            "",
+            "more (1), as many (0) or fewer (-1) words in the top k; NaN where k was not granted",
+        ),
+        Column("kl_lo", pa.float64(), "nats", "lower bound of KL(baseline || injected)"),
+        Column("kl_hi", pa.float64(), "nats", "upper bound; inf under truncation"),
+        Column("tv_lo", pa.float64(), "probability", "lower bound of the total variation distance"),
+        Column("tv_hi", pa.float64(), "probability", "upper bound"),
+        Column("missing", pa.float64(), "probability", "mass of tokens that were not granted"),
+        Column("refused", pa.bool_(), "", "the answer declines"),
+    ),
+)
+
+TRANSFER_EFFECTS = Schema(
+    "transfer_effects",
+    1,
+    ("target", "contrast", "arm", "category", "template", "position"),
+    (
+        Column("target", pa.string(), "", "name of the target in the study"),
+        Column("contrast", pa.string(), "", "logodds | specific | success | welch"),
+        Column("arm", pa.string(), "", "as in transfer_sets"),
+        Column("category", pa.string(), "", "whose words are read out"),
+        Column("template", pa.string(), "", "as in transfer_trials"),
+        Column("position", pa.string(), "", "as in transfer_trials"),
+        Column("treated", pa.float64(), "unit", "mean under treated pools", nullable=True),
+        Column("reference", pa.float64(), "unit", "mean under reference pools", nullable=True),
+        Column("estimate", pa.float64(), "unit", "treated minus reference", nullable=True),
+        Column("lo", pa.float64(), "unit", "", nullable=True),
+        Column("hi", pa.float64(), "unit", "", nullable=True),
+        Column("level", pa.float64(), "probability", "nominal coverage"),
+        Column(
+            "bound_lo", pa.float64(), "unit", "least estimate that truncated answers allow", nullable=True
+        ),
+        Column(
+            "bound_hi", pa.float64(), "unit", "largest estimate that truncated answers allow", nullable=True
+        ),
+        Column("p", pa.float64(), "probability", "of the contrast's own test", nullable=True),
+        Column("p_adj", pa.float64(), "probability", "max-T over all categories", nullable=True),
+        Column(
+            "noise_floor", pa.float64(), "unit", "1.96 SDs of the estimate from jitter alone", nullable=True
+        ),
+        Column(
+            "kl",
+            pa.float64(),
+            "nats",
+            "mean KL of treated prompts (lower bound under truncation)",
+            nullable=True,
+        ),
+        Column("refused", pa.float64(), "fraction", "treated answers that decline", nullable=True),
+        Column("n_sentences", pa.int64(), "sentences", ""),
+        Column("n_treated", pa.int64(), "pools", ""),
+        Column("n_reference", pa.int64(), "pools", ""),
+        Column("n_trials", pa.int64(), "trials", ""),
+        Column("unit", pa.string(), "", "unit of the estimate"),
+        Column("note", pa.string(), "", "what must be said next to the number", nullable=True),
+    ),
+)
+
+TRANSFER_TARGETS = Schema(
+    "transfer_targets",
+    1,
+    ("target",),
+    (
+        Column("target", pa.string(), "", "name of the target in the study"),
+        Column("what", pa.string(), "", "kind, model and address"),
+        Column(
+            "asked", pa.int64(), "log-probabilities", "asked for; null where all are there", nullable=True
+        ),
+        Column(
+            "granted",
+            pa.int64(),
+            "log-probabilities",
+            "given by the server; null where all are there",
+            nullable=True,
+        ),
+        Column("missing", pa.float64(), "probability", "mean mass that was not granted"),
+        Column("n_lost", pa.int64(), "answers", "in which tokens of equal text were lost"),
+        Column(
+            "noise",
+            pa.float64(),
+            "nats",
+            "SD of a repeated baseline's log-odds, over categories",
+            nullable=True,
+        ),
+        Column("n_prompts", pa.int64(), "prompts", "distinct prompts that the study asks"),
+        Column("cost", pa.float64(), "unit of the study", "of all of them, by the declared price"),
+        Column("cost_unit", pa.string(), "", ""),
+        Column("coverage", pa.string(), "", "words of each category seen as one token: JSON"),
+    ),
+)
+
+TRANSFER: tuple[Schema, ...] = (
+    TRANSFER_SHARED, TRANSFER_SETS, TRANSFER_TRIALS, TRANSFER_EFFECTS, TRANSFER_TARGETS,
+)  # fmt: skip
+"""Tables of a transfer study, in the order in which they are made."""

@@ -73,7 +73,7 @@ def make_plan(bench: Bench) -> Made:
         study.prompts, study.corpus, bench.model, prepend_bos=any(wants_bos.values()), seed=study.seed
     )
     pairs = {name: run.table(name) for name in ("pairs", "partners")}
-    plan = planning.make_plan(study, bench.features, pairs, prompts, bench.saes)
+    plan = planning.make_plan(study, bench.features, pairs, prompts, bench.saes, model=bench.model)
     outputs = run.write_tables("plan", plan.tables())
     return Made(outputs, {**bench.facts(), "counts": planning.describe_plan(plan)})
 
@@ -106,12 +106,39 @@ def make_trials(
     return parts
 
 
+def make_response(bench: Bench, reporter: Reporter) -> Made:
+    """What the gradient says about the pushes of the plan."""
+    from polysem.response import respond
+
+    study, run = bench.study, bench.run
+    plan, prompts, trials = (run.table(name) for name in ("plan", "prompts", "trials"))
+    tables = respond(
+        plan,
+        prompts,
+        trials,
+        bench.features,
+        bench.model,
+        bench.saes,
+        seed=study.seed,
+        reporter=reporter,
+    )
+    return Made(run.write_tables("response", tables), bench.facts())
+
+
 def make_effects(bench: Bench) -> Made:
     """Effects with intervals."""
     from polysem.stats import estimate
 
     study, run = bench.study, bench.run
-    made = estimate(run.table("plan"), run.table("trials"), config=study.effects, seed=study.seed)
+    tables = {name: run.table(name) for name in ("response", "metrics")}
+    made = estimate(
+        run.table("plan"),
+        run.table("trials"),
+        config=study.effects,
+        seed=study.seed,
+        response=tables,
+        preset=study.preset,
+    )
     return Made(run.write_tables("effects", made.tables()), {})
 
 

@@ -9,6 +9,7 @@ import logging
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import Literal
 
 from polysem.config import Study, parse_study
 from polysem.errors import ConfigError, StoreError
@@ -20,6 +21,7 @@ from polysem.study import making
 from polysem.study.bench import Bench
 from polysem.study.status import recipe_now, standing
 from polysem.study.toml import to_toml
+from polysem.study.workers import check_workers, lock_name, run_workers
 
 log = logging.getLogger(__name__)
 
@@ -33,6 +35,8 @@ def run_study(
     shard: tuple[int, int] | None = None,
     force: bool = False,
     ignore_versions: bool = False,
+    workers: int = 0,
+    engine: Literal["processes", "ray"] = "processes",
 ) -> Path:
     """Run a study, or some stages of it, in a run folder; what is finished and fresh is not done again.
 
@@ -45,6 +49,9 @@ def run_study(
             Shards may run at the same time; a run without shard then finishes the stage.
         force: take over a folder that holds another study.
         ignore_versions: keep what was made with other versions of packages.
+        workers: run the trials on so many processes of one thread each; 0 runs them in this one.
+        engine: where workers run: on this machine, or as tasks of a Ray cluster (0 workers: as many as it has
+            CPUs, or GPUs for a study on `cuda`).
 
     Returns:
         The report, where it was asked for; otherwise the folder of the last stage.
@@ -57,7 +64,15 @@ def run_study(
     wanted = _wanted(stages, shard)
     text, study = _texts(study)
     run = RunFolder(out)
-    with run.writing(shard=f"trials-{shard[0]:05d}-of-{shard[1]:05d}" if shard else ""):
+    if "trials" in wanted and (workers or engine == "ray"):
+        _fan_out(
+            *(text, study, run, wanted, workers, engine, reporter),
+            shard=shard,
+            force=force,
+            ignore_versions=ignore_versions,
+        )
+        force = False  # the folder is this study's by now
+    with run.writing(shard=lock_name(*shard) if shard else ""):
         run.claim(study, text, force=force)
         runner = _Runner(study, run, reporter, ignore_versions=ignore_versions)
         for stage in ORDER:
@@ -66,6 +81,48 @@ def run_study(
             elif ORDER.index(stage) < max(map(ORDER.index, wanted)):
                 runner.look(stage)
     return out / REPORT if "report" in wanted else run.folder(max(wanted, key=ORDER.index))
+
+
+def _fan_out(
+    text: str,
+    study: Study,
+    run: RunFolder,
+    wanted: Sequence[Stage],
+    workers: int,
+    engine: Literal["processes", "ray"],
+    reporter: Reporter,
+    *,
+    shard: tuple[int, int] | None,
+    force: bool,
+    ignore_versions: bool,
+) -> None:
+    """Bring the stages before the trials up to date, then let workers write the parts of the trials; collecting
+    them, and what follows, is left to do."""
+    if shard is not None:
+        raise ConfigError(
+            "a shard is run by one worker", hint="give --shard, or --workers or --engine, not both"
+        )
+    if workers or engine == "processes":
+        check_workers(workers)
+    with run.writing():
+        run.claim(study, text, force=force)
+        runner = _Runner(study, run, reporter, ignore_versions=ignore_versions)
+        for stage in ORDER[: ORDER.index("trials")]:
+            if stage in wanted:
+                runner.bring(stage, shard=None)
+            else:
+                runner.look(stage)
+        runner.look("trials")
+        if runner.known["plan"].state != "fresh" or runner.known["trials"].state == "fresh":
+            return  # the run that follows says what is missing, or has nothing to do
+    options = ["--ignore-versions"] if ignore_versions else []
+    with reporter.stage("trials"):
+        if engine == "ray":
+            from polysem.study.ray import run_on_ray
+
+            run_on_ray(run.root, workers, reporter=reporter, ignore_versions=ignore_versions)
+        else:
+            run_workers(run.root, workers, reporter=reporter, options=options)
 
 
 def _wanted(stages: Sequence[Stage] | None, shard: tuple[int, int] | None) -> tuple[Stage, ...]:
@@ -160,6 +217,8 @@ class _Runner:
                 if shard is not None:
                     return  # other shards may be at work; a run without shard finishes the stage
                 made = making.collect(bench, parts, recipe, ignore_versions=self.ignore_versions)
+            case "response":
+                made = making.make_response(bench, reporter)
             case "effects":
                 made = making.make_effects(bench)
             case "report":

@@ -28,7 +28,7 @@ from polysem.store.manifest import Manifest, Output, Recipe
 from polysem.store.schema import Schema
 from polysem.store.stages import ORDER, Stage
 
-ALL_STAGES: tuple[Stage, ...] = ("features", "pairs", "plan", "trials", "effects")
+ALL_STAGES: tuple[Stage, ...] = ("features", "pairs", "plan", "trials", "response", "effects")
 BINS = (0.0, 0.1, 0.2, 0.3, 0.4, 1.0)
 Rows = list[dict[str, Any]]
 _TOPICS = {
@@ -77,6 +77,10 @@ class SyntheticStudy:
     """KL = kl x dose^2 / 2"""
     failures: float = 0.02
     """share of trials that fail"""
+    preset: str = "strict"
+    """of the study"""
+    isotropic: bool = True
+    """isotropic directions, which the paper compares with, are run too unless the preset is strict"""
     glosses: Sequence[str] = field(default_factory=lambda: tuple(_TOPICS))
     tokens: Sequence[str] | None = None
     """used for every feature in place of the topic's own words"""
@@ -228,6 +232,8 @@ class _SAE:
         for draw in range(self.world.n_random):
             arms.append(("random_feature", target, small[int(self.rng.integers(len(small)))], draw, -1))
             arms.append(("random_direction", target, None, draw, -1))
+            if self.world.isotropic and self.world.preset != "strict":
+                arms.append(("isotropic", target, None, draw, -1))
         return arms
 
     def _run(self, arm: tuple[str, int, int | None, int, int], rows: dict[str, Rows], prompts: Rows) -> None:
@@ -309,9 +315,12 @@ def synthetic_run(
     study = parse_study(text)
     io.write_text(folder / "study.toml", text)
     made = synthetic_tables(world)
+    plan, trials = made["plan"]["plan"], made["trials"]["trials"]
+    made["response"] = _response(world, estimate(plan, trials, config=study.effects, seed=0).pair_effects)
     if "effects" in stages:
+        known = made["response"] if "response" in stages else None
         found = estimate(
-            made["plan"]["plan"], made["trials"]["trials"], config=study.effects, seed=study.seed
+            plan, trials, config=study.effects, seed=study.seed, response=known, preset=study.preset
         )
         made["effects"] = found.tables()
     for stage in ORDER:
@@ -328,10 +337,41 @@ def synthetic_run(
     return folder
 
 
+def _response(world: SyntheticStudy, pairs: pa.Table) -> dict[str, pa.Table]:
+    """A gradient that sees every effect but for a tenth of its spread, and a decomposition by the planted law."""
+    rng = rng_for(world.seed, "synthetic", "response")
+    features = [r for r in pairs.to_pylist() if r["relation"] != "random_direction"]
+    spread = 0.1 * float(np.std([r["logodds"] for r in features]))
+    rows: dict[str, Rows] = {"response": [], "decomposition": [], "metrics": [], "compensation": []}
+    for r in features:
+        linear = r["logodds"] + spread * rng.standard_normal()
+        key = {name: r[name] for name in ("sae", "target", "source", "token_set", "dose")}
+        more = {name: r[name] for name in ("locus", "relation", "draw", "n_prompts")}
+        rows["response"].append(key | more | {"linear": linear, "linear_direct": 0.4 * linear})
+        if r["relation"] == "pair" and r["token_set"] == "in" and r["dose"] == min(world.doses):
+            total, shared = r["logodds"], r["dose"] * world.slope * r["interference"]
+            parts = {"total": total, "shared": shared, "common": 0.0, "own": total - shared}
+            parts |= {"interaction": 0.0, "direct": 0.4 * total, "indirect": 0.6 * total}
+            parts |= {"mediated": 0.3 * total, "remainder": 0.7 * total, "clean": total}
+            rows["decomposition"].append(key | parts | {"n_prompts": 2})
+            for name in ("centred", "enc_dec"):
+                value = r["interference"] + 0.1 * rng.standard_normal()
+                own = {"sae": r["sae"], "target": r["target"], "source": r["source"]}
+                rows["metrics"].append(own | {"metric": name, "value": value})
+    for k, label in enumerate(world.saes):
+        for lo, hi in ((0.0, 1.0), (0.2, 0.4)):
+            number = {"estimate": 0.2 + 0.1 * k, "lo": 0.1, "hi": 0.5, "level": 0.95, "floor": 0.13}
+            count = {"rms_cosine": 0.15, "n_targets": 12, "n_sources": 200, "n_pairs": 2000}
+            band = {"sae": label, "token_set": "in", "band_lo": lo, "band_hi": hi, "note": None}
+            rows["compensation"].append(band | number | count)
+    schemas = (t.RESPONSE, t.DECOMPOSITION, t.METRICS, t.COMPENSATION)
+    return {schema.name: _table(schema, rows[schema.name]) for schema in schemas}
+
+
 def _study_text(world: SyntheticStudy, name: str) -> str:
     saes = "".join(f'[[saes]]\nref = "synthetic:{label}"\nlabel = "{label}"\n\n' for label in world.saes)
     return (
-        f'name = "{name}"\nseed = {world.seed}\n\n[model]\nref = "synthetic:two-layer"\n\n{saes}'
+        f'name = "{name}"\nseed = {world.seed}\npreset = "{world.preset}"\n\n[model]\nref = "synthetic:two-layer"\n\n{saes}'
         f'[prompts]\nsource = "templates"\nn = {world.n_prompts}\n\n'
         f"[plan]\nn_targets = {world.n_targets}\nsources_per_bin = {world.sources_per_bin}\n"
         f"n_random = {world.n_random}\ndoses = {list(world.doses)}\n"

@@ -24,8 +24,24 @@ class Retries:
     sleep: Callable[[float], None] = time.sleep
 
 
-def send(client: httpx.Client, method: str, url: str, *, retries: Retries, **request: Any) -> httpx.Response:
+def send(
+    client: httpx.Client,
+    method: str,
+    url: str,
+    *,
+    retries: Retries,
+    before: Callable[[], None] | None = None,
+    **request: Any,
+) -> httpx.Response:
     """The response to one request: any status but those that mean "try again", which are tried again.
+
+    Args:
+        client: sends.
+        method: of HTTP.
+        url: the address.
+        retries: how often, how long.
+        before: called before every attempt: where a rate limit waits and a budget is charged.
+        **request: as for `httpx.Client.request`.
 
     Raises:
         UnknownReferenceError: no connection, or the server is still busy after the last attempt.
@@ -33,6 +49,8 @@ def send(client: httpx.Client, method: str, url: str, *, retries: Retries, **req
     problem = ""
     for attempt in range(retries.attempts):
         wait = retries.first * 2**attempt
+        if before is not None:
+            before()
         try:
             response = client.request(method, url, **request)
         except httpx.TransportError as error:

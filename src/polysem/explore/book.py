@@ -1,0 +1,210 @@
+"""A study as something to ask: DuckDB over the parquet files that its manifests name.
+
+The tables stay on disk; what is held in memory is one row per feature (its gloss), small aggregates, and the
+pairs as long as they are not too many.
+DuckDB may read the run folder and nothing else: no other path, no extension, no network. A study that is
+still running is looked at again whenever a manifest or the record of a part has changed.
+"""
+
+import math
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from polysem.config import Study
+from polysem.errors import ConfigError, StoreError
+from polysem.explore import derived
+from polysem.explore.files import BESIDES, StageFiles, other_files, remake, signature, stage_files
+from polysem.explore.query import Query, Sql
+from polysem.explore.relations import Relation, of_schema
+from polysem.store.run import RunFolder
+from polysem.store.tables import STAGES
+
+THREADS = 2
+MEMORY = "640MB"
+"""of DuckDB; the process stays below one gigabyte"""
+IN_MEMORY = 2_000_000
+"""pairs that are copied into memory (about 170 bytes each), where a question takes a tenth of the time; beyond
+that they are read from parquet each time"""
+SCHEMAS = {t.name: t for tables in (*STAGES.values(), *BESIDES.values()) for t in tables}
+HOMES = {t.name: home for home, tables in (STAGES | BESIDES).items() for t in tables}
+"""table -> stage or folder that holds it"""
+_LOOK_EVERY = 1.0
+"""seconds between two looks at a folder"""
+_BATCH = 1 << 15
+
+
+class Book:
+    """The tables of a run folder, open for reading."""
+
+    def __init__(self, folder: Path, *, threads: int = THREADS, memory: str = MEMORY):
+        """Open a run folder.
+
+        Raises:
+            StoreError: if it is none.
+            ConfigError: if its study.toml is no study.
+        """
+        import duckdb
+
+        self.folder = folder
+        self.study: Study = RunFolder.open(folder).study()
+        self.stages: list[StageFiles] = []
+        self.others: list[StageFiles] = []
+        """what commands beside the stages have made"""
+        self.relations: dict[str, Relation] = {}
+        self.version = ""
+        self._looked = 0.0
+        self._lock = threading.Lock()
+        self._counts: dict[tuple[str, str, str], int] = {}
+        self._made: dict[tuple[str, str], Any] = {}
+        config: dict[str, Any] = {
+            "threads": threads,
+            "memory_limit": memory,
+            "autoinstall_known_extensions": False,
+            "autoload_known_extensions": False,
+            "allow_community_extensions": False,
+            "temp_directory": "",
+        }
+        self._connection = duckdb.connect(":memory:", config=config)
+        inside = str(folder.resolve()).replace("'", "''")
+        self._connection.execute(f"SET allowed_directories = ['{inside}']")
+        # After this no statement can reach outside the allowed folder, nor undo it.
+        self._connection.execute("SET enable_external_access = false")
+        self._connection.execute("SET lock_configuration = true")
+        self.look(force=True)
+
+    def close(self) -> None:
+        """Let go of the files."""
+        self._connection.close()
+
+    def look(self, *, force: bool = False) -> str:
+        """See what has changed in the folder since the last look; gives the version of what is there."""
+        with self._lock:
+            now = time.monotonic()
+            if not force and now - self._looked < _LOOK_EVERY:
+                return self.version
+            self._looked = now
+            seen = signature(self.folder)
+            if seen != self.version:
+                self._register()
+                self._counts.clear()
+                self._made.clear()
+                self.version = seen
+            return self.version
+
+    @property
+    def problems(self) -> dict[str, str]:
+        """Tables that cannot be shown, and why."""
+        return {name: why for stage in (*self.stages, *self.others) for name, why in stage.problems.items()}
+
+    def has(self, table: str) -> bool:
+        """Whether a stored table is there, whole or in part."""
+        return any(table in stage.tables for stage in (*self.stages, *self.others))
+
+    def relation(self, name: str) -> Relation:
+        """A relation by its name. Raises StoreError where there is none now."""
+        if name in self.relations:
+            return self._kept(self.relations[name])
+        if name in self.problems:
+            raise StoreError(self.problems[name])
+        home = HOMES.get(name)
+        if home is not None:
+            raise StoreError(f"the study holds no table {name} yet", hint=remake(home, self.folder))
+        raise StoreError(f"there is no {name!r} to list; there are {', '.join(self.relations) or 'none'}")
+
+    def _kept(self, relation: Relation) -> Relation:
+        """An aggregate over all pairs is made when it is first asked for, and once."""
+        if not relation.aggregate:
+            return relation
+
+        def make() -> Relation:
+            kept = f"{relation.base}_kept"
+            self._run(Sql(f"CREATE OR REPLACE TABLE {kept} AS SELECT * FROM {relation.base}", []))
+            return replace(relation, base=kept)
+
+        return self.once(f"kept {relation.name}", make)
+
+    def page(self, query: Query) -> tuple[list[dict[str, Any]], int]:
+        """The rows of a page, and how many there are in all."""
+        rows = self.ask(query.page())
+        sql = query.count()
+        key = (self.version, sql.text, repr(sql.values))
+        if key not in self._counts:
+            self._counts[key] = int(self.ask(sql)[0]["count_star()"])
+        return rows, self._counts[key]
+
+    def ask(self, sql: Sql) -> list[dict[str, Any]]:
+        """Rows of a statement; a number that is not finite is None, as in JSON."""
+        cursor = self._run(sql)
+        names = [column[0] for column in cursor.description]
+        return [dict(zip(names, (plain(v) for v in row), strict=True)) for row in cursor.fetchall()]
+
+    def batches(self, sql: Sql) -> tuple[pa.Schema, Iterator[pa.RecordBatch]]:
+        """All rows of a statement as record batches, one at a time."""
+        with _said():
+            relation = self._connection.cursor().sql(sql.text, params=sql.values)
+            # DuckDB 2 renamed it.
+            reader = (getattr(relation, "to_arrow_reader", None) or relation.fetch_arrow_reader)(_BATCH)
+        return reader.schema, iter(reader)
+
+    def once(self, name: str, make: Callable[[], Any]) -> Any:
+        """A value that is made once for the tables as they are now."""
+        key = (self.version, name)
+        if key not in self._made:
+            self._made[key] = make()
+        return self._made[key]
+
+    def _run(self, sql: Sql) -> Any:
+        with _said():
+            return self._connection.cursor().execute(sql.text, sql.values)
+
+    def _register(self) -> None:
+        self.stages, self.others = stage_files(self.folder), other_files(self.folder)
+        cursor = self._connection.cursor()
+        for (view,) in cursor.execute("SELECT view_name FROM duckdb_views() WHERE NOT internal").fetchall():
+            cursor.execute(f'DROP VIEW IF EXISTS "{view}"')
+        self.relations = {}
+        for stage in (*self.stages, *self.others):
+            for name, files in stage.tables.items():
+                listed = ", ".join("'" + str(file).replace("'", "''") + "'" for file in files)
+                held = name == "pairs" and stage.rows[name] <= IN_MEMORY
+                cursor.execute(f"DROP TABLE IF EXISTS {name}_held")
+                cursor.execute(f"CREATE OR REPLACE VIEW t_{name} AS SELECT * FROM read_parquet([{listed}])")
+                if held:
+                    cursor.execute(f"CREATE TABLE {name}_held AS SELECT * FROM t_{name}")
+                    cursor.execute(f"CREATE OR REPLACE VIEW t_{name} AS SELECT * FROM {name}_held")
+                self.relations[name] = of_schema(SCHEMAS[name])
+        self.relations |= derived.register(cursor, self.relations, self.study)
+
+
+@contextmanager
+def _said() -> Iterator[None]:
+    """What DuckDB may rightly refuse, in our words; a wrong statement is a bug and stays one."""
+    import duckdb
+
+    try:
+        yield
+    except (duckdb.IOException, duckdb.InvalidInputException) as error:
+        raise StoreError(
+            f"a table cannot be read: {str(error).splitlines()[0]}",
+            hint="if the study is running, try again in a moment; otherwise polysem status RUN",
+        ) from error
+    except duckdb.OutOfMemoryException as error:
+        raise ConfigError(
+            "this question needs more memory than the explorer may use", hint="add a filter"
+        ) from error
+
+
+def plain(value: Any) -> Any:
+    """The value as JSON has it: a number that is not finite is None."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, list):
+        return [plain(v) for v in value]
+    return value

@@ -1,0 +1,284 @@
+"""The documents that views start from: the study at a glance, the map, noise floors, the record of a feature.
+
+Each is plain JSON, made from the tables alone; the static export writes the same documents as files.
+"""
+
+import re
+from pathlib import Path
+from typing import Any
+
+from polysem.config import Study
+from polysem.errors import StoreError
+from polysem.explore.book import HOMES, Book
+from polysem.explore.files import remake
+from polysem.explore.query import Sql, categories
+from polysem.report.heatmap import COVERED, chance_bound
+from polysem.stats.rows import parse_group
+
+NEURONPEDIA = "https://www.neuronpedia.org"
+_ADDRESS = re.compile(r"^[A-Za-z0-9._-]+/[A-Za-z0-9._-]+$")
+
+
+def overview(book: Book) -> dict[str, Any]:
+    """The study at a glance, and everything that there is to list."""
+    study = book.study
+    return {
+        "version": book.version,
+        "name": study.name,
+        "model": study.model.ref,
+        "saes": _saes(book),
+        "stages": _stages(book),
+        "pairs": study.pairs.model_dump(mode="json"),
+        "level": study.effects.level,
+        "margin": study.effects.margin,
+        "max_kl": study.effects.max_kl,
+        "doses": list(study.plan.doses),
+        "dose_unit": study.plan.dose_unit,
+        "token_sets": list(study.plan.token_sets),
+        "loci": _loci(book),
+        "size": _size(book),
+        "relations": {name: relation.describe() for name, relation in book.relations.items()},
+        "homes": HOMES,
+        "commands": {home: remake(home, "RUN") for home in sorted(set(HOMES.values()))},
+        "categories": categories(),
+        # An export may go anywhere: where the study lies on this machine is nobody's business.
+        "problems": {
+            name: why.splitlines()[0].replace(str(book.folder), "RUN") for name, why in book.problems.items()
+        },
+    }
+
+
+def progress(book: Book) -> dict[str, Any]:
+    """How far the study is; `version` changes when there is something new to see."""
+    return {"version": book.look(), "stages": _stages(book)}
+
+
+def density_map(book: Book) -> dict[str, Any]:
+    """The joint histogram of every SAE, what chance gives, and how many pairs are listed."""
+    if not book.has("density"):
+        return {"maps": []}
+    counted = "count(*) FILTER (interference > 0) AS above, count(*) FILTER (interference <= 0) AS below"
+    rows = book.ask(Sql(f"SELECT sae, {counted} FROM t_pairs GROUP BY sae", [])) if book.has("pairs") else []
+    listed = {row["sae"]: row for row in rows}
+    return {"covered": COVERED, "maps": [_map(book, sae, listed.get(sae, {})) for sae in _labels(book)]}
+
+
+def floors(book: Book) -> dict[str, Any]:
+    """What controls do: the central 95 % of their effects, by SAE, locus, control, token set and dose."""
+    if not book.has("pair_effects"):
+        return {"floors": []}
+    sql = (
+        "SELECT sae, locus, relation, token_set, dose, quantile_cont(logodds, 0.025) AS lo, "
+        "quantile_cont(logodds, 0.975) AS hi, median(kl) AS kl, count(*) AS n FROM t_pair_effects "
+        "WHERE relation NOT IN ('pair', 'self') GROUP BY ALL ORDER BY ALL"
+    )
+    return {"floors": book.ask(Sql(sql, []))}
+
+
+def feature(book: Book, sae: str, number: int) -> dict[str, Any]:
+    """Everything that is stored of one feature.
+
+    Raises:
+        StoreError: if there is no such feature, or no feature table yet.
+    """
+    found = features(book, sae, [number])
+    if not found:
+        raise StoreError(f"{sae!r} has no feature {number} in the feature table")
+    return found[0]
+
+
+def features(book: Book, sae: str, numbers: list[int]) -> list[dict[str, Any]]:
+    """The records of some features of one SAE, in the order of their numbers."""
+    book.relation("features")
+    rows = _of(book, "t_features", sae, numbers, order="feature")
+    glosses = _grouped(_of(book, "t_glosses", sae, numbers, order="feature, gloss_index"))
+    contexts = _grouped(_of(book, "t_contexts", sae, numbers, order="feature, rank"))
+    clusters = _grouped(_of(book, "t_clusters", sae, numbers, order="feature, similarity_cut"))
+    partners = _grouped(
+        _of(book, "t_partners", sae, numbers, order="feature, max_similarity, interference_bin")
+    )
+    base = neuronpedia_base(book.study, sae, _labels(book))
+    for row in rows:
+        own = row["feature"]
+        row["glosses"] = glosses.get(own, [])
+        row["contexts"] = contexts.get(own, [])
+        row["clusters"] = clusters.get(own, [])
+        row["partners"] = partners.get(own, [])
+        row["link"] = f"{base}/{own}" if base else None
+    return rows
+
+
+def neuronpedia_base(study: Study, sae: str, labels: list[str]) -> str | None:
+    """Address of an SAE's features at Neuronpedia, where its glosses or features were named by it."""
+    k = labels.index(sae) if sae in labels else -1
+    if not 0 <= k < len(study.saes):
+        return None
+    own = study.saes[k].glosses
+    shared = [study.glosses.source, study.features.source] if len(study.saes) == 1 else []
+    for reference in (own, *shared):
+        kind, _, rest = (reference or "").partition(":")
+        folder = rest.partition("#")[0]
+        if kind == "neuronpedia" and _ADDRESS.match(folder) and not Path(folder).exists():
+            return f"{NEURONPEDIA}/{folder}"
+    return None
+
+
+def _of(book: Book, view: str, sae: str, numbers: list[int], *, order: str) -> list[dict[str, Any]]:
+    if not book.has(view.removeprefix("t_")):
+        return []
+    marks = ", ".join("?" for _ in numbers)
+    sql = f"SELECT * FROM {view} WHERE sae = ? AND feature IN ({marks}) ORDER BY {order}"
+    return book.ask(Sql(sql, [sae, *numbers]))
+
+
+def _grouped(rows: list[dict[str, Any]]) -> dict[int, list[dict[str, Any]]]:
+    found: dict[int, list[dict[str, Any]]] = {}
+    for row in rows:
+        found.setdefault(row.pop("feature"), []).append({k: v for k, v in row.items() if k != "sae"})
+    return found
+
+
+def _labels(book: Book) -> list[str]:
+    return [row["label"] for row in _saes(book)]
+
+
+def _saes(book: Book) -> list[dict[str, Any]]:
+    """The SAEs in the order of the study, as far as the tables know them."""
+
+    def make() -> list[dict[str, Any]]:
+        if not book.has("features"):
+            return []
+        rows = book.ask(
+            Sql(
+                "SELECT sae AS label, any_value(site) AS site, count(*) AS n_features, "
+                "count(gloss) AS n_glossed FROM t_features GROUP BY sae ORDER BY sae",
+                [],
+            )
+        )
+        wanted = [entry.label or entry.site or entry.ref.rpartition("/")[2] for entry in book.study.saes]
+        place = {label: k for k, label in reversed(list(enumerate(wanted)))}
+        return sorted(rows, key=lambda row: (place.get(row["label"], len(wanted)), row["label"]))
+
+    return book.once("saes", make)
+
+
+def _stages(book: Book) -> list[dict[str, Any]]:
+    parts = _planned_parts(book)
+    return [
+        {
+            "stage": s.stage,
+            "finished": s.finished,
+            "n_parts": s.n_parts,
+            "planned_parts": parts.get(s.stage),
+            "rows": s.rows,
+            "command": remake(s.stage, "RUN"),
+        }
+        for s in book.stages
+    ]
+
+
+def _planned_parts(book: Book) -> dict[str, int]:
+    """How many parts a stage will have, where that is known: one of pairs per SAE; of trials as the plan says."""
+    from polysem.store.run import BATCHES_PER_PART
+
+    known = {"pairs": len(book.study.saes)}
+    if book.has("plan"):
+        n = book.once(
+            "batches", lambda: book.ask(Sql("SELECT count(DISTINCT batch) AS n FROM t_plan", []))[0]["n"]
+        )
+        known["trials"] = max(1, -(-n // BATCHES_PER_PART))
+    return known
+
+
+def _loci(book: Book) -> list[dict[str, Any]]:
+    """Every locus with results, and its headline dose."""
+
+    def make() -> list[dict[str, Any]]:
+        if not book.has("pair_effects"):
+            return []
+        doses: dict[str, float] = {}
+        if book.has("effects"):
+            for row in book.ask(Sql('SELECT DISTINCT "group" FROM t_effects ORDER BY "group"', [])):
+                parts = parse_group(row["group"])
+                if "locus" in parts and "dose" in parts:
+                    doses.setdefault(parts["locus"], float(parts["dose"]))
+        found = book.ask(
+            Sql(
+                "SELECT locus, list(DISTINCT dose ORDER BY dose) AS doses FROM t_pair_effects GROUP BY locus",
+                [],
+            )
+        )
+        units = _units(book)
+        for row in found:
+            row["unit"] = units.get(row["locus"], book.study.plan.dose_unit)
+            wanted = doses.get(row["locus"])
+            near = None if wanted is None else min(row["doses"], key=lambda d: abs(d - wanted))
+            row["headline"] = near
+        order = ("feature", "clamp", "gradient", "prompt", "neuron", "mlp_neuron")
+        return sorted(
+            found, key=lambda r: (order.index(r["locus"]) if r["locus"] in order else 9, r["locus"])
+        )
+
+    return book.once("loci", make)
+
+
+def _units(book: Book) -> dict[str, str]:
+    """Locus -> unit of its doses, from the plan."""
+    if not book.has("plan"):
+        return {}
+    rows = book.ask(Sql("SELECT locus, any_value(dose_unit) AS unit FROM t_plan GROUP BY locus", []))
+    return {row["locus"]: row["unit"] for row in rows}
+
+
+def _size(book: Book) -> dict[str, int | None]:
+    """The numbers of the first page."""
+
+    def make() -> dict[str, int | None]:
+        asked = {
+            "examined": ("density", 'SELECT sum("count")::BIGINT AS n FROM t_density'),
+            "listed": ("pairs", "SELECT count(*) AS n FROM t_pairs"),
+            "pushed": ("pair_effects", "SELECT count(*) AS n FROM measured"),
+            "planned": ("plan", "SELECT count(*) AS n FROM t_plan"),
+            "run": ("trials", "SELECT count(*) AS n FROM t_trials"),
+            "ok": ("trials", "SELECT count(*) FILTER (status = 'ok') AS n FROM t_trials"),
+        }
+        return {
+            name: book.ask(Sql(text, []))[0]["n"] if book.has(table) else None
+            for name, (table, text) in asked.items()
+        }
+
+    return book.once("size", make)
+
+
+def _map(book: Book, sae: str, listed: dict[str, Any]) -> dict[str, Any]:
+    cells = book.ask(
+        Sql(
+            'SELECT similarity_lo, similarity_hi, interference_lo, interference_hi, "count" AS n '
+            'FROM t_density WHERE sae = ? AND "count" > 0 ORDER BY interference_lo, similarity_lo',
+            [sae],
+        )
+    )
+    chance = []
+    if book.has("spectrum"):
+        width = book.ask(
+            Sql(
+                "SELECT any_value(d_in) AS d_in, any_value(d_eff) AS d_eff FROM t_spectrum WHERE sae = ?",
+                [sae],
+            )
+        )[0]
+        if width["d_in"] is not None:
+            chance = [
+                {"name": "random directions", "bound": chance_bound(float(width["d_in"]))},
+                {"name": "as uneven as this SAE's", "bound": chance_bound(max(2.0, width["d_eff"]))},
+            ]
+    return {
+        "sae": sae,
+        "cells": [[round(c[k], 6) for k in _CELL] + [c["n"]] for c in cells],
+        "n": sum(c["n"] for c in cells),
+        "chance": chance,
+        "above": listed.get("above", 0),
+        "below": listed.get("below", 0),
+    }
+
+
+_CELL = ("similarity_lo", "similarity_hi", "interference_lo", "interference_hi")

@@ -1,0 +1,147 @@
+"""The explorer as a folder of static files: any file server shows everything of it but `live`.
+
+Relations become one file per column (little-endian numbers; texts as a dictionary and codes), so that a page
+reads only the columns that it sorts, filters or shows. The page asks them the same questions as the server.
+"""
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import pyarrow as pa
+
+from polysem.errors import StoreError
+from polysem.explore import documents
+from polysem.explore.book import Book, plain
+from polysem.explore.query import Query, Sql
+from polysem.explore.relations import Field, Relation
+from polysem.explore.server import ASSETS, page
+from polysem.store import io
+
+CHUNK = 64
+"""features in one file"""
+LEFT_OUT = ("contexts", "glosses", "clusters", "partners", "plan", "trials", "pair_effects")
+"""tables that are not exported as such: what views show of them is in the records of features and in `pushes`"""
+_MARK = "polysem-export.json"
+
+
+def export_static(book: Book, folder: Path) -> Path:
+    """Write the export; gives the folder.
+
+    Raises:
+        StoreError: if the folder holds something else than an earlier export.
+    """
+    if folder.exists() and any(folder.iterdir()) and not (folder / _MARK).is_file():
+        raise StoreError(
+            f"{folder} is not empty and holds no earlier export",
+            hint="choose a new folder, or empty this one",
+        )
+    if folder.exists():
+        shutil.rmtree(folder)
+    names = [name for name in book.relations if name not in LEFT_OUT]
+    overview = documents.overview(book)
+    overview["relations"] = {name: overview["relations"][name] for name in names}
+    overview["left_out"] = [name for name in book.relations if name in LEFT_OUT]
+    overview["chunk"] = CHUNK
+    _write(folder / "index.html", page("static"))
+    for name, (content, _) in ASSETS.items():
+        if name != "index.html":
+            with io.replacing(folder / "static" / name) as stream:
+                stream.write(content)
+    for name, document in (
+        ("overview", overview),
+        ("map", documents.density_map(book)),
+        ("floors", documents.floors(book)),
+    ):
+        _write(folder / "data" / f"{name}.json", _json(document))
+    for name in names:
+        _relation(book, book.relation(name), folder / "data" / "relations" / name)
+    for k, sae in enumerate(overview["saes"]):
+        for chunk, records in _features(book, sae["label"]):
+            _write(folder / "data" / "features" / str(k) / f"{chunk}.json", _json(records))
+    io.write_json(folder / _MARK, {"study": book.study.name, "version": book.version})
+    return folder
+
+
+def _features(book: Book, sae: str) -> Iterator[tuple[int, list[dict[str, Any]]]]:
+    found = book.ask(Sql("SELECT feature FROM names WHERE sae = ? ORDER BY feature", [sae]))
+    by_chunk: dict[int, list[int]] = {}
+    for row in found:
+        by_chunk.setdefault(row["feature"] // CHUNK, []).append(row["feature"])
+    for chunk, numbers in by_chunk.items():
+        yield chunk, documents.features(book, sae, numbers)
+
+
+def _relation(book: Book, relation: Relation, folder: Path) -> None:
+    schema, batches = book.batches(Query(relation).everything())
+    folder.mkdir(parents=True, exist_ok=True)
+    columns = [_Column.of(field, schema.field(field.name).type, folder) for field in relation.fields]
+    rows = 0
+    for batch in batches:
+        rows += batch.num_rows
+        for column in columns:
+            column.add(batch.column(column.name))
+    described = {column.name: column.finish() for column in columns}
+    _write(folder / "columns.json", _json({"rows": rows, "columns": described}))
+
+
+class _Column:
+    """One column on its way into its file."""
+
+    def __init__(self, name: str, kind: str, file: IO[bytes]):
+        self.name, self.kind, self.file = name, kind, file
+        self.codes: dict[str, int] = {}
+
+    @classmethod
+    def of(cls, field: Field, dtype: pa.DataType, folder: Path) -> "_Column":
+        match field.kind:
+            case "flag":
+                kind = "u8"
+            case "text" | "list":
+                kind = field.kind
+            case _:
+                small = pa.types.is_integer(dtype) and dtype.bit_width <= 32
+                kind = "i32" if small else "f64"
+        return cls(field.name, kind, (folder / f"{field.name}.bin").open("wb"))
+
+    def add(self, values: pa.Array) -> None:
+        """Append values; what is missing becomes NaN, 255, -1 (a code), or the smallest 32-bit integer."""
+        match self.kind:
+            case "f64":
+                data = values.cast(pa.float64()).fill_null(float("nan")).to_numpy(zero_copy_only=False)
+                self.file.write(np.asarray(data, dtype="<f8").tobytes())
+            case "i32":
+                data = values.cast(pa.int64()).fill_null(-(2**31)).to_numpy(zero_copy_only=False)
+                self.file.write(np.asarray(data, dtype="<i4").tobytes())
+            case "u8":
+                data = values.cast(pa.uint8()).fill_null(255).to_numpy(zero_copy_only=False)
+                self.file.write(np.asarray(data, dtype="u1").tobytes())
+            case _:
+                self.file.write(
+                    np.asarray([self._code(v) for v in values.to_pylist()], dtype="<i4").tobytes()
+                )
+
+    def _code(self, value: Any) -> int:
+        if value is None:
+            return -1
+        text = _json(plain(value)) if isinstance(value, list) else str(value)
+        return self.codes.setdefault(text, len(self.codes))
+
+    def finish(self) -> dict[str, Any]:
+        """Close the file, write the dictionary; gives what the page must know."""
+        self.file.close()
+        if self.kind in ("text", "list"):
+            values = [json.loads(v) for v in self.codes] if self.kind == "list" else list(self.codes)
+            _write(Path(self.file.name).with_suffix(".json"), _json(values))
+        return {"type": self.kind}
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+
+
+def _write(path: Path, text: str) -> None:
+    io.write_text(path, text)

@@ -1,0 +1,178 @@
+"""Pushes on request: one worker thread with the study's model, loaded when it is first asked for.
+
+The page never waits: a request becomes a job that is looked at until it is done. A job can be cancelled
+between two forward passes; what it found so far stays visible. Nothing is written.
+"""
+
+import queue
+import secrets
+import threading
+import time
+from collections import OrderedDict
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Literal
+
+from polysem.errors import ConfigError, PolysemError, StoreError
+from polysem.explore.book import Book
+from polysem.explore.documents import feature
+from polysem.explore.push import Asked, Push
+from polysem.explore.query import Sql
+from polysem.store.run import RunFolder
+
+if TYPE_CHECKING:
+    from polysem.study.bench import Bench
+
+State = Literal["waiting", "running", "done", "failed", "cancelled"]
+
+KEPT = 32
+"""jobs that can still be looked at"""
+WAITING = 4
+"""jobs that may wait at once"""
+LOCI = {
+    "feature": "feature direction (decoder row)",
+    "gradient": "token gradient (of its top context)",
+    "neuron": "neuron (a coordinate of the site)",
+    "prompt": "prompt (its top context in front)",
+}
+"""locus -> words"""
+
+
+class Cancelled(Exception):
+    """The job was cancelled."""
+
+
+@dataclass
+class Job:
+    """One request on its way."""
+
+    id: str
+    asked: Asked
+    state: State = "waiting"
+    doing: str = "waiting for the one before"
+    result: dict[str, Any] | None = None
+    error: str | None = None
+    hint: str | None = None
+    seconds: float = 0.0
+    stop: threading.Event = field(default_factory=threading.Event)
+
+    def shown(self) -> dict[str, Any]:
+        """What the page is told."""
+        names = ("id", "state", "doing", "result", "error", "hint", "seconds")
+        return {name: getattr(self, name) for name in names}
+
+
+class Live:
+    """Jobs and the thread that does them."""
+
+    def __init__(self, book: Book):
+        self.book = book
+        self._jobs: OrderedDict[str, Job] = OrderedDict()
+        self._queue: queue.Queue[Job | None] = queue.Queue()
+        self._lock = threading.Lock()
+        self._worker = self._started()
+
+    @cached_property
+    def bench(self) -> "Bench":
+        """Model and SAEs of the study."""
+        from polysem.study.bench import Bench
+
+        return Bench(self.book.study, RunFolder(self.book.folder))
+
+    def choices(self) -> dict[str, Any]:
+        """What can be asked for."""
+        saes = self.book.ask(Sql("SELECT DISTINCT sae FROM names ORDER BY sae", []))
+        prompts = (
+            self.book.ask(Sql("SELECT text FROM t_prompts ORDER BY prompt_id LIMIT 1", []))
+            if self.book.has("prompts")
+            else []
+        )
+        return {
+            "model": self.book.study.model.ref,
+            "saes": [row["sae"] for row in saes],
+            "loci": [{"name": name, "words": words} for name, words in LOCI.items()],
+            "prompt": prompts[0]["text"] if prompts else "It was",
+        }
+
+    def start(self, asked: Any) -> dict[str, Any]:
+        """Begin a job. Raises ConfigError if the request is wrong or too much is waiting."""
+        job = Job(secrets.token_hex(8), Asked.parse(asked))
+        with self._lock:
+            if sum(j.state == "waiting" for j in self._jobs.values()) >= WAITING:
+                raise ConfigError(f"{WAITING} pushes are waiting already", hint="cancel one, or wait")
+            self._jobs[job.id] = job
+            while len(self._jobs) > KEPT:
+                _, oldest = self._jobs.popitem(last=False)
+                oldest.stop.set()
+            if not self._worker.is_alive():
+                self._worker = self._started()
+        self._queue.put(job)
+        return job.shown()
+
+    def look(self, job: str) -> dict[str, Any]:
+        """How far a job is. Raises StoreError if it is not known (any more)."""
+        if job not in self._jobs:
+            raise StoreError(f"there is no push {job[:40]!r} (any more)")
+        return self._jobs[job].shown()
+
+    def cancel(self, job: str) -> dict[str, Any]:
+        """Ask a job to stop at the next occasion."""
+        self.look(job)
+        self._jobs[job].stop.set()
+        return self.look(job)
+
+    def close(self) -> None:
+        """Stop everything; the worker ends after the forward pass at hand."""
+        for job in list(self._jobs.values()):
+            job.stop.set()
+        self._queue.put(None)
+        self._worker.join(timeout=5)
+
+    def _started(self) -> threading.Thread:
+        worker = threading.Thread(target=self._work, name="polysem-live", daemon=True)
+        worker.start()
+        return worker
+
+    def _work(self) -> None:
+        while (job := self._queue.get()) is not None:
+            begun = time.monotonic()
+            try:
+                if job.stop.is_set():
+                    raise Cancelled
+                job.state, job.doing = "running", "loading the model (once)"
+                self._push(job, begun)
+                job.state = "done"
+            except Cancelled:
+                job.state = "cancelled"
+            except PolysemError as error:
+                job.error, job.hint, job.state = error.args[0], error.hint, "failed"
+            except (RuntimeError, MemoryError, OSError) as error:
+                job.error, job.state = f"the model failed: {error}".splitlines()[0], "failed"
+            finally:
+                if job.state == "running":  # a bug: it is raised, ends this thread, and the page is told
+                    job.error, job.state = "something unexpected happened; the terminal says what", "failed"
+            job.seconds = time.monotonic() - begun
+
+    def _push(self, job: Job, begun: float) -> None:
+        import torch
+
+        def check() -> None:
+            if job.stop.is_set():
+                raise Cancelled
+
+        def show(result: dict[str, Any] | None) -> None:
+            check()
+            if result is not None:
+                job.result, job.doing = result, "writing on"
+            job.seconds = time.monotonic() - begun
+
+        asked = job.asked
+        target = feature(self.book, asked.sae, asked.target)
+        source = None if asked.locus == "neuron" else feature(self.book, asked.sae, asked.source)
+        with torch.no_grad():
+            model = self.bench.model
+            check()
+            sae = self.bench.saes[asked.sae]
+            check()
+            job.doing = "running the model"
+            Push(asked, model=model, sae=sae, source=source, target=target, show=show).run()

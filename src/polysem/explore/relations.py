@@ -1,0 +1,116 @@
+"""What can be listed, filtered and sorted: every table of the study, and a few that are joined from them.
+
+A relation is a base view of DuckDB with typed fields. Fields that need another table name the join they need,
+so that a page of a million pairs is found without it and only the rows on the page are joined.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+import pyarrow as pa
+
+from polysem.store.schema import Column, Schema
+
+Kind = Literal["number", "integer", "feature", "flag", "text", "list"]
+"""`feature` is the number of a feature of the row's SAE"""
+
+FEATURE_KEYS = ("feature", "i", "j", "target", "source")
+"""columns that hold the number of a feature of the row's `sae`"""
+
+
+@dataclass(frozen=True)
+class Field:
+    """One column of a relation."""
+
+    name: str
+    kind: Kind
+    unit: str
+    meaning: str
+    sql: str
+    """expression over `b` (the base) and joins"""
+    join: str = ""
+    """name of the join it needs"""
+
+
+@dataclass(frozen=True)
+class Relation:
+    """Something that can be listed."""
+
+    name: str
+    title: str
+    base: str
+    """view or table of DuckDB"""
+    key: tuple[str, ...]
+    """orders rows that are otherwise equal"""
+    fields: tuple[Field, ...]
+    joins: Mapping[str, str] = field(default_factory=dict)
+    features: tuple[str, ...] = ()
+    """fields that hold a feature of the row's `sae`; their glosses can be searched"""
+    texts: tuple[str, ...] = ()
+    """further text fields that a search looks into"""
+    aggregate: bool = False
+    """the base is a view that is costly to compute"""
+
+    def get(self, name: str) -> Field | None:
+        """The field of a name, if there is one."""
+        return next((f for f in self.fields if f.name == name), None)
+
+    def describe(self) -> dict[str, object]:
+        """What the page needs to know of it."""
+        columns = [
+            {"name": f.name, "kind": f.kind, "unit": f.unit, "meaning": f.meaning} for f in self.fields
+        ]
+        return {
+            "name": self.name,
+            "title": self.title,
+            "key": list(self.key),
+            "features": list(self.features),
+            "texts": list(self.texts),
+            "columns": columns,
+        }
+
+
+def of_schema(schema: Schema, *, title: str | None = None) -> Relation:
+    """The relation of a stored table: its columns, and the gloss of every feature that a row names."""
+    names = [c.name for c in schema.columns]
+    integers = [c.name for c in schema.columns if pa.types.is_integer(c.dtype)]
+    keys = tuple(k for k in FEATURE_KEYS if k in integers) if "sae" in names else ()
+    fields = [_field(c, "feature" if c.name in keys else _kind(c.dtype)) for c in schema.columns]
+    joins: dict[str, str] = {}
+    for key in keys:
+        gloss = "gloss" if key == "feature" else f"gloss_{key}"
+        if gloss in names:
+            continue
+        joins[key] = f"LEFT JOIN names n_{key} ON n_{key}.sae = b.sae AND n_{key}.feature = b.{key}"
+        fields.append(Field(gloss, "text", "", f"primary gloss of {key}", f"n_{key}.gloss", key))
+    texts = tuple(f.name for f in fields if f.kind == "text" and not f.join and f.name not in keys)
+    return Relation(
+        name=schema.name,
+        title=title or schema.name.replace("_", " "),
+        base=f"t_{schema.name}",
+        key=schema.key,
+        fields=tuple(fields),
+        joins=joins,
+        features=keys,
+        texts=() if keys else texts,
+    )
+
+
+def with_fields(relation: Relation, *extra: Field, joins: Mapping[str, str] | None = None) -> Relation:
+    """The relation with more fields at its end."""
+    return replace(relation, fields=(*relation.fields, *extra), joins={**relation.joins, **(joins or {})})
+
+
+def _field(column: Column, kind: Kind) -> Field:
+    return Field(column.name, kind, column.unit, column.meaning, f'b."{column.name}"')
+
+
+def _kind(dtype: pa.DataType) -> Kind:
+    if pa.types.is_boolean(dtype):
+        return "flag"
+    if pa.types.is_integer(dtype):
+        return "integer"
+    if pa.types.is_floating(dtype):
+        return "number"
+    return "list" if pa.types.is_list(dtype) else "text"

@@ -1,0 +1,64 @@
+// Where the data comes from: the server, or the files of an export (local.js); both answer the same calls.
+export class Refused extends Error {
+  constructor(message, hint) {
+    super(message);
+    this.hint = hint;
+  }
+}
+
+export async function fetchJson(path, options = {}) {
+  let response;
+  try {
+    response = await fetch(path, { credentials: "same-origin", ...options });
+  } catch (error) {
+    if (error.name === "AbortError") throw error;
+    throw new Refused("the explorer does not answer; was it stopped?", "polysem explore RUN");
+  }
+  if (response.ok) return response.json();
+  if (response.status === 401) throw new Refused("this page has no valid token any more", "open the address that polysem explore printed");
+  let told = null;
+  try { told = await response.json(); } catch { /* no JSON: the status says it */ }
+  throw new Refused((told && told.error) || `the server answered ${response.status}`, told && told.hint);
+}
+
+export function queryString({ f = [], q = "", near = "", among = "", sort = "", limit, offset, format } = {}) {
+  const query = new URLSearchParams();
+  for (const filter of f) if (filter) query.append("f", filter);
+  for (const [name, value] of Object.entries({ q, near, among, sort, limit, offset, format })) {
+    if (value !== "" && value !== undefined && value !== null) query.set(name, value);
+  }
+  return query.toString();
+}
+
+export class Server {
+  constructor() {
+    this.live = document.querySelector("meta[name=polysem-mode]").content === "live";
+    this.documents = new Map();
+  }
+
+  async doc(name) {
+    if (!this.documents.has(name)) {
+      this.documents.set(name, fetchJson(`data/${name}.json`));
+      this.documents.get(name).catch(() => this.documents.delete(name));
+    }
+    return this.documents.get(name);
+  }
+
+  forget() { this.documents.clear(); }
+  progress() { return fetchJson("data/progress.json"); }
+
+  rows(relation, query, signal) {
+    return fetchJson(`data/rows/${encodeURIComponent(relation)}?${queryString(query)}`, { signal });
+  }
+
+  feature(sae, feature) {
+    return fetchJson(`data/feature?${new URLSearchParams({ sae, feature })}`);
+  }
+
+  // All rows of a query as files: [{words, name, href}].
+  files(relation, query) {
+    const whole = { ...query, limit: undefined, offset: undefined };
+    const href = (format) => `data/rows/${encodeURIComponent(relation)}?${queryString({ ...whole, format })}`;
+    return [["CSV", "csv"], ["Parquet", "parquet"], ["JSON", "jsonl"]].map(([words, format]) => ({ words, name: `${relation}.${format}`, href: href(format) }));
+  }
+}

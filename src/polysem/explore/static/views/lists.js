@@ -1,0 +1,160 @@
+// The lists: pairs, pushes, hubs, coordinates, and every stored table.
+import { el, link, note } from "../dom.js";
+import { Grid, featureCell, flags, head } from "../grid.js";
+import { address, here, note as noteAddress } from "../state.js";
+import { fixed, interval } from "../text.js";
+
+export const pairAddress = (row) => address("pair", [row.sae, row.i, row.j]);
+export const PAIR_FILTERS = ["is_duplicate=false", "is_dense=false"];
+export const several = (study) => (study.saes.length > 1 ? ["sae"] : []);
+
+export function pushFilters(study, locus, { relation = "pair" } = {}) {
+  const found = [`relation=${relation}`];
+  if (locus) {
+    found.push(`locus=${locus.locus}`);
+    if (locus.headline !== null && locus.headline !== undefined) found.push(`dose=${locus.headline}`);
+  }
+  found.push(`token_set=${study.token_sets[0] || "in"}`);
+  return found;
+}
+
+// Without filters in the address, the ones that most people want.
+function standing(filters) {
+  const { params } = here();
+  if (!params.f && !params.all) noteAddress({ f: filters });
+}
+
+export const pairCells = {
+  gloss_i: (row) => featureCell(row.sae, row.i, row.gloss_i),
+  gloss_j: (row) => featureCell(row.sae, row.j, row.gloss_j),
+  flags: (row) => flags(row),
+  open: () => "Open",
+};
+
+export function pairGrid(ctx, extra = {}) {
+  const cells = { ...pairCells, open: () => [el("span", { "aria-hidden": "true" }, "▸"), el("span", { cls: "hidden" }, "Open the pair")] };
+  return new Grid({
+    source: ctx.source, relation: ctx.study.relations.pairs, cells, open: pairAddress, sort: "-strength",
+    columns: ["open", "gloss_i", "gloss_j", "interference", "similarity", "z_covariance", "flags", "pushes", ...several(ctx.study)],
+    empty: "No listed pair fits. Remove a filter, or search for fewer words.", ...extra,
+  });
+}
+
+export async function pairs(ctx) {
+  if (!ctx.study.relations.pairs) return [el("h1", {}, "Pairs"), ctx.absent("pairs")];
+  standing(PAIR_FILTERS);
+  const grid = pairGrid(ctx);
+  ctx.update = () => grid.update();
+  const { min_interference: low, max_similarity: high } = ctx.study.pairs;
+  return [el("h1", {}, "Pairs"), el("p", { cls: "lead" }, `Pairs of one SAE whose directions overlap (|interference| at least ${low}) though their glosses differ (similarity below ${high}).`), grid.node];
+}
+
+function effectCell(row) {
+  return [el("strong", { cls: row.logodds < 0 ? "down" : "up" }, fixed(row.logodds, 3, true)), el("span", { cls: "id" }, ` ${interval(row.lo, row.hi)}`)];
+}
+
+export async function pushes(ctx) {
+  const { study } = ctx;
+  if (!study.relations.pushes) return [el("h1", {}, "Pushes"), ctx.absent("pair_effects")];
+  if (here().args[0] === "predicted" && study.relations.atlas_top) return predicted(ctx);
+  const locus = study.loci[0];
+  standing(pushFilters(study, locus));
+  const cells = {
+    gloss_target: (row) => featureCell(row.sae, row.target, row.gloss_target, study),
+    gloss_source: (row) => featureCell(row.sae, row.source, row.gloss_source, study),
+    logodds: effectCell,
+    open: () => [el("span", { "aria-hidden": "true" }, "▸"), el("span", { cls: "hidden" }, "Open the pair")],
+  };
+  const grid = new Grid({
+    source: ctx.source, relation: study.relations.pushes, cells, sort: "-logodds",
+    open: (row) => (row.source < 0 || row.source === row.target || row.gloss_source === null ? null : address("pair", [row.sae, Math.min(row.source, row.target), Math.max(row.source, row.target)])),
+    columns: ["open", "gloss_source", "gloss_target", "logodds", "interference", "similarity", "kl", ...(study.loci.length > 1 ? ["locus"] : []), ...several(study)],
+    searchLabel: "Search in glosses of source and target",
+    empty: "No push fits. Only pairs of the plan were pushed: remove a filter or try other words.",
+  });
+  ctx.update = () => grid.update();
+  return [
+    el("h1", {}, "Pushes"), pushTabs(study),
+    el("p", { cls: "lead" }, "The source's direction was added to the model; the change in log-odds of the target's tokens is what it did, in nats, averaged over prompts and odd in the sign of the dose."),
+    (here().params.f || []).some((f) => /~.*@/.test(f)) ? el("p", { cls: "fine" }, "A feature counts as about a category when its gloss, or one of the tokens that activate it or that it writes, is one of the category's words.") : null,
+    grid.node,
+    el("p", { cls: "fine" }, "Intervals are over prompts of this pair alone. Sorting by effect picks extremes: with many rows, the largest are partly luck. The pooled effects with honest error rates are under ", link(address("results"), "Results"), "."),
+  ];
+}
+
+// Where the study has an atlas: what linear response says of every pair, measured or not.
+function pushTabs(study) {
+  if (!study.relations.atlas_top) return null;
+  const target = (here().params.f || []).filter((f) => f.startsWith("target"));
+  const now = here().args[0] === "predicted";
+  return el("nav", { cls: "tabs", "aria-label": "Kind of effect" },
+    link(address("pushes", [], { f: [...pushFilters(study, study.loci[0]), ...target] }), "Measured", { "aria-current": now ? null : "page" }),
+    link(address("pushes", ["predicted"], { f: target }), "Predicted", { "aria-current": now ? "page" : null }));
+}
+
+async function predicted(ctx) {
+  const { study } = ctx;
+  const cells = {
+    gloss_target: (row) => featureCell(row.sae, row.target, row.gloss_target, study),
+    gloss_source: (row) => featureCell(row.sae, row.source, row.gloss_source, study),
+    open: () => [el("span", { "aria-hidden": "true" }, "▸"), el("span", { cls: "hidden" }, "Open the pair")],
+  };
+  const grid = new Grid({
+    source: ctx.source, relation: study.relations.atlas_top, cells, sort: "-effect",
+    open: (row) => (row.source === row.target ? null : address("pair", [row.sae, Math.min(row.source, row.target), Math.max(row.source, row.target)])),
+    columns: ["open", "gloss_source", "gloss_target", "effect", "interference", "similarity", ...several(study)],
+    searchLabel: "Search in glosses of source and target",
+  });
+  ctx.update = () => grid.update();
+  return [el("h1", {}, "Pushes"), pushTabs(study), el("p", { cls: "lead" }, "The strongest sources of every target by linear response: a prediction to first order from gradients, not a measurement. How much of real pushes it explains is in the table ", link(address("tables", ["atlas_fit"]), "atlas_fit"), "."), grid.node];
+}
+
+export async function hubs(ctx) {
+  const { study } = ctx;
+  const kind = here().args[0] === "coordinates" ? "coordinates" : "hubs";
+  if (!study.relations[kind]) return [el("h1", {}, "Hubs"), ctx.absent(kind === "hubs" ? "pairs" : "features")];
+  const grid = kind === "hubs"
+    ? new Grid({
+      source: ctx.source, relation: study.relations.hubs, sort: "-n_unflagged",
+      cells: { gloss: (row) => featureCell(row.sae, row.feature, row.gloss) },
+      columns: ["gloss", "n_unflagged", "n_pairs", "n_positive", "n_negative", "strongest", ...several(study)],
+    })
+    : new Grid({
+      source: ctx.source, relation: study.relations.coordinates, sort: "-n_features", searchLabel: "Search in SAE and site",
+      columns: ["coordinate", "n_features", "n_first", "share", "largest", "sae"],
+    });
+  ctx.update = () => grid.update();
+  const words = kind === "hubs"
+    ? "Features ranked by how many unrelated features they interfere with. Open one to see its neighbours as a graph."
+    : "Coordinates of the site (super-neurons, if few carry much) ranked by how many features have them among their three largest entries.";
+  return [
+    el("h1", {}, "Hubs"),
+    el("nav", { cls: "tabs", "aria-label": "What is ranked" }, link(address("hubs"), "Features", { "aria-current": kind === "hubs" ? "page" : null }), link(address("hubs", ["coordinates"]), "Coordinates", { "aria-current": kind === "coordinates" ? "page" : null })),
+    el("p", { cls: "lead" }, words),
+    grid.node,
+  ];
+}
+
+export async function tables(ctx) {
+  const name = here().args[0];
+  const { relations } = ctx.study;
+  if (!name || !relations[name]) {
+    const rows = Object.values(relations).map((r) => el("li", {}, el("h2", {}, link(address("tables", [r.name]), r.name)), el("p", { cls: "fine" }, `${r.columns.length} columns: ${r.columns.map((c) => c.name).slice(0, 8).join(", ")}${r.columns.length > 8 ? ", …" : ""}`)));
+    const gone = Object.entries(ctx.study.homes).filter(([table]) => !relations[table]);
+    return [
+      el("h1", {}, "Tables"), name ? note(`There is no table ${name} in this study.`) : null,
+      el("ul", { cls: "cards" }, rows),
+      gone.length ? el("p", { cls: "fine" }, "Not there: ", gone.map(([t, stage]) => `${t} (stage ${stage})`).join(", ")) : null,
+    ];
+  }
+  const relation = relations[name];
+  const cells = {};
+  // Glosses first, lists of numbers not at first: what a person can read.
+  const readable = relation.columns.filter((c) => c.kind !== "list" || /(_str|tokens|categories)$/.test(c.name)).map((c) => c.name);
+  const glosses = readable.filter((n) => /^gloss(_|$)/.test(n) && n !== "gloss_source" && n !== "gloss_index");
+  const columns = [...readable.filter((n) => relation.features.includes(n)), ...glosses, ...readable.filter((n) => !glosses.includes(n) && !relation.features.includes(n))].slice(0, 9);
+  const grid = new Grid({ source: ctx.source, relation, cells, columns, searchLabel: relation.features.length ? "Search in glosses" : "Search in texts" });
+  ctx.update = () => grid.update();
+  const meaning = el("details", {}, el("summary", {}, "What the columns mean"), el("dl", { cls: "facts" }, relation.columns.map((c) => el("div", {}, el("dt", {}, c.name, c.unit ? el("span", { cls: "unit" }, ` ${c.unit}`) : null), el("dd", {}, c.meaning || head(c.name))))));
+  return [el("p", { cls: "crumbs" }, link(address("tables"), "Tables"), " › ", name), el("h1", {}, name), meaning, grid.node];
+}

@@ -1,0 +1,150 @@
+// Two features side by side: what they are, how they overlap, what pushing one does to the other.
+import { el, link, note, problem } from "../dom.js";
+import { featureCard, gloss } from "../card.js";
+import { decomposition, decompositionWords, doseChart, doseWords, mark, onScale } from "../charts.js";
+import { cellText, head } from "../grid.js";
+import { address, here } from "../state.js";
+import { fixed, interval, number, probability } from "../text.js";
+import { flags } from "../grid.js";
+import { svg } from "../dom.js";
+
+const TOKENS = { in: "tokens that activate the target", out: "tokens the target writes" };
+
+export async function pair(ctx) {
+  const [sae, a, b] = here().args;
+  const [i, j] = [Number(a), Number(b)].sort((p, q) => p - q);
+  if (!Number.isInteger(i) || !Number.isInteger(j) || i === j) return [el("h1", {}, "Pair"), note("The address names no pair: expected #/pair/SAE/I/J with two different features.")];
+  const { source, study } = ctx;
+  const none = { rows: [] };
+  const get = (name, f) => (study.relations[name] ? source.rows(name, { f, limit: 1000, offset: 0 }) : none);
+  const [first, second, listed, density, forward, backward, floors, linear] = await Promise.all([
+    source.feature(sae, i), source.feature(sae, j),
+    get("pairs", [`sae=${sae}`, `i=${i}`, `j=${j}`]), study.relations.density ? source.doc("map") : { maps: [] },
+    get("pushes", [`sae=${sae}`, `target=${j}`, `source=${i}`, "relation=pair"]), get("pushes", [`sae=${sae}`, `target=${i}`, `source=${j}`, "relation=pair"]),
+    source.doc("floors"), Promise.all([[i, j], [j, i]].map(([from, to]) => get("response", [`sae=${sae}`, "relation=pair", `target=${to}`, `source=${from}`]))),
+  ]);
+  const row = listed.rows[0];
+  const map = density.maps.find((m) => m.sae === sae);
+  return [
+    el("p", { cls: "crumbs" }, link(address("pairs"), "Pairs"), ` › ${sae} › ${i} and ${j}`),
+    el("h1", { cls: "pair-title" }, el("span", { cls: "gloss" }, short(gloss(first), 70)), el("span", { cls: "and" }, " and "), el("span", { cls: "gloss" }, short(gloss(second), 70))),
+    overlap(row, map, study),
+    await pushed(ctx, { sae, i, j, rows: [...forward.rows, ...backward.rows], linear: linear.flatMap((l) => l.rows), floors: floors.floors, features: { [i]: first, [j]: second } }),
+    await apart(ctx, { sae, i, j }),
+    await others(ctx, { sae, i, j }),
+    el("section", { cls: "two" }, featureCard(first, { name: "First:" }), featureCard(second, { name: "Second:" })),
+  ];
+}
+
+function overlap(row, map, study) {
+  if (!row) return note(`This pair is not among the listed ones (|interference| ≥ ${study.pairs.min_interference} and similarity < ${study.pairs.max_similarity}), so its cosines are not stored.`);
+  const bounds = map ? map.chance.map((c) => c.bound) : [];
+  const similarity = map ? spread(map, 0, 1) : [];
+  const below = similarity.reduce((n, b) => n + (b.hi <= row.similarity ? b.n : b.lo < row.similarity ? (b.n * (row.similarity - b.lo)) / (b.hi - b.lo) : 0), 0);
+  const total = similarity.reduce((n, b) => n + b.n, 0);
+  const facts = [
+    ["interference without the common mode", fixed(row.interference_demeaned)],
+    ["what one reads when the other is written", `${fixed(row.enc_dec_ij)} and ${fixed(row.enc_dec_ji)} (encoder against decoder)`],
+    ["overlap of activating tokens", number(row.token_overlap)],
+    ["overlap of top contexts", number(row.context_overlap)],
+    ["flags", flags(row).length ? flags(row) : "none"],
+  ];
+  return el("section", { cls: "panel overlap" },
+    el("div", { cls: "three even" },
+      el("div", {}, el("h2", {}, `Interference ${fixed(row.interference, 3, true)}`), onScale(row.interference, { bands: bounds, bars: map ? spread(map, 2, 3) : [], label: `interference ${fixed(row.interference)} against all pairs and chance` }),
+        el("p", { cls: "fine" }, `Bars: all pairs of the SAE (log height). Shaded: 99.9 % of random directions. ${number(row.z_covariance, 3, true)} sd of this SAE's own chance; p ${probability(row.p_covariance)}, q over all pairs ${probability(row.q_covariance)}.`)),
+      el("div", {}, el("h2", {}, `Gloss similarity ${fixed(row.similarity)}`), onScale(row.similarity, { bars: similarity, label: `gloss similarity ${fixed(row.similarity)} against all pairs` }),
+        el("p", { cls: "fine" }, total ? `${number((100 * below) / total)} % of all pairs of glosses are less alike. That is its chance: two glosses drawn at random.` : "No histogram of all pairs is stored.")),
+      el("div", {}, el("h2", {}, "In detail"), el("dl", { cls: "facts" }, facts.map(([k, v]) => el("div", {}, el("dt", {}, k), el("dd", {}, v)))))),
+  );
+}
+
+// One axis of the joint histogram: counts by cell.
+function spread(map, lo, hi) {
+  const found = new Map();
+  for (const c of map.cells) found.set(c[lo], { lo: c[lo], hi: c[hi], n: (found.get(c[lo])?.n || 0) + c[4] });
+  return [...found.values()].sort((a, b) => a.lo - b.lo);
+}
+
+function legend(entries) {
+  return el("ul", { cls: "legend" }, entries.map(([k, kind, words]) => el("li", {}, svg("svg", { viewBox: "-8 -8 16 16", "aria-hidden": "true" }, kind === "plain" ? svg("line", { cls: "dotted", x1: -8, x2: 8, y1: 0, y2: 0 }) : kind === "floor" ? svg("rect", { cls: "floor", x: -8, y: -5, width: 16, height: 10 }) : svg("g", { cls: `mark ${kind}` }, mark(k, 0, 0, ""))), words)));
+}
+
+async function pushed(ctx, { sae, i, j, rows, linear, floors, features }) {
+  const { study } = ctx;
+  const liveLink = ctx.source.live ? el("p", {}, link(address("live", [], { sae, source: i, target: j }), "Push it live", { cls: "button main" })) : null;
+  const title = el("h2", {}, "What pushing one does to the tokens of the other");
+  if (!study.relations.pushes) return el("section", {}, title, ctx.absent("pair_effects"), liveLink);
+  if (!rows.length) return el("section", {}, title, note("The plan did not draw this pair, so it was not pushed. ", link(address("pushes"), "These were"), ctx.source.live ? "; or push it yourself:" : "; start the explorer with --live to push it yourself."), liveLink);
+  const figures = [];
+  for (const locus of study.loci.map((l) => l.locus)) {
+    for (const tokens of study.token_sets) {
+      const mine = rows.filter((r) => r.locus === locus && r.token_set === tokens);
+      if (!mine.length) continue;
+      const { headline, unit } = study.loci.find((l) => l.locus === locus);
+      const curves = [[i, j, "k-pair"], [j, i, "k-self"]].map(([from, to, kind]) => ({ label: `${from} pushed, ${to} read`, kind, points: mine.filter((r) => r.source === from && r.target === to).map((r) => ({ x: r.dose, y: r.logodds, lo: r.lo, hi: r.hi, row: r })) })).filter((c) => c.points.length);
+      const floor = floors.filter((f) => f.sae === sae && f.locus === locus && f.token_set === tokens && f.relation === floorOf(floors, locus)).map((f) => ({ x: f.dose, lo: f.lo, hi: f.hi, n: f.n }));
+      const predicted = [[i, j], [j, i]].map(([from, to]) => ({ label: `${from} pushed: predicted by linear response`, kind: "k-weak", plain: true, points: linear.filter((r) => r.locus === locus && r.token_set === tokens && r.source === from && r.target === to).map((r) => ({ x: r.dose, y: r.linear })) })).filter((c) => c.points.length);
+      const words = `${locus}: ${TOKENS[tokens] || tokens}`;
+      figures.push(el("figure", { cls: "panel" }, el("h3", {}, words),
+        doseChart([...curves, ...predicted], { floor, headline, xLabel: doseWords(unit), unit, yLabel: "change in log-odds (nats)", label: words }),
+        legend([...predicted.slice(0, 1).map((c) => [0, "plain", "dotted: predicted by linear response"]), ...curves.map((c, k) => [k, c.kind, `${c.label}: “${short(gloss(features[c.points[0].row.source]))}” pushed`]), floor.length ? [0, "floor", `noise floor: 95 % of ${floor[0].n} ${CONTROLS[floorOf(floors, locus)] || floorOf(floors, locus)}`] : null].filter(Boolean)),
+        numbers(curves, floors.filter((f) => f.sae === sae && f.locus === locus && f.token_set === tokens), headline)));
+    }
+  }
+  return el("section", {}, title, el("div", { cls: "figures" }, figures), el("p", { cls: "fine" }, `Whiskers: ${100 * study.level} % intervals over prompts. The effect is the odd part over +dose and −dose.`), liveLink);
+}
+
+const CONTROLS = { random_direction: "random directions", isotropic: "isotropic directions", rotated: "rotated neurons", random_feature: "random features", cosine_matched: "directions of the same cosine", high_attribution: "features of high attribution", swapped_target: "pushes with another target read" };
+const BEST = ["random_direction", "isotropic", "rotated", "random_feature"];
+
+// The control that says what any push does at this locus.
+const floorOf = (floors, locus) => BEST.find((r) => floors.some((f) => f.locus === locus && f.relation === r));
+
+const short = (text, n = 44) => { const c = [...text]; return c.length > n ? `${c.slice(0, n - 1).join("")}…` : text; };
+
+function numbers(curves, floors, headline) {
+  const rows = curves.flatMap((c) => c.points.map((p) => ({ label: c.label, ...p }))).sort((a, b) => a.x - b.x);
+  const floorAt = (relation, dose) => floors.find((f) => f.relation === relation && Math.abs(f.dose - dose) < 1e-9);
+  const controls = [...new Set(floors.map((f) => f.relation))].sort();
+  const cell = (f) => (f ? `${interval(f.lo, f.hi)} (${f.n})` : "–");
+  return el("details", {}, el("summary", {}, "Numbers, with controls"), el("div", { cls: "scroll", tabindex: "0", role: "region", "aria-label": "Numbers of this chart" }, el("table", { cls: "numbers" },
+    el("thead", {}, el("tr", {}, ["dose", "", "effect (nats)", "interval", "KL (nats)", ...controls.map((c) => `${CONTROLS[c] || c}, 95 %`)].map((h) => el("th", { scope: "col" }, h)))),
+    el("tbody", {}, rows.map((r) => el("tr", { cls: r.x === headline ? "strong" : "" }, el("th", { scope: "row" }, number(r.x)), el("td", { cls: "words" }, r.label), el("td", {}, fixed(r.y, 3, true)), el("td", {}, interval(r.lo, r.hi)), el("td", {}, number(r.row.kl)), controls.map((c) => el("td", {}, cell(floorAt(c, r.x))))))))));
+}
+
+// Tables of other stages that speak of this pair: the decomposition as a bar, the rest as rows.
+async function others(ctx, { sae, i, j }) {
+  const shown = new Set(["pairs", "pushes", "pair_effects", "plan", "trials", "atlas_sample", "decomposition"]);
+  const found = [];
+  for (const relation of Object.values(ctx.study.relations)) {
+    if (shown.has(relation.name)) continue;
+    const keys = ["target", "source"].every((k) => relation.features.includes(k)) ? ["target", "source"] : ["i", "j"].every((k) => relation.features.includes(k)) ? ["i", "j"] : null;
+    if (!keys) continue;
+    const sides = keys[0] === "i" ? [[i, j]] : [[i, j], [j, i]];
+    for (const [p, q] of sides) {
+      const answer = await ctx.source.rows(relation.name, { f: [`sae=${sae}`, `${keys[0]}=${p}`, `${keys[1]}=${q}`], limit: 60, offset: 0 });
+      if (answer.rows.length) found.push(el("details", {}, el("summary", {}, `${head(relation.name)}: ${keys[0]} ${p}, ${keys[1]} ${q} (${answer.rows.length})`), small(relation, answer.rows)));
+    }
+  }
+  return found;
+}
+
+async function apart(ctx, { sae, i, j }) {
+  const title = el("h2", {}, "What the effect is made of");
+  if (!ctx.study.relations.decomposition) return el("section", {}, title, note("The study holds no decomposition of effects. ", el("code", {}, ctx.study.commands.response || "")));
+  const found = await Promise.all([[i, j], [j, i]].map(([p, q]) => ctx.source.rows("decomposition", { f: [`sae=${sae}`, `target=${p}`, `source=${q}`], limit: 20, offset: 0 })));
+  const rows = found.flatMap((answer) => answer.rows);
+  if (!rows.length) return el("section", {}, title, note("The decomposition of this pair was not computed; it is for pairs that were pushed."));
+  return el("section", {}, title, el("div", { cls: "figures" }, rows.map((row) => {
+    const words = `${row.source} pushed, ${row.target} read: ${TOKENS[row.token_set] || row.token_set}`;
+    return el("figure", { cls: "panel" }, el("h3", {}, words), row.total === null ? note("No total could be computed.") : decomposition(row, { label: `${words}; whole ${number(row.total, 3, true)} nats` }),
+      el("figcaption", {}, `The line is the whole, ${number(row.total, 3, true)} nats at dose ${number(row.dose)}, over ${row.n_prompts} prompts. ${row.clean === null ? "No target token is left without those of the source." : `Without tokens that are also the source's: ${number(row.clean, 3, true)}.`}`),
+      el("details", {}, el("summary", {}, "Parts in numbers"), el("dl", { cls: "facts" }, decompositionWords(row).map(([name, value, meaning]) => el("div", {}, el("dt", {}, name), el("dd", {}, `${number(value, 3, true)}: ${meaning}`))))));
+  })));
+}
+
+function small(relation, rows) {
+  const columns = relation.columns.filter((c) => !["sae", "target", "source", "i", "j"].includes(c.name) && !c.name.startsWith("gloss")).slice(0, 8);
+  return el("div", { cls: "scroll", tabindex: "0", role: "region", "aria-label": relation.name }, el("table", { cls: "numbers" }, el("thead", {}, el("tr", {}, columns.map((c) => el("th", { scope: "col", title: c.meaning }, head(c.name))))), el("tbody", {}, rows.map((r) => el("tr", {}, columns.map((c) => el("td", {}, cellText(c, r[c.name]))))))));
+}

@@ -1,0 +1,210 @@
+"""Gradients of last-position logits, many at a time.
+
+`logit_gradients`: one logit per context, with respect to the activation at a site (the input embedding, for
+token gradients as in arXiv 2505.11611 section 3.2). Contexts of one length share a forward and a backward
+pass; only the wanted logit is formed, as one dot product with its unembedding row; parameters are frozen.
+`pull_back`: many functions of one prompt's logits, with respect to one site; the part before the site is run
+once, and the unembedding is applied to cotangents, not to rows of activations.
+Both equal `WhiteBoxModel.vjp` row by row, to rounding.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from polysem.errors import MismatchError
+from polysem.models.anatomy import Tap
+from polysem.models.base import WhiteBoxModel
+from polysem.models.clean import CleanRun, first_block
+from polysem.models.hf import HFModel
+from polysem.models.hooks import Action, Stop, hooked, working_dtype
+from polysem.models.replay import last_logits, run_blocks
+from polysem.types import Site
+
+EMBEDDING = Site(None, "hook_embed")
+_BATCH = 32
+"""contexts in one pass: more is no faster on a CPU, and takes memory"""
+
+
+def logit_gradients(
+    model: WhiteBoxModel,
+    contexts: Sequence[Sequence[int]],
+    targets: Sequence[int],
+    *,
+    site: Site = EMBEDDING,
+    batch: int = _BATCH,
+) -> list[Float[Tensor, "pos d"]]:
+    """d logit[target] at the last position / d activation at `site`, for every context.
+
+    Args:
+        model: any model; others than `HFModel` go through their `vjp`, one batch at a time.
+        contexts: token ids; of any lengths.
+        targets: one token id per context.
+        site: with respect to which activation.
+        batch: contexts in one pass.
+
+    Returns:
+        One gradient per context, in the order given, float32 (float64 for a float64 model).
+
+    Raises:
+        MismatchError: if there is not one target per context, or a token is not in the vocabulary.
+        SiteError, NumericsError: as `WhiteBoxModel.vjp`.
+    """
+    if len(contexts) != len(targets):
+        raise MismatchError(f"{len(contexts)} contexts but {len(targets)} targets; expected one for each")
+    bad = [t for t in targets if not 0 <= t < model.spec.d_vocab]
+    if bad:
+        raise MismatchError(
+            f"target token {bad[0]} is outside the vocabulary of {model.spec.ref} (0 to {model.spec.d_vocab - 1})",
+            hint="take targets from this model's own tokenizer",
+        )
+    by_length: dict[int, list[int]] = {}
+    for k, context in enumerate(contexts):
+        by_length.setdefault(len(context), []).append(k)
+    found: dict[int, Tensor] = {}
+    for length in sorted(by_length):
+        same = by_length[length]
+        for some in (same[at : at + batch] for at in range(0, len(same), batch)):
+            tokens = torch.tensor([list(contexts[k]) for k in some], dtype=torch.long)
+            gradient = _batch_gradients(
+                model, tokens.to(model.spec.device), torch.tensor([targets[k] for k in some]), site
+            )
+            found.update(zip(some, gradient, strict=True))
+    return [found[k] for k in range(len(contexts))]
+
+
+def _batch_gradients(
+    model: WhiteBoxModel, tokens: Int[Tensor, "batch pos"], targets: Int[Tensor, " batch"], site: Site
+) -> Float[Tensor, "batch pos d"]:
+    if not isinstance(model, HFModel):
+        cotangent = torch.zeros(len(tokens), model.spec.d_vocab, device=tokens.device)
+        cotangent[torch.arange(len(tokens)), targets.to(tokens.device)] = 1.0
+        return model.vjp(tokens, site, cotangent)
+    model.check_tokens(tokens)
+    leaves: list[Tensor] = []
+    with torch.enable_grad(), hooked(model.model, {_written(model, site): [_cut(leaves)]}):
+        # not `base_model`, which in transformers 4.x is the whole of a Gemma 3
+        decoder: Any = model.model.get_submodule(model.anatomy.final_norm.rpartition(".")[0])
+        hidden = decoder(input_ids=tokens, use_cache=False).last_hidden_state[:, -1]
+        raw = (hidden * model.W_U[targets.to(hidden.device)]).sum(-1)
+        cap = getattr(model.model.config, "final_logit_softcapping", None)
+        wanted = raw if cap is None else torch.tanh(raw / cap) * cap
+        (gradient,) = torch.autograd.grad(wanted.sum(), leaves[-1])  # rows do not see each other
+    gradient = gradient.to(working_dtype(gradient.dtype))
+    model.check_finite(gradient, f"gradients at {site}", edited=False)
+    return gradient
+
+
+def probe_gradient(
+    model: HFModel,
+    tokens: Int[Tensor, "1 pos"],
+    site: Site,
+    position: int,
+    probe: Float[Tensor, " d"],
+) -> Float[Tensor, " d_model"]:
+    """d <activation at `site` and `position`, probe> / d input embedding of the same position, for one context.
+
+    Raises:
+        MismatchError: if the position is not in the context, or the probe not as wide as the site.
+        SiteError, NumericsError: as `WhiteBoxModel.capture`.
+    """
+    model.check_tokens(tokens)
+    if not 0 <= position < tokens.shape[1] or len(probe) != model.site_width(site):
+        raise MismatchError(
+            f"position {position} and a probe of {len(probe)} numbers, for {tokens.shape[1]} tokens "
+            f"and {model.site_width(site)} coordinates at {site}"
+        )
+    leaves: list[Tensor] = []
+    seen: list[Tensor] = []
+
+    def look(h: Tensor) -> Tensor:
+        seen.append((h[0, position] * probe.to(h)).sum())
+        raise Stop
+
+    start, end = model.tap(EMBEDDING), model.tap(site)
+    actions = {start: [_cut(leaves)]}
+    actions[end] = [*actions.get(end, []), look]
+    try:
+        with torch.enable_grad(), hooked(model.model, actions):
+            model.model(input_ids=tokens, use_cache=False)
+    except Stop:
+        pass
+    (gradient,) = torch.autograd.grad(seen[-1], leaves[-1])
+    gradient = gradient[0, position].to(working_dtype(gradient.dtype))
+    model.check_finite(gradient, f"gradients at {site}", edited=False)
+    return gradient
+
+
+def pull_back(
+    model: HFModel, clean: CleanRun, site: Site, cotangent: Float[Tensor, "rows d_vocab"]
+) -> Float[Tensor, "rows pos d"]:
+    """Gradient of sum_t cotangent[row, t] * logits[last, t] of one prompt with respect to `site`, for every row.
+
+    Args:
+        model: whose clean run it is.
+        clean: of the prompt.
+        site: not the embedding.
+        cotangent: one function of the logits per row.
+
+    Raises:
+        SiteError, NumericsError: as `WhiteBoxModel.vjp`.
+    """
+    slope = head_slope(model, clean)
+    weight = model.W_U
+    return pull_back_head(model, clean, site, (cotangent.to(weight) * slope) @ weight)
+
+
+def pull_back_head(
+    model: HFModel, clean: CleanRun, site: Site, rows: Float[Tensor, "rows d_model"]
+) -> Float[Tensor, "rows pos d"]:
+    """Gradient of rows . final_norm(stream at the last position) with respect to `site`: `pull_back` before the
+    unembedding.
+
+    Raises:
+        SiteError, NumericsError: as `WhiteBoxModel.vjp`.
+    """
+    start, tap = first_block(site), _written(model, site)
+    like = clean.pre[0]
+    shape = (len(rows), like.shape[1], model.site_width(site))
+    with torch.enable_grad():
+        leaf = torch.zeros(shape, dtype=like.dtype, device=like.device, requires_grad=True)
+        h = clean.pre[start].expand(len(rows), -1, -1)
+        actions: dict[Tap, list[Action]] = {}
+        if site.point == "hook_resid_post":
+            h = h + leaf
+        else:
+            actions = {tap: [lambda x: x + leaf]}
+        final = run_blocks(model, clean, h, start=start, actions=actions)
+        norm: Any = model.model.get_submodule(model.anatomy.final_norm)
+        (gradient,) = torch.autograd.grad(norm(final), leaf, grad_outputs=rows.to(like))
+    gradient = gradient.to(working_dtype(gradient.dtype))
+    model.check_finite(gradient, f"gradients at {site}", edited=False)
+    return gradient
+
+
+@torch.no_grad()
+def head_slope(model: HFModel, clean: CleanRun) -> Float[Tensor, " n_slopes"]:
+    """d logit / d (unembedding row . normed stream) at the last position: 1, or for Gemma 2 that of its soft-cap,
+    one per token."""
+    cap = getattr(model.model.config, "final_logit_softcapping", None)
+    if cap is None:
+        return torch.ones(1, dtype=model.W_U.dtype, device=model.W_U.device)
+    return (1 - (last_logits(model, clean.pre[-1][:, -1])[0] / cap) ** 2).to(model.W_U)
+
+
+def _written(model: HFModel, site: Site) -> Any:
+    """The tap through which a site is written: the stream between attention and MLP through what attention
+    adds."""
+    model.tap(site)
+    return model.tap(Site(site.layer, "hook_attn_out") if site.point == "hook_resid_mid" else site)
+
+
+def _cut(leaves: list[Tensor]) -> Action:
+    def action(h: Tensor) -> Tensor:
+        leaves.append(h.detach().clone().requires_grad_(True))
+        return leaves[-1]
+
+    return action

@@ -1,0 +1,82 @@
+"""y = x W^T + b in float32, by the faster of the two libraries that torch carries.
+
+On CPUs with AVX-512 the matrix products of oneDNN can be twice those of MKL at the sizes of a sweep, and both
+sum in float32. oneDNN is called directly, per product: `torch.set_float32_matmul_precision`, which would also
+choose it, is global, and on some CPUs rounds to bfloat16. Before its first use the call is compared with
+float64 on numbers that bfloat16 and TF32 cannot hold; where it is missing or rounds, plain torch is used.
+"""
+
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+Gelu = Literal["none", "tanh"]
+
+_PACKED_BYTES = 1 << 30
+"""models with larger weights keep them where they are: packing makes a copy"""
+_PROBE_RTOL = 1e-5
+"""float32 sums of 64 terms are good to 1e-6; TF32 and bfloat16 inputs are not good to 1e-4"""
+
+
+class Linear:
+    """One linear map, prepared for many calls."""
+
+    def __init__(
+        self,
+        weight: Float[Tensor, "n_out n_in"],
+        bias: Float[Tensor, " n_out"] | None,
+        *,
+        pack: bool,
+    ):
+        self.bias = None if bias is None else bias.detach()
+        self.onednn = weight.device.type == "cpu" and weight.dtype == torch.float32 and onednn_is_exact()
+        plain = weight.detach()
+        self.weight = _packed(plain) if self.onednn and pack else plain
+
+    def __call__(
+        self, x: Float[Tensor, "*rows n_in"], *, bias: bool = True, gelu: Gelu | None = None
+    ) -> Float[Tensor, "*rows n_out"]:
+        """W x + b; without the bias, or followed by a GELU, if asked for."""
+        b = self.bias if bias else None
+        if not self.onednn:
+            y = F.linear(x, self.weight, b)
+            return y if gelu is None else F.gelu(y, approximate=gelu)
+        flat = x.reshape(-1, x.shape[-1])
+        y = _pointwise(flat, self.weight, b, gelu)
+        return y.reshape(*x.shape[:-1], -1)
+
+
+def packs(n_bytes: int) -> bool:
+    """Whether weights of this size are worth a second, reordered copy."""
+    return n_bytes <= _PACKED_BYTES
+
+
+@lru_cache(maxsize=1)
+def onednn_is_exact() -> bool:
+    """Whether this build and machine have the call, and it computes in float32."""
+    if not torch.backends.mkldnn.is_available():
+        return False
+    x = torch.linspace(0.5, 1.5, 16 * 64).reshape(16, 64)
+    w = torch.linspace(-1.0, 1.0, 32 * 64).reshape(32, 64) + 1e-4
+    try:
+        y = _pointwise(x, _packed(w), None, None)
+    except (AttributeError, RuntimeError, NotImplementedError):  # another build of torch
+        return False
+    expected = x.double() @ w.double().T
+    return bool((y.double() - expected).abs().max() <= _PROBE_RTOL * (x.abs() @ w.abs().T).double().max())
+
+
+def _packed(weight: Tensor) -> Tensor:
+    reorder: Callable[[Tensor], Tensor] = torch.ops.mkldnn._reorder_linear_weight
+    return reorder(weight.contiguous())
+
+
+def _pointwise(x: Tensor, weight: Tensor, bias: Tensor | None, gelu: Gelu | None) -> Tensor:
+    if gelu is None:
+        return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "gelu", [], gelu)

@@ -1,0 +1,219 @@
+"""The paper's estimates beside the strict ones, the way from one to the other, and what selection adds."""
+
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from typing import Any
+
+import pyarrow as pa
+
+from polysem.report.panels import RELATIONS, TOKENS
+from polysem.report.source import Run
+from polysem.report.text import count, interval, number, p_value, plural, visible
+from polysem.stats.paper import stars
+
+Row = Mapping[str, Any]
+_RELATIONS = RELATIONS | {
+    "isotropic": "isotropic random directions",
+    "cosine_matched": "random directions at the pairs' cosines",
+    "high_attribution": "features of high direct attribution",
+    "swapped_target": "pairs, read on another target",
+    "rotated": "rotated neurons",
+}
+QUESTIONS = {
+    "slope_b": "Does interference predict the effect? Model B: relative change of c",
+    "slope_a": "Does interference predict the effect? Model A: c after, given c before",
+    "difference": "Do pairs do more than random pushes?",
+    "mean": "How far do pairs move the target?",
+}
+CHOICES = {
+    "paper": "as the paper does it",
+    "cases": "all cases, not only those that improved",
+    "selection": "strength chosen on other prompts than the reported ones",
+    "dose": "one dose for all, within the KL limit, and no choice of sign",
+    "sign": "odd part over both signs, not one sign",
+    "outcome": "log-odds in place of {paper}",
+    "draws": "all random vectors, not one a target",
+    "control": "random vectors with the covariance of the activations",
+    "errors": "pairs in place of trials, errors clustered by target and source",
+}
+_OUTCOMES = {"slope_a": "c after"}
+NOTABLE = 0.1
+"""a step is told if it moves the estimate by this share of the larger of the two, or p across the limit"""
+
+
+def presets_section(run: Run) -> dict[str, Any] | None:
+    """What the template prints; None where the study asks for strict estimates only, or has no effects yet."""
+    if run.study.preset == "strict":
+        return None
+    table = run.table("presets")
+    if not table.num_rows:
+        return None
+    return {
+        "both": run.study.preset == "both",
+        "level": f"{100 * run.study.effects.level:g}",
+        "parts": [_part(rows, locus, tokens) for (locus, tokens), rows in _grouped(table).items()],
+    }
+
+
+def _grouped(table: pa.Table) -> dict[tuple[str, str], list[Row]]:
+    """Rows by locus and token set; what activates the target comes first."""
+    found: dict[tuple[str, str], list[Row]] = {}
+    for row in table.to_pylist():
+        found.setdefault((row["locus"], row["token_set"]), []).append(row)
+    return found
+
+
+def _part(rows: Sequence[Row], locus: str, tokens: str) -> dict[str, Any]:
+    walks: dict[tuple[str, str], list[Row]] = {}
+    for row in sorted(rows, key=lambda r: (r["path"], r["step"])):
+        if row["relation"] == "pair" or row["question"] == "mean":
+            walks.setdefault((row["question"], row["relation"]), []).append(row)
+    asked = [(q, walks[q, "pair"]) for q in QUESTIONS if (q, "pair") in walks]
+    tried = rows[0]["n_doses"]
+    return {
+        "name": f"{locus}: {TOKENS[tokens]}",
+        "tried": tried,
+        "questions": [_question(question, mine) for question, mine in asked],
+        "optimism": _optimism(walks) if tried > 1 else [],
+        "null": _null(walks) if tried > 1 else "",
+        "notes": sorted({visible(n) for r in rows if r["choice"] == "paper" for n in _notes(r)}),
+    }
+
+
+def _notes(row: Row) -> list[str]:
+    """What is said next to a number, without what its own cell says."""
+    said = str(row["note"] or "").split("; ")
+    return [n for n in said if n and " against " not in n and not n.startswith("not estimated")]
+
+
+def _counts(row: Row, otherwise: str) -> str:
+    """What a difference compares, from its note; of anything else what is given."""
+    against = [n for n in str(row["note"] or "").split("; ") if " against " in n]
+    if not against:
+        return otherwise
+    pairs, _, control = visible(against[0]).rpartition(" ")
+    return f"{pairs} {_RELATIONS.get(control, control)}"
+
+
+def _question(question: str, rows: Sequence[Row]) -> dict[str, Any]:
+    walk = [r for r in rows if r["path"] == "walk"]
+    alone = {r["choice"]: r for r in rows if r["path"] == "alone"}
+    paper, strict = walk[0], walk[-1]
+    return {
+        "asked": QUESTIONS[question],
+        "paper": _cell(paper, mark=stars(paper["p"])),
+        "paper_n": f"; {plural(paper['n_rows'], 'trial')} of {_counts(paper, plural(paper['n_pairs'], 'pair'))}"
+        if paper["n_rows"]
+        else "",
+        "strict": _cell(strict),
+        "strict_n": f"; {_counts(strict, plural(strict['n_pairs'], 'pair'))}, "
+        f"{plural(strict['n_targets'], 'target')}",
+        "why": _why(question, walk),
+        "steps": [
+            {
+                "what": _words(question, row["choice"]),
+                "so_far": _cell(row),
+                "alone": _cell(alone[row["choice"]]) if row["choice"] in alone else None,
+            }
+            for row in walk
+        ],
+    }
+
+
+def _words(question: str, choice: str) -> str:
+    return CHOICES[choice].format(paper=_OUTCOMES.get(question, "relative change of c"))
+
+
+def _cell(row: Row, *, mark: str = "") -> dict[str, str]:
+    """Estimate, interval and p of a row, in its unit."""
+    if row["estimate"] is None:
+        return {"estimate": "–", "mark": "", "interval": visible(row["note"] or ""), "p": ""}
+    between = "(no interval)"
+    if row["lo"] is not None:
+        scale = _scale(row)
+        between = f"({interval(scale * row['lo'], scale * row['hi'])})"
+    said = "" if row["p"] is None else p_value(row["p"], name="p")
+    return {"estimate": _value(row), "mark": mark, "interval": between, "p": said}
+
+
+def _scale(row: Row) -> float:
+    """Relative changes are told in per cent."""
+    return 100.0 if row["unit"].startswith("relative change") else 1.0
+
+
+def _value(row: Row, *, unit: bool = True) -> str:
+    """The estimate of a row with its unit; that of a slope is per 1.0 of interference."""
+    words = {"relative change": "%", "cosine": "of c", "nats": "nats"}[
+        row["unit"].removesuffix(" per cosine")
+    ]
+    text = number(_scale(row) * row["estimate"], sign=True)
+    return f"{text} {words}" if unit else text
+
+
+def _why(question: str, walk: Sequence[Row]) -> list[str]:
+    """The steps that matter, in words; a walk without its ends has none."""
+    said = []
+    for before, now in pairwise(walk):
+        if before["estimate"] is None or now["estimate"] is None:
+            continue
+        flips = _excludes(before) != _excludes(now)
+        words = _words(question, now["choice"])
+        if now["choice"] == "errors":
+            said.append(f"{words}: {_wider(before, now)}")
+        elif before["unit"] != now["unit"]:
+            clear = f"; estimate over its error {_t(before)} → {_t(now)}"
+            said.append(f"{words}: now {_value(now)}{clear}")
+        elif flips or abs(now["estimate"] - before["estimate"]) > NOTABLE * max(
+            abs(before["estimate"]), abs(now["estimate"])
+        ):
+            tail = f" ({p_value(before['p'], name='p')} → {p_value(now['p'])})" if flips else ""
+            said.append(f"{words}: {_value(before, unit=False)} → {_value(now)}{tail}")
+    return said
+
+
+def _wider(before: Row, now: Row) -> str:
+    if before["se"] is None or now["se"] is None or not before["se"]:
+        return "no interval to compare"
+    ratio = (now["hi"] - now["lo"]) / (before["hi"] - before["lo"])
+    return f"the interval is {number(ratio, digits=2)} times as wide ({p_value(before['p'], name='p')} → {p_value(now['p'])})"
+
+
+def _excludes(row: Row) -> bool:
+    return row["p"] is not None and row["p"] < 1 - row["level"]
+
+
+def _t(row: Row) -> str:
+    return "–" if not row["se"] else number(row["estimate"] / row["se"], digits=2, sign=True)
+
+
+def _optimism(walks: Mapping[tuple[str, str], Sequence[Row]]) -> list[dict[str, str]]:
+    """By relation: what the paper's plots would show, and what is left when the choice is made elsewhere."""
+    order, found = list(_RELATIONS), []
+    for (question, relation), rows in walks.items():
+        at = {r["choice"]: r for r in rows if r["path"] == "optimism"}
+        plotted = next(r for r in rows if r["path"] == "walk" and r["step"] == 0)
+        if question != "mean" or at["same_on_confirm"]["estimate"] is None:
+            continue
+        gap = at["optimism_per_prompt"]
+        row = {
+            "relation": _RELATIONS.get(relation, relation.replace("_", " ")),
+            "plotted": "–" if plotted["estimate"] is None else _value(plotted),
+            **{name: _value(at[name]) for name in ("best_per_prompt", "best_on_select", "same_on_confirm")},
+            "gap": _cell(gap)["estimate"],
+            "gap_interval": _cell(gap)["interval"],
+            "n": count(gap["n_pairs"]),
+        }
+        found.append((order.index(relation) if relation in order else len(order), row))
+    return [row for _, row in sorted(found, key=lambda item: item[0])]
+
+
+def _null(walks: Mapping[tuple[str, str], Sequence[Row]]) -> str:
+    """What the search finds for directions that aim at nothing; "" where none was run."""
+    at = {r["choice"]: r for r in walks.get(("mean", "isotropic"), ()) if r["path"] == "optimism"}
+    if not at or at["best_per_prompt"]["estimate"] is None:
+        return ""
+    return (
+        f"Isotropic random directions aim at nothing. The paper's search still gives them a mean “effect” of "
+        f"{_value(at['best_per_prompt'])}; with the strength chosen on other prompts it is "
+        f"{_value(at['same_on_confirm'])}."
+    )

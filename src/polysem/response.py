@@ -1,0 +1,298 @@
+"""What the gradient says about the planned pushes: linear response, decomposition, compensation, other metrics.
+
+For every planned arm whose direction is a feature's (pairs, the target itself, random features) the linear
+response at the dose that was really given stands beside the measured effect, arm by arm. A sample of prompts
+decomposes the measured effect of pairs. For each SAE the readout-compensation index is estimated from the
+response of all targets to all features, which no experiment could afford and two backward passes per target
+and prompt give. Cost: per prompt two backward passes per target and token set; the decomposition 18 rows of a
+forward pass per pair on `DECOMPOSED_PROMPTS` prompts.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from polysem.interventions.base import Recipe, edited_positions
+from polysem.linear.compensation import compensation, crosstalk_floor
+from polysem.linear.decompose import STREAM, Decomposition, common_mode, decompose, mean_of, split_push
+from polysem.linear.metrics import pair_metrics
+from polysem.linear.response import membership, odds_gradients
+from polysem.models.base import WhiteBoxModel
+from polysem.plan import Features
+from polysem.progress import SILENT, Reporter
+from polysem.saes.base import SAE
+from polysem.seeds import rng_for
+from polysem.store.tables import COMPENSATION, DECOMPOSITION, METRICS, RESPONSE
+from polysem.trials import set_problem
+from polysem.types import Site
+
+DECOMPOSED_PROMPTS = 2
+"""confirm prompts, in the order of their ids (hashes, so a sample), on which effects are taken apart"""
+BANDS = ((0.0, 1.01), (0.0, 0.1), (0.1, 0.2), (0.2, 0.4), (0.4, 1.01))
+"""|interference| of the pairs that lambda is given for; the first is all"""
+COMPARED_FEATURES = 2000
+"""features that lambda's matrix has besides the targets; more change it by less than its interval"""
+LAMBDA_DRAWS = 200
+_ROWS = 24
+_FEATURE_RELATIONS = ("pair", "self", "random_feature")
+Rows = list[dict[str, Any]]
+
+
+def respond(
+    plan: pa.Table,
+    prompts: pa.Table,
+    trials: pa.Table,
+    features: Features,
+    model: WhiteBoxModel,
+    saes: Mapping[str, SAE],
+    *,
+    seed: int,
+    level: float = 0.95,
+    reporter: Reporter = SILENT,
+) -> dict[str, pa.Table]:
+    """RESPONSE, DECOMPOSITION, METRICS and COMPENSATION of a study whose trials are run.
+
+    Args:
+        plan: PLAN.
+        prompts: PROMPTS.
+        trials: TRIALS; only confirm prompts where both signs of a dose are ok are used, as in the effects.
+        features: target tokens.
+        model: the model.
+        saes: by label.
+        seed: root seed.
+        level: of the intervals of lambda. No setting of the study, so that statistics can be redone without
+            the model.
+        reporter: is told of every SAE and prompt.
+    """
+    rows: dict[str, Rows] = {"response": [], "decomposition": [], "metrics": [], "compensation": []}
+    cells = _cells(plan, trials)
+    tokens = {r["prompt_id"]: r["token_ids"] for r in prompts.select(["prompt_id", "token_ids"]).to_pylist()}
+    labels = sorted(set(cells["sae"].to_pylist()))
+    for label in reporter.track(labels, total=len(labels), label="response"):
+        own = cells.filter(pc.equal(cells["sae"], label))
+        one = _OneSAE(label, saes[label], model, features, own.to_pylist(), tokens)
+        one.run()
+        rows["response"] += one.responses()
+        rows["decomposition"] += one.decompositions()
+        rows["metrics"] += one.metrics()
+        rows["compensation"] += one.compensations(level=level, seed=seed)
+    schemas = {s.name: s for s in (RESPONSE, DECOMPOSITION, METRICS, COMPENSATION)}
+    return {
+        name: schema.conform(pa.Table.from_pylist(rows[name], schema=schema.arrow()))
+        for name, schema in schemas.items()
+    }
+
+
+_CELL = ("sae", "locus", "relation", "target", "source", "draw", "token_set", "prompt_id", "positions")
+
+
+def _cells(plan: pa.Table, trials: pa.Table) -> pa.Table:
+    """One row per arm, token set, |dose| and confirm prompt with both signs ok: who, and how long the push was."""
+    decoder = pc.is_in(plan["relation"], pa.array(_FEATURE_RELATIONS))
+    kept = plan.filter(pc.and_(decoder, pc.equal(plan["split"], "confirm")))
+    kinds = {text: Recipe.parse(text).kind for text in pc.unique(kept["recipe"]).to_pylist()}
+    kept = kept.filter(
+        pa.array([kinds[text] == "decoder" for text in kept["recipe"].to_pylist()], pa.bool_())
+    )
+    ok = trials.filter(pc.equal(trials["status"], "ok")).select(["trial_id", "dose_absolute"])
+    joined = kept.select([*_CELL, "trial_id", "dose"]).join(ok, "trial_id", join_type="inner")
+    joined = joined.append_column("size", pc.abs(joined["dose"]))
+    joined = joined.append_column("length", pc.abs(joined["dose_absolute"]))
+    grouped = joined.group_by([*_CELL, "size"], use_threads=False).aggregate(
+        [("length", "mean"), ("length", "count")]
+    )
+    both = grouped.filter(pc.equal(grouped["length_count"], 2))
+    return both.sort_by([(name, "ascending") for name in (*_CELL, "size")])
+
+
+class _OneSAE:
+    """One SAE's part: gradients of every target on every prompt, then what follows from them."""
+
+    def __init__(
+        self,
+        label: str,
+        sae: SAE,
+        model: WhiteBoxModel,
+        features: Features,
+        cells: Rows,
+        tokens: Mapping[str, Sequence[int]],
+    ):
+        self.label, self.sae, self.model, self.cells, self.tokens = label, sae, model, cells, tokens
+        W = sae.W_dec.detach().double().cpu()
+        self.unit = W / W.norm(dim=-1, keepdim=True).clamp(min=1e-30)
+        wanted = sorted({(c["target"], c["token_set"]) for c in cells})
+        table = features.features.filter(pc.equal(features.features["sae"], label))
+        named = {c["target"] for c in cells} | {c["source"] for c in cells}
+        table = table.filter(pc.is_in(table["feature"], pa.array(named, pa.int32())))
+        sets = {
+            (r["feature"], name): r[f"tokens_{name}"] for r in table.to_pylist() for name in ("in", "out")
+        }
+        self.sets = sets
+        self.keys = [key for key in wanted if set_problem(sets[key], model.W_E) is None]
+        self.row = {key: k for k, key in enumerate(self.keys)}
+        self.inside = membership([sets[key] for key in self.keys], model.spec.d_vocab)
+        self.gradients: dict[str, Float[Tensor, "n_sets d"]] = {}
+        self.direct: dict[str, Float[Tensor, "n_sets d"]] = {}
+
+    def run(self) -> None:
+        """Gradients on every prompt."""
+        end = Site(self.model.spec.n_layers - 1, "hook_resid_post")
+        positions = {c["prompt_id"]: c["positions"] for c in self.cells}
+        for prompt in sorted(positions):
+            ids, pushed = self._prompt(prompt, positions[prompt])
+            at = {"pushed": pushed, "inside": self.inside}
+            self.gradients[prompt] = odds_gradients(self.model, ids, site=self.sae.site, **at)
+            last = pushed.clone()
+            last[:-1] = False
+            if self.sae.site.point in STREAM:
+                g = odds_gradients(self.model, ids, site=end, pushed=last, inside=self.inside)
+                self.direct[prompt] = g
+
+    def _prompt(self, prompt: str, positions: str) -> tuple[Tensor, Bool[Tensor, " pos"]]:
+        ids = torch.as_tensor(self.tokens[prompt], dtype=torch.long).to(self.model.spec.device)
+        return ids, torch.as_tensor(edited_positions(positions, len(ids)))
+
+    def responses(self) -> Rows:
+        """RESPONSE: means over prompts."""
+        grouped: dict[tuple[Any, ...], list[tuple[float, float]]] = {}
+        for c in self.cells:
+            place = self.row.get((c["target"], c["token_set"]))
+            if place is None:
+                continue
+            d = self.unit[c["source"]]
+            total = c["length_mean"] * float(self.gradients[c["prompt_id"]][place] @ d)
+            direct = (
+                c["length_mean"] * float(self.direct[c["prompt_id"]][place] @ d) if self.direct else np.nan
+            )
+            key = tuple(c[name] for name in ("locus", "relation", "target", "source", "draw", "token_set"))
+            grouped.setdefault((*key, c["size"]), []).append((total, direct))
+        names = ("locus", "relation", "target", "source", "draw", "token_set", "dose")
+        rows = []
+        for key, values in grouped.items():
+            total, direct = np.mean(values, axis=0)
+            row = {"sae": self.label} | dict(zip(names, key, strict=True))
+            rows.append(
+                row | {"linear": float(total), "linear_direct": _number(direct), "n_prompts": len(values)}
+            )
+        return rows
+
+    def decompositions(self) -> Rows:
+        """DECOMPOSITION of pairs at the smallest dose of the first locus, on the `in` tokens where planned."""
+        pairs = [
+            c for c in self.cells if c["relation"] == "pair" and (c["target"], c["token_set"]) in self.row
+        ]
+        if not pairs:
+            return []
+        tokens = "in" if any(c["token_set"] == "in" for c in pairs) else "out"
+        locus, size = pairs[0]["locus"], min(c["size"] for c in pairs)
+        mine = [c for c in pairs if (c["token_set"], c["locus"], c["size"]) == (tokens, locus, size)]
+        chosen = sorted({c["prompt_id"] for c in mine})[:DECOMPOSED_PROMPTS]
+        basis = common_mode(self.sae.W_dec)
+        found: dict[tuple[int, int], list[Decomposition]] = {}
+        for prompt in chosen:
+            here = [c for c in mine if c["prompt_id"] == prompt]
+            for start in range(0, len(here), _ROWS):
+                part = here[start : start + _ROWS]
+                result = self._decompose(prompt, part, tokens, basis)
+                for k, c in enumerate(part):
+                    one = Decomposition(**{n: v[k : k + 1] for n, v in vars(result).items()})
+                    found.setdefault((c["target"], c["source"]), []).append(one)
+        rows = []
+        for (target, source), parts in sorted(found.items()):
+            mean = mean_of(parts)
+            numbers = {n: _number(float(v[0])) for n, v in vars(mean).items()}
+            rows.append(
+                {"sae": self.label, "target": target, "source": source, "token_set": tokens, "dose": size}
+                | numbers
+                | {"n_prompts": len(parts)}
+            )
+        return rows
+
+    def _decompose(self, prompt: str, part: Rows, tokens: str, basis: Tensor) -> Decomposition:
+        ids, pushed = self._prompt(prompt, part[0]["positions"])
+        lengths = torch.tensor([c["length_mean"] for c in part], dtype=torch.float64)[:, None]
+        target = torch.tensor([c["target"] for c in part])
+        pushes = lengths * self.unit[[c["source"] for c in part]]
+        inside = self.inside[[self.row[c["target"], tokens] for c in part]]
+        clean = inside.clone()
+        for k, c in enumerate(part):
+            theirs = [t for t in self.sets.get((c["source"], tokens), []) if 0 <= t < inside.shape[1]]
+            clean[k, theirs] = False
+        return decompose(
+            self.model,
+            ids,
+            site=self.sae.site,
+            pushed=pushed,
+            parts=split_push(pushes, self.unit[target], basis),
+            inside=inside,
+            clean=clean,
+            sae=self.sae,
+            latents=target,
+        )
+
+    def metrics(self) -> Rows:
+        """METRICS of every pair and random feature that was steered."""
+        pairs = sorted({(c["source"], c["target"]) for c in self.cells if c["relation"] != "self"})
+        if not pairs:
+            return []
+        activations = []
+        for prompt in self.gradients:
+            ids, _ = self._prompt(prompt, "all")
+            seen = self.model.capture(ids[None], [self.sae.site])[self.sae.site][0, 1:]
+            activations.append(seen.double().cpu().numpy())
+        stream = self.sae.site.point in STREAM
+        values = pair_metrics(
+            self.sae,
+            np.array(pairs),
+            W_U=self.model.W_U if stream else None,
+            activations=np.concatenate(activations),
+        )
+        return [
+            {"sae": self.label, "target": j, "source": i, "metric": name, "value": float(v)}
+            for name, column in sorted(values.items())
+            for (i, j), v in zip(pairs, column, strict=True)
+        ]
+
+    def compensations(self, *, level: float, seed: int) -> Rows:
+        """COMPENSATION by token set and band of |interference|."""
+        if not self.gradients:
+            return []
+        mean = torch.stack(list(self.gradients.values())).mean(0)
+        rng = rng_for(seed, "compensation", self.label)
+        alive = np.flatnonzero(self.sae.W_dec.norm(dim=-1).cpu().numpy() > 0)
+        targets = sorted({t for t, _ in self.keys})
+        others = np.setdiff1d(alive, targets)
+        picked = rng.permutation(others)[:COMPARED_FEATURES]
+        columns = np.concatenate([targets, np.sort(picked)]).astype(np.int64)
+        floor = crosstalk_floor(len(alive), self.sae.d_in)
+        rows = []
+        for tokens in sorted({name for _, name in self.keys}):
+            mine = [t for t in targets if (t, tokens) in self.row]
+            g = mean[[self.row[t, tokens] for t in mine]]
+            E = (g @ self.unit[columns].T).numpy()
+            G = (self.unit[mine] @ self.unit[columns].T).numpy()
+            own = np.array([targets.index(t) for t in mine], dtype=np.int64)
+            for lo, hi in BANDS:
+                used = (np.abs(G) >= lo) & (np.abs(G) < hi)
+                found = compensation(E, G, own, level=level, rng=rng, used=used, draws=LAMBDA_DRAWS)
+                rows.append(
+                    {"sae": self.label, "token_set": tokens, "band_lo": lo, "band_hi": min(hi, 1.0)}
+                    | {"estimate": _number(found.estimate), "lo": _number(found.lo), "hi": _number(found.hi)}
+                    | {
+                        "floor": floor,
+                        "rms_cosine": float(np.sqrt((G[used] ** 2).mean())) if used.any() else 0.0,
+                    }
+                    | {"n_targets": found.n_targets, "n_sources": found.n_sources, "n_pairs": found.n_pairs}
+                    | {"level": level, "note": found.reason or None}
+                )
+        return rows
+
+
+def _number(value: float) -> float | None:
+    return float(value) if np.isfinite(value) else None

@@ -1,0 +1,178 @@
+"""GT4: the compiled transformer, whole and squeezed; and the traps of paths, on its known circuit."""
+
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+import torch
+
+from polysem.config import PairsConfig
+from polysem.edits import Add
+from polysem.pairs import map_pairs
+from polysem.seeds import rng_for
+from polysem.selftest.lines import Measured, at_least, at_most, between, exactly, reported
+from polysem.selftest.runner import Scale
+from polysem.worlds import compiled
+from polysem.worlds.tables import FeatureRow, feature_table, unit_rows
+
+POS = 6
+
+
+def whole(size: Scale) -> Iterator[Measured]:
+    """No compression: no interference, and only what the circuit connects moves."""
+    world = compiled.compiled_world(seed=size.seed)
+    D = len(world.truth.gram)
+    yield exactly("pairs in the map", len(_mined(world)), 0, unit="pairs", note=f"{D} features")
+    tokens = _tokens(world, 64 if not size.full else 512, size.seed)
+    held = world.truth.activations(tokens.numpy())
+    seen = world.model.capture(tokens, [compiled.FINAL])[compiled.FINAL].numpy()
+    yield at_most("residual against the circuit's rule", np.abs(seen - held).max(), 1e-12)
+    moved = _moved(world, _fixed_prompts(world))
+    apart = ~_connected(world)
+    yield at_most(
+        "logit shift of unconnected pairs",
+        np.abs(moved[apart]).max(),
+        0.0,
+        unit="logits",
+        note=f"{apart.sum()} pairs",
+    )
+    yield at_least("logit shift of connected pairs", np.abs(moved[~apart]).min(), 0.5, unit="logits")
+
+
+def squeezed(size: Scale) -> Iterator[Measured]:
+    """Half the dimensions: the planted Gram matrix is recovered, and predicts who moves whom."""
+    world = compiled.compiled_world(compression=0.5, seed=size.seed)
+    truth = world.truth
+    upper = np.triu_indices(len(truth.gram), 1)
+    tokens = _tokens(world, size.of(400, 2000), size.seed)
+    held = world.truth.activations(tokens.numpy()).reshape(-1, len(truth.gram))
+    seen = world.model.capture(tokens, [compiled.FINAL])[compiled.FINAL].numpy().reshape(len(held), -1)
+    found = unit_rows(np.linalg.lstsq(held, seen, rcond=None)[0])
+    yield at_least(
+        "correlation of recovered and planted Gram",
+        np.corrcoef((found @ found.T)[upper], truth.gram[upper])[0, 1],
+        0.95,
+    )
+    mined = _mined(world)
+    expected = {(int(i), int(j)) for i, j in np.argwhere(np.triu(np.abs(truth.gram) >= 0.2, 1))}
+    yield exactly(
+        "pairs that the map has wrong", len(mined ^ expected), 0, unit="pairs", note=f"of {len(expected)}"
+    )
+    # A token is moved directly by what reads its row: the closed form is W_U R, whoever is connected.
+    moved = _moved(world, _fixed_prompts(world), frozen=True)
+    direct = (world.model.W_U.numpy() @ truth.R).T
+    yield at_most("direct logit shift against W_U R", np.abs(moved - direct).max(), 1e-9, unit="logits")
+    apart = ~_connected(world)
+    yield reported(
+        "rms direct shift of unconnected pairs",
+        np.sqrt((direct[apart] ** 2).mean()),
+        unit="logits",
+        note="0 without compression",
+    )
+
+
+def paths(size: Scale) -> Iterator[Measured]:
+    """Direct and indirect effects of a push, split by freezing neurons, agree with the circuit."""
+    world = compiled.compiled_world(seed=size.seed)
+    truth = world.truth
+    direct_only, indirect_only, foreign = [], [], []
+    for k, (b, a, t) in enumerate(truth.bigrams.tolist()):
+        token = int(truth.successors[a - 1])
+        # With the previous token in place, pushing "current a" fires neuron k and nothing else.
+        tokens = torch.tensor([[0, b, 0]])
+        for target, shares in ((t, indirect_only), (token, direct_only)):
+            if t == token or any(
+                a == other and written == token for _, other, written in truth.bigrams.tolist()
+            ):
+                continue
+            total = _effect(world, tokens, truth.current(a), target)
+            direct = _effect(world, tokens, truth.current(a), target, freeze=range(len(truth.bigrams)))
+            shares.append(direct / total)
+            if target == t:
+                others = [n for n in range(len(truth.bigrams)) if n != k]
+                without = _effect(world, tokens, truth.current(a), target, freeze=others)
+                foreign.append(abs(total - without) / abs(total))
+    n = f"{len(direct_only)} targets"
+    yield between("least DE / TE of direct-only targets", min(direct_only), 0.98, 1.02, note=n)
+    yield between("largest DE / TE of direct-only targets", max(direct_only), 0.98, 1.02, note=n)
+    yield at_most(
+        "largest |DE / TE| of indirect-only targets",
+        np.abs(indirect_only).max(),
+        0.02,
+        note=f"{len(indirect_only)} targets",
+    )
+    yield at_most("effect through neurons outside the circuit", max(foreign), 0.01, unit="of the total")
+
+
+def _mined(world: compiled.CompiledWorld) -> set[tuple[int, int]]:
+    """Pairs in the map of the world's features, all glosses unlike."""
+    n = len(world.truth.gram)
+    rows = [FeatureRow([1 + k % world.truth.n_tokens], gloss=f"axis {k}") for k in range(n)]
+    table = feature_table("compiled", rows, site=compiled.MIDDLE, W_dec=world.truth.R.T, embeddings=np.eye(n))
+    found = map_pairs(world.sae, table, config=PairsConfig(), label="compiled").pairs
+    return set(zip(found["i"].to_pylist(), found["j"].to_pylist(), strict=True))
+
+
+def _tokens(world: compiled.CompiledWorld, n: int, seed: int) -> torch.Tensor:
+    """Random rows; each begins with one of the bigrams, so that none is unseen."""
+    rows = rng_for(seed, "compiled", "tokens").integers(0, world.truth.n_tokens + 1, size=(n, POS))
+    rows[:, :2] = np.resize(world.truth.bigrams[:, :2], (n, 2))
+    return torch.as_tensor(rows)
+
+
+def _fixed_prompts(world: compiled.CompiledWorld) -> torch.Tensor:
+    """One prompt per bigram: its first token, then BOS, so that one more token fires its neuron."""
+    return torch.tensor([[0, b, 0] for b, _, _ in world.truth.bigrams.tolist()])
+
+
+def _moved(world: compiled.CompiledWorld, prompts: torch.Tensor, *, frozen: bool = False) -> np.ndarray:
+    """[feature, token]: largest shift of a token's logit, over prompts, when a feature is pushed by 1; with all
+    neurons held at their values if `frozen`."""
+    D = world.truth.R.T
+    neurons = range(len(world.truth.bigrams)) if frozen else ()
+    shifts = []
+    for prompt in prompts[: 1 if frozen else None]:
+        tokens = prompt.repeat(len(D), 1)
+        shifts.append(_shift(world, tokens, torch.as_tensor(D), neurons).numpy())
+    stacked = np.stack(shifts)
+    return np.take_along_axis(stacked, np.abs(stacked).argmax(axis=0)[None], axis=0)[0]
+
+
+def _shift(
+    world: compiled.CompiledWorld, tokens: torch.Tensor, vectors: torch.Tensor, freeze: Iterable[int]
+) -> torch.Tensor:
+    """Logit shifts at the last position when vectors are added at the end of block 0, neurons in `freeze` held."""
+    mask = torch.zeros(tokens.shape, dtype=torch.bool)
+    mask[:, -1] = True
+    edits = [Add(compiled.MIDDLE, vectors, mask)]
+    held = list(freeze)
+    if held:
+        clean, edited = (
+            world.model.capture(tokens, [compiled.NEURONS], e)[compiled.NEURONS][:, -1] for e in ([], edits)
+        )
+        back = torch.zeros_like(clean)
+        back[:, held] = (clean - edited)[:, held]
+        edits.append(Add(compiled.NEURONS, back, mask))
+    return (world.model.logits(tokens, edits) - world.model.logits(tokens))[:, -1]
+
+
+def _effect(
+    world: compiled.CompiledWorld,
+    tokens: torch.Tensor,
+    feature: int,
+    target: int,
+    *,
+    freeze: Iterable[int] = (),
+) -> float:
+    vector = torch.as_tensor(world.truth.R[:, feature])[None]
+    return float(_shift(world, tokens, vector, freeze)[0, target])
+
+
+def _connected(world: compiled.CompiledWorld) -> np.ndarray:
+    """[feature, token]: whether the circuit leads from the feature to the token."""
+    truth = world.truth
+    result = np.zeros((len(truth.gram), truth.n_tokens + 1), dtype=bool)
+    for token in range(1, truth.n_tokens + 1):
+        result[truth.current(token), truth.successors[token - 1]] = True
+    for k, (b, a, t) in enumerate(truth.bigrams.tolist()):
+        result[[truth.current(a), truth.previous(b), truth.bigram(k)], t] = True
+    return result

@@ -1,0 +1,151 @@
+"""What explains the effects of pairs: nested models and a race of metrics, judged on what they have not seen.
+
+Models (every one with a constant, fitted by least squares on one row per pair):
+
+    linear_response                      the gradient alone: the baseline that anything else must beat
+    cosine                               interference
+    cosine_similarity                    and gloss similarity
+    all                                  linear response, interference and similarity
+    metric:NAME                          one other measure of interference alone
+
+R2 is that of predictions for targets (or sources) left out of the fit: 1 - sum (y - prediction)^2 / sum (y -
+mean of the training rows)^2; it can be negative. The interval resamples the left-out targets (sources).
+`validity` compares linear response with the measured effects dose by dose, nothing fitted.
+"""
+
+from collections.abc import Mapping
+
+import numpy as np
+import pyarrow as pa
+from jaxtyping import Float, Int
+
+from polysem.seeds import rng_for
+from polysem.stats.arms import Arms, floats
+from polysem.stats.rows import POOLED, View
+from polysem.store.tables import EXPLAINED, VALIDITY
+
+DRAWS = 999
+MAX_FOLDS = 20
+_ARM = ("sae", "locus", "relation", "target", "source", "draw", "token_set", "dose")
+Rows = list[dict[str, object]]
+
+
+def linear_of(arms: Arms, response: pa.Table) -> Float[np.ndarray, " arms"]:
+    """Linear response of every arm in nats; nan where there is none."""
+    known = dict(zip(_keys(response), floats(response["linear"]).tolist(), strict=True))
+    return np.array([known.get(key, np.nan) for key in _keys(arms.table)], dtype=np.float64)
+
+
+def explained(view: View, linear: Float[np.ndarray, " arms"], metrics: pa.Table, *, seed: int) -> Rows:
+    """EXPLAINED of one locus at its headline dose, all SAEs together."""
+    c = view.columns
+    columns: dict[str, np.ndarray] = {
+        "linear": linear,
+        "interference": c["interference"],
+        "similarity": c["similarity"],
+    }
+    models = {
+        "linear_response": ("linear",),
+        "cosine": ("interference",),
+        "cosine_similarity": ("interference", "similarity"),
+        "all": ("linear", "interference", "similarity"),
+    }
+    for name, values in _metric_columns(view, metrics).items():
+        columns[name] = values
+        models[f"metric:{name}"] = (name,)
+    rows: Rows = []
+    for tokens in sorted(set(c["token_set"].tolist())):
+        pairs = view.where(token_set=tokens, relation="pair")
+        # Every model is judged on the same pairs: those that all have numbers for.
+        used = pairs & np.isfinite(c["logodds"]) & np.all([np.isfinite(v) for v in columns.values()], axis=0)
+        for unseen, column in (("targets", 0), ("sources", 1)):
+            groups = view.clusters[used, column]
+            for model, names in models.items():
+                X = np.column_stack([np.ones(int(used.sum())), *(columns[n][used] for n in names)])
+                rng = rng_for(seed, "explained", view.locus, tokens, unseen)
+                row = held_out_r2(c["logodds"][used], X, groups, level=view.level, rng=rng)
+                key = {"locus": view.locus, "token_set": tokens, "model": model, "unseen": unseen}
+                rows.append(key | row | {"level": view.level, "n_pairs": int(used.sum())})
+    return rows
+
+
+def held_out_r2(
+    y: Float[np.ndarray, " n"],
+    design: Float[np.ndarray, "n k"],
+    groups: Int[np.ndarray, " n"],
+    *,
+    level: float,
+    rng: np.random.Generator,
+    draws: int = DRAWS,
+) -> dict[str, object]:
+    """R2 of predictions for groups that the fit has not seen, with an interval over groups.
+
+    Each group is a fold of its own; more than 20 groups are dealt to 20 folds in the order of `groups`.
+    """
+    names, code = np.unique(groups, return_inverse=True)
+    nothing: dict[str, object] = {"r2": None, "lo": None, "hi": None}
+    if len(names) < 3 or len(y) < design.shape[1] + 3:
+        return nothing | {"note": f"only {len(names)} groups and {len(y)} pairs: nothing can be left out"}
+    fold = code % MAX_FOLDS
+    error, spread = np.zeros(len(y)), np.zeros(len(y))
+    for k in np.unique(fold):
+        test = fold == k
+        fit = np.linalg.lstsq(design[~test], y[~test], rcond=None)[0]
+        error[test] = (y[test] - design[test] @ fit) ** 2
+        spread[test] = (y[test] - y[~test].mean()) ** 2
+    sums = np.column_stack([np.bincount(code, weights=v) for v in (error, spread)])
+    if not sums[:, 1].sum() > 0:
+        return nothing | {"note": "the effects do not vary"}
+    weights = rng.multinomial(len(names), np.full(len(names), 1 / len(names)), size=draws)
+    drawn = weights @ sums
+    lo, hi = np.quantile(
+        1 - drawn[:, 0] / np.maximum(drawn[:, 1], 1e-300), [(1 - level) / 2, (1 + level) / 2]
+    )
+    return {
+        "r2": float(1 - sums[:, 0].sum() / sums[:, 1].sum()),
+        "lo": float(lo),
+        "hi": float(hi),
+        "note": None,
+    }
+
+
+def explained_table(rows: Rows) -> pa.Table:
+    return EXPLAINED.conform(pa.Table.from_pylist(rows, schema=EXPLAINED.arrow()))
+
+
+def validity(arms: Arms, linear: Float[np.ndarray, " arms"]) -> pa.Table:
+    """VALIDITY: R2 of measured effects by linear response at every dose, for each SAE and for all."""
+    t = arms.table
+    y, kl, dose = (floats(t[name]) for name in ("logodds", "kl", "dose"))
+    text = {n: np.array(t[n].to_pylist(), dtype=object) for n in ("sae", "locus", "token_set")}
+    used = np.isfinite(y) & np.isfinite(linear)
+    rows: Rows = []
+    for locus in sorted(set(text["locus"][used].tolist())):
+        for tokens in sorted(set(text["token_set"][used].tolist())):
+            for sae in (POOLED, *sorted(set(text["sae"][used].tolist()))):
+                here = used & (text["locus"] == locus) & (text["token_set"] == tokens)
+                here &= (text["sae"] == sae) | (sae == POOLED)
+                for d in np.unique(dose[here]):
+                    at = here & (dose == d)
+                    spread = float(((y[at] - y[at].mean()) ** 2).sum())
+                    error = float(((y[at] - linear[at]) ** 2).sum())
+                    key = {"sae": sae, "locus": locus, "token_set": tokens, "dose": float(d)}
+                    r2 = 1 - error / spread if spread > 0 else None
+                    rows.append(key | {"kl": float(kl[at].mean()), "r2": r2, "n_arms": int(at.sum())})
+    return VALIDITY.conform(pa.Table.from_pylist(rows, schema=VALIDITY.arrow()))
+
+
+def _metric_columns(view: View, metrics: pa.Table) -> Mapping[str, np.ndarray]:
+    """Each metric for every arm of the view; metrics that some SAE lacks are left out of the race."""
+    c = view.columns
+    keys = list(zip(c["sae"].tolist(), c["target"].tolist(), c["source"].tolist(), strict=True))
+    found: dict[str, dict[tuple[object, ...], float]] = {}
+    for r in metrics.to_pylist():
+        found.setdefault(r["metric"], {})[r["sae"], float(r["target"]), float(r["source"])] = r["value"]
+    pairs = view.where(relation="pair")
+    columns = {n: np.array([v.get(k, np.nan) for k in keys]) for n, v in sorted(found.items())}
+    return {n: v for n, v in columns.items() if np.isfinite(v[pairs]).all() and n != "decoder_cosine"}
+
+
+def _keys(table: pa.Table) -> list[tuple[object, ...]]:
+    return list(zip(*(table[name].to_pylist() for name in _ARM), strict=True))

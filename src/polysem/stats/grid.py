@@ -1,0 +1,170 @@
+"""What an arm does on a prompt, as one number, under different choices of strength, sign and outcome.
+
+A `Grid` holds the outcomes of every cell (arm, prompt) at every signed dose. `effects_of` makes one number per
+confirm cell of it: by the best strength on the cell itself (the paper's way), by the strength that is best on the
+select prompts, or at one dose for all. Cells without an outcome stay NaN, and are counted by those who ask.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from jaxtyping import Bool, Float, Int
+
+from polysem.stats.arms import ARM, floats, group_codes
+from polysem.stats.rows import View
+from polysem.stats.selection import relative_change
+
+Outcome = Literal["after", "relative", "logodds"]
+"""after: c itself. relative: its change over |c| before. logodds: change in log-odds, nats."""
+Selection = Literal["reported", "select", "fixed"]
+"""reported: best strength on each reported prompt. select: per arm, best on the select prompts. fixed: one dose."""
+Sign = Literal["free", "odd"]
+"""free: either sign may be best; + at a fixed dose. odd: half the difference between +dose and -dose."""
+Start = Literal["zero", "baseline"]
+"""what the best of the paper's runs begins at: 0 (feature runs) or the unedited outcome (gradient runs)"""
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Outcomes of one locus and token set."""
+
+    arm: Int[np.ndarray, " cells"]
+    """row of the view"""
+    confirm: Bool[np.ndarray, " cells"]
+    doses: Float[np.ndarray, " doses"]
+    """signed, rising, each with its opposite"""
+    base: Mapping[str, Float[np.ndarray, " cells"]]
+    """cosine and logodds without an edit"""
+    edit: Mapping[str, Float[np.ndarray, "cells doses"]]
+    """... with it; NaN where the trial has no outcome"""
+
+    @classmethod
+    def of(cls, joined: pa.Table, view: View, *, token_set: str) -> "Grid":
+        """The grid of the arms of a view, from the joined plan and trials of all loci."""
+        mine = pc.and_(pc.equal(joined["locus"], view.locus), pc.equal(joined["token_set"], token_set))
+        table = joined.filter(mine)
+        key = (*ARM, "token_set")
+        source = pc.fill_null(table["source"], -1)
+        table = table.set_column(table.column_names.index("source"), "source", source)
+        known = view.arms.table.select(list(key))
+        asked = table.select(list(key)).cast(known.schema)
+        code = group_codes(pa.concat_tables([known, asked]).combine_chunks(), key)
+        row_of = np.full(int(code.max(initial=-1)) + 1, -1)
+        row_of[code[: known.num_rows]] = np.arange(known.num_rows)
+        arm = row_of[code[known.num_rows :]]
+        prompt = group_codes(table, ("prompt_id",))
+        cells, first, cell = np.unique(
+            arm * (int(prompt.max(initial=0)) + 1) + prompt, return_index=True, return_inverse=True
+        )
+        doses, column = np.unique(floats(table["dose"]), return_inverse=True)
+        ok = pc.equal(table["status"], "ok").to_numpy(zero_copy_only=False).astype(bool)
+        base, edit = {}, {}
+        for name in ("cosine", "logodds"):
+            base[name] = np.full(len(cells), np.nan)
+            base[name][cell[ok]] = floats(table[f"{name}_base"])[ok]
+            edit[name] = np.full((len(cells), len(doses)), np.nan)
+            edit[name][cell[ok], column[ok]] = floats(table[f"{name}_edit"])[ok]
+        confirm = pc.equal(table["split"], "confirm").to_numpy(zero_copy_only=False).astype(bool)
+        return cls(arm[first], confirm[first], doses, base, edit)
+
+
+class Cells(NamedTuple):
+    """One number for each of some cells, with the arm that each belongs to."""
+
+    arm: Int[np.ndarray, " n"]
+    values: Float[np.ndarray, " n"]
+    """NaN where there is none"""
+    base: Float[np.ndarray, " n"]
+    """c without an edit"""
+
+
+def effects_of(
+    grid: Grid,
+    *,
+    outcome: Outcome,
+    selection: Selection,
+    sign: Sign,
+    dose: float,
+    start: Start,
+    only_positive: bool = False,
+    on: Literal["confirm", "select"] = "confirm",
+) -> Cells:
+    """The effect of every cell of one split.
+
+    Args:
+        grid: outcomes.
+        outcome: what is measured.
+        selection: how the strength is found; the best is the largest outcome, as in the paper.
+        sign: whether the sign is part of the search or the odd part is taken.
+        dose: for `fixed`, one of the grid's.
+        start: what the best of `reported` begins at. Log-odds have no floor at `zero`.
+        only_positive: negative doses are no candidates (prompts: they are the matched snippet).
+        on: the cells to report.
+    """
+    values, sizes = _candidates(grid, outcome=outcome, sign=sign)
+    shown = grid.confirm if on == "confirm" else ~grid.confirm
+    base = grid.base["cosine"]
+    if only_positive:
+        values, sizes = values[:, sizes > 0], sizes[sizes > 0]
+    if selection == "fixed":
+        chosen = values[:, int(np.flatnonzero(sizes == dose)[0])]
+    elif selection == "reported":
+        chosen = _largest(values)
+        if (floor := _floor(base, outcome=outcome, start=start)) is not None:
+            chosen = np.where(np.isnan(chosen), chosen, np.maximum(chosen, floor))
+    else:
+        chosen = _best_on_select(grid, values)
+    return Cells(grid.arm[shown], chosen[shown], base[shown])
+
+
+def means_by_arm(cells: Cells, n_arms: int) -> Float[np.ndarray, " arms"]:
+    """Mean over the cells of every arm that have a number; NaN for arms without."""
+    good = np.isfinite(cells.values)
+    total = np.bincount(cells.arm[good], weights=cells.values[good], minlength=n_arms)
+    count = np.bincount(cells.arm[good], minlength=n_arms)
+    return np.divide(total, count, out=np.full(n_arms, np.nan), where=count > 0)
+
+
+def _candidates(grid: Grid, *, outcome: Outcome, sign: Sign) -> tuple[np.ndarray, np.ndarray]:
+    """Outcomes at every strength [cells, strengths], and the strengths."""
+    name = "logodds" if outcome == "logodds" else "cosine"
+    base, edit = grid.base[name], grid.edit[name]
+    sizes = grid.doses
+    if sign == "odd":
+        sizes = grid.doses[grid.doses > 0]
+        up, down = (np.searchsorted(grid.doses, s * sizes) for s in (1.0, -1.0))
+        edit = base[:, None] + (edit[:, up] - edit[:, down]) / 2
+    if outcome == "after":
+        return edit, sizes
+    return (relative_change(base, edit) if outcome == "relative" else edit - base[:, None]), sizes
+
+
+def _floor(base: np.ndarray, *, outcome: Outcome, start: Start) -> np.ndarray | None:
+    """What the best begins at, in units of the outcome; None where there is no such value."""
+    if start == "baseline":
+        return base if outcome == "after" else np.zeros_like(base)
+    return {"after": np.zeros_like(base), "relative": -np.sign(base), "logodds": None}[outcome]
+
+
+def _largest(values: np.ndarray) -> np.ndarray:
+    """The largest number of every row; NaN for rows without."""
+    filled = np.where(np.isnan(values), -np.inf, values).max(axis=1, initial=-np.inf)
+    return np.where(np.isneginf(filled), np.nan, filled)
+
+
+def _best_on_select(grid: Grid, values: np.ndarray) -> np.ndarray:
+    """Every cell's outcome at the strength with the largest mean over its arm's select cells."""
+    n_arms = int(grid.arm.max(initial=-1)) + 1
+    means = np.column_stack(
+        [
+            means_by_arm(Cells(grid.arm[~grid.confirm], column[~grid.confirm], column), n_arms)
+            for column in values.T
+        ]
+    )
+    ranked = np.where(np.isnan(means), -np.inf, means)
+    picked = values[np.arange(len(values)), ranked.argmax(axis=1)[grid.arm]]
+    return np.where(np.isneginf(ranked.max(axis=1))[grid.arm], np.nan, picked)

@@ -1,0 +1,147 @@
+"""What one answer says about every category, against the baselines of its sentence: point values and bounds.
+
+Where an answer is truncated, the mass of a category has bounds; the point value is taken from their middle, and the
+bounds are kept beside it. A complete answer gives bounds of width 0.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float
+
+from polysem.targets import Answer
+from polysem.targets.bounds import (
+    Bound,
+    kl_bound,
+    log_odds_bound,
+    mass_bound,
+    noise_sd,
+    top_k_counts,
+    tv_bound,
+)
+from polysem.transfer.categories import Categories
+
+TINY = 1e-12
+"""least mass of which a log-odds is taken: below it a float32 softmax holds nothing"""
+
+
+@dataclass(frozen=True)
+class Reading:
+    """One answer by category; arrays in the order of the categories."""
+
+    mass: Float[np.ndarray, " categories"]
+    mass_lo: Float[np.ndarray, " categories"]
+    mass_hi: Float[np.ndarray, " categories"]
+    log_odds: Float[np.ndarray, " categories"]
+    log_odds_lo: Float[np.ndarray, " categories"]
+    log_odds_hi: Float[np.ndarray, " categories"]
+    count_lo: Float[np.ndarray, " categories"]
+    """tokens of the category among the k most likely; NaN where fewer than k were granted"""
+    count_hi: Float[np.ndarray, " categories"]
+
+
+class Reader:
+    """Reads answers of one target; remembers which tokens belong where."""
+
+    def __init__(self, categories: Categories, *, word_start: bool, success_k: int):
+        self.categories = categories
+        self.word_start = word_start
+        self.success_k = success_k
+        self._known: dict[str, int] = {}
+        self._whole: tuple[tuple[str, ...], np.ndarray] | None = None
+
+    def read(self, answer: Answer) -> Reading:
+        """What the answer says of every category."""
+        inside = self._inside(answer.tokens)
+        masses = [mass_bound(answer, row) for row in inside]
+        rests = [mass_bound(answer, ~row) for row in inside]
+        odds = [log_odds_bound(mass, rest) for mass, rest in zip(masses, rests, strict=True)]
+        counts = self._counts(answer, inside)
+        return Reading(
+            mass=np.array([m.mid for m in masses]),
+            mass_lo=np.array([m.lo for m in masses]),
+            mass_hi=np.array([m.hi for m in masses]),
+            log_odds=np.array([_logit(m, r) for m, r in zip(masses, rests, strict=True)]),
+            log_odds_lo=np.array([o.lo for o in odds]),
+            log_odds_hi=np.array([o.hi for o in odds]),
+            count_lo=np.array([c.lo for c in counts]),
+            count_hi=np.array([c.hi for c in counts]),
+        )
+
+    def grants_success(self, granted: int | None) -> bool:
+        """Whether top-k success can be told from so many log-probabilities (None: all)."""
+        return granted is None or granted >= self.success_k
+
+    def _counts(self, answer: Answer, inside: np.ndarray) -> list[Bound]:
+        if not answer.complete and answer.n + answer.lost < self.success_k:
+            return [Bound(math.nan, math.nan)] * len(inside)
+        return top_k_counts(answer, inside, k=self.success_k)
+
+    def _inside(self, tokens: tuple[str, ...]) -> np.ndarray:
+        if self._whole is not None and self._whole[0] is tokens:
+            return self._whole[1]
+        for token in tokens:
+            if token not in self._known:
+                name = self.categories.of_token(token, word_start=self.word_start)
+                self._known[token] = -1 if name is None else self.categories.names.index(name)
+        found = np.array([self._known[token] for token in tokens])
+        inside = found[None, :] == np.arange(len(self.categories.names))[:, None]
+        if len(tokens) > 1000:
+            self._whole = (tokens, inside)
+        return inside
+
+
+def _logit(mass: Bound, rest: Bound) -> float:
+    """Log-odds of the middle of the bounds."""
+    inside, outside = max((mass.lo + mass.hi) / 2, TINY), max((rest.lo + rest.hi) / 2, TINY)
+    return math.log(inside) - math.log(outside)
+
+
+@dataclass(frozen=True)
+class Change:
+    """What an injection changed; arrays in the order of the categories."""
+
+    log_odds: Float[np.ndarray, " categories"]
+    """nats"""
+    log_odds_lo: Float[np.ndarray, " categories"]
+    log_odds_hi: Float[np.ndarray, " categories"]
+    mass: Float[np.ndarray, " categories"]
+    mass_lo: Float[np.ndarray, " categories"]
+    mass_hi: Float[np.ndarray, " categories"]
+    success: Float[np.ndarray, " categories"]
+    """1 more tokens of the category among the k most likely, -1 fewer, 0 as many or not told; NaN where k was not
+    granted"""
+    kl: Bound
+    """KL(baseline || injected), nats"""
+    tv: Bound
+
+
+def change(base: tuple[Answer, Reading], edited: tuple[Answer, Reading]) -> Change:
+    """The change from the first baseline answer of a sentence to an injected one."""
+    (a, b), (c, d) = base, edited
+    up = (d.count_lo > b.count_hi).astype(float)
+    down = (d.count_hi < b.count_lo).astype(float)
+    told = ~(np.isnan(b.count_lo) | np.isnan(d.count_lo))
+    return Change(
+        log_odds=d.log_odds - b.log_odds,
+        log_odds_lo=d.log_odds_lo - b.log_odds_hi,
+        log_odds_hi=d.log_odds_hi - b.log_odds_lo,
+        mass=d.mass - b.mass,
+        mass_lo=d.mass_lo - b.mass_hi,
+        mass_hi=d.mass_hi - b.mass_lo,
+        success=np.where(told, up - down, np.nan),
+        kl=kl_bound(a, c),
+        tv=tv_bound(a, c),
+    )
+
+
+def noise_of(readings: Sequence[Sequence[Reading]]) -> Float[np.ndarray, " categories"]:
+    """Standard deviation of one answer's log-odds around its prompt's mean, by category.
+
+    Args:
+        readings: by sentence, one reading per repeat.
+    """
+    values = np.array([[r.log_odds for r in row] for row in readings])
+    return np.array([noise_sd(values[:, :, n]) for n in range(values.shape[2])])

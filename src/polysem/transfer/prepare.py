@@ -1,0 +1,162 @@
+"""Everything that is decided before a target is asked: structure, arm sets, pools, sentences. Sources only."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from jaxtyping import Float
+
+from polysem.errors import ConfigError
+from polysem.progress import SILENT, Reporter
+from polysem.seeds import rng_for
+from polysem.transfer.arms import ArmSets, Structure, arm_sets, common_structure, is_plain
+from polysem.transfer.categories import Categories, load_categories, load_sentences
+from polysem.transfer.config import TESTED, TransferStudy
+from polysem.transfer.pools import Pools, make_pools, universe
+from polysem.transfer.source import Source, chunks_of, see
+
+CHARACTERS_PER_TOKEN = 4
+"""how much text is read for corpus.n_tokens"""
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A transfer study before its first request."""
+
+    study: TransferStudy
+    sources: tuple[Source, Source]
+    structure: Structure
+    categories: Categories
+    sentences: dict[str, list[str]]
+    sets: dict[str, ArmSets]
+    pools: dict[tuple[str, str], Pools]
+    """by (category, arm)"""
+    reasons: dict[tuple[str, str], str] = field(default_factory=dict)
+    """why an arm of a category is not run"""
+
+
+def prepare(
+    study: TransferStudy,
+    *,
+    count_tokens: Callable[[str], int | None] | None = None,
+    reporter: Reporter = SILENT,
+) -> Prepared:
+    """Load the sources, find what they share, and draw all pools.
+
+    Args:
+        study: the study.
+        count_tokens: tokens of a string in the target's tokenizer; None counts those of the first source.
+        reporter: is told of progress.
+
+    Raises:
+        PolysemError: of models, SAEs, tables and sentences; ConfigError if no arm of any category has enough strings.
+    """
+    from polysem.models import load_model
+    from polysem.saes import load_sae
+
+    categories = load_categories(study.categories.table, study.categories.names)
+    sentences = load_sentences(study.categories.sentences, categories.names, n=study.categories.n_sentences)
+    chunks = chunks_of(study.corpus.ref, n_characters=study.corpus.n_tokens * CHARACTERS_PER_TOKEN)
+    seen: list[Source] = []
+    counters: list[Callable[[str], int | None]] = []
+    for n, config in enumerate(study.sources):
+        model = load_model(config.model, revision=config.revision, device=config.device)
+        sae = load_sae(config.sae, model=model, max_fvu=config.max_fvu)
+        seen.append(see(model, sae, chunks, name=_name(study, n), reporter=reporter))
+        counters.append(lambda text, m=model: len(m.tokenize(text, prepend_bos=False)))
+    sources = (seen[0], seen[1])
+    structure = common_structure(
+        *sources, config=study.shared, level=study.test.level, rng=rng_for(study.seed, "matching")
+    )
+    sets = {c: arm_sets(c, categories, sources, structure, study.shared) for c in categories.names}
+    prepared = Prepared(study, sources, structure, categories, sentences, sets, {})
+    for category in categories.names:
+        _draw_pools(prepared, category, count_tokens or counters[0])
+    if not prepared.pools:
+        reasons = "; ".join(f"{c} {a}: {why}" for (c, a), why in list(prepared.reasons.items())[:4])
+        raise ConfigError(
+            f"no arm of any category can be run: {reasons}",
+            hint="lower pools.n_tokens, shared.min_z or shared.min_r, or read a longer corpus",
+        )
+    return prepared
+
+
+def _name(study: TransferStudy, n: int) -> str:
+    """The source's reference, with a number where both are the same model."""
+    names = [s.model for s in study.sources]
+    return names[n] if names[0] != names[1] else f"{names[n]}#{n}"
+
+
+def _draw_pools(prepared: Prepared, category: str, count_tokens: Callable[[str], int | None]) -> None:
+    study, sets = prepared.study, prepared.sets[category].sets
+    strings = sorted(
+        {
+            t
+            for s in prepared.sources
+            for n, t in enumerate(s.vocabulary)
+            if n not in s.special and is_plain(t)
+        }
+    )
+    frequency: dict[str, int] = {}
+    for source in prepared.sources:
+        for text, count in source.frequency().items():
+            frequency[text] = frequency.get(text, 0) + count
+    among = universe(
+        strings,
+        frequency=frequency,
+        leakage=_leakage(prepared, strings, category),
+        count_tokens=count_tokens,
+    )
+    kin = frozenset(strings).difference(*sets.values())
+    barred = kin.union(sets["target"], sets["shared"], sets["high"])
+    for arm in study.pools.arms:
+        key = (category, arm)
+        if len(sets[arm]) < study.pools.n_tokens:
+            prepared.reasons[key] = (
+                f"{len(sets[arm])} strings, fewer than the {study.pools.n_tokens} of one prompt (pools.n_tokens)"
+            )
+            continue
+        try:
+            prepared.pools[key] = make_pools(
+                arm,
+                category,
+                sets[arm],
+                among=among,
+                barred=barred,
+                size=study.pools.size,
+                n_treated=study.pools.n_random if arm == "random" else study.pools.n_treated,
+                n_reference=study.pools.n_reference if arm in TESTED else 0,
+                nearest=study.pools.nearest,
+                seed=study.seed,
+            )
+        except ConfigError as error:
+            prepared.reasons[key] = str(error).splitlines()[0]
+
+
+def _leakage(prepared: Prepared, strings: Sequence[str], category: str) -> Float[np.ndarray, " n"]:
+    """Cosine of each string's embedding with the mean of the category's words."""
+    words = [s for s in strings if prepared.categories.of_token(s, word_start=True) == category]
+    match prepared.study.pools.leakage:
+        case "none":
+            return np.zeros(len(strings))
+        case "minilm":
+            from polysem.glosses.embed import embed_texts
+
+            vectors = embed_texts([s.strip() for s in strings], "minilm", cache=None).vectors.astype(
+                np.float64
+            )
+            goal = vectors[[strings.index(w) for w in words]].mean(axis=0) if words else vectors[0] * 0
+        case "source":
+            vectors = np.zeros((len(strings), prepared.sources[0].embedding.shape[1]))
+            for source in prepared.sources[:1]:
+                place = {t: n for n, t in enumerate(source.vocabulary)}
+                known = [n for n, t in enumerate(strings) if t in place]
+                rows = source.embedding[[place[strings[n]] for n in known]].astype(np.float64)
+                rows -= source.embedding.mean(
+                    axis=0
+                )  # rows share a large mean, which would hide what differs
+                vectors[known] = rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
+            index = {t: n for n, t in enumerate(strings)}
+            goal = vectors[[index[w] for w in words]].mean(axis=0) if words else vectors[0] * 0
+    size = np.linalg.norm(goal)
+    return vectors @ goal / size if size > 0 else np.zeros(len(strings))

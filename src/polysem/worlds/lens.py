@@ -1,0 +1,119 @@
+"""Training with sae-lens: one configuration per architecture, its own trainer, its own file format."""
+
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from polysem.errors import UnknownReferenceError
+from polysem.saes import load_sae
+from polysem.worlds.codes import CodesWorld
+from polysem.worlds.training import ARCHITECTURES, BATCH, RATE, batches, sae_lens_package
+
+
+def train_with_sae_lens(
+    architecture: str,
+    data: Iterator[Tensor],
+    *,
+    folder: Path,
+    d_in: int,
+    d_sae: int,
+    steps: int,
+    sparsity: float | int,
+    tied: bool,
+    auxiliary: float,
+) -> Path:
+    """Train, and save an inference SAE in sae-lens's own layout; gives its folder."""
+    lens = sae_lens_package()
+    from sae_lens.config import SAETrainerConfig
+    from sae_lens.saes.sae import SAEMetadata
+    from sae_lens.training.sae_trainer import SAETrainer
+
+    metadata = SAEMetadata(model_name="world", hook_name="blocks.0.hook_resid_post", prepend_bos=False)
+    common = {"d_in": d_in, "d_sae": d_sae, "metadata": metadata}
+    sae = _training_sae(lens, architecture, common, sparsity=sparsity, steps=steps, auxiliary=auxiliary)
+    if not tied:
+        with torch.no_grad():
+            fresh = torch.randn(sae.W_enc.T.shape)
+            sae.W_enc.copy_((fresh / fresh.norm(dim=-1, keepdim=True) * sae.W_dec.norm(dim=-1).mean()).T)
+    config = SAETrainerConfig(
+        n_checkpoints=0,
+        checkpoint_path=None,
+        save_final_checkpoint=False,
+        total_training_samples=steps * BATCH,
+        device="cpu",
+        autocast=False,
+        lr=RATE,
+        lr_end=RATE / 10,
+        lr_scheduler_name="constant",
+        lr_warm_up_steps=steps // 20,
+        adam_beta1=0.9,
+        adam_beta2=0.999,
+        lr_decay_steps=steps // 5,
+        n_restart_cycles=1,
+        train_batch_size_samples=BATCH,
+        dead_feature_window=max(50, steps // 20),
+        feature_sampling_window=max(100, steps // 4),
+        logger=lens.LoggingConfig(log_to_wandb=False, eval_every_n_wandb_logs=2**31 - 1),
+    )
+    SAETrainer(cfg=config, sae=sae, data_provider=data, save_checkpoint_fn=None).fit()
+    folder.mkdir(parents=True)
+    sae.save_inference_model(str(folder))
+    return folder
+
+
+def _training_sae(
+    lens: Any,
+    architecture: str,
+    common: dict[str, Any],
+    *,
+    sparsity: float | int,
+    steps: int,
+    auxiliary: float,
+) -> Any:
+    warm = steps // 10
+    widths = [common["d_sae"] // 8, common["d_sae"] // 4, common["d_sae"] // 2, common["d_sae"]]
+    top = common | {"k": sparsity, "aux_loss_coefficient": auxiliary}
+    settings = {
+        "relu_l1": ("Standard", common | {"l1_coefficient": sparsity, "l1_warm_up_steps": warm}),
+        "gated": ("Gated", common | {"l1_coefficient": sparsity, "l1_warm_up_steps": warm}),
+        "jumprelu": ("JumpReLU", common | {"l0_coefficient": sparsity, "l0_warm_up_steps": warm}),
+        "topk_auxk": ("TopK", top | {"k": round(sparsity)}),
+        "batchtopk": ("BatchTopK", top),
+        "matryoshka": ("MatryoshkaBatchTopK", top | {"matryoshka_widths": widths}),
+    }
+    if architecture not in settings:
+        raise UnknownReferenceError(
+            f"no architecture {architecture!r}; expected one of {', '.join(ARCHITECTURES)}"
+        )
+    kind, fields = settings[architecture]
+    return getattr(lens, f"{kind}TrainingSAE")(getattr(lens, f"{kind}TrainingSAEConfig")(**fields))
+
+
+def agreement(
+    world: CodesWorld, architecture: str, x: Tensor, *, sparsity: float | int, seed: int, steps: int = 30
+) -> tuple[float, float]:
+    """(largest relative difference of codes, largest difference of decoder rows) between what polysem and what
+    sae-lens read from one saved SAE."""
+    torch.manual_seed(seed)
+    with tempfile.TemporaryDirectory() as folder:
+        path = train_with_sae_lens(
+            architecture,
+            batches(world, seed=seed),
+            folder=Path(folder) / "sae",
+            d_in=x.shape[1],
+            d_sae=48,
+            steps=steps,
+            sparsity=sparsity,
+            tied=True,
+            auxiliary=1.0,
+        )
+        theirs = sae_lens_package().SAE.load_from_disk(str(path), device="cpu")
+        ours = load_sae(str(path))
+    with torch.no_grad():
+        expected = theirs.encode(x)
+        off = float((ours.encode(x) - expected).abs().max() / expected.abs().max())
+        return off, float((ours.W_dec - theirs.W_dec).abs().max())

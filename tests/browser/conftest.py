@@ -1,0 +1,162 @@
+"""A real browser, a real server, a study with hostile texts."""
+
+import os
+import shutil
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from polysem.explore import Book, make_app
+from polysem.explore.server import hosts_of, listen
+from polysem.testing.synthetic import SyntheticStudy, synthetic_run
+
+CHROMIUM = os.environ.get("POLYSEM_CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
+TOKEN = "token-of-the-browser-tests"
+WORLD = SyntheticStudy(n_features=130, n_targets=6, n_prompts=6, doses=(0.1, 0.2), sources_per_bin=2)
+
+
+@dataclass
+class Served:
+    """A server at work."""
+
+    base: str
+    token: str = TOKEN
+
+    @property
+    def address(self) -> str:
+        return f"{self.base}/?token={self.token}"
+
+
+class Serving:
+    """Servers in threads of this process, ended with the test session."""
+
+    def __init__(self):
+        self.running = []
+
+    def start(self, app, bound) -> Served:
+        import uvicorn
+
+        config = uvicorn.Config(app, log_level="error", access_log=False)
+        server = uvicorn.Server(config)
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]}, daemon=True)
+        thread.start()
+        self.running.append((server, thread))
+        return Served(f"http://127.0.0.1:{bound.getsockname()[1]}")
+
+    def study(self, folder: Path, *, live: bool = False) -> Served:
+        book = Book(folder)
+        bound = listen("127.0.0.1", 0)
+        bench = None
+        if live:
+            from polysem.explore.live import Live
+
+            bench = Live(book)
+        hosts = hosts_of("127.0.0.1", bound.getsockname()[1])
+        return self.start(make_app(book, token=TOKEN, hosts=hosts, live=bench), bound)
+
+    def files(self, folder: Path) -> Served:
+        """A plain file server, as anybody has one."""
+        from starlette.applications import Starlette
+        from starlette.staticfiles import StaticFiles
+
+        app = Starlette()
+        app.mount("/", StaticFiles(directory=folder, html=True))
+        return self.start(app, listen("127.0.0.1", 0))
+
+    def stop(self) -> None:
+        for server, _ in self.running:
+            server.should_exit = True
+        for _, thread in self.running:
+            thread.join(timeout=10)
+
+
+@pytest.fixture(scope="session")
+def serving() -> Iterator[Serving]:
+    made = Serving()
+    yield made
+    made.stop()
+
+
+@pytest.fixture(scope="session")
+def chromium():
+    """Chromium, or a skip with the reason."""
+    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    if CHROMIUM is None:
+        pytest.skip("no Chromium found; install it, or set POLYSEM_CHROMIUM to its path")
+    with sync_api.sync_playwright() as play:
+        # Root has no user namespace to build the sandbox from; the pages are ours.
+        arguments = ["--no-sandbox"] if os.geteuid() == 0 else []
+        browser = play.chromium.launch(executable_path=CHROMIUM, args=arguments)
+        yield browser
+        browser.close()
+
+
+class Visit:
+    """A page that remembers everything that went wrong in it."""
+
+    def __init__(self, page, served: Served):
+        self.page, self.base = page, served.base
+        self.wrong: list[str] = []
+        self.requests: list[str] = []
+        page.on("console", lambda m: self.wrong.append(m.text) if m.type in ("error", "warning") else None)
+        page.on("pageerror", lambda error: self.wrong.append(str(error)))
+        page.on("dialog", lambda dialog: (self.wrong.append(f"dialog: {dialog.message}"), dialog.dismiss()))
+        page.on("request", lambda request: self.requests.append(request.url))
+
+    def open(self, address: str) -> None:
+        """Go to a view by its address (`#/pairs?…`) and wait until it is drawn."""
+        self.page.goto(f"{self.base}/{address}")
+        self.settled()
+
+    def settled(self) -> None:
+        self.page.wait_for_selector("main:not([aria-busy]) h1")
+        for _ in range(200):
+            if not self.page.query_selector("[aria-busy]"):
+                return
+            time.sleep(0.02)
+        raise AssertionError("the page is still busy after 4 seconds")
+
+    @property
+    def hash(self) -> str:
+        _, _, rest = self.page.url.partition("#")
+        return f"#{rest}"
+
+    def text(self, selector: str = "main") -> str:
+        return self.page.inner_text(selector)
+
+    def rows(self, selector: str = "table.grid tbody tr") -> list[str]:
+        return [row.inner_text() for row in self.page.query_selector_all(selector)]
+
+
+@pytest.fixture
+def visit(chromium):
+    """A function that opens a fresh page at a server, logged in."""
+    contexts = []
+
+    def start(served: Served, *, width: int = 1280, height: int = 900, dark: bool = False) -> Visit:
+        context = chromium.new_context(
+            viewport={"width": width, "height": height}, color_scheme="dark" if dark else "light"
+        )
+        contexts.append(context)
+        made = Visit(context.new_page(), served)
+        made.page.goto(served.address)
+        made.settled()
+        return made
+
+    yield start
+    for context in contexts:
+        context.close()
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory) -> Path:
+    return synthetic_run(tmp_path_factory.mktemp("run"), WORLD)
+
+
+@pytest.fixture(scope="session")
+def served(serving, folder) -> Served:
+    return serving.study(folder)

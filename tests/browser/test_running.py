@@ -1,0 +1,117 @@
+"""A study that is still running fills in; a push in a loaded model changes the bars."""
+
+import shutil
+
+import pytest
+
+from polysem.testing.synthetic import SyntheticStudy, synthetic_run
+
+WORLD = SyntheticStudy(n_features=130, n_targets=6, n_prompts=6, doses=(0.1, 0.2), sources_per_bin=2)
+
+
+def test_a_running_study_shows_how_far_it_is_and_fills_in(visit, serving, folder, tmp_path):
+    run = synthetic_run(tmp_path / "run", WORLD, stages=("features",))
+    here = visit(serving.study(run))
+    assert "not finished" in here.text()
+    here.open("#/pairs")
+    assert "polysem pairs" in here.text()
+    # the stages come as a run writes them: files first, the manifest last
+    for stage in ("pairs", "plan", "trials", "response", "effects"):
+        shutil.copytree(folder / stage, run / stage, ignore=shutil.ignore_patterns("manifest.json"))
+        shutil.copy(folder / stage / "manifest.json", run / stage / "manifest.json")
+    here.page.wait_for_selector("table.grid tbody tr", timeout=15_000)
+    here.settled()
+    assert here.rows()
+    here.open("#/home")
+    assert "not finished" not in here.text()
+    assert not here.wrong
+
+
+@pytest.fixture(scope="module")
+def pushing(serving, tmp_path_factory):
+    pytest.importorskip("polysem_zoo", reason="polysem-zoo is not installed")
+    from polysem.study import run_study
+
+    folder = tmp_path_factory.mktemp("live")
+    study = folder / "study.toml"
+    study.write_text(
+        'name = "live"\n[model]\nref = "zoo:gpt2"\ndevice = "cpu"\n[[saes]]\nref = "zoo:gpt2/blocks.2.hook_mlp_out"\n'
+        '[features]\nsource = "zoo"\n'
+    )
+    run_study(study, folder / "run", stages=["features"])
+    return serving.study(folder / "run", live=True)
+
+
+def bars(here) -> list[str]:
+    return here.page.eval_on_selector_all(
+        "table.bars td.num:last-child", "nodes => nodes.map(n => n.textContent)"
+    )
+
+
+def test_a_live_push_changes_the_bars_and_is_in_the_address(visit, pushing):
+    here = visit(pushing)
+    here.open("#/live")
+    here.page.fill("#live-prompt", "It was a dark and stormy night; the rain fell in")
+    here.page.fill("#live-source", "5")
+    here.page.fill("#live-target", "9")
+    here.page.click("button.main:has-text('Push')")
+    here.page.wait_for_selector("table.bars", timeout=30_000)
+    here.page.wait_for_selector("button:has-text('Cancel')[disabled]", timeout=30_000)
+    first = bars(here)
+    assert len(first) >= 12
+    assert any(text not in ("0.00", "−0.00") for text in first)
+    here.page.evaluate(
+        "document.querySelector('#live-dose').value = -0.4; document.querySelector('#live-dose').dispatchEvent(new Event('input'))"
+    )
+    here.page.click("button.main:has-text('Push')")
+    here.page.wait_for_selector("button:has-text('Cancel'):not([disabled])")
+    here.page.wait_for_selector("button:has-text('Cancel')[disabled]", timeout=30_000)
+    second = bars(here)
+    assert second != first
+    assert "dose=-0.4" in here.hash
+    assert here.page.input_value("#live-source") == "5"
+    here.page.reload()
+    here.page.wait_for_selector("button:has-text('Cancel')[disabled]", timeout=30_000)
+    here.page.wait_for_selector("table.bars", timeout=30_000)
+    assert sorted(bars(here)) == sorted(second)
+    assert not here.wrong
+
+
+def test_a_push_can_be_cancelled_and_a_wrong_one_is_said(visit, pushing):
+    here = visit(pushing)
+    here.open("#/live")
+    here.page.fill("#live-source", "5")
+    here.page.fill("#live-target", "99999")
+    here.page.click("button.main:has-text('Push')")
+    here.page.wait_for_selector("[role=alert]", timeout=30_000)
+    assert "has no feature 99999" in here.text(".live-out")
+    assert all("Failed to load resource" in text for text in here.wrong)
+
+
+def test_live_needs_this_origin_and_json(visit, pushing):
+    import httpx
+
+    asked = {
+        "prompt": "It was",
+        "sae": "x",
+        "source": 1,
+        "target": 2,
+        "locus": "feature",
+        "unit": "scale",
+        "dose": 0.1,
+    }
+    with httpx.Client(base_url=pushing.base, headers={"authorization": f"Bearer {pushing.token}"}) as client:
+        assert client.post("/live", json=asked).status_code == 403
+        assert client.post("/live", json=asked, headers={"origin": "http://evil.example"}).status_code == 403
+        assert (
+            client.post(
+                "/live", content="x", headers={"origin": pushing.base, "content-type": "text/plain"}
+            ).status_code
+            == 403
+        )
+        assert client.post("/live", json=asked, headers={"origin": pushing.base}).status_code == 200
+        assert client.post("/live", json={"prompt": 3}, headers={"origin": pushing.base}).status_code == 400
+        assert (
+            client.post("/live", json={"prompt": "x" * 100_000}, headers={"origin": pushing.base}).status_code
+            == 400
+        )

@@ -1,0 +1,82 @@
+"""Pictures of every view for docs/explorer.md, of the study that `polysem demo` makes.
+
+POLYSEM_DEMO=RUN names the finished demo; without it, and without runs/demo, the pictures are left as they are.
+"""
+
+import os
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+DEMO = Path(os.environ.get("POLYSEM_DEMO", REPOSITORY / "runs" / "demo"))
+PICTURES = REPOSITORY / "docs" / "img"
+TALL = {"pair": 1500, "feature": 1100, "results": 1300, "map": 1120}
+
+
+@pytest.fixture(scope="module")
+def demo(serving):
+    if not (DEMO / "effects" / "manifest.json").is_file():
+        pytest.skip(f"no finished demo at {DEMO}; polysem demo makes one, POLYSEM_DEMO names another place")
+    return serving.study(DEMO, live=True)
+
+
+@pytest.fixture(scope="module")
+def places(chromium, demo):
+    """View -> address, by way of the strongest push."""
+    context = chromium.new_context()
+    page = context.new_page()
+    page.goto(demo.address)
+    page.wait_for_selector("main:not([aria-busy]) h1")
+    row = page.evaluate(
+        "fetch('data/rows/pushes?f=relation=pair&f=locus=feature&f=token_set=in&sort=-logodds&limit=1').then((r) => r.json())"
+    )["rows"][0]
+    context.close()
+    sae, i, j = row["sae"], *sorted((row["source"], row["target"]))
+    push = f"sae={sae}&source={row['source']}&target={row['target']}&unit=kl&dose=0.3&locus=feature"
+    return {
+        "home": "#/home",
+        "map": f"#/map?sae={sae}&box=-0.05,0.2,0.35,0.6",
+        "pairs": "#/pairs?f=is_duplicate=false&f=is_dense=false&q=London, street",
+        "pushes": "#/pushes?f=relation=pair&f=locus=feature&f=token_set=in&f=target~@location&sort=-logodds",
+        "pair": f"#/pair/{sae}/{i}/{j}",
+        "feature": f"#/feature/{sae}/{row['target']}",
+        "hubs": "#/hubs",
+        "results": "#/results",
+        "tables": "#/tables/features",
+        "live": f"#/live?{push}&prompt=I do not think that",
+    }
+
+
+def draw(visit, demo, places, view: str, **kwargs):
+    here = visit(demo, **kwargs)
+    here.open(places[view])
+    if view == "live":
+        here.page.wait_for_selector("table.bars", timeout=60_000)
+        here.page.wait_for_selector("button:has-text('Cancel')[disabled]", timeout=60_000)
+    assert not here.wrong
+    return here.page
+
+
+@pytest.mark.parametrize(
+    "view", ["home", "map", "pairs", "pushes", "pair", "feature", "hubs", "results", "tables", "live"]
+)
+def test_a_picture_of_every_view(visit, demo, places, view):
+    page = draw(visit, demo, places, view, width=1200, height=820)
+    tall = min(TALL.get(view, 820), page.evaluate("document.documentElement.scrollHeight"))
+    PICTURES.mkdir(parents=True, exist_ok=True)
+    shot = page.screenshot(full_page=True, clip={"x": 0, "y": 0, "width": 1200, "height": tall})
+    assert len(shot) < 400_000
+    (PICTURES / f"explorer-{view}.png").write_bytes(shot)
+
+
+@pytest.mark.parametrize(("view", "name"), [("map", "map-dark"), ("pair", "pair-dark")])
+def test_pictures_in_the_dark(visit, demo, places, view, name):
+    page = draw(visit, demo, places, view, width=1200, height=820, dark=True)
+    (PICTURES / f"explorer-{name}.png").write_bytes(page.screenshot())
+
+
+@pytest.mark.parametrize(("view", "name"), [("pushes", "pushes-phone"), ("pair", "pair-phone")])
+def test_pictures_on_a_phone(visit, demo, places, view, name):
+    page = draw(visit, demo, places, view, width=390, height=844)
+    (PICTURES / f"explorer-{name}.png").write_bytes(page.screenshot())

@@ -1,0 +1,263 @@
+"""Every view in a real browser: opened, searched, sorted, brushed, linked, reloaded from its address."""
+
+import re
+import urllib.parse
+
+import pytest
+
+SAE = "blocks.2.hook_resid_post"
+
+
+def first_push(visit) -> tuple[str, int, int]:
+    """SAE and features of a pair that was pushed."""
+    visit.open("#/pushes")
+    href = visit.page.get_attribute("table.grid tbody a.open", "href")
+    sae, i, j = re.fullmatch(r"#/pair/([^/]+)/(\d+)/(\d+)", href).groups()
+    return urllib.parse.unquote(sae), int(i), int(j)
+
+
+def test_the_first_page_says_what_the_study_holds(visit, served):
+    here = visit(served)
+    words = here.text()
+    assert "synthetic" in words
+    assert "pairs examined" in words
+    assert here.page.url == f"{served.base}/"  # the token has left the address
+    assert not here.wrong
+
+
+def test_nothing_is_loaded_from_elsewhere(visit, served):
+    here = visit(served)
+    for view in ("map", "pairs", "pushes", "hubs", "results", "tables"):
+        here.open(f"#/{view}")
+    assert all(url.startswith((served.base, "blob:")) for url in here.requests)
+    assert not here.wrong
+
+
+def test_from_the_first_page_to_what_pushes_the_model_toward_something(visit, served):
+    here = visit(served)
+    here.page.fill("#toward", "ship, river")
+    here.page.click("text=Show")
+    here.settled()
+    rows = here.rows()
+    assert here.page.inner_text("h1") == "Pushes"
+    total = int(re.search(r"of (\d+) row", here.text(".summary")).group(1))
+    assert 0 < len(rows) == min(50, total)
+    targets = here.page.eval_on_selector_all(
+        "td.col-gloss_target .gloss", "nodes => nodes.map(n => n.textContent)"
+    )
+    assert set(targets) <= {"parts of a ship", "names of rivers"}
+    effects = [
+        float(t.replace("−", "-"))
+        for t in here.page.eval_on_selector_all(
+            "td.col-logodds strong", "nodes => nodes.map(n => n.textContent)"
+        )
+    ]
+    assert effects == sorted(effects, reverse=True)
+    assert not here.wrong
+
+
+def test_search_filter_sort_and_page_are_in_the_address_and_survive_a_reload(visit, served):
+    here = visit(served)
+    here.open("#/pairs")
+    assert "is_duplicate=false" in here.hash
+    before = here.rows()
+    here.page.fill("input[type=search]", "horses")
+    here.page.wait_for_url("**q=horses**")
+    here.settled()
+    found = here.rows()
+    assert found != before
+    assert all("horses" in row for row in found)
+    here.page.click("summary:has-text('Filter')")
+    here.page.select_option("select[aria-label=Column]", "similarity")
+    here.page.select_option("select[aria-label=Comparison]", "<=")
+    here.page.fill("input[aria-label=Value]", "0")
+    here.page.click("text=Add")
+    here.settled()
+    here.page.click("th.col-similarity button, th button:has-text('Gloss similarity')")
+    here.settled()
+    here.page.click("text=Next")
+    here.settled()
+    assert "page=2" in here.hash
+    assert "sort=-similarity" in here.hash
+    values = column(here, "similarity")
+    assert values == sorted(values, reverse=True)
+    assert max(values) <= 0
+    address, rows = here.hash, here.rows()
+    here.page.reload()
+    here.settled()
+    assert (here.hash, here.rows()) == (address, rows)
+    here.page.go_back()
+    here.settled()
+    assert "page=2" not in here.hash
+    assert here.rows() != rows
+    assert not here.wrong
+
+
+def column(here, name: str) -> list[float]:
+    texts = here.page.eval_on_selector_all(f"td.col-{name}", "nodes => nodes.map(n => n.textContent)")
+    return [float(text.replace("−", "-")) for text in texts]
+
+
+def test_a_filter_can_be_taken_away_and_columns_chosen(visit, served):
+    here = visit(served)
+    here.open("#/pairs")
+    for _ in range(2):
+        here.page.click("button.chip")
+        here.settled()
+    assert not here.page.query_selector("button.chip")
+    assert "all=1" in here.hash
+    here.page.click("summary:has-text('Columns')")
+    here.page.check("label:has-text('Token overlap') input")
+    here.settled()
+    assert "cols=" in here.hash
+    assert here.page.query_selector("td.col-token_overlap")
+    assert not here.wrong
+
+
+def test_what_is_on_the_screen_can_be_saved(visit, served):
+    here = visit(served)
+    here.open("#/pairs?f=interference>=0.35&sort=-interference")
+    total = int(re.search(r"of ([\d,]+) row", here.text(".summary")).group(1).replace(",", ""))
+    with here.page.expect_download() as download:
+        here.page.click(".tools >> text=CSV")
+    lines = download.value.path().read_text().splitlines()
+    assert len(lines) == total + 1
+    assert not here.wrong
+
+
+def test_a_rectangle_on_the_map_lists_its_pairs(visit, served):
+    here = visit(served)
+    here.open("#/map")
+    box = here.page.query_selector("svg.heat .catch").bounding_box()
+    x, y = box["x"] + 0.1 * box["width"], box["y"] + 0.05 * box["height"]
+    here.page.mouse.move(x, y)
+    here.page.mouse.down()
+    here.page.mouse.move(x + 0.35 * box["width"], y + 0.25 * box["height"], steps=4)
+    here.page.mouse.up()
+    here.page.wait_for_selector("table.grid")
+    here.settled()
+    assert "box=" in here.hash
+    low, high = (float(here.page.input_value(f"#box-{k}")) for k in ("i0", "i1"))
+    values = column(here, "interference")
+    assert values
+    assert all(low - 1e-3 <= v <= high + 1e-3 for v in values)
+    address, rows = here.hash, here.rows()
+    here.page.reload()
+    here.page.wait_for_selector("table.grid")
+    here.settled()
+    assert (here.hash, here.rows()) == (address, rows)
+    # the same by keyboard: a number in a field
+    here.page.fill("#box-i0", "0.4")
+    here.page.press("#box-i0", "Enter")
+    here.page.wait_for_url("**box=*0.4*")
+    here.settled()
+    assert min(column(here, "interference")) >= 0.4
+    assert not here.wrong
+
+
+def test_another_sae_is_one_click_away_and_keeps_the_rectangle(visit, served):
+    here = visit(served)
+    here.open("#/map?box=-0.5,0.2,0.25,0.5")
+    here.page.click(".small-multiples li:nth-child(2) a")
+    here.settled()
+    assert "sae=" in here.hash
+    assert "box=" in here.hash
+    assert here.page.inner_text("figure.panel h2") == "blocks.2.hook_mlp_out"
+    assert not here.wrong
+
+
+def test_a_pair_card_shows_both_features_chance_and_what_was_measured(visit, served):
+    here = visit(served)
+    sae, i, j = first_push(here)
+    here.open(f"#/pair/{sae}/{i}/{j}")
+    words = here.text()
+    for said in (
+        "Interference",
+        "Gloss similarity",
+        "Where it fires",
+        "Tokens that activate it",
+        "noise floor",
+        "Decomposition",
+    ):
+        assert said in words
+    assert len(here.page.query_selector_all("article.feature-card")) == 2
+    assert here.page.query_selector(".context .s5")
+    assert here.page.query_selector("svg.chart .floor")
+    here.page.click("summary:has-text('Numbers')")
+    assert "random directions" in here.text("table.numbers")
+    assert not here.wrong
+
+
+def test_a_feature_page_draws_neighbours_and_grows(visit, served):
+    here = visit(served)
+    here.open(f"#/feature/{SAE}/5")
+    before = len(here.page.query_selector_all("svg.graph .node"))
+    assert before > 5
+    here.page.focus("svg.graph .node:last-child")
+    here.page.keyboard.press("Enter")
+    here.settled()
+    assert "open=" in here.hash
+    after = len(here.page.query_selector_all("svg.graph .node"))
+    assert after > before
+    here.page.reload()
+    here.settled()
+    assert len(here.page.query_selector_all("svg.graph .node")) == after
+    assert not here.wrong
+
+
+def test_hubs_coordinates_results_and_tables(visit, served):
+    here = visit(served)
+    here.open("#/hubs")
+    counts = column(here, "n_unflagged")
+    assert counts == sorted(counts, reverse=True)
+    here.page.click("text=Coordinates")
+    here.settled()
+    assert here.hash == "#/hubs/coordinates"
+    here.open("#/results")
+    assert "slope on interference" in here.text()
+    assert "no transfer tables" in here.text()
+    assert len(here.page.query_selector_all("svg.chart")) >= 4
+    here.open("#/tables")
+    for name in ("plan", "trials", "missing", "dose_response"):
+        here.open(f"#/tables/{name}")
+        assert here.rows()
+    assert not here.wrong
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "#/nowhere",
+        "#/pair/x/y/z",
+        "#/pair/none/1/2",
+        "#/feature/none/3",
+        "#/pairs?f=interference>=much",
+        "#/tables/none",
+        "#/pairs?page=99999",
+        "#/map?box=a,b",
+    ],
+)
+def test_a_wrong_address_is_said_and_breaks_nothing(visit, served, address):
+    here = visit(served)
+    here.open(address)
+    assert here.text()
+    # a refusal is logged by the browser as a failed request; anything else would be a fault of the page
+    assert all("Failed to load resource" in text for text in here.wrong)
+    here.open("#/pairs")
+    assert here.rows()
+
+
+def test_the_keyboard_is_enough(visit, served):
+    here = visit(served)
+    here.open("#/pairs")
+    here.page.focus("table.grid tbody a.open")
+    here.page.keyboard.press("ArrowDown")
+    here.page.keyboard.press("ArrowDown")
+    focused = here.page.evaluate_handle("document.activeElement").get_attribute("href")
+    assert focused == here.page.get_attribute("table.grid tbody tr:nth-child(3) a.open", "href")
+    here.page.keyboard.press("Enter")
+    here.settled()
+    assert here.hash == focused
+    here.page.focus("a.skip")
+    here.page.keyboard.press("Enter")
+    assert here.page.evaluate("document.activeElement.id") == "main"

@@ -1,0 +1,180 @@
+"""The server: who is answered, what is sent along, what files it gives."""
+
+import csv
+import io
+import json
+import subprocess
+import sys
+
+import pyarrow.parquet as pq
+import pytest
+from starlette.testclient import TestClient
+
+from polysem.explore import Book, make_app
+from polysem.explore.guard import POLICY
+from polysem.explore.output import cell
+from polysem.explore.server import hosts_of
+from polysem.testing.synthetic import SyntheticStudy, synthetic_run
+
+TOKEN = "the-token-of-this-test"
+HERE = "http://127.0.0.1:8000"
+FORMULAS = ('=HYPERLINK("http://x")', "+1+1", "-2+3", "@SUM(A1)", "\t=1", " =1", "＝1")
+WORLD = SyntheticStudy(
+    n_features=60, n_targets=3, n_prompts=4, doses=(0.1,), sources_per_bin=1, glosses=FORMULAS
+)
+
+
+@pytest.fixture(scope="module")
+def book(tmp_path_factory):
+    made = Book(synthetic_run(tmp_path_factory.mktemp("run"), WORLD))
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def client(book):
+    app = make_app(book, token=TOKEN, hosts=hosts_of("127.0.0.1", 8000))
+    return TestClient(app, base_url=HERE, follow_redirects=False)
+
+
+@pytest.fixture
+def known(client):
+    client.headers["authorization"] = f"Bearer {TOKEN}"
+    return client
+
+
+def test_without_the_token_nothing_is_said(client):
+    for path in ("/", "/static/main.js", "/data/overview.json", "/data/rows/pairs", "/live", "/?token=wrong"):
+        answer = client.get(path)
+        assert answer.status_code == 401
+        assert "synthetic" not in answer.text
+
+
+def test_the_token_of_the_address_becomes_a_cookie_and_leaves_the_address(client):
+    answer = client.get(f"/?token={TOKEN}")
+    assert answer.status_code == 303
+    assert answer.headers["location"] == "/"
+    cookie = answer.headers["set-cookie"]
+    assert "HttpOnly" in cookie
+    assert "SameSite=Strict" in cookie
+    assert client.get("/").status_code == 200
+    assert client.get("/data/overview.json").json()["name"] == "synthetic"
+
+
+@pytest.mark.parametrize(
+    "host", ["evil.example", "evil.example:8000", "127.0.0.1:9999", "127.0.0.1.evil.example:8000", ""]
+)
+def test_another_host_name_is_refused_even_with_the_token(known, host):
+    answer = known.get("/data/overview.json", headers={"host": host})
+    assert answer.status_code == 421
+
+
+def test_hosts_that_are_answered():
+    assert hosts_of("127.0.0.1", 80) == ["127.0.0.1:80", "[::1]:80", "localhost:80"]
+    assert hosts_of("0.0.0.0", 80, more=["box.lan"]) == ["0.0.0.0:80", "box.lan:80"]
+
+
+@pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "PATCH", "OPTIONS"])
+def test_the_explorer_only_reads(known, method):
+    for path in ("/data/overview.json", "/data/rows/pairs", "/"):
+        assert known.request(method, path).status_code == 403
+
+
+def test_every_answer_carries_the_policy(known, client):
+    for path in ("/", "/static/app.css", "/data/overview.json", "/data/rows/pairs?f=x", "/nothing"):
+        headers = known.get(path).headers
+        assert headers["content-security-policy"] == POLICY
+        assert headers["x-content-type-options"] == "nosniff"
+        assert headers["referrer-policy"] == "no-referrer"
+        assert "access-control-allow-origin" not in headers
+    assert "unsafe" not in POLICY
+    assert "http" not in POLICY
+    assert "default-src 'none'" in POLICY
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/static/../server.py",
+        "/static/%2e%2e/server.py",
+        "/static//etc/passwd",
+        "/static/..%2f..%2fcli/app.py",
+        "/data/..%2f..%2fstudy.toml",
+    ],
+)
+def test_no_path_leads_out(known, path):
+    answer = known.get(path)
+    assert answer.status_code in (404, 422)
+    assert "import" not in answer.text
+    assert "[model]" not in answer.text
+
+
+def test_a_wrong_question_is_an_answer_with_a_reason(known):
+    answer = known.get("/data/rows/pairs", params={"f": "interference>=much"})
+    assert answer.status_code == 400
+    assert "is no number" in answer.json()["error"]
+    assert known.get("/data/rows/nothing").status_code == 404
+    assert known.get("/data/feature", params={"sae": "none", "feature": 3}).status_code == 404
+    assert known.get("/data/rows/pairs", params={"format": "xlsx"}).status_code == 400
+
+
+def test_csv_holds_all_rows_and_no_formula(known):
+    answer = known.get("/data/rows/pairs", params={"f": "interference>0.2", "format": "csv", "limit": 3})
+    rows = list(csv.DictReader(io.StringIO(answer.text, newline="")))
+    total = known.get("/data/rows/pairs", params={"f": "interference>0.2"}).json()["total"]
+    assert len(rows) == total > 50
+    for row in rows:
+        for name in ("gloss_i", "gloss_j"):
+            assert row[name].startswith("'")
+            assert row[name][1:] in FORMULAS
+        float(row["interference"])  # numbers stay numbers, negative ones too
+
+
+def test_cells():
+    assert [cell(v) for v in (None, True, -0.5, "a=b", "", ["x", "=y"])] == [
+        "",
+        "true",
+        "-0.5",
+        "a=b",
+        "",
+        '["x", "=y"]',
+    ]
+    assert all(cell(f) == f"'{f}" for f in FORMULAS)
+
+
+def test_parquet_and_json_lines_hold_the_same_rows(known):
+    asked = {"sort": "-strength", "f": "is_duplicate=false"}
+    table = pq.read_table(
+        io.BytesIO(known.get("/data/rows/pairs", params={**asked, "format": "parquet"}).content)
+    )
+    lines = known.get("/data/rows/pairs", params={**asked, "format": "jsonl"}).text.splitlines()
+    page = known.get("/data/rows/pairs", params={**asked, "limit": 20}).json()
+    assert table.num_rows == len(lines) == page["total"]
+    assert [json.loads(line) for line in lines[:20]] == page["rows"] == table.slice(0, 20).to_pylist()
+
+
+def test_a_feature_comes_with_all_that_is_stored(known):
+    sae = known.get("/data/overview.json").json()["saes"][0]["label"]
+    record = known.get("/data/feature", params={"sae": sae, "feature": 3}).json()
+    assert record["feature"] == 3
+    assert len(record["contexts"]) == 2
+    assert len(record["glosses"]) == 1
+    assert record["partners"]
+    assert record["clusters"]
+    assert record["link"] is None
+
+
+def test_live_is_not_there_unless_asked_for(known):
+    assert known.get("/live").status_code == 404
+    answer = known.post("/live", json={}, headers={"origin": HERE})
+    assert answer.status_code == 404
+
+
+def test_opening_a_study_imports_no_torch(book):
+    code = (
+        "import sys; from pathlib import Path; from polysem.explore import Book, make_app; from polysem.explore import documents as d;"
+        f"b = Book(Path({str(book.folder)!r})); make_app(b, token='t', hosts=['h']); d.overview(b); d.density_map(b); d.floors(b);"
+        "print([m for m in ('torch', 'transformers', 'statsmodels', 'pandas', 'sklearn') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

@@ -1,0 +1,291 @@
+"""Linear response, decomposition, compensation and metrics in worlds where the answer has a closed form."""
+
+import numpy as np
+import pytest
+import torch
+
+from polysem.edits import Add
+from polysem.errors import NumericsError
+from polysem.linear.compensation import compensation, crosstalk_floor
+from polysem.linear.decompose import (
+    Decomposition,
+    check_identities,
+    common_mode,
+    decompose,
+    split_push,
+)
+from polysem.linear.metrics import pair_metrics
+from polysem.linear.response import (
+    log_odds_of,
+    membership,
+    odd_change,
+    odds_gradients,
+)
+from polysem.linear.validity import dose_scales, linear_validity
+from polysem.readouts import kl, log_odds
+from polysem.saes.base import SAE, Provenance
+from polysem.seeds import rng_for
+from polysem.testing.linear import SITE, LinearWorld
+from polysem.testing.tiny import TINY_FAMILIES, tiny_model
+from polysem.types import Site
+
+IDENTITY = 1e-5
+
+
+def tokens_of(model, n=8, seed=0):
+    return torch.as_tensor(rng_for(seed, "tokens").integers(0, model.spec.d_vocab, n))
+
+
+def all_but_first(n):
+    mask = torch.ones(n, dtype=torch.bool)
+    mask[0] = False
+    return mask
+
+
+def directions(n, d, *path):
+    rows = torch.as_tensor(rng_for(0, "directions", *path).standard_normal((n, d)))
+    return rows / rows.norm(dim=-1, keepdim=True)
+
+
+@pytest.mark.parametrize("family", TINY_FAMILIES)
+def test_gradient_is_the_derivative_of_the_log_odds(family):
+    model = tiny_model(family, n_layers=3)
+    tokens, site = tokens_of(model), Site(1, "hook_mlp_out")
+    sets = [[1, 5, 9], [2]]
+    inside = membership(sets, model.spec.d_vocab)
+    pushed = all_but_first(len(tokens))
+    g = odds_gradients(model, tokens, site=site, pushed=pushed, inside=inside)
+    d = directions(4, 16, family)
+    step = 1e-2
+    plus, minus = odd_change(model, tokens, site=site, pushed=pushed, pushes=step * d)
+    slope = (log_odds_of(plus[:, None], inside) - log_odds_of(minus[:, None], inside)) / (2 * step)
+    torch.testing.assert_close(d @ g.T, slope, rtol=2e-3, atol=2e-4)
+    for k, ids in enumerate(sets):  # the readout is the one that trials use
+        assert float(log_odds_of(plus[0], inside[k])) == pytest.approx(
+            float(log_odds(plus[0], ids)), abs=1e-9
+        )
+
+
+@pytest.mark.parametrize("family", TINY_FAMILIES)
+def test_small_doses_are_linear_and_the_path_average_is_exact(family):
+    model = tiny_model(family, n_layers=3)
+    inside = membership([[1, 5, 9], [2, 3]], model.spec.d_vocab)
+    for site in (Site(0, "hook_resid_post"), Site(1, "hook_attn_out"), Site(2, "hook_mlp_out")):
+        rows = linear_validity(
+            model,
+            [tokens_of(model, seed=k) for k in range(2)],
+            site=site,
+            directions=directions(6, 16, family, str(site)),
+            inside=inside,
+            doses=(1e-4, 0.1),
+            path_points=24,
+        )
+        small, large = rows
+        assert (
+            small.r2 >= 0.99
+        )  # random weights bend earlier than trained ones: 0.01 nats is measured on those
+        assert small.r2_path >= 0.999
+        assert large.r2_path >= 0.999
+        assert large.r2 <= large.r2_path + 1e-6
+        assert large.n == 24
+
+
+def test_doses_are_reached_and_unreachable_ones_are_refused():
+    model = tiny_model("gpt2")
+    tokens, site = tokens_of(model), Site(0, "hook_resid_post")
+    pushed, unit = all_but_first(len(tokens)), directions(5, 16)
+    reach = {"site": site, "pushed": pushed, "unit": unit, "start": torch.ones(5, dtype=torch.float64)}
+    scale = dose_scales(model, tokens, dose=0.05, **reach)
+    logits = model.logits(
+        tokens.expand(5, -1),
+        [Add(site, (scale[:, None] * unit).float(), pushed.expand(5, -1))],
+        last_only=True,
+    )[:, -1]
+    base = model.logits(tokens[None], last_only=True)[0, -1]
+    np.testing.assert_allclose(kl(base, logits), 0.05, rtol=0.021)
+    with pytest.raises(NumericsError, match="was not reached"):
+        dose_scales(model, tokens, dose=1e4, **reach)
+
+
+# ---- decomposition
+
+
+def test_parts_of_a_push_add_up_and_are_orthogonal():
+    W = torch.as_tensor(rng_for(0, "W").standard_normal((60, 12)) + 0.8)
+    basis = common_mode(W, components=2)
+    torch.testing.assert_close(basis @ basis.T, torch.eye(3, dtype=torch.float64), atol=1e-10, rtol=0)
+    unit = W / W.norm(dim=-1, keepdim=True)
+    push, target = 2.5 * unit[:9], unit[20:29]
+    parts = split_push(push, target, basis)
+    torch.testing.assert_close(parts.shared + parts.common + parts.own, push)
+    for a, b in ((parts.shared, parts.common), (parts.shared, parts.own), (parts.common, parts.own)):
+        assert float((a * b).sum(-1).abs().max()) < 1e-10
+    # Nothing of the common mode is left in the own part but what lies along the target.
+    outside = basis - (basis @ target[0])[:, None] * target[0]
+    assert float((outside @ parts.own[0]).abs().max()) < 1e-10
+
+
+@pytest.mark.parametrize("family", TINY_FAMILIES)
+def test_identities_hold_in_every_family(family):
+    model = tiny_model(family, n_layers=3)
+    W = directions(20, 16, family)
+    basis = common_mode(W)
+    parts = split_push(0.3 * W[:4], W[4:8], basis)
+    inside = membership([[k, k + 9] for k in range(4)], model.spec.d_vocab)
+    for site in (Site(0, "hook_attn_out"), Site(1, "hook_resid_post")):
+        found = decompose(
+            model, tokens_of(model), site=site, pushed=all_but_first(8), parts=parts, inside=inside
+        )
+        assert float((found.shared + found.common + found.own - found.total).abs().max()) < IDENTITY
+        assert float((found.direct + found.indirect - found.total).abs().max()) < IDENTITY
+        assert bool(found.mediated.isnan().all())
+        assert float(found.direct.abs().max()) > 1e-4
+
+
+def test_the_last_stream_is_all_direct_and_earlier_positions_all_indirect():
+    model = tiny_model("llama", n_layers=3)
+    W = directions(8, 16)
+    parts = split_push(0.5 * W[:4], W[4:], common_mode(W))
+    inside = membership([[k] for k in range(4)], model.spec.d_vocab)
+    end = decompose(
+        model,
+        tokens_of(model),
+        site=Site(2, "hook_resid_post"),
+        pushed=all_but_first(8),
+        parts=parts,
+        inside=inside,
+    )
+    torch.testing.assert_close(end.direct, end.total)
+    earlier = torch.zeros(8, dtype=torch.bool)
+    earlier[2:5] = True
+    before = decompose(
+        model, tokens_of(model), site=Site(0, "hook_resid_post"), pushed=earlier, parts=parts, inside=inside
+    )
+    assert float(before.direct.abs().max()) == 0.0
+    assert float(before.indirect.abs().max()) > 1e-4
+
+
+def test_a_readout_of_the_target_direction_alone_is_all_shared():
+    # Logits of a set's tokens read d_j, those of others nothing: only the shared part can matter.
+    d, target = 12, directions(1, 12)[0]
+    W_U = torch.zeros(20, d, dtype=torch.float64)
+    W_U[:3] = 4 * target
+    world = LinearWorld(
+        torch.randn(20, d, dtype=torch.float64, generator=torch.Generator().manual_seed(0)), W_U
+    )
+    W = directions(30, d, "others")
+    parts = split_push(0.2 * W[:5], target.expand(5, -1), common_mode(W))
+    inside = membership([[0, 1, 2]] * 5, 20)
+    clean = inside.clone()
+    clean[:, 1:] = False
+    found = decompose(
+        world,
+        tokens_of(world),
+        site=SITE,
+        pushed=torch.ones(8, dtype=torch.bool),
+        parts=parts,
+        inside=inside,
+        clean=clean,
+    )
+    torch.testing.assert_close(found.shared, found.total, atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(found.total, 4 * (parts.shared @ target), atol=1e-6, rtol=1e-5)
+    # One of three equal tokens: against the other two, which rise as much, a part of the effect is gone.
+    assert bool((found.leakage > 0.1).all())
+
+
+def test_parts_that_do_not_add_up_are_refused():
+    one = torch.ones(3, dtype=torch.float64)
+    wrong = Decomposition(one, one, one, one, one, one, 0 * one, one, 0 * one, one)
+    with pytest.raises(NumericsError, match="shared"):
+        check_identities(wrong)
+
+
+# ---- compensation
+
+
+def planted(lam, *, d=64, n=32, extra=0, seed=0, noise=0.0):
+    """E_ij = (1 - lambda) G_ij a_j - B_i off the diagonal, a_j - B_j on it, with a common mode in the cosines."""
+    rng = rng_for(seed, "planted")
+    W = rng.standard_normal((n + extra, d)) + 0.5 * np.abs(rng.standard_normal((n + extra, 1)))
+    W /= np.linalg.norm(W, axis=1, keepdims=True)
+    G = W[:n] @ W.T
+    a = np.exp(0.5 * rng.standard_normal(n))
+    B = 0.1 * rng.standard_normal(n + extra)
+    E = (1 - lam) * G * a[:, None] - B
+    own = np.arange(n)
+    E[own, own] = a - B[:n]
+    return E + noise * rng.standard_normal(E.shape), G, own
+
+
+@pytest.mark.parametrize("lam", [0.0, 0.25, 0.5, 0.75, 1.0])
+def test_lambda_is_recovered(lam):
+    for seed in range(5):
+        found = compensation(
+            *planted(lam, seed=seed, extra=20, noise=0.01), level=0.95, rng=rng_for(seed, "b")
+        )
+        assert found.estimate == pytest.approx(lam, abs=0.03)
+        assert found.hi - found.lo < 0.2
+
+
+def test_interval_of_lambda_covers():
+    covered = []
+    for seed in range(100):
+        E, G, own = planted(0.4, seed=seed, noise=0.05, n=24, d=48)
+        found = compensation(E, G, own, level=0.95, rng=rng_for(seed, "c"), draws=150)
+        covered.append(found.lo <= 0.4 <= found.hi)
+    assert np.mean(covered) >= 0.88  # percentile resampling of 24 targets; three Monte-Carlo SE below .95
+
+
+def test_compensation_says_why_there_is_none():
+    E, G, own = planted(0.5)
+    few = compensation(E[:2], G[:2], own[:2], level=0.95, rng=rng_for(0, "x"))
+    assert "only 2 targets" in few.reason
+    assert np.isnan(few.estimate)
+    flat = compensation(E, np.zeros_like(G), own, level=0.95, rng=rng_for(0, "x"))
+    assert "cosines do not vary" in flat.reason
+
+
+def test_floor_of_crosstalk():
+    assert crosstalk_floor(32768, 768) == pytest.approx(0.036, abs=1e-3)
+    assert crosstalk_floor(512, 768) == 0.0
+    # No readouts do better: the pseudo-inverse's mean square off the diagonal is above the floor.
+    W = rng_for(0, "floor").standard_normal((40, 10))
+    W /= np.linalg.norm(W, axis=1, keepdims=True)
+    M = W @ np.linalg.pinv(W)
+    M /= np.diag(M)[:, None]
+    off = M[~np.eye(40, dtype=bool)]
+    assert np.sqrt((off**2).mean()) >= crosstalk_floor(40, 10) - 1e-12
+
+
+# ---- metrics
+
+
+def test_metrics_are_their_formulas():
+    weights = torch.as_tensor(rng_for(0, "sae").standard_normal((2, 40, 12))).float()
+    sae = SAE(
+        W_enc=weights[0].T,
+        W_dec=weights[1],
+        b_enc=torch.zeros(40),
+        b_dec=torch.zeros(12),
+        activation="relu",
+        site=SITE,
+        model_id=None,
+        model_revision=None,
+        provenance=Provenance("memory", "memory", "test"),
+    )
+    pairs = np.array([[0, 1], [2, 3], [3, 2]])
+    U = torch.as_tensor(rng_for(0, "U").standard_normal((50, sae.d_in)))
+    X = rng_for(0, "X").standard_normal((400, sae.d_in))
+    found = pair_metrics(sae, pairs, W_U=U, activations=X)
+    W = sae.W_dec.double().numpy()
+    unit = W / np.linalg.norm(W, axis=1, keepdims=True)
+    a, b = U.numpy() @ unit[0], U.numpy() @ unit[1]
+    assert found["causal"][0] == pytest.approx(np.corrcoef(a, b)[0, 1], abs=1e-6)
+    assert found["decoder_cosine"][1] == pytest.approx(unit[2] @ unit[3], abs=1e-6)
+    assert found["decoder_cosine"][1] == pytest.approx(found["decoder_cosine"][2])
+    assert found["enc_dec"][1] == pytest.approx(sae.W_enc.double().numpy()[:, 3] @ unit[2], abs=1e-6)
+    S = np.cov(X, rowvar=False)
+    S += 1e-2 * np.diag(S).mean() * np.eye(len(S))
+    P = np.linalg.inv(S)
+    q = unit[0] @ P @ unit[1] / np.sqrt((unit[0] @ P @ unit[0]) * (unit[1] @ P @ unit[1]))
+    assert found["whitened"][0] == pytest.approx(q, abs=1e-6)

@@ -52,3 +52,5 @@ validation: .venv/.dev  ## the full selftest: docs/validation.md and the verdict
 	nice -n 10 $(BIN)/polysem selftest --full --out runs/validation
 	cp runs/validation/validation.md docs/validation.md
 	cp runs/validation/selftest.json src/polysem/selftest/latest.json
+	mkdir -p docs/img/worlds && cp runs/validation/img/worlds/*.svg docs/img/worlds/
+	$(BIN)/python examples/toy_models.py --out docs/img/worlds

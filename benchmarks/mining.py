@@ -171,6 +171,7 @@ def wide_glosses(size: Size) -> Iterator[Line]:
         check,
         20,
         30,
+        note="what is beyond the product, a profile says, is bringing wide glosses to length 1 in float64, once",
     )
 
 
@@ -230,6 +231,7 @@ def joint_counts(size: Size) -> Iterator[Line]:
         check,
         10,
         14,
+        note="a profile: as much time goes into the two float32 products as into counting their cells",
     )
 
 

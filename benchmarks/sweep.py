@@ -46,7 +46,7 @@ def hook(world: World, doses: torch.Tensor) -> torch.Tensor:
         handle.remove()
         p, order = torch.softmax(logits[0, -1], -1).sort(descending=True)
         overlap = p[torch.isin(order, torch.tensor(world.targets))].sum()
-        found.append(torch.stack([p @ world.similarity[order], overlap]))
+        found.append(torch.stack([(p * world.similarity[order]).sum(), overlap]))
     return torch.stack(found)
 
 
@@ -94,7 +94,8 @@ def _lines(
         check,
         0.5,
         0.75,
-        note=f"{floor / 1e6:.0f} MFLOP an intervention; products of this size run at {rate / 1e9:.0f} GFLOP/s here",
+        note=f"{floor / 1e6:.0f} MFLOP an intervention; products of this size run at {rate / 1e9:.0f} GFLOP/s here; "
+        "a profile gives what is no product to softmax and readout over the vocabulary, and to the clean run of the prompt",
     )
 
 

@@ -23,14 +23,16 @@ def main(argv: list[str] | None = None) -> None:
             sources_per_bin=6,
             doses=(0.05,),
             n_random=1,
+            response=True,
         )
         rows = made.pair_effects()
         kappa = world.truth.kappa[rows["target"]]
         fit = within_sources(rows, rows["dose"] * kappa * rows["interference"])
+        index = max(made.response["compensation"].to_pylist(), key=lambda row: row["n_pairs"])
         raw = made.effect("slope_interference")
         print(
             f"lambda {compensation:g}: slope on centred interference {fit.estimate[0]:+.3f} "
-            f"(true {1 - compensation:g}); raw slope {raw['estimate']:+.3f} nats per cosine, p = {raw['p']:.2g}"
+            f"(true {1 - compensation:g}); index {index['estimate']:.3f} ({index['lo']:.3f} to {index['hi']:.3f}); raw slope {raw['estimate']:+.3f} nats per cosine, p = {raw['p']:.2g}"
         )
 
 

@@ -5,7 +5,7 @@ python examples/transfer.py [--quick]
 
 import argparse
 
-from polysem.selftest.transfer import estimate_share
+from polysem.selftest.transfer import shared_pairs
 from polysem.worlds.transfer import transfer_world
 
 
@@ -14,8 +14,11 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--quick", action="store_true")
     options = parser.parse_args(argv)
     for phi in (0.5,) if options.quick else (0.0, 0.25, 0.5, 0.75, 1.0):
-        found = estimate_share(transfer_world(phi=phi))
-        print(f"phi {phi:g}: estimated {found.estimate:.2f} ({found.lo:.2f} to {found.hi:.2f})")
+        matching, found = shared_pairs(transfer_world(phi=phi))
+        print(
+            f"phi {phi:g}: {matching.m} features matched, share of pairs in common {found.fraction:.2f} "
+            f"({found.lo:.2f} to {found.hi:.2f}), {found.lift:.0f} times as many as by chance"
+        )
 
 
 if __name__ == "__main__":

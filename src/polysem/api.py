@@ -77,6 +77,11 @@ class Estimates:
     validity: pa.Table
     specification: pa.Table
     power: pa.Table
+    presets: pa.Table
+    checks: pa.Table
+    pair_tests: pa.Table
+    replication: pa.Table
+    reliability: pa.Table
 
     def __str__(self) -> str:
         declared = [row for row in self.effects.to_pylist() if row["p_adj"] is not None]

@@ -71,6 +71,9 @@ class GlossesConfig(_Section):
     embedder: str = "minilm"
     """minilm (offline), export (the vectors in a Neuronpedia export), sentence-transformers:NAME, or
     openai:MODEL@URL"""
+    second_embedder: str | None = None
+    """a second measure of gloss similarity, by which the noise of the first is corrected: of the second gloss where
+    features have two, otherwise of the same glosses; minilm, sentence-transformers:NAME, or openai:MODEL@URL"""
     cluster_cuts: tuple[float, ...] = (0.40, 0.30, 0.20, 0.15)
 
 
@@ -98,6 +101,8 @@ class PromptsConfig(_Section):
     length: Annotated[int, Field(ge=2)] = 24
     """tokens of a corpus prompt, BOS not counted"""
     confirm_fraction: Annotated[float, Field(gt=0, le=1)] = 0.5
+    chat_template: bool = False
+    """each prompt as a user's message in the model's chat template, up to where the answer begins"""
 
 
 class PlanConfig(_Section):
@@ -125,8 +130,8 @@ class PlanConfig(_Section):
     """token gradients: of the feature's pre-activation, or of the sum of all coordinates (the paper's)"""
     snippet_tokens: Annotated[int, Field(ge=1)] = 8
     """tokens that a prompt injection puts in"""
-    snippet_form: Literal["prefix", "suffix", "wrapped"] = "prefix"
-    """where: after the BOS, at the end, or after the BOS between asterisks"""
+    snippet_form: Literal["prefix", "suffix", "wrapped", "parenthesised"] = "prefix"
+    """plain in front of the prompt or behind it; in front between asterisks or in brackets (as in the paper)"""
     positions: Positions = "all_but_first"
     token_sets: tuple[Literal["in", "out"], ...] = ("in", "out")
     batch_rows: Annotated[int, Field(ge=1)] = 64
@@ -152,6 +157,9 @@ class EffectsConfig(_Section):
     max_kl: Annotated[float, Field(gt=0)] = 0.1
     """coherence: headline contrasts use the largest dose whose mean KL on the select prompts is below this
     (nats)"""
+    stop_kl: Annotated[float, Field(gt=0)] | None = None
+    """hard stop: doses whose mean KL on the select prompts is above this (nats) are not analysed at all. Doses in
+    nats are their own budget"""
     margin: Annotated[float, Field(gt=0)] = 0.05
     """nats of log-odds: "no effect" is said only where the whole interval lies within this of zero"""
 

@@ -33,6 +33,10 @@ DUPLICATE_INTERFERENCE = 0.7
 """above this |cosine| two features are likely one concept"""
 DUPLICATE_TOKENS = 0.2
 """above this Jaccard overlap of activating tokens they are, too"""
+DUPLICATE_FIRING = 0.3
+"""above this Jaccard overlap of the tokens on which they fire they are, too"""
+DUPLICATE_SWITCH = 0.25
+"""above this share of contexts in which writing one switches the other on they are, too"""
 DENSE, DEAD = 0.1, 1e-6
 """fractions of tokens beyond which a feature counts as dense, or as dead"""
 MOST_PAIRS = 20_000_000

@@ -9,9 +9,9 @@ what is done in it, so it does not depend on what else is planned.
 
 import logging
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import NamedTuple, Protocol, runtime_checkable
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import pyarrow as pa
@@ -19,16 +19,15 @@ import pyarrow.compute as pc
 
 from polysem.config import PlanConfig, Study
 from polysem.errors import ConfigError, MismatchError
-from polysem.interventions.arms import Arm, Atlas, arms_of, draw_targets
+from polysem.interventions.atlas import Atlas
 from polysem.interventions.base import Recipe
-from polysem.interventions.loci import clamp_arms, gradient_arms, neuron_arms, prompt_arms
-from polysem.interventions.mlp import mlp_neuron_arms, mlp_writes, site_of
-from polysem.interventions.negative import negative_arms
+from polysem.interventions.blocks import Block, blocks_of
+from polysem.interventions.closer import look_closer
+from polysem.interventions.mlp import mlp_writes, site_of
 from polysem.models.base import WhiteBoxModel
 from polysem.saes.base import SAE
 from polysem.seeds import short_hash
-from polysem.store.tables import PLAN, PROMPTS
-from polysem.types import DoseUnit, Locus
+from polysem.store.tables import NEURON_DEGREES, NEURONS, PLAN, PROMPTS, SIGNALS
 
 log = logging.getLogger(__name__)
 
@@ -39,9 +38,14 @@ class Plan:
 
     plan: pa.Table
     prompts: pa.Table
+    signals: pa.Table = field(default_factory=SIGNALS.empty)
+    """of the planned pairs; empty without a model"""
+    neurons: pa.Table = field(default_factory=NEURONS.empty)
+    """where the study has a locus of neurons and a model"""
+    neuron_degrees: pa.Table = field(default_factory=NEURON_DEGREES.empty)
 
     def tables(self) -> dict[str, pa.Table]:
-        return {"plan": self.plan, "prompts": self.prompts}
+        return {field.name: getattr(self, field.name) for field in fields(self)}
 
 
 @runtime_checkable
@@ -81,7 +85,8 @@ def make_plan(
         pairs: PAIRS and PARTNERS of all SAEs, as attributes or under the keys `pairs` and `partners`.
         prompts: PROMPTS, with their split.
         saes: by label, as in the tables.
-        model: only needed for the locus `mlp_neuron`, whose neurons are chosen by what they write.
+        model: to look for pairs that are one concept twice, for the degrees of neurons, and for the locus
+            `mlp_neuron`, whose neurons are chosen by what they write. Without it the first two are left out.
 
     Raises:
         ConfigError: if there are no prompts, or no feature of any SAE can be a target.
@@ -94,6 +99,7 @@ def make_plan(
         )
     mined, partners = _pair_tables(pairs)
     parts, n_batches = [], 0
+    seen: dict[str, list[pa.Table]] = {s.name: [s.empty()] for s in (SIGNALS, NEURONS, NEURON_DEGREES)}
     for label in sorted(saes):
         if label not in features.embeddings:
             raise MismatchError(
@@ -112,7 +118,11 @@ def make_plan(
         )
         if "mlp_neuron" in study.plan.loci:
             atlas = replace(atlas, mlp_writes=mlp_writes(model, saes[label]))
-        for block in _blocks(atlas, study):
+        if model is not None:
+            atlas, looked = look_closer(atlas, study, features, model, prompts)
+            for name, table in looked.items():
+                seen[name].append(table)
+        for block in blocks_of(atlas, study):
             part, used = _lay_out(atlas, block, prompts, config=study.plan, first_batch=n_batches)
             parts.append(part)
             n_batches += used
@@ -124,14 +134,18 @@ def make_plan(
             f"and similarity < {study.pairs.max_similarity:g}",
             hint="raise pairs.max_similarity or lower pairs.min_interference in the study file",
         )
-    return Plan(plan=PLAN.conform(pa.concat_tables(parts)), prompts=prompts)
+    return Plan(
+        plan=PLAN.conform(pa.concat_tables(parts)),
+        prompts=prompts,
+        **{name: pa.concat_tables(tables) for name, tables in seen.items()},
+    )
 
 
 def describe_plan(plan: Plan) -> dict[str, int]:
     """Counts of a plan: what it costs (forward rows, batches, tokens) and what it holds."""
     table = plan.plan
     rows = table.filter(pc.not_equal(table["recipe"], Recipe.of("unmatched").text))
-    forward = rows.group_by(["sae", "locus", "prompt_id", "recipe", "dose"]).aggregate([])
+    forward = rows.group_by(["sae", "locus", "prompt_id", "recipe", "dose", "dose_unit"]).aggregate([])
     lengths = dict(
         zip(
             plan.prompts["prompt_id"].to_pylist(),
@@ -158,55 +172,13 @@ def describe_plan(plan: Plan) -> dict[str, int]:
     return counts
 
 
-class _Block(NamedTuple):
-    """What is planned at one locus."""
-
-    locus: Locus
-    arms: Sequence[Arm]
-    doses: tuple[float, ...]
-    dose_unit: DoseUnit
-
-
-def _blocks(atlas: Atlas, study: Study) -> list[_Block]:
-    """The arms of every locus that has some, with its doses."""
-    plan, pairs, seed = study.plan, study.pairs, study.seed
-    targets = draw_targets(atlas, pairs=pairs, plan=plan, seed=seed)
-    arms = arms_of(atlas, targets, pairs=pairs, plan=plan, seed=seed)
-    arms += negative_arms(atlas, targets, pairs=pairs, plan=plan, seed=seed)
-    relative = plan.dose_unit != "kl"
-    blocks = {
-        "feature": lambda: _Block("feature", arms, plan.doses, plan.dose_unit),
-        "gradient": lambda: _Block(
-            "gradient", gradient_arms(atlas, arms, plan=plan), plan.doses, plan.dose_unit
-        ),
-        "clamp": lambda: _Block("clamp", clamp_arms(atlas, arms), plan.clamps, "max_act"),
-        "prompt": lambda: _Block(
-            "prompt", prompt_arms(atlas, arms, plan=plan, seed=seed), (1.0,), "injection"
-        ),
-        "neuron": lambda: _Block(
-            "neuron",
-            neuron_arms(atlas, targets, pairs=pairs, plan=plan, seed=seed),
-            plan.factors if relative else plan.doses,
-            "factor" if relative else "kl",
-        ),
-        "mlp_neuron": lambda: _Block(
-            "mlp_neuron",
-            mlp_neuron_arms(atlas, targets, pairs=pairs, plan=plan, seed=seed),
-            plan.factors if relative else plan.doses,
-            "factor" if relative else "kl",
-        ),
-    }
-    made = [blocks[locus]() for locus in plan.loci]
-    return [block for block in made if block.arms]
-
-
 def _lay_out(
-    atlas: Atlas, block: _Block, prompts: pa.Table, *, config: PlanConfig, first_batch: int
+    atlas: Atlas, block: Block, prompts: pa.Table, *, config: PlanConfig, first_batch: int
 ) -> tuple[pa.Table, int]:
     """Arms x prompts x token sets x signed doses as rows, with batches numbered from `first_batch`; and how
     many batches."""
     arms = block.arms
-    doses = sorted({sign * dose for dose in block.doses for sign in (-1.0, 1.0)})
+    doses = block.doses
     shape = (prompts.num_rows, len(arms), len(config.token_sets), len(doses))
     prompt, arm, token_set, dose = (axis.ravel() for axis in np.indices(shape))
     # Distinct rows of one prompt, in the order of recipe and dose, cut every `batch_rows`. Refused controls
@@ -240,7 +212,7 @@ def _lay_out(
         "token_set": pa.array(config.token_sets, pa.string()).take(pa.array(token_set)),
         "dose": pa.array(doses, pa.float64()).take(pa.array(dose)),
         "dose_unit": fixed(block.dose_unit),
-        "positions": fixed(config.positions),
+        "positions": fixed(block.positions),
         "split": prompts["split"].combine_chunks().take(pa.array(prompt)),
         "block": pa.array([f"{atlas.label}/{a.target}" for a in arms]).take(pa.array(arm)),
         "batch": pa.array(batch, pa.int32()),

@@ -9,7 +9,7 @@ written for this purpose, so that the baseline does not favour a target.
 import logging
 import re
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from polysem.config import CorpusConfig, PromptsConfig
 from polysem.corpus import json_lines, lay, read_text
 from polysem.errors import ConfigError, FormatError
 from polysem.models.base import WhiteBoxModel
+from polysem.models.chat import chat_frame
 from polysem.seeds import rng_for, short_hash
 from polysem.store.tables import PROMPTS
 
@@ -76,7 +77,7 @@ def make_prompts(
         seed: root seed of the study.
 
     Raises:
-        ConfigError: an unknown source, or fewer than two prompts.
+        ConfigError: an unknown source, fewer than two prompts, or a chat template that the model does not have.
         FormatError: a prompt that is blank or longer than the model's context; names file and line.
         UnknownReferenceError: a file that is not there.
     """
@@ -127,9 +128,12 @@ def _table(
     order = rng_for(seed, "prompts", "split").permutation(len(distinct))
     n_confirm = min(max(1, round(config.confirm_fraction * len(distinct))), len(distinct) - 1)
     confirm = set(order[:n_confirm].tolist())
-    rows = []
+    rows, (head, tail) = [], chat_frame(model) if config.chat_template else ([], [])
+    if head and head[0] == model.bos_id:
+        prepend_bos, head = True, head[1:]  # the template writes the BOS itself
+    bos = model.tokenize("", prepend_bos=prepend_bos)
     for n, (text, source) in enumerate(distinct):
-        ids = model.tokenize(text, prepend_bos=prepend_bos)
+        ids = [*bos, *head, *model.tokenize(text, prepend_bos=False), *tail]
         if len(ids) > model.spec.n_ctx:
             raise FormatError(
                 f"prompt {source} has {len(ids)} tokens, but {model.spec.ref} reads {model.spec.n_ctx}",
@@ -145,6 +149,16 @@ def _table(
             }
         )
     return PROMPTS.conform(pa.Table.from_pylist(rows, schema=PROMPTS.arrow()))
+
+
+def span_of(token_ids: Sequence[int], text: Sequence[int]) -> tuple[int, int] | None:
+    """Where the tokens of a prompt's own text lie among all its tokens, [start, stop); None if they end them, as they
+    do without a chat template, or are not found."""
+    n = len(text)
+    for start in range(len(token_ids) - n, -1, -1):
+        if list(token_ids[start : start + n]) == list(text):
+            return None if start + n == len(token_ids) else (start, start + n)
+    return None
 
 
 def _from_corpus(config: PromptsConfig, corpus: CorpusConfig, model: WhiteBoxModel) -> list[tuple[str, str]]:

@@ -12,9 +12,11 @@ Sources: arXiv 2505.11611 section 3 for c and w; log-odds because an equal shift
 changes it by that shift.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from functools import cached_property
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -31,6 +33,9 @@ _TINY = 1e-280
 instead"""
 _BLOCK = 8192
 """embedding rows in float64 at a time"""
+
+_ROWS = 8
+"""rows in float64 at a time: what is made of them stays in the cache of a processor"""
 
 TokenIds = Sequence[int] | Int[np.ndarray, "..."] | Int[Tensor, "..."]
 
@@ -110,11 +115,22 @@ def kl(
     """
     base, edited = _finite(base_logits, "base_logits"), _finite(edited_logits, "edited_logits")
     _same_vocabulary(base.shape[-1], edited.shape[-1], "base_logits", "edited_logits")
-    log_p, log_q = base.log_softmax(-1), edited.log_softmax(-1)
-    x, p = log_q - log_p, log_p.exp()
-    near = p * (torch.expm1(x.clamp(max=1.0)) - x).clamp(min=0.0)
-    far = log_q.exp() - p - p * x  # the same where e^x could overflow
-    return _like(base_logits, torch.where(x < 1.0, near, far).sum(-1))
+    log_p = base.log_softmax(-1)
+    p = log_p.exp()
+    if edited.ndim == 2 and base.numel() == base.shape[-1]:
+        parts = [_divergence(log_p, p, some) for some in edited.split(_ROWS)]
+        return _like(base_logits, torch.cat(parts))
+    return _like(base_logits, _divergence(log_p, p, edited))
+
+
+def _divergence(log_p: Tensor, p: Tensor, edited: Tensor) -> Tensor:
+    x = edited.log_softmax(-1) - log_p
+    far = x > 1.0
+    terms = torch.expm1(x.clamp(max=1.0)).sub_(x).clamp_(min=0.0).mul_(p)
+    if bool(far.any()):  # where e^x could overflow, q - p - p x is the same
+        q = edited.log_softmax(-1).exp()
+        terms = torch.where(far, q - p - p * x, terms)
+    return terms.sum(-1)
 
 
 def share_of_shift(
@@ -191,6 +207,11 @@ class TokenSets:
             _not_everything(row > 0)
         return cls(similarity=_similarities(sets, embedding), inside=inside)
 
+    @cached_property
+    def outside(self) -> Float[Tensor, "n_sets d_vocab"]:
+        """1 - inside."""
+        return 1.0 - self.inside
+
     def take(self, which: Sequence[int]) -> "TokenSets":
         """The sets at these positions."""
         rows = torch.as_tensor(list(which), dtype=torch.long)
@@ -212,9 +233,16 @@ def read_sets(logits: Float[Tensor, "rows d_vocab"], sets: TokenSets) -> SetRead
         NumericsError: if a logit is not finite.
     """
     z = _finite(logits, "logits")
-    weights = (z - z.amax(-1, keepdim=True)).exp()
+    if len(z) > _ROWS:
+        parts = [_read_rows(some, sets) for some in z.split(_ROWS)]
+        return SetReadouts(*(torch.cat(column) for column in zip(*parts, strict=True)))
+    return _read_rows(z, sets)
+
+
+def _read_rows(z: Float[Tensor, "rows d_vocab"], sets: TokenSets) -> SetReadouts:
+    weights = (z - z.amax(-1, keepdim=True)).exp_()
     total = weights.sum(-1, keepdim=True)
-    within, without = weights @ sets.inside.T, weights @ (1.0 - sets.inside).T
+    within, without = weights @ sets.inside.T, weights @ sets.outside.T
     odds = within.log() - without.log()
     for row, column in ((within < _TINY) | (without < _TINY)).nonzero().tolist():
         inside = sets.inside[column] > 0
@@ -263,7 +291,8 @@ def _tensor(values: np.ndarray | Tensor) -> Tensor:
 
 def _finite(values: np.ndarray | Tensor, name: str) -> Tensor:
     result = _tensor(values).to(device="cpu", dtype=torch.float64)
-    if not bool(torch.isfinite(result).all()):
+    # A sum shows any NaN or infinity and costs one pass; only where it is not finite is every entry looked at.
+    if not bool(torch.isfinite(result.sum())) and not bool(torch.isfinite(result).all()):
         bad = int((~torch.isfinite(result)).sum())
         raise NumericsError(
             f"{name} holds {bad} non-finite values of {result.numel()}; expected finite numbers"
@@ -303,3 +332,50 @@ def _not_everything(inside: Tensor) -> None:
 def _like(given: np.ndarray | Tensor, result: Tensor) -> np.ndarray | Tensor | np.floating:
     """`result` as numpy where numpy came in."""
     return result if isinstance(given, Tensor) else result.numpy()[()]
+
+
+class Outcomes(NamedTuple):
+    """Every outcome of the finite rows of a batch, for every set read: plain numbers, by row and set."""
+
+    base: dict[str, list[float]]
+    edit: dict[str, list[list[float]]]
+    whole: dict[str, list[Any]]
+
+    @classmethod
+    def of(
+        cls, base: Float[Tensor, "1 d_vocab"], edited: Float[Tensor, "rows d_vocab"], sets: TokenSets
+    ) -> "Outcomes":
+        before, after = read_sets(base, sets), read_sets(edited, sets)
+        names = ("cosine", "mass", "logodds")
+        moved = torch.as_tensor(kl(base, edited))
+        return cls(
+            base={f"{name}_base": values[0].tolist() for name, values in zip(names, before, strict=True)},
+            edit={f"{name}_edit": values.tolist() for name, values in zip(names, after, strict=True)}
+            | {"rho": share_of_shift(before.log_odds[0], after.log_odds, moved).tolist()},
+            whole={
+                "kl": moved.tolist(),
+                "top1_kept": [bool(same) for same in edited.argmax(-1) == base.argmax(-1)],
+            },
+        )
+
+    def at(self, row: int, column: int) -> dict[str, Any]:
+        """The outcomes of one row for one set."""
+        found = (
+            {name: values[column] for name, values in self.base.items()}
+            | {name: values[row][column] for name, values in self.edit.items()}
+            | {name: values[row] for name, values in self.whole.items()}
+        )
+        return found | {"rho": None if math.isnan(found["rho"]) else found["rho"]}
+
+
+def set_problem(ids: Sequence[int], W_E: Float[Tensor, "d_vocab d_model"]) -> str | None:
+    """The word of REASONS for which a target set cannot be read; None if it can."""
+    if not ids:
+        return "empty_target_set"
+    if min(ids) < 0 or max(ids) >= len(W_E):
+        return "token_out_of_vocab"
+    if len(set(ids)) == len(W_E):
+        return "full_target_set"
+    if bool((W_E[torch.as_tensor(ids, device=W_E.device)].abs().amax(-1) == 0).any()):
+        return "zero_embedding"
+    return None

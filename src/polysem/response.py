@@ -4,8 +4,10 @@ For every planned arm whose direction is a feature's (pairs, the target itself, 
 response at the dose that was really given stands beside the measured effect, arm by arm. A sample of prompts
 decomposes the measured effect of pairs. For each SAE the readout-compensation index is estimated from the
 response of all targets to all features, which no experiment could afford and two backward passes per target
-and prompt give. Cost: per prompt two backward passes per target and token set; the decomposition 18 rows of a
-forward pass per pair on `DECOMPOSED_PROMPTS` prompts.
+and prompt give. On a sample of pairs the gradient averaged along the push stands beside the one at the prompt, and
+SAEs of one site are asked for the same pairs. Cost: per prompt two backward passes per target and token set; on
+`DECOMPOSED_PROMPTS` prompts 18 rows of a forward pass per pair for the decomposition, two per feature for the
+footprints, and 8 backward passes per sampled pair, dose and token set.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,21 +17,24 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
 from polysem.interventions.base import Recipe, edited_positions
+from polysem.interventions.strengths import own_strengths
 from polysem.linear.compensation import compensation, crosstalk_floor
 from polysem.linear.decompose import STREAM, Decomposition, common_mode, decompose, mean_of, split_push
+from polysem.linear.footprint import Prompt, footprint_metrics
 from polysem.linear.metrics import pair_metrics
-from polysem.linear.response import membership, odds_gradients
+from polysem.linear.replicated import Side, replicated_pairs
+from polysem.linear.response import log_odds_of, membership, odd_change, odds_gradients, path_gradients
 from polysem.models.base import WhiteBoxModel
 from polysem.plan import Features
 from polysem.progress import SILENT, Reporter
+from polysem.readouts import set_problem
 from polysem.saes.base import SAE
 from polysem.seeds import rng_for
-from polysem.store.tables import COMPENSATION, DECOMPOSITION, METRICS, RESPONSE
-from polysem.trials import set_problem
+from polysem.store.tables import STAGES
 from polysem.types import Site
 
 DECOMPOSED_PROMPTS = 2
@@ -38,7 +43,12 @@ BANDS = ((0.0, 1.01), (0.0, 0.1), (0.1, 0.2), (0.2, 0.4), (0.4, 1.01))
 """|interference| of the pairs that lambda is given for; the first is all"""
 COMPARED_FEATURES = 2000
 """features that lambda's matrix has besides the targets; more change it by less than its interval"""
-LAMBDA_DRAWS = 200
+REPLICATED_PROMPTS = 8
+"""confirm prompts on which SAEs of one site are compared"""
+PATH_PAIRS = 24
+"""pairs of every SAE along whose pushes the gradient is averaged"""
+MATRIX_SOURCES = 200
+"""features beside the targets whose cells of lambda's matrix are kept for permutation tests"""
 _ROWS = 24
 _FEATURE_RELATIONS = ("pair", "self", "random_feature")
 Rows = list[dict[str, Any]]
@@ -56,7 +66,7 @@ def respond(
     level: float = 0.95,
     reporter: Reporter = SILENT,
 ) -> dict[str, pa.Table]:
-    """RESPONSE, DECOMPOSITION, METRICS and COMPENSATION of a study whose trials are run.
+    """The tables of the stage `response` of a study whose trials are run.
 
     Args:
         plan: PLAN.
@@ -70,10 +80,12 @@ def respond(
             the model.
         reporter: is told of every SAE and prompt.
     """
-    rows: dict[str, Rows] = {"response": [], "decomposition": [], "metrics": [], "compensation": []}
+    schemas = {s.name: s for s in STAGES["response"]}
+    rows: dict[str, Rows] = {name: [] for name in schemas}
     cells = _cells(plan, trials)
     tokens = {r["prompt_id"]: r["token_ids"] for r in prompts.select(["prompt_id", "token_ids"]).to_pylist()}
     labels = sorted(set(cells["sae"].to_pylist()))
+    parts: list[_OneSAE] = []
     for label in reporter.track(labels, total=len(labels), label="response"):
         own = cells.filter(pc.equal(cells["sae"], label))
         one = _OneSAE(label, saes[label], model, features, own.to_pylist(), tokens)
@@ -81,12 +93,31 @@ def respond(
         rows["response"] += one.responses()
         rows["decomposition"] += one.decompositions()
         rows["metrics"] += one.metrics()
-        rows["compensation"] += one.compensations(level=level, seed=seed)
-    schemas = {s.name: s for s in (RESPONSE, DECOMPOSITION, METRICS, COMPENSATION)}
+        rows["gradient_path"] += one.paths(seed=seed)
+        compensations, matrix = one.compensations(level=level, seed=seed)
+        rows["compensation"] += compensations
+        rows["gradient_matrix"] += matrix
+        for other in parts:
+            if other.sae.site == one.sae.site:
+                rows["replicated"] += _replicated(other, one, seed=seed)
+        parts.append(one)
     return {
         name: schema.conform(pa.Table.from_pylist(rows[name], schema=schema.arrow()))
         for name, schema in schemas.items()
     }
+
+
+def _replicated(first: "_OneSAE", second: "_OneSAE", *, seed: int) -> Rows:
+    """REPLICATED of two SAEs of one site, on the first prompts that both were steered on."""
+    names = sorted(set(first.gradients) & set(second.gradients))[:REPLICATED_PROMPTS]
+    places = {c["prompt_id"]: c["positions"] for c in first.cells}
+    at = [first.prompt(name, places[name]) for name in names]
+    rows: Rows = []
+    for tokens in sorted({name for _, name in first.keys} & {name for _, name in second.keys}) if at else []:
+        here, there = (Side(one.label, one.sae, one.all_sets(tokens)) for one in (first, second))
+        rng = rng_for(seed, "replicated", first.label, second.label, tokens)
+        rows += replicated_pairs(here, there, first.model, at, token_set=tokens, rng=rng)
+    return rows
 
 
 _CELL = ("sae", "locus", "relation", "target", "source", "draw", "token_set", "prompt_id", "positions")
@@ -94,6 +125,7 @@ _CELL = ("sae", "locus", "relation", "target", "source", "draw", "token_set", "p
 
 def _cells(plan: pa.Table, trials: pa.Table) -> pa.Table:
     """One row per arm, token set, |dose| and confirm prompt with both signs ok: who, and how long the push was."""
+    plan = own_strengths(plan)
     decoder = pc.is_in(plan["relation"], pa.array(_FEATURE_RELATIONS))
     kept = plan.filter(pc.and_(decoder, pc.equal(plan["split"], "confirm")))
     kinds = {text: Recipe.parse(text).kind for text in pc.unique(kept["recipe"]).to_pylist()}
@@ -124,6 +156,7 @@ class _OneSAE:
         tokens: Mapping[str, Sequence[int]],
     ):
         self.label, self.sae, self.model, self.cells, self.tokens = label, sae, model, cells, tokens
+        self.features = features
         W = sae.W_dec.detach().double().cpu()
         self.unit = W / W.norm(dim=-1, keepdim=True).clamp(min=1e-30)
         wanted = sorted({(c["target"], c["token_set"]) for c in cells})
@@ -145,7 +178,7 @@ class _OneSAE:
         end = Site(self.model.spec.n_layers - 1, "hook_resid_post")
         positions = {c["prompt_id"]: c["positions"] for c in self.cells}
         for prompt in sorted(positions):
-            ids, pushed = self._prompt(prompt, positions[prompt])
+            ids, pushed = self.prompt(prompt, positions[prompt])
             at = {"pushed": pushed, "inside": self.inside}
             self.gradients[prompt] = odds_gradients(self.model, ids, site=self.sae.site, **at)
             last = pushed.clone()
@@ -154,9 +187,16 @@ class _OneSAE:
                 g = odds_gradients(self.model, ids, site=end, pushed=last, inside=self.inside)
                 self.direct[prompt] = g
 
-    def _prompt(self, prompt: str, positions: str) -> tuple[Tensor, Bool[Tensor, " pos"]]:
+    def all_sets(self, tokens: str) -> dict[int, Sequence[int]]:
+        """Target tokens of every feature of the SAE whose set can be read out."""
+        table = self.features.features.select(["sae", "feature", f"tokens_{tokens}"])
+        rows = table.filter(pc.equal(table["sae"], self.label)).to_pylist()
+        sets = {r["feature"]: r[f"tokens_{tokens}"] for r in rows}
+        return {k: ids for k, ids in sets.items() if set_problem(ids, self.model.W_E) is None}
+
+    def prompt(self, prompt: str, positions: str) -> Prompt:
         ids = torch.as_tensor(self.tokens[prompt], dtype=torch.long).to(self.model.spec.device)
-        return ids, torch.as_tensor(edited_positions(positions, len(ids)))
+        return Prompt(ids, torch.as_tensor(edited_positions(positions, len(ids))))
 
     def responses(self) -> Rows:
         """RESPONSE: means over prompts."""
@@ -184,9 +224,7 @@ class _OneSAE:
 
     def decompositions(self) -> Rows:
         """DECOMPOSITION of pairs at the smallest dose of the first locus, on the `in` tokens where planned."""
-        pairs = [
-            c for c in self.cells if c["relation"] == "pair" and (c["target"], c["token_set"]) in self.row
-        ]
+        pairs = self._pairs()
         if not pairs:
             return []
         tokens = "in" if any(c["token_set"] == "in" for c in pairs) else "out"
@@ -214,8 +252,53 @@ class _OneSAE:
             )
         return rows
 
+    def _pairs(self) -> Rows:
+        """Cells of pairs whose target can be read out, of the first locus."""
+        found = [
+            c for c in self.cells if c["relation"] == "pair" and (c["target"], c["token_set"]) in self.row
+        ]
+        return [c for c in found if c["locus"] == found[0]["locus"]]
+
+    def paths(self, *, seed: int) -> Rows:
+        """GRADIENT_PATH: a sample of pairs of the first locus at every dose, on a sample of prompts."""
+        pairs = self._pairs()
+        if not pairs:
+            return []
+        names = sorted({(c["target"], c["source"]) for c in pairs})
+        order = rng_for(seed, "gradient path", self.label).permutation(len(names))[:PATH_PAIRS]
+        picked = {names[k] for k in order}
+        prompts = sorted({c["prompt_id"] for c in pairs})[:DECOMPOSED_PROMPTS]
+        found: dict[tuple[Any, ...], list[tuple[float, ...]]] = {}
+        for prompt in prompts:
+            here = [c for c in pairs if c["prompt_id"] == prompt and (c["target"], c["source"]) in picked]
+            for start in range(0, len(here), _ROWS):
+                part = here[start : start + _ROWS]
+                for c, numbers in zip(part, self._along(prompt, part), strict=True):
+                    key = tuple(c[n] for n in ("locus", "token_set", "size", "target", "source"))
+                    found.setdefault(key, []).append(numbers)
+        names = ("locus", "token_set", "dose", "target", "source")
+        rows = []
+        for key, numbers in found.items():
+            values = zip(("total", "linear", "path"), np.mean(numbers, axis=0).tolist(), strict=True)
+            own = {"sae": self.label} | dict(zip(names, key, strict=True))
+            rows.append(own | dict(values) | {"n_prompts": len(numbers)})
+        return rows
+
+    def _along(self, prompt: str, part: Rows) -> list[tuple[float, ...]]:
+        """Measured odd change, gradient at the prompt and gradient along the push, of every cell."""
+        ids, pushed = self.prompt(prompt, part[0]["positions"])
+        lengths = torch.tensor([c["length_mean"] for c in part], dtype=torch.float64)[:, None]
+        pushes = lengths * self.unit[[c["source"] for c in part]]
+        places = [self.row[c["target"], c["token_set"]] for c in part]
+        at = {"site": self.sae.site, "pushed": pushed, "pushes": pushes}
+        plus, minus = (log_odds_of(z, self.inside[places]) for z in odd_change(self.model, ids, **at))
+        average = path_gradients(self.model, ids, inside=self.inside[places], **at)
+        linear = (self.gradients[prompt][places] * pushes).sum(-1)
+        numbers = torch.stack([(plus - minus) / 2, linear, (average * pushes).sum(-1)], dim=1)
+        return [tuple(row) for row in numbers.tolist()]
+
     def _decompose(self, prompt: str, part: Rows, tokens: str, basis: Tensor) -> Decomposition:
-        ids, pushed = self._prompt(prompt, part[0]["positions"])
+        ids, pushed = self.prompt(prompt, part[0]["positions"])
         lengths = torch.tensor([c["length_mean"] for c in part], dtype=torch.float64)[:, None]
         target = torch.tensor([c["target"] for c in part])
         pushes = lengths * self.unit[[c["source"] for c in part]]
@@ -243,7 +326,7 @@ class _OneSAE:
             return []
         activations = []
         for prompt in self.gradients:
-            ids, _ = self._prompt(prompt, "all")
+            ids, _ = self.prompt(prompt, "all")
             seen = self.model.capture(ids[None], [self.sae.site])[self.sae.site][0, 1:]
             activations.append(seen.double().cpu().numpy())
         stream = self.sae.site.point in STREAM
@@ -253,16 +336,30 @@ class _OneSAE:
             W_U=self.model.W_U if stream else None,
             activations=np.concatenate(activations),
         )
+        values |= self._footprints(np.array(pairs))
         return [
             {"sae": self.label, "target": j, "source": i, "metric": name, "value": float(v)}
             for name, column in sorted(values.items())
             for (i, j), v in zip(pairs, column, strict=True)
         ]
 
-    def compensations(self, *, level: float, seed: int) -> Rows:
-        """COMPENSATION by token set and band of |interference|."""
+    def _footprints(self, pairs: np.ndarray) -> dict[str, np.ndarray]:
+        """Jacobian and Fisher interference of (source, target) features on a sample of prompts."""
+        places = {c["prompt_id"]: c["positions"] for c in self.cells}
+        prompts = [Prompt(*self.prompt(name, places[name])) for name in sorted(places)[:DECOMPOSED_PROMPTS]]
+        used, code = np.unique(pairs, return_inverse=True)
+        return footprint_metrics(
+            self.model,
+            prompts,
+            site=self.sae.site,
+            directions=self.unit[used.tolist()],
+            pairs=code.reshape(pairs.shape),
+        )
+
+    def compensations(self, *, level: float, seed: int) -> tuple[Rows, Rows]:
+        """COMPENSATION by token set and band of |interference|, and GRADIENT_MATRIX."""
         if not self.gradients:
-            return []
+            return [], []
         mean = torch.stack(list(self.gradients.values())).mean(0)
         rng = rng_for(seed, "compensation", self.label)
         alive = np.flatnonzero(self.sae.W_dec.norm(dim=-1).cpu().numpy() > 0)
@@ -271,16 +368,23 @@ class _OneSAE:
         picked = rng.permutation(others)[:COMPARED_FEATURES]
         columns = np.concatenate([targets, np.sort(picked)]).astype(np.int64)
         floor = crosstalk_floor(len(alive), self.sae.d_in)
-        rows = []
+        rows, matrix = [], []
         for tokens in sorted({name for _, name in self.keys}):
             mine = [t for t in targets if (t, tokens) in self.row]
             g = mean[[self.row[t, tokens] for t in mine]]
             E = (g @ self.unit[columns].T).numpy()
             G = (self.unit[mine] @ self.unit[columns].T).numpy()
             own = np.array([targets.index(t) for t in mine], dtype=np.int64)
+            kept = [*range(len(targets)), *np.flatnonzero(np.isin(columns, picked[:MATRIX_SOURCES])).tolist()]
+            matrix += [
+                {"sae": self.label, "token_set": tokens, "target": t, "source": int(columns[i])}
+                | {"interference": float(G[j, i]), "linear": float(E[j, i])}
+                for j, t in enumerate(mine)
+                for i in kept
+            ]
             for lo, hi in BANDS:
                 used = (np.abs(G) >= lo) & (np.abs(G) < hi)
-                found = compensation(E, G, own, level=level, rng=rng, used=used, draws=LAMBDA_DRAWS)
+                found = compensation(E, G, own, level=level, rng=rng, used=used)
                 rows.append(
                     {"sae": self.label, "token_set": tokens, "band_lo": lo, "band_hi": min(hi, 1.0)}
                     | {"estimate": _number(found.estimate), "lo": _number(found.lo), "hi": _number(found.hi)}
@@ -291,7 +395,7 @@ class _OneSAE:
                     | {"n_targets": found.n_targets, "n_sources": found.n_sources, "n_pairs": found.n_pairs}
                     | {"level": level, "note": found.reason or None}
                 )
-        return rows
+        return rows, matrix
 
 
 def _number(value: float) -> float | None:

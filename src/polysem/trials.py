@@ -11,8 +11,7 @@ and no value is ever put in the place of one that is missing. Anything unexpecte
 """
 
 import logging
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -35,14 +34,15 @@ from polysem.interventions.base import (
     Refused,
     edited_positions,
 )
-from polysem.interventions.dosing import doses_at_kl
 from polysem.interventions.feature import decoder_row, unit
 from polysem.interventions.mlp import site_of
+from polysem.interventions.pushes import pushes_at_kl
 from polysem.models.base import WhiteBoxModel
 from polysem.models.sweep import sweep_of
 from polysem.plan import Features
 from polysem.progress import SILENT, Reporter
-from polysem.readouts import TokenSets, kl, read_sets, share_of_shift
+from polysem.prompts import span_of
+from polysem.readouts import Outcomes, TokenSets, set_problem
 from polysem.saes.base import SAE
 from polysem.store.tables import PROMPTS, TRIALS
 from polysem.types import Site
@@ -154,40 +154,6 @@ class _Edited(NamedTuple):
     refused: dict[str, str]
 
 
-class _Outcomes(NamedTuple):
-    """Every outcome of the finite rows of a batch, for every set read: plain numbers, by row and set."""
-
-    base: dict[str, list[float]]
-    edit: dict[str, list[list[float]]]
-    whole: dict[str, list[Any]]
-
-    @classmethod
-    def of(
-        cls, base: Float[Tensor, "1 d_vocab"], edited: Float[Tensor, "rows d_vocab"], sets: TokenSets
-    ) -> "_Outcomes":
-        before, after = read_sets(base, sets), read_sets(edited, sets)
-        names = ("cosine", "mass", "logodds")
-        moved = torch.as_tensor(kl(base, edited))
-        return cls(
-            base={f"{name}_base": values[0].tolist() for name, values in zip(names, before, strict=True)},
-            edit={f"{name}_edit": values.tolist() for name, values in zip(names, after, strict=True)}
-            | {"rho": share_of_shift(before.log_odds[0], after.log_odds, moved).tolist()},
-            whole={
-                "kl": moved.tolist(),
-                "top1_kept": [bool(same) for same in edited.argmax(-1) == base.argmax(-1)],
-            },
-        )
-
-    def at(self, row: int, column: int) -> dict[str, Any]:
-        """The outcomes of one row for one set."""
-        found = (
-            {name: values[column] for name, values in self.base.items()}
-            | {name: values[row][column] for name, values in self.edit.items()}
-            | {name: values[row] for name, values in self.whole.items()}
-        )
-        return found | {"rho": None if math.isnan(found["rho"]) else found["rho"]}
-
-
 class _Sets(NamedTuple):
     """The target sets that can be read, and why the others cannot."""
 
@@ -214,6 +180,7 @@ class _Workbench:
         self.planned = planned
         self.features = features
         self.prompts = {row["prompt_id"]: tuple(row["token_ids"]) for row in prompts.to_pylist()}
+        self.texts = dict(zip(prompts["prompt_id"].to_pylist(), prompts["text"].to_pylist(), strict=True))
         self.bench = lru_cache(maxsize=None)(self._bench)
         self.token_sets = lru_cache(maxsize=2)(self._token_sets)  # batches come SAE by SAE
         self.base_logits = lru_cache(maxsize=_CACHED_PROMPTS)(self._base_logits)
@@ -254,7 +221,8 @@ class _Workbench:
                 f"the plan's prompt {where.prompt_id!r} is not in the prompts table", hint="polysem plan"
             )
         ids = self._token_ids(where.prompt_id)
-        prompt = Prompt(token_ids=ids, edited=edited_positions(where.positions, len(ids)))
+        span = self._text_span(where.prompt_id) if where.locus == "prompt" else None
+        prompt = Prompt(token_ids=ids, edited=edited_positions(where.positions, len(ids)), text_span=span)
         if not prompt.edited.any():
             raise Refused("no_edited_position")
         norm = self.norm(where.prompt_id, bench.sae.site, where.positions)
@@ -280,8 +248,12 @@ class _Workbench:
             return self._logits(pushes, intervention, unedited.prompt, bench)
 
         if where.dose_unit == "kl":
-            strengths, logits, unreached = _at_kl(
-                run, keys, unedited, relative=where.locus in ("neuron", "mlp_neuron")
+            relative = where.locus in ("neuron", "mlp_neuron")
+            strengths, logits, unreached = pushes_at_kl(
+                run,
+                np.array([key.dose for key in keys]),
+                unedited.logits,
+                first=0.2 if relative else 0.05 * unedited.norm,
             )
         else:
             logits, unreached = run(np.arange(len(keys)), strengths), np.zeros(len(keys), dtype=bool)
@@ -308,12 +280,14 @@ class _Workbench:
         known = self.token_sets(where.sae)
         wanted = sorted({(t["target"], t["token_set"]) for t in trials} & set(known.rows))
         column = {key: k for k, key in enumerate(wanted)}
-        finite = torch.isfinite(edited.logits).all(-1)
+        finite = torch.isfinite(edited.logits.sum(-1))  # a sum shows any entry that is not
+        if not bool(finite.all()):
+            finite = torch.isfinite(edited.logits).all(-1)
         position = (finite.cumsum(0) - 1).tolist()
         seen = None
         if known.sets is not None and wanted and bool(finite.any()):
             sets = known.sets.take([known.rows[key] for key in wanted])
-            seen = _Outcomes.of(unedited.logits, edited.logits[finite], sets)
+            seen = Outcomes.of(unedited.logits, edited.logits[finite], sets)
         rows = []
         for trial in trials:
             key, target = _Key(trial["recipe"], trial["dose"]), (trial["target"], trial["token_set"])
@@ -383,6 +357,11 @@ class _Workbench:
             raise Refused("prompt_out_of_vocab")
         return ids
 
+    def _text_span(self, prompt_id: str) -> tuple[int, int] | None:
+        """Where the prompt's own text lies among its tokens; None where it ends them, as without a chat template."""
+        text = self.model.tokenize(self.texts[prompt_id], prepend_bos=False)
+        return span_of(self._token_ids(prompt_id), text)
+
     def _tokens(self, prompt_id: str) -> Tensor:
         return torch.tensor([self._token_ids(prompt_id)], device=self.model.spec.device)
 
@@ -446,49 +425,3 @@ class _Workbench:
                 refused[target, name] = reason
         sets = TokenSets.of(list(found.values()), W_E) if found else None
         return _Sets({key: k for k, key in enumerate(found)}, sets, refused)
-
-
-def _at_kl(
-    run: Callable[[np.ndarray, np.ndarray], Tensor],
-    keys: Sequence[_Key],
-    unedited: _Unedited,
-    *,
-    relative: bool,
-) -> tuple[Float[np.ndarray, " rows"], Float[Tensor, "rows d_vocab"], Bool[np.ndarray, " rows"]]:
-    """Signed strengths at which every row has the KL that its dose asks for, the logits there, and rows for which
-    there is no such strength.
-
-    Args:
-        run: rows and signed strengths -> logits.
-        relative: strengths multiply what is there (neurons); otherwise they are in units of the activation.
-    """
-    signs = np.sign([key.dose for key in keys])
-    wanted = np.abs([key.dose for key in keys])
-    logits = torch.full((len(keys), unedited.logits.shape[-1]), torch.nan, dtype=torch.float64)
-
-    def measure(rows: np.ndarray, strength: np.ndarray) -> np.ndarray:
-        seen = run(rows, signs[rows] * strength)
-        logits[torch.from_numpy(rows)] = seen
-        finite = torch.isfinite(seen).all(-1)
-        found = np.full(len(rows), np.inf)
-        if bool(finite.any()):
-            found[finite.numpy()] = np.asarray(kl(unedited.logits, seen[finite]), dtype=np.float64).ravel()
-        return found
-
-    first = 0.2 if relative else 0.05 * unedited.norm
-    # KL grows as the square of the dose: one start serves all doses of a direction
-    found = doses_at_kl(measure, wanted, first * np.sqrt(wanted / 0.01))
-    return signs * found.strength, logits, ~found.reached
-
-
-def set_problem(ids: Sequence[int], W_E: Float[Tensor, "d_vocab d_model"]) -> str | None:
-    """The word of REASONS for which a target set cannot be read; None if it can."""
-    if not ids:
-        return "empty_target_set"
-    if min(ids) < 0 or max(ids) >= len(W_E):
-        return "token_out_of_vocab"
-    if len(set(ids)) == len(W_E):
-        return "full_target_set"
-    if bool((W_E[torch.as_tensor(ids, device=W_E.device)].abs().amax(-1) == 0).any()):
-        return "zero_embedding"
-    return None

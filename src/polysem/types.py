@@ -26,10 +26,23 @@ BlockPoint = Literal[
     "mlp.hook_out",
 ]
 Positions = Literal["last", "all", "all_but_first"]
-DoseUnit = Literal["absolute", "resid_norm", "kl", "factor", "injection", "max_act"]
+DoseUnit = Literal[
+    "absolute",
+    "resid_norm",
+    "kl",
+    "factor",
+    "injection",
+    "max_act",
+    "paper_scale",
+    "paper_factor",
+    "paper_injection",
+]
+PAPER_UNITS = ("paper_scale", "paper_factor", "paper_injection")
+"""units of the strengths that presets `paper` and `both` add to a study's own"""
 Locus = Literal["feature", "clamp", "gradient", "prompt", "neuron", "mlp_neuron"]
 Relation = Literal[
     "pair",
+    "split_pair",
     "self",
     "random_feature",
     "random_direction",

@@ -4,19 +4,26 @@ import os
 import shutil
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import pyarrow as pa
 import pytest
 
 from polysem.explore import Book, make_app
 from polysem.explore.server import hosts_of, listen
+from polysem.store import io
+from polysem.store.schema import Schema
+from polysem.store.tables import TRANSFER_EFFECTS, TRANSFER_SHARED
 from polysem.testing.synthetic import SyntheticStudy, synthetic_run
 
 CHROMIUM = os.environ.get("POLYSEM_CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
 TOKEN = "token-of-the-browser-tests"
-WORLD = SyntheticStudy(n_features=130, n_targets=6, n_prompts=6, doses=(0.1, 0.2), sources_per_bin=2)
+WORLD = SyntheticStudy(
+    n_features=130, n_targets=6, n_prompts=6, doses=(0.1, 0.2), sources_per_bin=2, preset="both"
+)
 
 
 @dataclass
@@ -135,6 +142,16 @@ class Visit:
 @pytest.fixture
 def visit(chromium):
     """A function that opens a fresh page at a server, logged in."""
+    yield from visits(chromium)
+
+
+@pytest.fixture(scope="module")
+def long_visit(chromium):
+    """The same for pages that several tests use."""
+    yield from visits(chromium)
+
+
+def visits(chromium) -> Iterator[Callable[..., Visit]]:
     contexts = []
 
     def start(served: Served, *, width: int = 1280, height: int = 900, dark: bool = False) -> Visit:
@@ -153,8 +170,46 @@ def visit(chromium):
 
 
 @pytest.fixture(scope="session")
+def world() -> SyntheticStudy:
+    return WORLD
+
+
+@pytest.fixture(scope="session")
 def folder(tmp_path_factory) -> Path:
-    return synthetic_run(tmp_path_factory.mktemp("run"), WORLD)
+    made = synthetic_run(tmp_path_factory.mktemp("run"), WORLD)
+    add_transfer(made / "transfer")
+    return made
+
+
+def add_transfer(folder: Path) -> None:
+    """Tables of a transfer study of two models, three arms and four categories; only `shared` does anything."""
+    effects = []
+    for t, target in enumerate(("small", "large")):
+        for contrast in ("specific", "logodds"):
+            for arm in ("shared", "neither", "random"):
+                for c, category in enumerate(("color", "emotion", "location", "number")):
+                    size = (0.4 + 0.1 * c) * (1 + t) if arm == "shared" else 0.01 * (c - 2)
+                    found = {"estimate": size + (contrast == "logodds"), "lo": size - 0.2, "hi": size + 0.2}
+                    key = {"target": target, "contrast": contrast, "arm": arm, "category": category}
+                    p = {"p": 0.001 if arm == "shared" else 0.4, "p_adj": 0.01 if arm == "shared" else 1.0}
+                    words = {"template": "paren", "position": "prefix", "unit": "nats", "level": 0.95}
+                    effects.append(key | found | p | words | {"noise_floor": 0.05})
+    shared = {"source_a": "one", "source_b": "two", "n_matched": 300, "n_shared": 60, "expected": 12.0}
+    shared |= {"lift": 5.0, "lift_lo": 4.0, "lift_hi": 6.0, "p": 0.001, "level": 0.95}
+    outputs: dict[str, Any] = {}
+    for schema, rows in ((TRANSFER_EFFECTS, effects), (TRANSFER_SHARED, [shared])):
+        file = f"{schema.name}.parquet"
+        outputs[file] = {
+            "rows": len(rows),
+            "sha256": io.write_table(folder / file, filled(schema, rows), schema),
+        }
+    io.write_json(folder / "manifest.json", {"outputs": outputs})
+
+
+def filled(schema: Schema, rows: list[dict[str, Any]]) -> pa.Table:
+    """A table of rows that name only what matters: counts are 0, what may be missing is."""
+    zero = {c.name: None if c.nullable else "" if c.dtype == pa.string() else 0 for c in schema.columns}
+    return pa.Table.from_pylist([zero | row for row in rows], schema=schema.arrow())
 
 
 @pytest.fixture(scope="session")

@@ -4,13 +4,11 @@ import shutil
 
 import pytest
 
-from polysem.testing.synthetic import SyntheticStudy, synthetic_run
-
-WORLD = SyntheticStudy(n_features=130, n_targets=6, n_prompts=6, doses=(0.1, 0.2), sources_per_bin=2)
+from polysem.testing.synthetic import synthetic_run
 
 
-def test_a_running_study_shows_how_far_it_is_and_fills_in(visit, serving, folder, tmp_path):
-    run = synthetic_run(tmp_path / "run", WORLD, stages=("features",))
+def test_a_running_study_shows_how_far_it_is_and_fills_in(visit, serving, folder, world, tmp_path):
+    run = synthetic_run(tmp_path / "run", world, stages=("features",))
     here = visit(serving.study(run))
     assert "not finished" in here.text()
     here.open("#/pairs")

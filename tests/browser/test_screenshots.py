@@ -1,17 +1,20 @@
 """Pictures of every view for docs/explorer.md, of the study that `polysem demo` makes.
 
-POLYSEM_DEMO=RUN names the finished demo; without it, and without runs/demo, the pictures are left as they are.
+POLYSEM_DEMO=RUN names the finished demo; without it, and without runs/demo, the pictures are left as they are. Those of
+presets and transfer need a run that has them: the demo with `preset = "both"`, and a transfer study in its folder.
 """
 
 import os
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 DEMO = Path(os.environ.get("POLYSEM_DEMO", REPOSITORY / "runs" / "demo"))
 PICTURES = REPOSITORY / "docs" / "img"
-TALL = {"pair": 1500, "feature": 1100, "results": 1300, "map": 1120}
+TALL = {"pair": 1500, "feature": 1100, "results": 1300, "map": 1120, "presets": 1250, "transfer": 1100}
+NEEDS = {"presets": "effects/presets.parquet", "transfer": "transfer/manifest.json"}
 
 
 @pytest.fixture(scope="module")
@@ -29,8 +32,9 @@ def places(chromium, demo):
     page.goto(demo.address)
     page.wait_for_selector("main:not([aria-busy]) h1")
     row = page.evaluate(
-        "fetch('data/rows/pushes?f=relation=pair&f=locus=feature&f=token_set=in&sort=-logodds&limit=1').then((r) => r.json())"
+        "fetch('data/rows/pushes?f=relation=pair&f=locus=feature&f=token_set=in&f=interference>=0.2&f=similarity<0.3&sort=-logodds&limit=1').then((r) => r.json())"
     )["rows"][0]
+    places = page.get_attribute(".kinds a:has-text('places')", "href")
     context.close()
     sae, i, j = row["sae"], *sorted((row["source"], row["target"]))
     push = f"sae={sae}&source={row['source']}&target={row['target']}&unit=kl&dose=0.3&locus=feature"
@@ -38,14 +42,21 @@ def places(chromium, demo):
         "home": "#/home",
         "map": f"#/map?sae={sae}&box=-0.05,0.2,0.35,0.6",
         "pairs": "#/pairs?f=is_duplicate=false&f=is_dense=false&q=London, street",
-        "pushes": "#/pushes?f=relation=pair&f=locus=feature&f=token_set=in&f=target~@location&sort=-logodds",
+        "pushes": places,
         "pair": f"#/pair/{sae}/{i}/{j}",
         "feature": f"#/feature/{sae}/{row['target']}",
         "hubs": "#/hubs",
         "results": "#/results",
+        "presets": "#/results/presets",
+        "transfer": "#/results/transfer",
         "tables": "#/tables/features",
         "live": f"#/live?{push}&prompt=I do not think that",
     }
+
+
+def has(view: str) -> bool:
+    file = DEMO / NEEDS[view]
+    return file.is_file() and (file.suffix == ".json" or pq.read_metadata(file).num_rows > 0)
 
 
 def draw(visit, demo, places, view: str, **kwargs):
@@ -59,9 +70,15 @@ def draw(visit, demo, places, view: str, **kwargs):
 
 
 @pytest.mark.parametrize(
-    "view", ["home", "map", "pairs", "pushes", "pair", "feature", "hubs", "results", "tables", "live"]
+    "view",
+    [
+        *("home", "map", "pairs", "pushes", "pair", "feature", "hubs", "results", "presets", "transfer"),
+        *("tables", "live"),
+    ],
 )
 def test_a_picture_of_every_view(visit, demo, places, view):
+    if view in NEEDS and not has(view):
+        pytest.skip(f"the run at {DEMO} has no {view}")
     page = draw(visit, demo, places, view, width=1200, height=820)
     tall = min(TALL.get(view, 820), page.evaluate("document.documentElement.scrollHeight"))
     PICTURES.mkdir(parents=True, exist_ok=True)

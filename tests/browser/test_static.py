@@ -18,6 +18,8 @@ VIEWS = [
     "#/hubs",
     "#/hubs/coordinates",
     "#/results",
+    "#/results/presets",
+    "#/results/transfer?measure=logodds&arm=neither",
     "#/tables/effects?sort=-p",
     "#/tables/features?q=ship&f=tokens_in_str~keel",
     "#/feature/blocks.2.hook_resid_post/5",
@@ -29,11 +31,15 @@ def exported(serving, folder, tmp_path_factory):
     return serving.files(export_static(Book(folder), tmp_path_factory.mktemp("export") / "site"))
 
 
+@pytest.fixture(scope="module")
+def both(long_visit, served, exported):
+    return long_visit(served), long_visit(exported)
+
+
 @pytest.mark.parametrize("view", VIEWS)
-def test_a_view_reads_the_same(visit, served, exported, view):
+def test_a_view_reads_the_same(both, view):
     words, graphs = [], []
-    for place in (served, exported):
-        here = visit(place)
+    for here in both:
         here.open(view)
         tools = here.page.query_selector_all(".tools, .cards, [data-tool]")
         for node in tools:

@@ -56,6 +56,26 @@ def test_from_the_first_page_to_what_pushes_the_model_toward_something(visit, se
     assert not here.wrong
 
 
+def test_a_category_says_why_a_target_counts_as_about_it(visit, served):
+    here = visit(served)
+    here.page.click(".kinds >> text=places")
+    here.settled()
+    words = set(
+        here.page.evaluate("fetch('data/overview.json').then((r) => r.json())")["categories"]["location"]
+    )
+    targets = here.page.eval_on_selector_all("td.col-gloss_target", "nodes => nodes.map(n => n.textContent)")
+    assert targets
+    for text in targets:
+        said = re.findall(r" · (?:gloss names|fires on|writes): ([^·]+)", text)
+        assert said
+        assert {word.strip() for part in said for word in part.split(", ")} <= words
+    here.page.click("text=All features about it")
+    here.settled()
+    assert here.hash == "#/hubs?f=feature~%40location"
+    assert here.rows()
+    assert not here.wrong
+
+
 def test_search_filter_sort_and_page_are_in_the_address_and_survive_a_reload(visit, served):
     here = visit(served)
     here.open("#/pairs")
@@ -177,7 +197,8 @@ def test_a_pair_card_shows_both_features_chance_and_what_was_measured(visit, ser
         "Where it fires",
         "Tokens that activate it",
         "noise floor",
-        "Decomposition",
+        "What the effect is made of",
+        "predicted by linear response",
     ):
         assert said in words
     assert len(here.page.query_selector_all("article.feature-card")) == 2
@@ -205,6 +226,56 @@ def test_a_feature_page_draws_neighbours_and_grows(visit, served):
     assert not here.wrong
 
 
+def test_paper_and_strict_stand_side_by_side(visit, served):
+    here = visit(served)
+    here.open("#/results")
+    here.page.click("text=Paper against strict")
+    here.settled()
+    assert here.hash == "#/results/presets"
+    rows = here.page.evaluate(
+        "fetch('data/rows/presets?f=question=slope_b&f=path=walk&f=token_set=in&sort=step').then((r) => r.json())"
+    )["rows"]
+    ends = here.page.eval_on_selector_all(
+        "main section:first-of-type table tbody tr:first-child td strong",
+        "nodes => nodes.map(n => n.textContent)",
+    )[:2]
+    told = [float(text.split()[0].replace("−", "-").replace("+", "").replace(",", "")) for text in ends]
+    percent = [
+        100 * row["estimate"] if "change" in row["unit"] else row["estimate"] for row in (rows[0], rows[-1])
+    ]
+    assert told == pytest.approx(percent, rel=0.01)
+    # every step of the way is a dot
+    assert len(here.page.query_selector_all("main section:first-of-type figure:first-of-type circle")) == len(
+        rows
+    )
+    assert not here.wrong
+
+
+def test_transfer_shows_categories_by_arm_by_model(visit, served):
+    here = visit(served)
+    here.open("#/results/transfer")
+    heads = here.page.eval_on_selector_all("figure:has(.matrix) h3", "nodes => nodes.map(n => n.textContent)")
+    assert heads == ["large", "small"]
+    first = "figure:has(.matrix):first-of-type"
+    assert len(here.page.query_selector_all(f"{first} tbody tr")) == 4
+    resolved = here.page.eval_on_selector_all(
+        f"{first} td.resolved", "nodes => nodes.map(n => n.textContent)"
+    )
+    assert resolved == ["+0.80 *", "+1.00 *", "+1.20 *", "+1.40 *"]
+    here.page.click("text=log-odds of the category's words")
+    here.settled()
+    here.page.click("nav[aria-label=Arm] >> text=Neither")
+    here.settled()
+    assert "measure=logodds" in here.hash
+    assert "arm=neither" in here.hash
+    words = here.text()
+    assert "+1.80 *" in words
+    here.page.reload()
+    here.settled()
+    assert here.text() == words
+    assert not here.wrong
+
+
 def test_hubs_coordinates_results_and_tables(visit, served):
     here = visit(served)
     here.open("#/hubs")
@@ -215,7 +286,6 @@ def test_hubs_coordinates_results_and_tables(visit, served):
     assert here.hash == "#/hubs/coordinates"
     here.open("#/results")
     assert "slope on interference" in here.text()
-    assert "no transfer tables" in here.text()
     assert len(here.page.query_selector_all("svg.chart")) >= 4
     here.open("#/tables")
     for name in ("plan", "trials", "missing", "dose_response"):

@@ -15,7 +15,7 @@ import torch
 
 from polysem.config import CorpusConfig, PairsConfig, PlanConfig, PromptsConfig
 from polysem.edits import Add
-from polysem.interventions.arms import Atlas
+from polysem.interventions.atlas import Atlas
 from polysem.interventions.base import Bench, Recipe
 from polysem.interventions.controls import cosine_matched_direction
 from polysem.interventions.feature import decoder_row, unit

@@ -1,4 +1,5 @@
-"""All loci through plan, trials and estimates on a real model; doses in nats are what was asked for."""
+"""All loci, controls and both presets through plan, trials and estimates on a real model; doses in nats are what was
+asked for."""
 
 import numpy as np
 import pyarrow as pa
@@ -25,6 +26,7 @@ CONTROLS = (
     *("swapped_target", "frozen_decoder", "shuffled_gloss"),
 )
 STUDY = f"""
+preset = "both"
 [model]
 ref = "zoo:gpt2"
 [[saes]]
@@ -69,7 +71,10 @@ def whole():
     plan = make_plan(study, features, pairs, prompts, {LABEL: sae}, model=model)
     batches = list(range(describe_plan(plan)["batches"]))
     trials = run_batches(plan.plan, plan.prompts, features, model, {LABEL: sae}, batches=batches)
-    return plan, trials, estimate(plan.plan, trials, config=study.effects, seed=0)
+    effects = estimate(
+        plan.plan, trials, config=study.effects, seed=0, preset=study.preset, signals=plan.signals
+    )
+    return plan, trials, effects
 
 
 def joined(whole):
@@ -124,3 +129,72 @@ def test_the_own_direction_does_most_and_every_locus_is_estimated(whole):
     assert means["feature", "self"] > means["feature", "pair"]
     assert means["clamp", "self"] > means["clamp", "pair"]
     assert {locus for locus, _ in means} == set(LOCI)
+
+
+def test_both_presets_answer_every_question_at_every_locus(whole):
+    """Both ends of every walk of the pairs are there, with a number or a reason; the paper's at its 32 strengths."""
+    _, _, effects = whole
+    rows = effects.presets.to_pylist()
+    walks = {}
+    for r in rows:
+        if (r["relation"], r["path"]) == ("pair", "walk"):
+            walks.setdefault((r["locus"], r["token_set"], r["question"]), []).append(r)
+    questions = ("slope_a", "slope_b", "difference", "mean")
+    assert set(walks) == {(locus, t, q) for locus in LOCI for t in ("in", "out") for q in questions}
+    for walk in walks.values():
+        walk.sort(key=lambda r: r["step"])
+        assert walk[0]["choice"] == "paper"
+        assert walk[-1]["choice"] == "errors"
+        assert all(r["estimate"] is not None or "not estimated" in r["note"] for r in walk)
+    assert {r["n_doses"] for r in rows if r["locus"] in ("feature", "gradient")} == {32}
+    assert {r["n_doses"] for r in rows if r["locus"] == "neuron"} == {18}
+    assert {r["n_doses"] for r in rows if r["locus"] == "prompt"} == {1}
+    found = sum(
+        walk[0]["estimate"] is not None and walk[-1]["estimate"] is not None for walk in walks.values()
+    )
+    assert found >= 0.75 * len(walks)
+
+
+def test_choosing_among_the_papers_strengths_adds_to_directions_that_aim_at_nothing(whole):
+    """On the reported prompts themselves the best strength cannot be worse than on average of its choice elsewhere."""
+    rows = [
+        r
+        for r in whole[2].presets.to_pylist()
+        if (r["locus"], r["relation"], r["path"]) == ("feature", "isotropic", "optimism")
+    ]
+    at = {(r["token_set"], r["choice"]): r["estimate"] for r in rows}
+    for tokens in ("in", "out"):
+        assert at[tokens, "best_per_prompt"] > 0
+        assert at[tokens, "optimism_per_prompt"] >= 0
+        assert at[tokens, "kl_of_best"] > 0
+
+
+def test_the_paper_is_pushed_on_the_same_arms_everywhere_and_the_study_as_it_says(whole):
+    table = whole[0].plan
+    paper = pc.is_in(table["dose_unit"], pa.array(["paper_scale", "paper_factor", "paper_injection"]))
+    assert set(table.filter(paper)["positions"].to_pylist()) == {"all"}
+    assert set(table.filter(paper)["locus"].to_pylist()) == {"feature", "gradient", "prompt", "neuron"}
+    assert set(table.filter(pc.invert(paper))["positions"].to_pylist()) == {"all_but_first"}
+    probes = {
+        '"probe":"ones"' in recipe
+        for recipe, p in zip(table["recipe"].to_pylist(), paper.to_pylist(), strict=True)
+        if p and '"kind":"gradient"' in recipe
+    }
+    assert probes == {True}
+
+
+def test_planned_pairs_are_looked_at_and_neurons_have_degrees(whole):
+    plan = whole[0]
+    pairs = plan.plan.filter(pc.is_in(plan.plan["relation"], pa.array(["pair", "split_pair"])))
+    pairs = pairs.filter(pc.equal(pairs["locus"], "feature"))
+    wanted = set(zip(pairs["target"].to_pylist(), pairs["source"].to_pylist(), strict=True))
+    assert (
+        set(zip(plan.signals["target"].to_pylist(), plan.signals["source"].to_pylist(), strict=True))
+        == wanted
+    )
+    flagged = plan.signals.filter(plan.signals["flagged"]).num_rows
+    split = pairs.filter(pc.equal(pairs["relation"], "split_pair"))
+    assert split.group_by(["target", "source"]).aggregate([]).num_rows == flagged
+    assert plan.neurons.num_rows == 0, (
+        "this feature table has no gloss clusters, so there is nothing to count"
+    )

@@ -26,7 +26,7 @@ from polysem.study import atlas as atlas_stage
 from polysem.study import run_study, workers
 from polysem.study.atlas import AtlasOptions, make_atlas
 from polysem.study.bench import Bench
-from polysem.study.cost import estimate_cost
+from polysem.study.cost import _per_block, _Sample, estimate_cost
 from polysem.testing.sae_fixtures import WRITERS, planted
 from polysem.testing.tiny import save_tiny_model, tiny_model
 from polysem.trials import run_batches
@@ -328,6 +328,21 @@ def test_the_cost_of_a_plan_counts_its_rows_and_foretells_its_time(out):
     spent = time.process_time() - start
     assert 0.5 * spent < cost.cpu_seconds < 2.0 * spent  # an order of magnitude; a test is no place for more
     assert f"{cost.rows} rows in {cost.batches} batches" in cost.text()
+    assert sum(cost.by_sae.values()) == pytest.approx(cost.cpu_seconds)
+    assert set(cost.by_sae) == set(plan["sae"].to_pylist())
+    assert cost.sampled_batches <= cost.batches
+
+
+def test_cost_grows_with_the_blocks_behind_an_edit_and_never_falls_below_what_was_seen():
+    def sample(left: int, rate: float) -> _Sample:
+        return _Sample(left, np.array([9.0, 9.0]), 1, np.array([2 * rate, rate]))
+
+    rates = _per_block([sample(1, 3.0), sample(3, 5.0), sample(5, 7.0)])
+    assert rates(2) == pytest.approx([8.0, 4.0])
+    assert rates(np.array([0, 12])) == pytest.approx(np.array([[6.0, 3.0], [28.0, 14.0]]))
+    flat = _per_block([sample(1, 4.0), sample(5, 3.0)])  # noise: deeper is not cheaper
+    assert flat(1) == pytest.approx(flat(9))
+    assert _per_block([sample(2, 3.0)])(7) == pytest.approx([6.0, 3.0])
 
 
 def test_no_plan_has_no_cost(out):

@@ -1,16 +1,19 @@
 """`polysem selftest` in its quick form: every line that is judged holds."""
 
 import json
+import xml.etree.ElementTree as ET
 
 import pytest
 from typer.testing import CliRunner
 
 from polysem.cli.app import app
+from polysem.cli.selftest import _write
 from polysem.errors import ConfigError, StoreError
+from polysem.report.selftest import section_of
 from polysem.saes import codec
 from polysem.selftest import Line, Verdict, run, runner, to_json, to_markdown
 from polysem.selftest.lines import Measured, at_least, at_most, exactly, near, rate, reported
-from polysem.selftest.record import from_json
+from polysem.selftest.record import curve_points, from_json, latest
 from polysem.selftest.runner import CHECKS, Check
 
 
@@ -82,6 +85,33 @@ def test_json_and_back():
     assert "x\\|y" in table
     assert "**NO**" in table
     assert "not a number" in table
+
+
+def test_the_curve_of_learnt_dictionaries_is_drawn_beside_the_table(tmp_path):
+    values = {"topk 4": (0.9, 0.2), "topk 8": (0.7, 0.1), "gated 0.1": (0.95, float("nan"))}
+    lines = tuple(
+        Line("GT5", *reported(f"learnt: {name}, {sae}", value), seconds=0.0)
+        for sae, pair in values.items()
+        for name, value in zip(("MCC", "pair precision"), pair, strict=True)
+    )
+    verdict = Verdict(lines, "full", 0)
+    assert curve_points(verdict) == [(0.9, 0.2, "topk 4"), (0.7, 0.1, "topk 8")]
+    _write(tmp_path, to_json(verdict), verdict)
+    root = ET.fromstring((tmp_path / "img" / "worlds" / "precision.svg").read_text())
+    assert len(root.findall(".//{http://www.w3.org/2000/svg}circle")) == 2
+    assert "(img/worlds/precision.svg)" in (tmp_path / "validation.md").read_text()
+
+
+def test_the_verdict_that_comes_with_the_library_is_a_full_run_that_held():
+    """Every report shows it; it has every check there is."""
+    verdict = latest()
+    assert verdict is not None
+    assert (verdict.scale, verdict.held) == ("full", True)
+    seen = {(line.world, line.name.partition(":")[0]) for line in verdict.lines}
+    assert seen == {(check.world, check.name) for check in CHECKS}
+    shown = section_of(verdict)
+    assert sum(len(world.rows) for world in shown.worlds) == len(verdict.lines)
+    assert not shown.broken
 
 
 @pytest.mark.parametrize("text", ["", "{}", '{"format": 99, "lines": []}', '{"format": 1, "lines": [{}]}'])

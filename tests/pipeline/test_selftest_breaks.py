@@ -89,7 +89,7 @@ def test_encoder_and_decoder_swapped_in_a_loader(monkeypatch):
 
 
 def test_skipping_the_duplicate_filter(monkeypatch):
-    from polysem.interventions.arms import Atlas
+    from polysem.interventions.atlas import Atlas
 
     monkeypatch.setattr(
         Atlas, "duplicates", lambda self, target, alignment: np.zeros(len(alignment), dtype=bool)
@@ -113,6 +113,56 @@ def test_forgetting_the_layer_norm_of_an_sae(monkeypatch, function):
     assert "sae: FVU with layer-norm inputs" in broken("sae")
 
 
+def test_a_direct_effect_that_passes_blocks(monkeypatch):
+    """The total taken for the direct effect."""
+    from polysem.linear import decompose as d
+
+    def total(model, tokens, site, pushed, push, inside):
+        return d._odd(d.odd_change(model, tokens, site=site, pushed=pushed, pushes=push), inside)
+
+    monkeypatch.setattr(d, "_direct", total)
+    line = "decomposition: direct effect against every later block held at its clean output"
+    assert broken("decomposition") == {line}
+    assert "paths: largest |DE / TE|, indirect-only world" in broken("paths")
+
+
+def test_giving_out_gradients_that_are_rounding(monkeypatch):
+    from polysem.interventions import gradient
+
+    monkeypatch.setattr(gradient, "MIN_AGREEMENT", -2.0)
+    assert broken("token gradient") == {"token gradient: gradients of all coordinates given out, centred"}
+
+
+def test_a_gloss_as_its_own_instrument(monkeypatch):
+    from polysem.selftest import traps
+    from polysem.stats import reliability
+
+    def own(effect, interference, first, second, clusters):
+        return reliability.instrumented(effect, interference, first, first, clusters)
+
+    monkeypatch.setattr(traps, "instrumented", own)
+    assert broken("gloss noise") == {"gloss noise: slope, one gloss instrumented by the other"}
+
+
+def test_calling_pairs_without_adjusting_their_p_values(monkeypatch):
+    from polysem.selftest import null
+
+    monkeypatch.setattr(null, "adjust_p", lambda p, *, method: p)
+    assert broken("discoveries") == {"discoveries: false discovery rate of Benjamini-Hochberg at 0.05"}
+
+
+def test_a_target_taken_for_its_own_pair_in_lambda(monkeypatch):
+    from polysem.linear import compensation
+
+    real = compensation._solve
+
+    def all_cells(world, **rest):
+        return real(world._replace(weights=np.ones_like(world.weights)), **rest)
+
+    monkeypatch.setattr(compensation, "_solve", all_cells)
+    assert "response: compensation index at lambda 1" in broken("response")
+
+
 def test_hooks_that_stay(monkeypatch):
     from contextlib import contextmanager
 
@@ -131,8 +181,8 @@ def test_hooks_that_stay(monkeypatch):
     monkeypatch.setattr(hf, "hooked", forgetful)
     from polysem.selftest import identities
 
-    identities._models.cache_clear()
+    identities.tiny_models.cache_clear()
     found = broken("edits")
-    identities._models.cache_clear()
+    identities.tiny_models.cache_clear()
     # the infinite push of the last test pass stays, too, so that nothing after it can run
     assert found == {"edits: runs"} or "edits: hooks left in modules" in found

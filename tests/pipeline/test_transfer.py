@@ -3,7 +3,6 @@ killed pays for nothing twice."""
 
 import multiprocessing
 import signal
-from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +14,7 @@ from polysem.errors import ConfigError, StoreError
 from polysem.http import Retries
 from polysem.models import load_model
 from polysem.targets import LocalTarget
-from polysem.testing.served import Server, distribution_of
+from polysem.testing.served import Books, Server, distribution_of
 from polysem.transfer import read_transfer, run_transfer
 from polysem.transfer.result import FOLDER
 
@@ -53,10 +52,18 @@ n_reference = 19
 n_random = 19
 [frames]
 repeats = 2
+[directions]
+n_sentences = 1
+[cost]
+n_texts = 2
+n_prefixes = 1
 [test]
 success_k = {k}
 """
 LOCAL = '[[targets]]\nname = "here"\nmodel = "zoo:llama"\ndevice = "cpu"\n'
+
+
+INSIDE = LOCAL + 'sae = "zoo:llama/blocks.3.hook_resid_post"\n'
 
 
 def served(url: str, *, k: int, name: str = "there", whole: bool = False, budget: int = 5000) -> str:
@@ -87,7 +94,7 @@ def white_box(tmp_path_factory):
     """The study on the model in this process."""
     folder = tmp_path_factory.mktemp("local")
     said: list[str] = []
-    run_transfer(study(folder, LOCAL), folder / "out", say=said.append)
+    run_transfer(study(folder, INSIDE), folder / "out", say=said.append)
     return folder / "out", said
 
 
@@ -117,11 +124,144 @@ def test_the_report_shows_every_declared_category_and_loads_nothing(white_box):
     page = write_transfer_report(white_box[0]).read_text(encoding="utf-8")
     rows = read_transfer(white_box[0])["transfer_effects"].to_pylist()
     for row in rows:
-        assert f"<td>{row['arm']}</td><td>{row['category']}</td>" in page
+        assert f'<td class="words">{row["arm"]}</td><td class="words">{row["category"]}</td>' in page
     for what in ("http://", "https://", "<script", "nan", " inf"):
         assert what not in page.replace("arXiv", ""), what
     assert "36.93**" in page, "the paper's table stands beside"
     assert write_transfer_report(white_box[0]).read_text(encoding="utf-8") == page
+
+
+def test_directions_in_the_target_are_what_a_push_does(white_box):
+    """One row again by hand, doses, and that every feature is in the arm that its strings put it in."""
+    import torch
+
+    from polysem.edits import Add
+    from polysem.saes import load_sae
+
+    out, said = white_box
+    tables = read_transfer(out)
+    steered = tables["transfer_steered"].to_pylist()
+    assert any("features are matched to both sources" in line for line in said)
+    taken = [r for r in steered if r["reached"]]
+    assert len(taken) > 0.95 * len(steered)
+    assert {r["kind"] for r in taken} == {"feature", "gradient"}
+    for r in taken:
+        assert r["kl"] == pytest.approx(0.01, rel=0.021)
+    model = load_model("zoo:llama", device="cpu")
+    sae = load_sae("zoo:llama/blocks.3.hook_resid_post", model=model)
+    row = next(r for r in taken if r["kind"] == "feature")
+    target = LocalTarget(model)
+    from polysem.transfer.categories import load_categories, load_sentences
+
+    categories = load_categories("builtin", ["person", "time"])
+    sentence = load_sentences("builtin", ["person", "time"], n=2)[row["category"]][row["sentence"]]
+    ids = torch.tensor([model.tokenize(sentence, prepend_bos=True)])
+    mask = torch.zeros(ids.shape, dtype=torch.bool)
+    mask[0, -1] = True
+    unit = sae.W_dec[row["feature"]] / sae.W_dec[row["feature"]].norm()
+    inside = torch.tensor(categories.inside(target.vocabulary, word_start=True))
+    change = []
+    for sign in (1, -1):
+        p = (
+            model.logits(ids, [Add(sae.site, sign * row["strength"] * unit[None], mask)])[0, -1]
+            .double()
+            .softmax(-1)
+        )
+        change.append([float((p[c].sum() / p[~c].sum()).log()) for c in inside])
+    odd = (np.array(change[0]) - np.array(change[1])) / 2
+    np.testing.assert_allclose(row["logodds"], odd, atol=1e-4)
+    effects = tables["transfer_directions"].to_pylist()
+    ceiling = [
+        r for r in effects if r["arm"] == "target" and r["contrast"] == "logodds" and r["kind"] == "feature"
+    ]
+    assert len(ceiling) == 2
+    assert all(r["treated"] is None or np.isfinite(r["treated"]) for r in effects)
+    assert {r["arm"] for r in effects} == {"target", "shared", "source_only", "neither"}
+
+
+def test_costs_are_of_the_claimed_dose(white_box):
+    rows = read_transfer(white_box[0])["transfer_cost"].to_pylist()
+    assert {r["kind"] for r in rows} == {"prompt", "feature", "gradient"}
+    prompts = [r for r in rows if r["kind"] == "prompt"]
+    assert {(r["arm"], r["category"]) for r in prompts} == {
+        (a, c) for a in ("target", "shared", "random") for c in ("person", "time")
+    }
+    for r in rows:
+        assert 2 < r["base"] < 8, "nats per token of a small model"
+        assert r["unit"] == "nats per token"
+        assert r["treated"] != 0
+
+
+def test_status_and_verify_know_transfer_studies(white_box, tmp_path):
+    import shutil
+
+    from polysem.transfer.check import transfer_status, verify_transfer
+
+    assert transfer_status(white_box[0]).state == "fresh"
+    assert verify_transfer(white_box[0]) == []
+    out = tmp_path / "copy"
+    shutil.copytree(white_box[0], out)
+    file = out / FOLDER / "transfer_effects.parquet"
+    file.write_bytes(file.read_bytes()[:-1] + b"x")
+    assert transfer_status(out) == ("stale", "transfer_effects.parquet is not the file that was written")
+    assert verify_transfer(out) == [
+        "transfer: stale: transfer_effects.parquet is not the file that was written"
+    ]
+    toml = out / "transfer.toml"
+    toml.write_text(toml.read_text().replace("seed = 3", "seed = 4"))
+    assert transfer_status(out) == ("stale", "seed of transfer.toml changed")
+    (out / FOLDER / "manifest.json").unlink()
+    assert transfer_status(out).state == "partial"
+    shutil.rmtree(out / FOLDER)
+    assert transfer_status(out).state == "absent"
+
+
+def test_effects_that_do_not_follow_from_the_trials_are_noticed(white_box, tmp_path):
+    import json
+    import shutil
+
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    from polysem.store import io
+    from polysem.store.tables import TRANSFER_EFFECTS
+    from polysem.transfer.check import verify_transfer
+
+    out = tmp_path / "copy"
+    shutil.copytree(white_box[0], out)
+    file = out / FOLDER / "transfer_effects.parquet"
+    table = io.read_table(file, TRANSFER_EFFECTS, rebuild="again")
+    at = table.column_names.index("treated")
+    table = table.set_column(at, "treated", pc.add(table["treated"], pa.scalar(0.5)))
+    digest = io.write_table(file, TRANSFER_EFFECTS.conform(table), TRANSFER_EFFECTS)
+    manifest = json.loads((out / FOLDER / "manifest.json").read_text())
+    manifest["outputs"][file.name]["sha256"] = digest  # a careful forger mends the hash, too
+    (out / FOLDER / "manifest.json").write_text(json.dumps(manifest))
+    (finding,) = verify_transfer(out)
+    assert "do not follow from the trials" in finding
+
+
+def test_defences_are_judged_on_the_studys_own_prompts(white_box):
+    from polysem.report.defence import write_defence_page
+    from polysem.store import io
+    from polysem.store.tables import DEFENCES, PROTECTED
+    from polysem.transfer.audit import defend
+
+    folder = defend(white_box[0], n_clean=40, say=lambda text: None)
+    rows = io.read_table(folder / "defences.parquet", DEFENCES, rebuild="again").to_pylist()
+    found = {(r["defence"], r["arm"], r["category"]): r for r in rows}
+    assert {d for d, _, _ in found} == {"monitor", "filter"}
+    for r in rows:
+        assert r["lo"] <= r["auroc"] <= r["hi"]
+        assert (r["n_clean"], r["n_attacked"]) == (40, 2)
+    assert found["filter", "shared", "person"]["auroc"] > 0.8, "strings without a sentence are not prose"
+    steered = io.read_table(folder / "protected.parquet", PROTECTED, rebuild="again").to_pylist()
+    for r in steered:
+        assert 0 < r["kept"] <= 1
+        assert r["off_after"] < r["off_before"], "what is projected out moves the protected categories less"
+    page = write_defence_page(white_box[0])
+    assert "AUROC" in page.read_text(encoding="utf-8")
+    assert "http://" not in page.read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("k", [VOCABULARY, 100])
@@ -129,7 +269,7 @@ def test_http_gives_the_same_numbers_within_its_bounds(k, white_box, llama, tmp_
     with Server(distribution_of(llama), k_max=k) as server:
         path = study(tmp_path, served(server.url, k=k, whole=k == VOCABULARY))
         run_transfer(path, tmp_path / "out", retries=FAST)
-        assert set(server.answered.values()) == {1}
+        assert set(server.books.charged.values()) == {1}
     mine, theirs = (read_transfer(out) for out in (white_box[0], tmp_path / "out"))
     a, b = mine["transfer_trials"], theirs["transfer_trials"]
     key = ["category", "arm", "pool", "sentence", "draw"]
@@ -189,30 +329,31 @@ def test_a_killed_run_pays_for_nothing_twice(tmp_path):
         port = server.port
         path = study(tmp_path, served(server.url, k=12), k=10)
         run_transfer(path, tmp_path / "calm", retries=FAST)
-        needed = len(server.answered)
-        assert set(server.answered.values()) == {1}
-    paid: Counter[str] = Counter()
+        needed = len(server.books.charged)
+        assert set(server.books.charged.values()) == {1}
+    books = Books()  # of the provider: they outlive its servers
     kills = (15, 50, 45)  # each inside a part, where as many requests are in flight as there are threads
     for n, first_hang in enumerate(kills):
-        # From this request on the server is silent; what is in flight at the kill is not answered, so not paid for.
-        troubles = {3: "cut", 5: "busy", 8: "half", **dict.fromkeys(range(first_hang, 10_000), "hang")}
-        with Server(words_distribution, port=port, troubles=troubles) as server:
+        # From this request on the server charges and its answers never arrive: the worst moment for a kill.
+        troubles = {3: "cut", 5: "busy", 8: "half", **dict.fromkeys(range(first_hang, 10_000), "lost")}
+        with Server(words_distribution, port=port, troubles=troubles, books=books) as server:
             process = context.Process(target=start, args=(str(path), str(tmp_path / "killed")))
             process.start()
-            assert server.wait_hanging(THREADS, timeout=120.0), f"round {n}: not asked {first_hang} times"
+            assert server.wait_hanging(THREADS, timeout=900.0), f"round {n}: not asked {first_hang} times"
             process.kill()
             process.join()
             assert process.exitcode == -signal.SIGKILL
-            paid += server.answered
     troubles = {0: "busy", 2: "cut", 4: "broken", 7: "half", 9: "busy"}
-    with Server(words_distribution, port=port, troubles=troubles) as server:
-        run_transfer(path, tmp_path / "killed", retries=FAST)
-        paid += server.answered
+    said: list[str] = []
+    with Server(words_distribution, port=port, troubles=troubles, books=books) as server:
+        run_transfer(path, tmp_path / "killed", retries=FAST, say=said.append)
         received = server.received
         run_transfer(path, tmp_path / "killed", retries=FAST)
         assert server.received == received, "a finished run asks nothing"
-    assert set(paid.values()) == {1}, "a request was paid for twice"
-    assert len(paid) == needed
+    assert any(f"; {THREADS} of them were under way when a run ended" in line for line in said)
+    assert books.replayed >= THREADS * len(kills), "what the kills lost came from the books"
+    assert set(books.charged.values()) == {1}, "a request was paid for twice"
+    assert len(books.charged) == needed
     for file in sorted((tmp_path / "calm" / FOLDER).glob("*.parquet")):
         assert file.read_bytes() == (tmp_path / "killed" / FOLDER / file.name).read_bytes(), file.name
     for file in (tmp_path / "calm" / FOLDER / "trials").iterdir():

@@ -137,6 +137,26 @@ def test_a_neuron_of_the_mlp_is_multiplied(family):
         locus.realise(Recipe.of("mlp_neuron", neuron=999), bench)
 
 
+def test_a_rotated_neuron_of_the_mlp_writes_at_the_same_angle():
+    """Its output has the cosine with the target that the neuron's has, and it is no neuron."""
+    bench, locus = bench_of(), LOCI["mlp_neuron"]
+    writes = mlp_writes(bench.model, bench.sae)
+    target = bench.sae.W_dec[3].double().numpy()
+    share = writes @ target / np.linalg.norm(writes, axis=1) / np.linalg.norm(target)
+    for neuron in np.flatnonzero(np.abs(share) < 0.4)[:6].tolist():
+        drawn = []
+        for draw in (0, 1):
+            recipe = Recipe.of("rotated_mlp", target=3, neuron=neuron, draw=draw, seed=0)
+            found = locus.realise(recipe, bench)
+            out = found @ writes
+            assert np.linalg.norm(found) == pytest.approx(1.0)
+            cosine = out @ target / np.linalg.norm(out) / np.linalg.norm(target)
+            assert cosine == pytest.approx(share[neuron], abs=1e-9)
+            assert np.abs(found).max() < 0.99
+            drawn.append(found)
+        assert not np.allclose(*drawn)
+
+
 def test_an_sae_before_the_mlp_is_refused():
     bench = bench_of(site="blocks.1.hook_attn_out")
     with pytest.raises(ConfigError, match=r"got blocks\.1\.hook_attn_out"):

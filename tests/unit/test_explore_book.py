@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import time
 
 import duckdb
 import pyarrow as pa
@@ -215,12 +214,13 @@ def test_tables_of_other_commands_are_shown(folder):
     assert "transfer" in Book(folder).problems
 
 
-def test_a_change_is_seen_at_the_next_look(folder):
+def test_a_change_is_seen_at_the_next_look(folder, monkeypatch):
+    monkeypatch.setattr("polysem.explore.book._LOOK_EVERY", 3600.0)
     book = Book(folder)
     before = book.version
     shutil.rmtree(folder / "effects")
     assert book.look() == before  # looked a moment ago
-    book._looked = time.monotonic() - 10
+    book._looked -= 7200
     assert book.look() != before
     assert "pushes" not in book.relations
 

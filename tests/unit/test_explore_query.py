@@ -3,11 +3,14 @@
 import random
 import re
 
+import pyarrow as pa
 import pytest
 
 from polysem.errors import ConfigError, StoreError
 from polysem.explore import Book
 from polysem.explore.query import Query, category_words
+from polysem.store import io
+from polysem.store.tables import FEATURES
 from polysem.testing.synthetic import SyntheticStudy, synthetic_run
 
 WORLD = SyntheticStudy(n_features=90, n_targets=4, n_prompts=4, doses=(0.1, 0.2), sources_per_bin=2)
@@ -101,6 +104,34 @@ def test_a_feature_is_found_by_the_words_of_a_category(book):
     assert 0 < total < len(rows)
     # a whole word: "sea" is a place, "seal" and "season" are not
     assert not {r["gloss"] for r in found} & {"endings of letters", "expressions of doubt"}
+
+
+def test_a_push_toward_a_word_is_one_of_the_tokens_that_were_read(tmp_path):
+    """Features that write a place but are activated by none: only what was read of them counts."""
+    world = SyntheticStudy(n_features=60, n_targets=4, n_prompts=4, doses=(0.1,), sources_per_bin=1)
+    run = synthetic_run(tmp_path / "run", world)
+    path = run / "features" / "features.parquet"
+    table = io.read_table(path, FEATURES, rebuild="")
+    some = {
+        "gloss": ["sounds"] * 60 * 2,
+        "tokens_in_str": [["hm"]] * 120,
+        "tokens_out_str": [["oh", " London"]] * 120,
+    }
+    for name, values in some.items():
+        k = table.column_names.index(name)
+        table = table.set_column(k, table.schema.field(k), pa.array(values, type=table.schema.field(k).type))
+    io.write_table(path, table, FEATURES)
+    own = Book(run)
+    everything, _ = ask(own, "pushes", limit=1000)
+    assert {r["token_set"] for r in everything} == {"in", "out"}
+    for words in ("target~london", "target~@location"):
+        rows, total = ask(own, "pushes", filters=[words], limit=1000)
+        assert {r["token_set"] for r in rows} == {"out"}
+        assert total == sum(r["token_set"] == "out" for r in everything)
+    # of a source nothing was read: any of its tokens counts
+    _, total = ask(own, "pushes", filters=["source~london"], limit=1000)
+    assert total == sum(r["source"] >= 0 for r in everything)
+    own.close()
 
 
 def test_near_and_among_are_about_numbers_of_features(book, pairs):

@@ -53,7 +53,9 @@ def test_what_is_no_recipe_is_refused(text):
 
 
 def test_unknown_locus_names_the_known_ones():
-    with pytest.raises(UnknownReferenceError, match="unknown locus 'telepathy'; expected one of feature"):
+    with pytest.raises(
+        UnknownReferenceError, match="unknown locus 'telepathy'; expected one of clamp, feature"
+    ):
         LOCI["telepathy"]
 
 

@@ -153,16 +153,31 @@ def test_prompts_with_snippets(bench):
     assert len(match) == len(ids)
     prompt = prompt_of([bench.model.bos_id, 5, 9, 12])
     texts = {name: " ".join(map(str, value)) for name, value in (("tokens", ids), ("match", match))}
-    mark = bench.model.tokenize("**", prepend_bos=False)
+    mark, left, right = (bench.model.tokenize(text, prepend_bos=False) for text in ("**", "(", ")"))
     for form, expected in (
         ("prefix", lambda some: [prompt.token_ids[0], *some, *prompt.token_ids[1:]]),
         ("suffix", lambda some: [*prompt.token_ids, *some]),
         ("wrapped", lambda some: [prompt.token_ids[0], *mark, *some, *mark, *prompt.token_ids[1:]]),
+        ("parenthesised", lambda some: [prompt.token_ids[0], *left, *some, *right, *prompt.token_ids[1:]]),
     ):
         both = PROMPT.realise(Recipe.of("snippet", form=form, **texts), bench)
         tokens, edits = PROMPT.prepare([Push(both, 1.0), Push(both, -1.0)], prompt, bench)
         assert edits == []
         assert tokens.tolist() == [expected(ids), expected(match)]
+
+
+def test_inside_a_chat_template_snippets_stay_in_the_message(bench):
+    ids = bench.model.tokenize("the sea", prepend_bos=False)
+    text = " ".join(map(str, ids))
+    edited = edited_positions("all", 6)
+    prompt = Prompt((0, 50, 5, 9, 51, 52), edited, text_span=(2, 4))  # 5 9 is the message
+    for form, expected in (
+        ("prefix", [0, 50, *ids, 5, 9, 51, 52]),
+        ("suffix", [0, 50, 5, 9, *ids, 51, 52]),
+    ):
+        both = PROMPT.realise(Recipe.of("snippet", form=form, tokens=text, match=text), bench)
+        tokens, _ = PROMPT.prepare([Push(both, 1.0)], prompt, bench)
+        assert tokens.tolist() == [expected]
 
 
 def test_snippets_that_cannot_be_injected(bench):

@@ -2,10 +2,12 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from polysem.errors import MismatchError, SiteError
 from polysem.models.clean import clean_run
 from polysem.models.gradients import logit_gradients, pull_back
+from polysem.models.linear import FrozenLinears
 from polysem.testing.linear import LinearWorld
 from polysem.testing.tiny import TINY_FAMILIES, tiny_model
 from polysem.types import Site
@@ -45,6 +47,27 @@ def test_every_context_has_its_own_gradient_at_every_site(model):
         together = logit_gradients(model, rows, targets, site=site, batch=2)
         for seen, context, target in zip(together, rows, targets, strict=True):
             assert_close(seen, one_by_one(model, context, target, site))
+
+
+def test_the_fast_products_give_the_same_at_every_site(model):
+    some = contexts(model, lengths=(6, 6, 9))
+    targets = list(range(3))
+    for site in (Site(None, "hook_embed"), Site(0, "hook_resid_post"), Site(1, "hook_mlp_out")):
+        exact = logit_gradients(model, some, targets, site=site)
+        fast = logit_gradients(model, some, targets, site=site, fast=True)
+        for seen, expected in zip(fast, exact, strict=True):
+            assert_close(seen, expected)
+
+
+def test_frozen_linears_leave_alone_what_they_may_not_touch():
+    x, weight = torch.randn(3, 8), torch.randn(5, 8)
+    learnt = weight.clone().requires_grad_(True)
+    with FrozenLinears():
+        (F.linear(x, learnt).sum()).backward()
+        wide = F.linear(x.double(), weight.double())
+    torch.testing.assert_close(learnt.grad, x.sum(0).expand(5, -1))
+    assert wide.dtype == torch.float64
+    assert torch.equal(wide, F.linear(x.double(), weight.double()))
 
 
 def test_no_parameter_collects_a_gradient(model):

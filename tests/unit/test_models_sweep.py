@@ -72,12 +72,17 @@ def assert_same(model: HFModel, sweep: Sweep, tokens: Tensor, edits: list[Edit],
     assert torch.as_tensor(c[0] - c[1]).abs().max() <= C_TOLERANCE, name
 
 
-@pytest.mark.parametrize("ways", [("fused", "replay"), ("replay",)], ids=["shortest", "replay"])
-def test_every_site_edit_and_mask_gives_the_plain_logits(model, ways):
+@pytest.mark.parametrize(
+    ("ways", "chosen"),
+    [(("fused", "replay"), tuple(masks())), (("replay",), ("last", "ragged"))],
+    ids=["shortest", "replay"],
+)
+def test_every_site_edit_and_mask_gives_the_plain_logits(model, ways, chosen):
     sweep, tokens = Sweep(model, ways=ways), prompt(model)
     assert "replay" in sweep.ways
     for site in model.sites():
-        for mask_name, mask in masks().items():
+        for mask_name in chosen:
+            mask = masks()[mask_name]
             for kind, edit in edits_at(site, model.site_width(site), mask).items():
                 assert_same(model, sweep, tokens, [edit], f"{site} {kind} {mask_name}")
 

@@ -7,7 +7,7 @@ import pyarrow.compute as pc
 import pytest
 
 from polysem.config import parse_study
-from polysem.interventions.arms import Atlas
+from polysem.interventions.atlas import Atlas
 from polysem.interventions.base import LOCI, Bench, Recipe
 from polysem.interventions.negative import frozen_decoder, negative_arms, shuffled_glosses
 from polysem.store.tables import PAIRS, PARTNERS

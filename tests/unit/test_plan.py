@@ -339,7 +339,7 @@ def test_choices_that_make_no_plan_are_refused_in_the_study(line):
 def test_draws_do_not_depend_on_other_draws(planted):
     """A target's arms are the same whichever other targets are drawn, and a draw whichever other draws
     are."""
-    from polysem.interventions.arms import Atlas
+    from polysem.interventions.atlas import Atlas
 
     study = study_of()
     tables = brute_pairs(planted, study.pairs)

@@ -1,5 +1,6 @@
 """Prompts: where they come from, how they are split, what is refused."""
 
+import copy
 import json
 import logging
 
@@ -9,7 +10,7 @@ import pytest
 from polysem.config import CorpusConfig, PromptsConfig
 from polysem.corpus import token_rows
 from polysem.errors import ConfigError, FormatError, UnknownReferenceError
-from polysem.prompts import TEMPLATES, _sentence_start, make_prompts
+from polysem.prompts import TEMPLATES, _sentence_start, make_prompts, span_of
 from polysem.store.tables import PROMPTS
 from polysem.testing.tiny import tiny_model
 
@@ -250,3 +251,45 @@ def test_prompts_of_real_stories(shared):
         assert 9 <= len(row["token_ids"]) <= 18
         at = " ".join(stories[document].split()).find(" ".join(row["text"].split()))
         assert at >= 0
+
+
+class Chat:
+    """A tiny model whose tokenizer has a chat template."""
+
+    def __init__(self, template="{{ bos_token }}user: {{ messages[0]['content'] }}\nassistant:"):
+        self._model = tiny_model("gpt2")
+        self.tokenizer = copy.deepcopy(self._model.tokenizer)
+        self.tokenizer.chat_template = template
+
+    def __getattr__(self, name):
+        return getattr(self._model, name)
+
+
+def test_a_chat_template_stands_around_the_same_tokens():
+    """One BOS, which the template writes itself; the message's tokens are those of the bare prompt."""
+    bare = prompts(PromptsConfig(source="templates", n=3)).to_pylist()
+    model = Chat()
+    framed = prompts(PromptsConfig(source="templates", n=3, chat_template=True), model=model).to_pylist()
+    head = model.tokenizer("user: ", add_special_tokens=False)["input_ids"]
+    tail = model.tokenizer("\nassistant:", add_special_tokens=False)["input_ids"]
+    assert [r["prompt_id"] for r in framed] == [r["prompt_id"] for r in bare]
+    for one, other in zip(framed, bare, strict=True):
+        own = other["token_ids"][1:]
+        assert one["token_ids"] == [model.bos_id, *head, *own, *tail]
+        assert span_of(one["token_ids"], own) == (1 + len(head), 1 + len(head) + len(own))
+        assert span_of(other["token_ids"], own) is None
+        assert one["token_ids"].count(model.bos_id) == 1
+
+
+@pytest.mark.parametrize(
+    ("template", "words"),
+    [
+        (None, "has no chat template"),
+        ("{{ messages[0]['content'] }} {{ messages[0]['content'] }}", "shows a message 2 times"),
+        ("nothing", "shows a message 0 times"),
+    ],
+)
+def test_templates_that_do_not_serve_are_refused(template, words):
+    config = PromptsConfig(source="templates", n=3, chat_template=True)
+    with pytest.raises(ConfigError, match=words):
+        prompts(config, model=Chat(template))

@@ -56,6 +56,18 @@ def test_both_ends_and_what_lies_between_are_told_with_their_numbers(runs, html)
     assert 'href="#presets"' in html
 
 
+def test_the_way_is_drawn_in_standard_errors(runs, html):
+    part = html.split('<section id="presets">')[1].split("</section>")[0]
+    pictures = re.findall(r"<svg.*?</svg>", part, flags=re.DOTALL)
+    questions = ("slope_b", "slope_a", "difference", "mean")
+    assert len(pictures) == 2 * len(questions)  # of both token sets
+    for picture, question in zip(pictures, questions, strict=False):
+        walk = rows(runs["both"], question=question, relation="pair", path="walk", token_set="in")
+        assert picture.count("<circle") == sum(r["estimate"] is not None and bool(r["se"]) for r in walk) > 2
+        for end in (walk[0], walk[-1]):
+            assert number(end["estimate"] / end["se"], sign=True) in unescape(picture)
+
+
 def test_what_selection_adds_stands_next_to_it(runs, html):
     text = section(html)
     at = {

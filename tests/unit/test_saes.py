@@ -418,6 +418,7 @@ def test_no_wrong_value_in_a_configuration_is_a_crash(dialect: str, tmp_path: Pa
         config = json.loads(file.read_text())
         for value in (..., None, "x", -1, 3.5, True, [], ["a"], {}, {"k": "v"}):
             for changed in _with_one_value_changed(config, value):
+                file.unlink()  # some file systems wait for the disk when a file is written over
                 file.write_text(json.dumps(changed))
                 try:
                     sae = load_sae(str(path))

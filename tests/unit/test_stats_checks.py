@@ -1,14 +1,26 @@
-"""The mixed model against lme4, and replication across SAEs."""
+"""Second opinions: the mixed model against lme4, permutations, single pairs, other SAEs, missing trials."""
 
 import csv
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
+from polysem.linear.matching import match_features
+from polysem.report.checks import check_rows, pair_sentences, replication_sentences
 from polysem.seeds import rng_for
+from polysem.stats import POOLED
+from polysem.stats.arms import collect_arms, join_trials
+from polysem.stats.checks import checks_of, checks_table, qap_checks
+from polysem.stats.contrasts import sign_agreement, slopes
+from polysem.stats.discovery import conformal_p, pair_tests, pair_tests_table, smallest_find
 from polysem.stats.mixed import mixed_model
-from polysem.stats.replication import match_features, replicate
+from polysem.stats.replication import replicate, replications
+from polysem.stats.rows import View
+from polysem.store.tables import GRADIENT_MATRIX, REPLICATED
+from polysem.testing.synthetic import SyntheticStudy, synthetic_tables
 
 FOLDER = Path(__file__).resolve().parents[1] / "references"
 LME4_RTOL = 1e-3
@@ -73,3 +85,182 @@ def test_replication_recovers_the_correlation_and_says_when_there_is_none():
     assert (
         "5 pairs of 3 targets" in replicate(first[:4], second[:4], clusters[:4], level=0.95, rng=rng).reason
     )
+
+
+# ---- second opinions as tables
+
+
+@pytest.fixture(scope="module")
+def study():
+    return synthetic_tables(
+        SyntheticStudy(n_targets=10, n_prompts=4, doses=(0.2,), n_features=160, failures=0.0)
+    )
+
+
+@pytest.fixture(scope="module")
+def view(study):
+    arms = collect_arms(join_trials(study["plan"]["plan"], study["trials"]["trials"]))
+    return View.of(arms, locus="feature", dose=0.2, level=0.95, model="", caveat="", margin=0.1)
+
+
+def check(view, name, tokens="in", rows=()):
+    found = list(checks_of(view, list(rows)))
+    return next(r for r in found if (r["check"], r["token_set"]) == (name, tokens))
+
+
+def test_the_mixed_model_stands_beside_the_declared_slope(view):
+    rows = list(slopes(view, sae=POOLED, tokens="in", outcome="logodds"))
+    found, declared = check(view, "mixed_model", rows=rows), rows[0]
+    assert found["verdict"] == "agrees"
+    assert found["lo"] < declared["estimate"] < found["hi"]
+    assert found["note"].startswith("SD of targets")
+    turned = [declared | {"estimate": -declared["estimate"]}]
+    assert check(view, "mixed_model", rows=turned)["verdict"] == "disagrees"
+    assert check(view, "mixed_model", rows=[declared | {"p": 0.4}])["verdict"] == "disagrees"
+    assert check(view, "mixed_model")["verdict"] == "none"  # nothing to agree with
+
+
+def test_a_mixed_model_that_does_not_converge_gives_words(view, monkeypatch):
+    from statsmodels.regression.mixed_linear_model import MixedLM
+
+    whole = MixedLM.fit
+    monkeypatch.setattr(MixedLM, "fit", lambda self, **_: whole(self, reml=True, method=["bfgs"], maxiter=1))
+    found = check(view, "mixed_model", rows=slopes(view, sae=POOLED, tokens="in", outcome="logodds"))
+    assert "did not converge" in found["note"]
+    assert found["verdict"] == "none"
+    assert [found[n] for n in ("estimate", "lo", "hi", "p")] == [None] * 4
+
+
+def test_constant_interference_gives_no_mixed_model(view):
+    flat = np.where(view.columns["relation"] == "pair", 0.3, view.columns["interference"])
+    found = check(replace(view, columns={**view.columns, "interference": flat}), "mixed_model")
+    assert found["note"] == "interference does not vary"
+    assert found["estimate"] is None
+
+
+def test_missing_trials_that_depend_on_the_arm_are_said(view):
+    c = view.columns
+    pair = c["relation"] == "pair"
+
+    def said(lacking):
+        ok = np.where(lacking, 0.0, c["n_planned"])
+        return check(replace(view, columns={**c, "n_ok": ok}), "missing")
+
+    assert check(view, "missing")["note"] == "no trial is missing"
+    rng = rng_for(0, "missing")
+    assert said(rng.random(len(pair)) < 0.2)["verdict"] == "random"
+    controls = said(pair & (rng.random(len(pair)) < 0.4))
+    assert controls["verdict"] == "not_random"
+    assert "0.0 % of all others" in controls["note"]
+    # As many among controls, but of the pairs only those of strong interference.
+    strong = np.abs(c["interference"]) > np.median(np.abs(c["interference"][pair]))
+    share = float((pair & strong).sum() / pair.sum())
+    even = np.where(pair, strong, rng.random(len(pair)) < share)
+    assert said(even)["verdict"] == "not_random"
+    words = check_rows(checks_table([said(even)]), "feature")[0]["answer"]
+    assert "not missing at random" in words
+
+
+def test_pairs_that_all_agree_have_no_interval(view):
+    """Perfect separation: every effect has the sign of its interference."""
+    y = np.sign(view.columns["interference"]) * (0.1 + np.abs(view.columns["interference"]))
+    row = sign_agreement(
+        replace(view, columns={**view.columns, "logodds": y}), sae=POOLED, tokens="in", outcome="logodds"
+    )
+    assert row["estimate"] == pytest.approx(1.0, abs=1e-12)
+    assert row["lo"] is row["hi"] is row["p"] is row["p_equivalent"] is None
+    assert "no variance" in row["note"]
+    assert "all agree" in row["note"]
+
+
+def test_relabelling_finds_the_angle_and_nothing_where_there_is_nothing(study):
+    rng = rng_for(0, "matrix")
+    G, own = 0.2 * rng.standard_normal((12, 40)), rng.standard_normal((2, 40))
+    quiet = own[0][:12, None] + own[1] + 0.3 * rng.standard_normal(G.shape)
+    for slope, verdict in ((3.0, "related"), (0.0, "unrelated")):
+        rows = [
+            {"sae": "a", "token_set": "in", "target": j, "source": i}
+            | {"interference": float(G[j, i]), "linear": float(slope * G[j, i] + quiet[j, i])}
+            for j, i in np.ndindex(*G.shape)
+        ]
+        table = GRADIENT_MATRIX.conform(pa.Table.from_pylist(rows, schema=GRADIENT_MATRIX.arrow()))
+        (found,) = qap_checks(table, level=0.95, seed=1, draws=199)
+        assert found["verdict"] == verdict
+        assert found["estimate"] == pytest.approx(slope, abs=0.3)
+        assert found["n"] == 12 * 39
+        (few,) = qap_checks(table, level=0.95, seed=1, draws=9)
+        assert few["verdict"] == "none"
+        assert few["p"] is None
+        assert "at least 19" in few["note"]
+
+
+# ---- single pairs
+
+
+def test_conformal_p_by_hand():
+    p = conformal_p(np.array([5.0, 0.5, 2.0]), np.array([1.0, 2.0, 3.0, 4.0]))
+    np.testing.assert_allclose(p, [1 / 5, 1.0, 4 / 5])
+    assert smallest_find(200, 99, alpha=0.05) == 40
+    assert smallest_find(10, 9999, alpha=0.05) == 1
+
+
+def test_single_pairs_keep_the_share_of_false_finds(view):
+    """Targets differ in potency, a tenth of the pairs is real: false finds by BH stay below their share."""
+    c = view.columns
+    pair = np.flatnonzero((c["relation"] == "pair") & (c["token_set"] == "in"))
+    null = (c["relation"] == "random_feature") & (c["token_set"] == "in")
+    assert null.sum() >= 20
+    shares, finds = [], []
+    for k in range(200):
+        rng = rng_for(k, "single pairs")
+        potency = np.exp(0.5 * rng.standard_normal(int(view.clusters.max()) + 1))
+        y = potency[view.clusters[:, 0]] * rng.standard_normal(len(view.clusters))
+        real = rng.random(len(y)) < 0.1
+        y = np.where(real, 30.0 * np.sign(y), y)
+        y[null & real] = rng.standard_normal(int((null & real).sum()))
+        rows = pair_tests(replace(view, columns={**c, "logodds": y}))
+        mine = [r for r in rows if r["token_set"] == "in"]
+        assert len(mine) == len(pair)
+        assert all(r["p"] <= r["q_bh"] <= r["q_by"] for r in mine)
+        names = {(r["sae"], r["target"], r["source"]): r["q_bh"] <= 0.2 for r in mine}
+        keys = zip(c["sae"][pair], c["target"][pair].astype(int), c["source"][pair].astype(int), strict=True)
+        claimed = np.array([names[key] for key in keys])
+        shares.append((claimed & ~real[pair]).sum() / max(1, claimed.sum()))
+        finds.append(claimed.sum())
+    assert np.mean(shares) <= 0.2 + 3 * np.std(shares) / np.sqrt(len(shares))
+    assert np.mean(finds) > 0.5  # real pairs are found
+
+
+def test_what_a_study_cannot_name_is_said(view):
+    table = pair_tests_table(pair_tests(view))
+    rows = table.slice(0, 0)
+    assert list(pair_sentences(rows, "feature", level=0.95)) == []
+    quiet = table.set_column(
+        table.column_names.index("q_bh"), table.schema.field("q_bh"), pa.array(np.ones(table.num_rows))
+    )
+    for said in pair_sentences(quiet, "feature", level=0.95):
+        assert "0 pairs of" in said
+        assert "exceed all of them before any could be named" in said
+
+
+# ---- another SAE
+
+
+def test_replication_in_words():
+    rng = rng_for(0, "replicated")
+    rows = []
+    for j, i in np.ndindex(12, 12):
+        shared = float(rng.standard_normal())
+        key = {"sae": "a", "other": "b", "token_set": "in", "target": j, "source": i}
+        seen = {"linear": shared, "other_linear": shared + 0.1 * float(rng.standard_normal())}
+        match = {"other_target": j, "other_source": i, "matched": 0.31, "best_cosine": 0.5, "n_prompts": 2}
+        rows.append(key | seen | match)
+    made = replications(pa.Table.from_pylist(rows, schema=REPLICATED.arrow()), level=0.95, seed=0)
+    (said,) = replication_sentences(made)
+    assert made["correlation"][0].as_py() > 0.95
+    assert "31 % of the features" in said
+    assert "144 pairs" in said
+    few = replications(pa.Table.from_pylist(rows[:3], schema=REPLICATED.arrow()), level=0.95, seed=0)
+    (said,) = replication_sentences(few)
+    assert few["correlation"][0].as_py() is None
+    assert "cannot be said: 3 pairs of 1 targets are in both" in said

@@ -196,6 +196,7 @@ def test_no_space_is_noticed_wherever_the_system_says_so(
     def fails(*_: object):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
+    monkeypatch.setenv(io.SYNC, "1")
     monkeypatch.setattr(os, call, fails)
     with pytest.raises(StoreError, match="the disk is full"):
         io.write_table(tmp_path / "file", dogs(), DOGS)

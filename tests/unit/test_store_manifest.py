@@ -67,6 +67,16 @@ def test_every_ingredient_counts_and_is_named(change: dict[str, Any], words: str
     assert any(difference.startswith(words) for difference in recipe().differences(changed))
 
 
+def test_a_setting_that_is_new_and_not_used_is_no_change():
+    old = recipe()
+    new = replace(old, parameters={**old.parameters, "pairs": {**old.parameters["pairs"], "second": None}})
+    assert old.differences(new) == new.differences(old) == []
+    used = replace(
+        old, parameters={**old.parameters, "pairs": {**old.parameters["pairs"], "second": "minilm"}}
+    )
+    assert old.differences(used) == ["pairs.second was absent, is minilm"]
+
+
 def test_versions_can_be_left_out():
     other = recipe(packages={**recipe().packages, "torch": "0.1"})
     assert recipe().differences(other)

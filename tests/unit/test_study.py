@@ -115,7 +115,8 @@ class Fakes:
         self.note("plan")
         assert pairs["pairs"].num_rows == len(study.saes)
         rows = [{"trial_id": f"{b}-{k}", "batch": b} for b in range(N_BATCHES) for k in range(2)]
-        return SimpleNamespace(tables=lambda: {"plan": table(PLAN, rows), "prompts": prompts})
+        made = {schema.name: schema.empty() for schema in STAGES["plan"]}
+        return SimpleNamespace(tables=lambda: made | {"plan": table(PLAN, rows), "prompts": prompts})
 
     def run_batches(
         self, plan: pa.Table, prompts: pa.Table, *_: object, batches: list[int], reporter: Any = SILENT
@@ -132,7 +133,7 @@ class Fakes:
         return {schema.name: schema.empty() for schema in STAGES["response"]}
 
     def estimate(
-        self, plan: pa.Table, trials: pa.Table, *, config: object, seed: int, response: object, preset: str
+        self, plan: pa.Table, trials: pa.Table, *, config: object, seed: int, **_: object
     ) -> SimpleNamespace:
         self.note("effects")
         assert trials.num_rows == plan.num_rows

@@ -20,7 +20,7 @@ from polysem.targets.bounds import (
 from polysem.targets.parse import parse_answer
 from polysem.targets.served import key_from
 from polysem.targets.spend import Price, Rate
-from polysem.testing.served import Server, distribution_of
+from polysem.testing.served import Books, Server, distribution_of
 from polysem.testing.tiny import tiny_model
 
 WORDS = ("a", "b", "c", "d", "e", "f", "g", "h")
@@ -199,7 +199,8 @@ def test_every_trouble_is_survived_and_nothing_is_paid_for_twice(scripted, tmp_p
         served.probe(prompts[:1])
         found = served.answers(prompts + prompts)
         assert server.received == len(prompts) + len(troubles)
-        assert set(server.answered.values()) == {1}
+        assert set(server.books.charged.values()) == {1}
+        assert server.books.replayed == 3, "what was cut was charged once and given again"
         assert served.answers(prompts)[0].tokens == found[0].tokens
         assert server.received == len(prompts) + len(troubles)
     for a, b in zip(found, expected + expected, strict=True):
@@ -215,7 +216,7 @@ def test_a_failure_keeps_what_was_paid_for(scripted, tmp_path):
         served.probe(prompts[:1])
         with pytest.raises(UnknownReferenceError, match="no answer from"):
             served.answers(prompts)
-        paid = server.answered.total()
+        paid = server.books.charged.total()
     assert paid == 6
     with Server(scripted) as server:
         url = server.url
@@ -224,6 +225,43 @@ def test_a_failure_keeps_what_was_paid_for(scripted, tmp_path):
         assert again.estimate(prompts).kept == 0
     assert sum(1 for _ in tmp_path.rglob("*.json.gz")) == 6
     assert url
+
+
+def test_where_a_server_honours_no_keys_only_what_was_lost_on_the_way_is_paid_for_again(scripted, tmp_path):
+    prompts = [Prompt(f"prompt {i}") for i in range(12)]
+    books = Books(honours=False)
+    with Server(scripted, troubles={1: "busy", 3: "cut", 6: "half"}, books=books) as server:
+        served = client_of(server, tmp_path, concurrency=1)
+        served.probe(prompts[:1])
+        served.answers(prompts)
+    assert sorted(books.charged.values()) == [1] * 10 + [2] * 2
+    assert books.replayed == 0
+
+
+def test_a_request_leaves_a_mark_until_its_answer_is_kept(scripted, tmp_path):
+    prompts = [Prompt(f"prompt {i}") for i in range(3)]
+    with Server(scripted, troubles=dict.fromkeys(range(1, 60), "cut")) as server:
+        served = client_of(server, tmp_path, concurrency=1)
+        served.probe(prompts[:1])
+        assert served.cache.open_marks() == []
+        with pytest.raises(UnknownReferenceError):
+            served.answers(prompts)
+        estimate = served.estimate(prompts)
+        begun = (
+            len(server.books.charged) - 1
+        )  # a thread may have begun the third before it hears of the failure
+        assert (estimate.to_send, estimate.unsettled) == (2, begun)
+        assert begun in (1, 2)
+        assert f"{begun} of them were under way when a run ended" in str(estimate)
+        server.troubles.clear()
+        served.answers(prompts)
+        assert served.cache.open_marks() == []
+        assert set(server.books.charged.values()) == {1}
+    with Server(scripted, model="other") as server:
+        wrong = client_of(server, tmp_path / "refused")
+        with pytest.raises(UnknownReferenceError, match="404"):
+            wrong.probe(prompts)
+        assert wrong.cache.open_marks() == [], "a refusal costs nothing"
 
 
 def test_missing_rights_models_and_logprobs_say_what_to_do(scripted, tmp_path, monkeypatch):
@@ -313,11 +351,11 @@ def test_the_budget_is_checked_before_and_holds_during(scripted, tmp_path):
             Budget(max_cost=4.4, price=price).check(estimate)
         with pytest.raises(StoreError, match="budget is used up: 8 requests"):
             served.answers(prompts)
-        assert server.answered.total() == 8
+        assert server.books.charged.total() == 8
         rich = client_of(server, tmp_path, budget=Budget(max_requests=2))
         rich.probe(prompts[:1])
         assert len(rich.answers(prompts)) == 10
-        assert server.answered.total() == 10
+        assert server.books.charged.total() == 10
 
 
 def test_the_rate_spaces_requests():

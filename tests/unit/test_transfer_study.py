@@ -2,14 +2,18 @@
 
 import numpy as np
 import pytest
+from scipy import sparse
 
 from polysem.errors import ConfigError, FormatError, UnknownReferenceError
 from polysem.transfer import parse_transfer
-from polysem.transfer.arms import is_plain, is_related
+from polysem.transfer.arms import arm_sets, common_structure, is_plain, is_related, matched_arms
 from polysem.transfer.categories import DEFAULT, check_coverage, coverage, load_categories, load_sentences
+from polysem.transfer.config import SharedConfig
 from polysem.transfer.frames import frame, injected, is_refusal
 from polysem.transfer.paper import holm, inflation, join_sets, overlaps, paper_sets, sign_test, welch
-from polysem.transfer.pools import make_pools, universe
+from polysem.transfer.pools import make_pools, universe, word_class
+from polysem.transfer.run import unseen
+from polysem.transfer.source import Source
 
 SOURCES = '[[sources]]\nmodel = "a"\nsae = "b"\n[[sources]]\nmodel = "c"\nsae = "d"\n'
 TARGET = '[[targets]]\nname = "t"\nmodel = "m"\n'
@@ -181,6 +185,75 @@ def test_related_and_plain_strings():
     assert not is_plain(" a\n")
 
 
+def planted_source(rng, *, order):
+    """A source of 24 features, each firing on one word; feature 0 on " red", and 1 to 3 overlap with it."""
+    n, d = 24, 64
+    vocabulary = (" red", *(f" w{chr(97 + k)}" for k in range(n - 1)), " blue", " hm")
+    tokens = rng.integers(0, len(vocabulary), 1200)
+    basis = np.linalg.qr(rng.normal(size=(d, d)))[0]
+    directions = basis[:n].copy()
+    directions[1:4] = 0.5 * basis[0] + np.sqrt(0.75) * basis[1:4]
+    acts = np.zeros((len(tokens), n))
+    for f in range(n):
+        at = np.flatnonzero(tokens == f)
+        acts[at, f] = 1 + rng.random(len(at))
+    ends = np.cumsum([len(vocabulary[t]) for t in tokens])
+    return Source(
+        "planted", directions[order], sparse.csr_matrix(acts[:, order]), tokens, ends, vocabulary, frozenset(),
+        rng.normal(size=(len(vocabulary), 8)), "r",
+    )  # fmt: skip
+
+
+def test_snippets_end_at_peaks_and_stay_in_their_arms(categories):
+    first = planted_source(np.random.default_rng(5), order=np.arange(24))
+    second = planted_source(np.random.default_rng(5), order=np.arange(24)[::-1])
+    rows = first.snippets(width=3, first=4)
+    for feature, snippets in enumerate(rows):
+        assert len(snippets) == 4
+        assert {s[-1] for s in snippets} == {first.vocabulary[feature]}, (
+            "a snippet ends with what the feature fires on"
+        )
+        assert all(len(s) == 3 for s in snippets)
+    config = SharedConfig(n_strings=4)
+    structure = common_structure(
+        first, second, config=config, level=0.95, rng=np.random.default_rng(0), snippet_tokens=3
+    )
+    assert structure.matching.m == 24
+    arms = arm_sets("color", categories, (first, second), structure, config).sets
+    of_feature = dict(enumerate(structure.texts[0]))
+    assert set(arms["target"]) == set(of_feature[0])
+    for arm in ("shared", "source_only", "neither", "high", "low", "random"):
+        for text in arms[arm]:
+            assert not {"red", "blue"} & set(text.split()), (
+                "no word of the category in any arm but the ceiling"
+            )
+    assert set(arms["shared"]) <= {t for f in (1, 2, 3) for t in of_feature[f]}
+    assert len(arms["shared"]) > 4
+    assert set(arms["neither"]) <= {t for f in range(4, 24) for t in of_feature[f]}
+    assert arms["shared"][0] in structure.pieces
+    plain = common_structure(first, second, config=config, level=0.95, rng=np.random.default_rng(0))
+    assert arm_sets("color", categories, (first, second), plain, config).sets["shared"] == (
+        " wa",
+        " wb",
+        " wc",
+    )
+    members = matched_arms("color", categories, plain)
+    assert [len(members[a]) for a in ("target", "shared", "source_only", "neither")] == [1, 3, 0, 20]
+
+
+def test_parts_of_speech_are_told_by_form():
+    assert word_class(" The") == (1, 0, 0)
+    assert word_class(" running") == word_class("walked") == (0, 1, 0)
+    assert word_class(" slowly") == (0, 0, 1)
+    assert word_class(" red") == word_class(" king") == (0, 0, 0)
+
+
+def test_a_category_of_which_nothing_is_seen_is_said():
+    (line,) = unseen("server", {"animal": 0, "time": 3})
+    assert line.startswith("server: animal: none of its words")
+    assert "\n" not in line
+
+
 def test_prompts():
     strings = [" sea", "ship"]
     assert injected("paren", strings) == "( seaship)"
@@ -205,6 +278,7 @@ def test_the_study_file():
     paper = parse_transfer('preset = "paper"\n' + SOURCES + TARGET + "[pools]\nn_tokens = 20\n")
     assert (paper.pools.n_tokens, paper.test.success_k) == (20, 30)
     assert paper.pools.arms == ("target", "high", "low", "random")
+    assert (paper.pools.draws, paper.pools.reference_draws, paper.categories.n_sentences) == (100, 1, 100)
     for text, what in (
         (SOURCES, "targets: Field required"),
         (TARGET, "sources: Field required"),

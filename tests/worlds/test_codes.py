@@ -69,6 +69,35 @@ def test_adaptation_of_biases_by_hand():
     assert float(low) == -1.0
 
 
+def test_codes_of_sae_lens_are_the_dictionarys():
+    """Activations are codes times directions and noise; the same generator draws the same, and torch's own is left
+    as it was."""
+    pytest.importorskip("sae_lens")
+    from polysem.worlds.lens import lens_codes_world
+
+    world = lens_codes_world(n_features=24, d=12, n_pairs=4, noise=0.0, seed=2)
+    before = torch.random.get_rng_state()
+    x, drawn = world.sample(4000, torch.Generator().manual_seed(5))
+    again, _ = world.sample(4000, torch.Generator().manual_seed(5))
+    assert torch.equal(torch.random.get_rng_state(), before)
+    assert torch.equal(x, again)
+    directions = torch.as_tensor(world.truth.directions, dtype=torch.float32)
+    np.testing.assert_allclose(x.numpy(), (drawn @ directions).numpy(), atol=1e-5)
+    gram = world.truth.directions @ world.truth.directions.T
+    assert all(gram[i, j] == pytest.approx(0.45) for i, j in world.truth.pairs)
+    rate = (drawn > 0).double().mean(0).numpy()
+    np.testing.assert_allclose(rate, world.truth.chance, atol=5 * np.sqrt(0.15 * 0.85 / 4000))
+
+
+def test_sparse_codes_without_sae_lens_are_our_own(monkeypatch):
+    def missing():
+        raise UnknownReferenceError("not installed")
+
+    monkeypatch.setattr(training, "sae_lens_package", missing)
+    world = training.sparse_codes(n_features=16, d=8, n_pairs=2, seed=0)
+    assert type(world) is codes.CodesWorld
+
+
 def test_an_unknown_architecture():
     pytest.importorskip("sae_lens")
     with pytest.raises(UnknownReferenceError, match="rbf"):

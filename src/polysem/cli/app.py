@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from polysem.cli import atlas, explore, inspect, run, selftest, stages, start, transfer
+from polysem.cli import atlas, defend, explore, inspect, panel, run, selftest, stages, start, transfer
 
 app = typer.Typer(
     help="The instrument of record for polysemantic interference in language models.",
@@ -57,3 +57,6 @@ app.command()(explore.explore)
 app.command()(start.init)
 app.command()(start.zoo)
 app.command()(transfer.transfer)
+app.command()(panel.judge)
+app.command()(panel.explain)
+app.command()(defend.defend)

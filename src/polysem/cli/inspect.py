@@ -12,6 +12,15 @@ from polysem.cli.shell import FAILED, IgnoreVersions, verb
 RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")]
 
 
+def _has_transfer(run: Path) -> bool:
+    """Whether a transfer study is in the folder, alone or beside a study."""
+    return (run / "transfer.toml").is_file()
+
+
+def _transfer_alone(run: Path) -> bool:
+    return _has_transfer(run) and not (run / "study.toml").is_file()
+
+
 @verb
 def status(
     run: RunArgument,
@@ -22,12 +31,19 @@ def status(
     from polysem.store import RunFolder
     from polysem.study import study_status
 
-    found = study_status(RunFolder.open(run).study(), run, ignore_versions=ignore_versions)
+    found = []
+    if not _transfer_alone(run):
+        stages = study_status(RunFolder.open(run).study(), run, ignore_versions=ignore_versions)
+        found = [asdict(stage) for stage in stages]
+    if _has_transfer(run):
+        from polysem.transfer.check import transfer_status
+
+        found.append({"stage": "transfer", **transfer_status(run)._asdict()})
     if as_json:
-        print(json.dumps([asdict(stage) for stage in found], indent=1))
+        print(json.dumps(found, indent=1))
         return
     for stage in found:
-        print(f"{stage.stage:<9} {stage.state:<8} {stage.reason}".rstrip())
+        print(f"{stage['stage']:<9} {stage['state']:<8} {stage['reason']}".rstrip())
 
 
 @verb
@@ -41,7 +57,11 @@ def verify(
     from polysem.cli.progress import reporter
     from polysem.study import verify_run
 
-    findings = verify_run(run, sample=sample, reporter=reporter())
+    findings = [] if _transfer_alone(run) else verify_run(run, sample=sample, reporter=reporter())
+    if _has_transfer(run):
+        from polysem.transfer.check import verify_transfer
+
+        findings += verify_transfer(run)
     for finding in findings:
         print(finding)
     if findings:

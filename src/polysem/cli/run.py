@@ -35,7 +35,7 @@ def run(
     """Run a study; what is finished and fresh is not done again. Prints the path of the report.
 
     With --shard only that part of the trials is run, of a study whose plan is made; run it once more without, to
-    collect the shards and go on.
+    collect the shards and go on. With preset `paper` or `both` the paper's estimates are said beside the strict ones.
     """
     part, folder = shard_of(shard), folder_for(study_file, out)
     from polysem.cli.progress import reporter
@@ -51,6 +51,10 @@ def run(
         workers=workers,
         engine=engine,
     )
+    if not part:
+        from polysem.cli.presets import say_presets
+
+        say_presets(folder)
     result(done)
 
 

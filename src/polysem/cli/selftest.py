@@ -26,7 +26,7 @@ def selftest(
     out: Annotated[
         Path | None,
         typer.Option(
-            "--out", metavar="DIR", help="Also write selftest.json, validation.md and pictures there."
+            "--out", metavar="DIR", help="Also write selftest.json, validation.md and its picture there."
         ),
     ] = None,
 ) -> None:
@@ -61,9 +61,16 @@ def _show(line: "Line") -> None:
 
 
 def _write(out: Path, text: str, verdict: object) -> None:
+    from polysem.report.worlds import recovery
     from polysem.selftest import Verdict, to_markdown
+    from polysem.selftest.record import CURVE_PICTURE, curve_points
     from polysem.store import io
 
     assert isinstance(verdict, Verdict)
     io.write_text(out / "selftest.json", text)
     io.write_text(out / "validation.md", to_markdown(verdict))
+    if points := curve_points(verdict):
+        kinds: dict[str, list[tuple[float, float]]] = {}
+        for mcc, precision, sae in points:
+            kinds.setdefault(sae.partition(" ")[0], []).append((mcc, precision))
+        io.write_text(out / CURVE_PICTURE, str(recovery(kinds)))

@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from polysem.config import Study
+from polysem.explore.query import SIDES
 from polysem.explore.relations import Field, Relation, of_schema, with_fields
 from polysem.store.tables import PAIR_EFFECTS, PAIRS
 
@@ -26,15 +27,22 @@ def register(cursor: Any, stored: Mapping[str, Relation], study: Study) -> dict[
 
 
 def _names(cursor: Any, *, there: bool) -> None:
-    """The gloss of every feature, in memory: searches and pages join it."""
-    lower = "lower(coalesce(gloss, '')) AS lower_gloss"
-    tokens = "lower(array_to_string(list_concat(tokens_in_str, tokens_out_str), ' ')) AS lower_tokens"
-    words = r"list_distinct(regexp_extract_all(lower_gloss || ' ' || lower_tokens, '[\p{L}\p{N}]+')) AS words"
+    """The gloss of every feature, in memory: searches and pages join it; and the words of its gloss with those of the
+    tokens that activate it, and with those that it writes."""
+    gloss = "lower(coalesce(gloss, '')) AS lower_gloss"
+    tokens = [
+        f"lower_gloss || ' ' || lower(array_to_string(tokens_{side}_str, ' ')) AS lower_{side}"
+        for side in SIDES
+    ]
+    words = [
+        rf"list_distinct(regexp_extract_all(lower_{side}, '[\p{{L}}\p{{N}}]+')) AS words_{side}"
+        for side in SIDES
+    ]
     rows = (
-        f"SELECT *, {words} FROM (SELECT sae, feature, gloss, {lower}, {tokens} FROM t_features)"
+        f"SELECT sae, feature, gloss, {gloss}, {', '.join((*tokens, *words))} FROM t_features"
         if there
-        else "SELECT '' AS sae, 0 AS feature, '' AS gloss, '' AS lower_gloss, '' AS lower_tokens, [''] AS words "
-        "WHERE false"
+        else "SELECT '' AS sae, 0 AS feature, '' AS gloss, '' AS lower_gloss, '' AS lower_in, '' AS lower_out, "
+        "[''] AS words_in, [''] AS words_out WHERE false"
     )
     cursor.execute(f"CREATE OR REPLACE TABLE names AS {rows}")
 

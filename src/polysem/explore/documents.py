@@ -223,10 +223,15 @@ def _loci(book: Book) -> list[dict[str, Any]]:
 
 
 def _units(book: Book) -> dict[str, str]:
-    """Locus -> unit of its doses, from the plan."""
+    """Locus -> unit of its doses, from the plan; the strengths that the paper's preset adds are not its doses."""
     if not book.has("plan"):
         return {}
-    rows = book.ask(Sql("SELECT locus, any_value(dose_unit) AS unit FROM t_plan GROUP BY locus", []))
+    rows = book.ask(
+        Sql(
+            "SELECT locus, any_value(dose_unit) AS unit FROM t_plan WHERE dose_unit NOT LIKE 'paper%' GROUP BY locus",
+            [],
+        )
+    )
     return {row["locus"]: row["unit"] for row in rows}
 
 

@@ -4,6 +4,9 @@
     f=target~river, lake  (the feature's gloss or tokens hold one of these)
     f=target~@location    (they hold a word of this category, whole)
 
+Where a row says which tokens of its target were read, only those count: an effect on the tokens that activate a
+feature is no push toward a word that the feature merely writes.
+
 Nothing of a question is ever part of the SQL text: columns are looked up among the relation's fields,
 operators in a table, values are bound.
 """
@@ -23,6 +26,8 @@ MAX_ROWS = 1000
 """rows of one page"""
 MAX_FILTERS = 24
 MAX_AMONG = 400
+SIDES = ("in", "out")
+"""token sets of a feature: what activates it, what it writes"""
 _FILTER = re.compile(r"^([a-z0-9_]+)(>=|<=|!=|=|>|<|~)(.*)$", re.DOTALL)
 _OPERATORS = {
     "number": (">=", "<=", ">", "<", "=", "!="),
@@ -152,7 +157,7 @@ class Query:
         terms: list[str] = []
         values: list[Any] = []
         for f in self.filters:
-            text, bound = _condition(f)
+            text, bound = _condition(f, by_tokens=self._says_what_was_read(f))
             terms.append(text)
             values += bound
         if self.near is not None:
@@ -166,6 +171,9 @@ class Query:
             terms.append(text)
             values += bound
         return Sql(f" WHERE {' AND '.join(terms)}" if terms else "", values)
+
+    def _says_what_was_read(self, filter_: Filter) -> bool:
+        return filter_.field.name == "target" and self.relation.get("token_set") is not None
 
     def _search(self) -> Sql:
         if self.relation.features:
@@ -248,25 +256,33 @@ def _words(text: str) -> tuple[str, ...]:
     return tuple(word for part in text.split(",") if (word := part.strip().lower()))
 
 
-def _condition(filter_: Filter) -> Sql:
+def _condition(filter_: Filter, *, by_tokens: bool) -> Sql:
+    """One condition; `by_tokens` where a row names the tokens of its target that were read."""
     field, operator, value = filter_
     if operator == "~" and field.kind == "feature":
-        words = _words(str(value))
-        terms: list[str] = []
-        values: list[Any] = []
-        for word in words:
-            if word.startswith("@"):
-                terms.append("list_has_any(words, ?)")
-                values.append(sorted(category_words(word[1:])))
-            else:
-                terms.append("contains(lower_gloss, ?) OR contains(lower_tokens, ?)")
-                values += [word, word]
-        hits = f"SELECT sae, feature FROM names WHERE {' OR '.join(terms) or 'false'}"
-        return Sql(f"(b.sae, {field.sql}) IN ({hits})", values)
+        found = [_called(field, _words(str(value)), side) for side in SIDES]
+        told = [f"b.token_set = '{side}' AND " if by_tokens else "" for side in SIDES]
+        terms = [f"({which}{hits.text})" for which, hits in zip(told, found, strict=True)]
+        return Sql(f"({' OR '.join(terms)})", [value for hits in found for value in hits.values])
     if operator == "~":
         sql = f"array_to_string({field.sql}, ' ')" if field.kind == "list" else field.sql
         return Sql(f"contains(lower({sql}), lower(?))", [value])
     return Sql(f"{field.sql} {operator} ?", [value])
+
+
+def _called(field: Field, words: Sequence[str], side: str) -> Sql:
+    """Whether a feature's gloss, or its tokens of one kind, hold one of the words."""
+    terms: list[str] = []
+    values: list[Any] = []
+    for word in words:
+        if word.startswith("@"):
+            terms.append(f"list_has_any(words_{side}, ?)")
+            values.append(sorted(category_words(word[1:])))
+        else:
+            terms.append(f"contains(lower_{side}, ?)")
+            values.append(word)
+    hits = f"SELECT sae, feature FROM names WHERE {' OR '.join(terms) or 'false'}"
+    return Sql(f"(b.sae, {field.sql}) IN ({hits})", values)
 
 
 def _order(relation: Relation, sort: str) -> tuple[Field, bool] | None:

@@ -18,6 +18,7 @@ import numpy as np
 
 from polysem.errors import StoreError
 from polysem.seeds import short_hash
+from polysem.store.io import to_disk
 
 
 def text_hash(text: str) -> bytes:
@@ -102,7 +103,7 @@ def _write_whole(target: Path, content: bytes) -> None:
         with os.fdopen(handle, "wb") as stream:
             stream.write(content)
             stream.flush()
-            os.fsync(stream.fileno())
+            to_disk(stream.fileno())
         os.replace(name, target)
     except BaseException:
         Path(name).unlink(missing_ok=True)

@@ -52,6 +52,7 @@ KINDS = Registry(
         "gradient": "polysem.interventions.gradient:token_gradient",
         "clamp": "polysem.interventions.clamp:clamped_feature",
         "mlp_neuron": "polysem.interventions.mlp:mlp_coordinate",
+        "rotated_mlp": "polysem.interventions.mlp:rotated_mlp",
         "neuron": "polysem.interventions.neuron:coordinate",
         "rotated": "polysem.interventions.neuron:rotated_coordinate",
         "snippet": "polysem.interventions.prompt:snippet",
@@ -161,6 +162,17 @@ class Bench:
         """Orthonormal basis of what all decoder directions of the SAE share."""
         return common_mode(self.sae.W_dec)
 
+    @cached_property
+    def mlp_writes(self) -> Float[np.ndarray, "d_mlp d_in"]:
+        """What one unit more of each neuron of the layer's MLP adds to the site.
+
+        Raises:
+            ConfigError, SiteError: if there is no model, or no such neurons.
+        """
+        from polysem.interventions.mlp import mlp_writes
+
+        return mlp_writes(self.model, self.sae)
+
 
 @dataclass(frozen=True)
 class Prompt:
@@ -169,6 +181,8 @@ class Prompt:
     token_ids: tuple[int, ...]
     edited: Bool[np.ndarray, " pos"]
     """where the plan edits"""
+    text_span: tuple[int, int] | None = None
+    """tokens [start, stop) of the prompt's own text inside a chat template; None without one"""
 
 
 class Push(NamedTuple):

@@ -10,7 +10,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from polysem.config import PairsConfig, PlanConfig
-from polysem.interventions.arms import Arm, Atlas
+from polysem.interventions.arms import Arm
+from polysem.interventions.atlas import Atlas
 from polysem.interventions.base import Recipe
 from polysem.seeds import rng_for
 

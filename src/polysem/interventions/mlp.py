@@ -18,8 +18,10 @@ from torch import Tensor
 from polysem.config import PairsConfig, PlanConfig
 from polysem.edits import Add, Clamp
 from polysem.errors import ConfigError, MismatchError, SiteError
-from polysem.interventions.arms import Arm, Atlas
-from polysem.interventions.base import KINDS, Bench, Prepared, Prompt, Push, Recipe
+from polysem.interventions.arms import Arm
+from polysem.interventions.atlas import Atlas
+from polysem.interventions.base import KINDS, Bench, Prepared, Prompt, Push, Recipe, Refused
+from polysem.interventions.feature import decoder_row, unit
 from polysem.models.base import WhiteBoxModel
 from polysem.saes.base import SAE
 from polysem.seeds import rng_for
@@ -28,6 +30,8 @@ from polysem.types import Site
 _ROWS = 256
 _LINEAR = 1e-2
 """relative; rounding in float32 is a thousandth of it, in bfloat16 as much"""
+_BISECTIONS = 60
+"""halvings of a right angle: to the last bit"""
 _WRITTEN = ("hook_mlp_out", "hook_resid_post")
 
 
@@ -143,7 +147,7 @@ def mlp_neuron_arms(
     atlas: Atlas, targets: Sequence[int], *, pairs: PairsConfig, plan: PlanConfig, seed: int
 ) -> list[Arm]:
     """Neurons by the cosine of what they write with the target's direction: the strongest as `self`, some of every
-    interference bin as pairs. A neuron stands in the column `source` as d_sae + its number."""
+    interference bin as pairs, each with a rotated one. A neuron stands in the column `source` as d_sae + its number."""
     if atlas.mlp_writes is None:
         return []
     norms = np.linalg.norm(atlas.mlp_writes, axis=1, keepdims=True)
@@ -165,4 +169,45 @@ def mlp_neuron_arms(
             recipe = Recipe.of("mlp_neuron", neuron=neuron).text
             source, cosine = atlas.sae.d_sae + neuron, float(share[neuron])
             found.append(Arm(relation, target, source, 0, recipe, index, cosine, None))  # pyright: ignore[reportArgumentType]
+            if relation == "pair":
+                turned = Recipe.of("rotated_mlp", draw=0, neuron=neuron, seed=seed, target=target).text
+                found.append(Arm("rotated", target, None, neuron, turned, -1, cosine, None))
     return found
+
+
+def rotated_mlp(recipe: Recipe, bench: Bench) -> Float[np.ndarray, " d_mlp"]:
+    """A random unit vector over the neurons whose output has the cosine with the target's direction that the output of
+    the recipe's neuron has.
+
+    Of the plane between the vector that writes most along the target and a random one that writes nothing along it,
+    the angle is found by bisection: the cosine falls from its largest value to 0 on the way.
+
+    Raises:
+        Refused: `control_unmatched` if no vector of that plane has the cosine.
+        MismatchError: if the model is not at hand, or its MLP has no such neuron.
+    """
+    writes = bench.mlp_writes
+    target = unit(decoder_row(bench, recipe.integer("target")))
+    own = unit(writes[int(mlp_coordinate(recipe, bench).argmax())])
+    wanted = float(own @ target)
+    along = unit(writes @ target)
+    rng = rng_for(
+        recipe.integer("seed"),
+        "control",
+        "rotated_mlp",
+        bench.label,
+        *(recipe.integer(a) for a in ("target", "neuron", "draw")),
+    )
+    across = rng.standard_normal(len(along))
+    across = unit(across - (across @ along) * along)
+
+    def cosine(angle: float) -> float:
+        return float(unit((np.cos(angle) * along + np.sin(angle) * across) @ writes) @ target)
+
+    low, high = (0.0, np.pi / 2) if wanted >= 0 else (np.pi / 2, np.pi)
+    if not cosine(high) <= wanted <= cosine(low):
+        raise Refused("control_unmatched")
+    for _ in range(_BISECTIONS):
+        middle = (low + high) / 2
+        low, high = (middle, high) if cosine(middle) > wanted else (low, middle)
+    return unit(np.cos(low) * along + np.sin(low) * across)

@@ -17,7 +17,8 @@ import numpy as np
 from jaxtyping import Float
 
 from polysem.config import PairsConfig, PlanConfig
-from polysem.interventions.arms import Arm, Atlas
+from polysem.interventions.arms import Arm
+from polysem.interventions.atlas import Atlas
 from polysem.interventions.base import Bench, Recipe
 from polysem.interventions.feature import unit
 from polysem.seeds import rng_for

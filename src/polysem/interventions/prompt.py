@@ -14,7 +14,8 @@ import torch
 from polysem.errors import MismatchError
 from polysem.interventions.base import KINDS, Bench, Prepared, Prompt, Push, Recipe, Refused
 
-FORMS = ("prefix", "suffix", "wrapped")
+MARKS = {"prefix": ("", ""), "suffix": ("", ""), "wrapped": ("**", "**"), "parenthesised": ("(", ")")}
+"""form -> what stands before and after the snippet"""
 
 
 class PromptInjection:
@@ -32,7 +33,8 @@ class PromptInjection:
         Raises:
             Refused: `prompt_too_long` if the model's context does not hold both.
         """
-        rows = [_with(prompt.token_ids, push, _bos(bench)) for push in pushes]
+        start, stop = _own_text(prompt, bench)
+        rows = [_with(prompt.token_ids, push, start=start, stop=stop) for push in pushes]
         if len(rows[0]) > bench.spec.n_ctx:
             raise Refused("prompt_too_long")
         tokens = torch.tensor(rows, dtype=torch.long, device=bench.spec.device)
@@ -58,21 +60,24 @@ def snippet(recipe: Recipe, bench: Bench) -> np.ndarray:
             raise Refused("prompt_out_of_vocab")
         if bench.model.tokenize(bench.model.detokenize(ids), prepend_bos=False) != ids:
             raise Refused("no_round_trip")
-        if form == "wrapped":
-            mark = bench.model.tokenize("**", prepend_bos=False)
-            ids = [*mark, *ids, *mark]
+        before, after = (
+            bench.model.tokenize(mark, prepend_bos=False) if mark else [] for mark in MARKS[form]
+        )
+        ids = [*before, *ids, *after]
         lists.append([int(form == "suffix"), *ids])
     return np.array(lists, dtype=np.int64)
 
 
-def _with(token_ids: Sequence[int], push: Push, bos: int | None) -> list[int]:
-    """The prompt with what the push injects; a BOS stays in front."""
+def _with(token_ids: Sequence[int], push: Push, *, start: int, stop: int) -> list[int]:
+    """The prompt with what the push injects, at one end of its own text."""
     after, *ids = push.realised[0 if push.dose > 0 else 1].tolist()
-    if after:
-        return [*token_ids, *ids]
-    front = int(bool(token_ids) and token_ids[0] == bos)
-    return [*token_ids[:front], *ids, *token_ids[front:]]
+    at = stop if after else start
+    return [*token_ids[:at], *ids, *token_ids[at:]]
 
 
-def _bos(bench: Bench) -> int | None:
-    return None if bench.model is None else bench.model.bos_id
+def _own_text(prompt: Prompt, bench: Bench) -> tuple[int, int]:
+    """Where the prompt's own text begins and ends: inside a chat template, or from after the BOS to the end."""
+    if prompt.text_span is not None:
+        return prompt.text_span
+    bos = None if bench.model is None else bench.model.bos_id
+    return int(bool(prompt.token_ids) and prompt.token_ids[0] == bos), len(prompt.token_ids)

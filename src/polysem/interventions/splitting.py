@@ -17,13 +17,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from polysem.errors import ConfigError, MismatchError
-from polysem.pairs import DUPLICATE_INTERFERENCE, DUPLICATE_TOKENS
+from polysem.pairs import DUPLICATE_FIRING, DUPLICATE_INTERFERENCE, DUPLICATE_SWITCH, DUPLICATE_TOKENS
 from polysem.saes.base import SAE
 
-DUPLICATE_FIRING = 0.3
-"""Jaccard of the tokens on which two features fire above which they are one concept"""
-DUPLICATE_SWITCH = 0.25
-"""share of contexts in which writing one switches the other on, above which they are one concept"""
 _ROWS = 1024
 """activations encoded at a time"""
 

@@ -7,10 +7,12 @@
     whitened            d_i^T (S + ridge)^-1 d_j, normalised; S the covariance of the site's activations
     causal              correlation over the vocabulary of W_U d_i and W_U d_j (Park et al., arXiv 2311.03658)
     virtual_weight      e_j of the target through the residual stream: e_j . d_i / (e_j . d_j)
-    coactivation        phi coefficient of firing together, where it is known
+    coactivation        correlation over the text of what the two encoders read, before any threshold
 
-Fisher interference and linear response need backward passes; `response` has the latter. Sources: Mu and
-Viswanath, arXiv 1702.01417 (removing common components).
+Co-activation is graded because firing is rare: on the few hundred positions that a study's prompts have, the phi
+coefficient of two features that fire on 1 % of tokens is not known. The measures that need the model (`jacobian`,
+`fisher`) are in `footprint`, linear response in `response`. Sources: Mu and Viswanath, arXiv 1702.01417
+(removing common components).
 """
 
 import numpy as np
@@ -58,6 +60,9 @@ def pair_metrics(
     found["virtual_weight"] = (read / (E[target] * unit[target]).sum(-1)).numpy()
     if activations is not None and len(activations) >= 2 * sae.d_in:
         S = torch.as_tensor(np.cov(activations, rowvar=False))
+        both = ((E[source] @ S) * E[target]).sum(-1)
+        own = [((E[k] @ S) * E[k]).sum(-1) for k in (source, target)]
+        found["coactivation"] = (both / (own[0] * own[1]).clamp(min=1e-300).sqrt()).numpy()
         S = S + _RIDGE * S.diagonal().mean() * torch.eye(len(S), dtype=S.dtype)
         root = torch.linalg.cholesky(torch.linalg.inv(S))
         found["whitened"] = cosine(unit @ root)

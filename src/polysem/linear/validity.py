@@ -77,17 +77,17 @@ def linear_validity(
             linear = pushes @ gradients.T
             path = torch.full_like(linear, torch.nan)
             if path_points:
-                for j in range(len(inside)):
-                    average = path_gradients(
-                        model,
-                        tokens,
-                        site=site,
-                        pushed=pushed,
-                        inside=inside[j].expand(len(pushes), -1),
-                        pushes=pushes,
-                        points=path_points,
-                    )
-                    path[:, j] = (average * pushes).sum(-1)
+                n, m = linear.shape
+                average = path_gradients(
+                    model,
+                    tokens,
+                    site=site,
+                    pushed=pushed,
+                    inside=inside.repeat(n, 1),
+                    pushes=pushes.repeat_interleave(m, 0),
+                    points=path_points,
+                )
+                path = (average.reshape(n, m, -1) * pushes[:, None]).sum(-1)
             found[dose].append(((up - down) / 2, up - before, linear, path))
     rows = []
     for dose, parts in found.items():

@@ -9,6 +9,7 @@ Both equal `WhiteBoxModel.vjp` row by row, to rounding.
 """
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -18,9 +19,10 @@ from torch import Tensor
 from polysem.errors import MismatchError
 from polysem.models.anatomy import Tap
 from polysem.models.base import WhiteBoxModel
-from polysem.models.clean import CleanRun, first_block
+from polysem.models.clean import CleanRun, block_path, first_block
 from polysem.models.hf import HFModel
 from polysem.models.hooks import Action, Stop, hooked, working_dtype
+from polysem.models.linear import FrozenLinears
 from polysem.models.replay import last_logits, run_blocks
 from polysem.types import Site
 
@@ -36,6 +38,7 @@ def logit_gradients(
     *,
     site: Site = EMBEDDING,
     batch: int = _BATCH,
+    fast: bool = False,
 ) -> list[Float[Tensor, "pos d"]]:
     """d logit[target] at the last position / d activation at `site`, for every context.
 
@@ -45,6 +48,9 @@ def logit_gradients(
         targets: one token id per context.
         site: with respect to which activation.
         batch: contexts in one pass.
+        fast: take the faster of torch's two libraries for products (`linear.FrozenLinears`), which adds up in
+            another order. On some CPUs twice as fast; entries differ by some 2e-6 of the largest, where they
+            otherwise differ by less than 1e-6 from those of one context at a time.
 
     Returns:
         One gradient per context, in the order given, float32 (float64 for a float64 model).
@@ -70,14 +76,23 @@ def logit_gradients(
         for some in (same[at : at + batch] for at in range(0, len(same), batch)):
             tokens = torch.tensor([list(contexts[k]) for k in some], dtype=torch.long)
             gradient = _batch_gradients(
-                model, tokens.to(model.spec.device), torch.tensor([targets[k] for k in some]), site
+                model,
+                tokens.to(model.spec.device),
+                torch.tensor([targets[k] for k in some]),
+                site,
+                fast=fast,
             )
             found.update(zip(some, gradient, strict=True))
     return [found[k] for k in range(len(contexts))]
 
 
 def _batch_gradients(
-    model: WhiteBoxModel, tokens: Int[Tensor, "batch pos"], targets: Int[Tensor, " batch"], site: Site
+    model: WhiteBoxModel,
+    tokens: Int[Tensor, "batch pos"],
+    targets: Int[Tensor, " batch"],
+    site: Site,
+    *,
+    fast: bool,
 ) -> Float[Tensor, "batch pos d"]:
     if not isinstance(model, HFModel):
         cotangent = torch.zeros(len(tokens), model.spec.d_vocab, device=tokens.device)
@@ -85,7 +100,14 @@ def _batch_gradients(
         return model.vjp(tokens, site, cotangent)
     model.check_tokens(tokens)
     leaves: list[Tensor] = []
-    with torch.enable_grad(), hooked(model.model, {_written(model, site): [_cut(leaves)]}):
+    actions: dict[Tap, list[Action]] = {_written(model, site): [_cut(leaves)]}
+    last = model.spec.n_layers - 1
+    if (
+        site.layer != last
+    ):  # of the last block's MLP only the last position is read; elsewhere it is broadcast
+        actions[Tap(f"{block_path(model, last)}.mlp", "in")] = [lambda h: h[:, -1:]]
+    products = FrozenLinears() if fast else nullcontext()
+    with products, torch.enable_grad(), hooked(model.model, actions):
         # not `base_model`, which in transformers 4.x is the whole of a Gemma 3
         decoder: Any = model.model.get_submodule(model.anatomy.final_norm.rpartition(".")[0])
         hidden = decoder(input_ids=tokens, use_cache=False).last_hidden_state[:, -1]
@@ -169,7 +191,7 @@ def pull_back_head(
     start, tap = first_block(site), _written(model, site)
     like = clean.pre[0]
     shape = (len(rows), like.shape[1], model.site_width(site))
-    with torch.enable_grad():
+    with FrozenLinears(), torch.enable_grad():
         leaf = torch.zeros(shape, dtype=like.dtype, device=like.device, requires_grad=True)
         h = clean.pre[start].expand(len(rows), -1, -1)
         actions: dict[Tap, list[Action]] = {}

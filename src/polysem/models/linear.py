@@ -8,12 +8,13 @@ float64 on numbers that bfloat16 and TF32 cannot hold; where it is missing or ro
 
 from collections.abc import Callable
 from functools import lru_cache
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 Gelu = Literal["none", "tanh"]
 
@@ -49,6 +50,50 @@ class Linear:
         flat = x.reshape(-1, x.shape[-1])
         y = _pointwise(flat, self.weight, b, gelu)
         return y.reshape(*x.shape[:-1], -1)
+
+
+class FrozenLinears(TorchFunctionMode):
+    """While entered, the linear maps that a model's own modules apply go through the faster library, and so do
+    the gradients with respect to their inputs.
+
+    Only float32 maps on the CPU whose weights ask for no gradient, and only where the call is exact; everything
+    else is left as it is. Weights stay where they are: nothing is copied.
+    """
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if not kwargs and onednn_is_exact():
+            if func is F.linear and len(args) in (2, 3) and _may_pass(*args):
+                return _FrozenLinear.apply(args[0], args[1], args[2] if len(args) == 3 else None)
+            if func is torch.addmm and _may_pass(args[1], args[2], args[0]) and args[0].ndim == 1:
+                return _FrozenLinear.apply(args[1], args[2].T, args[0])  # GPT-2's maps are stored transposed
+        return func(*args, **(kwargs or {}))
+
+
+class _FrozenLinear(torch.autograd.Function):
+    """y = x W^T + b with the gradient of x alone."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(weight)
+        flat = _pointwise(x.reshape(-1, x.shape[-1]), weight, bias, None)
+        return flat.reshape(*x.shape[:-1], -1)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        (weight,) = ctx.saved_tensors
+        (of_y,) = gradients
+        of_x = _pointwise(of_y.reshape(-1, of_y.shape[-1]), weight.T, None, None)
+        return of_x.reshape(*of_y.shape[:-1], -1), None, None
+
+
+def _may_pass(x: Any, weight: Any, bias: Any = None) -> bool:
+    frozen = [part for part in (weight, bias) if part is not None]
+    return x.numel() > 0 and all(
+        isinstance(part, Tensor) and part.dtype == torch.float32 and part.device.type == "cpu"
+        for part in (x, *frozen)
+    ) and not any(part.requires_grad for part in frozen)  # fmt: skip
 
 
 def packs(n_bytes: int) -> bool:

@@ -215,6 +215,31 @@ def kl_chart(curves: Sequence[Curve], *, title: str, x_label: str, limit: Real, 
     return drawing(parts, height=frame.height, title=title, description=shown, class_="chart")
 
 
+def frontier_chart(curves: Sequence[Curve], *, title: str, limit: Real) -> Markup:
+    """Effect over mean KL, and the limit of KL for headline contrasts."""
+    xs = [p[0] for c in curves for p in c.points] + [0.0]
+    ys = [p[1] for c in curves for p in c.points]
+    frame = Frame.of(padded(xs, share=0.02), padded(ys, include=(0.0,)), height=390, right=126)
+    parts = frame.axes(x_label="mean KL to the unedited model (nats)", y_label="change in log-odds (nats)")
+    parts.append(frame.hline(0.0, "zero"))
+    if limit <= frame.x.hi:
+        parts.append(frame.vline(limit, "limit"))
+    for curve in curves:
+        points = [(0.0, 0.0), *sorted((p[0], p[1]) for p in curve.points)]
+        parts.append(frame.path(points, f"line k-{curve.kind}"))
+        parts += [
+            el("circle", class_=f"dot k-{curve.kind}", cx=frame.x(a), cy=frame.y(b), r=3.0)
+            for a, b in points[1:]
+        ]
+    ends = [(frame.y(max(c.points)[1]), c) for c in curves]
+    parts += _end_labels(ends, x=frame.x.stop, top=20, bottom=frame.y.start)
+    shown = "; ".join(
+        f"{c.label}: {number(max(c.points)[1], sign=True)} for {number(max(c.points)[0])} nats"
+        for c in curves
+    )
+    return drawing(parts, height=frame.height, title=title, description=shown, class_="chart")
+
+
 def _end_labels(ends: Sequence[tuple[Real, Curve]], *, x: Real, top: Real, bottom: Real) -> list[Markup]:
     """Labels beside the line ends, pushed apart where they would overlap, with a leader to their line."""
     parts: list[Markup] = []

@@ -60,7 +60,7 @@ def _stacked(bars: Sequence[Sequence[tuple[str, float]]], title: str) -> Markup:
         for k, (words, share) in enumerate(bar):
             start = right if share >= 0 else left + share
             left, right = (left, right + share) if share >= 0 else (left + share, right)
-            text = f"{words} {100 * share:.0f} %".replace("-", "−")
+            text = f"{words} {round(100 * share)} %".replace("-", "−")
             names.append(text)
             box = el("rect", el("title", text), x=x(start), y=y, width=x(abs(share)) - x(0), height=_BAR)
             parts.append(el("g", box, class_=f"part part-{k}"))
@@ -94,7 +94,7 @@ def compensation_panel(table: pa.Table, *, tokens: str) -> Panel | None:
     caption = (
         "0: a push along one feature reaches the other in full proportion to their cosine. 1: the layers behind "
         "cancel it, so that a high cosine has no effect. From the gradients of all targets to all features; intervals "
-        "resample targets and sources, and are cut at −1 and 2. With more features than dimensions no readout can cancel "
+        "say how far λ would move with other targets and sources, and are cut at −1 and 2. With more features than dimensions no readout can cancel "
         f"everything. Least possible root mean square crosstalk, beside that of the cosines: {'; '.join(floors)}."
     )
     plot = charts.dot_plot(drawn, title=title, x_label="λ", left=236)

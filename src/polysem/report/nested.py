@@ -9,7 +9,7 @@ import pyarrow.compute as pc
 from polysem.report import charts
 from polysem.report.charts import Bar
 from polysem.report.panels import TOKENS, Panel
-from polysem.report.text import number
+from polysem.report.text import number, visible
 from polysem.stats import POOLED
 
 MODELS = {
@@ -26,6 +26,9 @@ METRICS = {
     "whitened": "cosine in whitened activations",
     "causal": "cosine of effects on all logits",
     "virtual_weight": "encoder reading, scaled",
+    "coactivation": "reading of the same text",
+    "jacobian": "push footprint on logits",
+    "fisher": "the same, by probability",
 }
 HOLDS = 0.9
 """below this R2 the gradient no longer stands for the effect"""
@@ -101,9 +104,42 @@ def validity_rows(table: pa.Table, locus: str) -> list[dict[str, str | bool]]:
             "tokens": f"T-{r['token_set']}",
             "dose": f"{r['dose']:g}",
             "kl": number(r["kl"], digits=2),
-            "r2": "–" if r["r2"] is None else f"{r['r2']:.3f}".replace("-", "−"),
+            "r2": _r2(r["r2"]),
             "n": f"{r['n_arms']}",
+            "r2_path": _r2(r["r2_path"]),
+            "n_path": f"{r['n_path']}" if r["n_path"] else "–",
             "bad": r["r2"] is not None and r["r2"] < HOLDS,
         }
         for r in rows
     ]
+
+
+def stops(table: pa.Table, locus: str) -> str:
+    """From which dose on the gradient no longer stands for the effect, and for whom; "" where nothing was compared."""
+    rows = [r for r in table.filter(pc.equal(table["locus"], locus)).to_pylist() if r["r2"] is not None]
+    if not rows:
+        return ""
+    bad = [r for r in rows if r["r2"] < HOLDS]
+    if not bad:
+        last = max(r["dose"] for r in rows)
+        return (
+            f"The gradient stands for the effects of every SAE at every dose of this study, up to {last:g}."
+        )
+    first = min(r["dose"] for r in bad)
+    named = [
+        f"{'all SAEs together' if r['sae'] == POOLED else visible(r['sae'])} (T-{r['token_set']}, R² {_r2(r['r2'])})"
+        for r in bad
+        if r["dose"] == first
+    ]
+    below = [r["dose"] for r in rows if r["dose"] < first]
+    before = (
+        f"At dose {max(below):g} the gradient still stands for the effects of every SAE. " if below else ""
+    )
+    return (
+        f"{before}At dose {first:g} it no longer does (R² below {HOLDS:g}) for {', '.join(named)}: there a push is too "
+        "large for the gradient, and small-dose theory says nothing of it."
+    )
+
+
+def _r2(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3f}".replace("-", "−")

@@ -8,9 +8,12 @@ import pyarrow.compute as pc
 
 from polysem.config import Study
 from polysem.report import charts, panels, selftest
+from polysem.report.checks import check_rows, pair_sentences, qap_rows, replication_sentences
+from polysem.report.concepts import concepts_section
 from polysem.report.decomposition import compensation_panel, decomposition_panels
 from polysem.report.findings import STEP, finding
-from polysem.report.nested import explained_panels, validity_rows
+from polysem.report.nested import explained_panels, stops, validity_rows
+from polysem.report.neurons import neurons_section
 from polysem.report.pairs import details, pair_rows
 from polysem.report.power import power_rows
 from polysem.report.presets import presets_section
@@ -54,6 +57,23 @@ REASONS = {
     "zero_direction": "the direction is zero",
     "no_covariance": "too few activations for a covariance",
     "prompt_too_long": "the prompt is longer than the model's context",
+    "prompt_out_of_vocab": "a token is not in the model's vocabulary",
+    "empty_prompt": "the prompt is empty",
+    "no_edited_position": "the prompt is too short to be edited where the study asks",
+    "non_finite_direction": "the direction is not finite",
+    "unstable_gradient": "float32 and float64 disagree on the gradient: it is rounding",
+    "no_round_trip": "the snippet is read back as other tokens: nobody could type it",
+    "no_activation": "the feature was never seen to be active",
+    "kl_not_reached": "no strength of this push gives the KL that the dose asks for",
+    "over_kl_budget": "the strength is over the KL budget of the study",
+}
+LOCUS_WORDS = {
+    "feature": "Feature directions",
+    "clamp": "Clamped features",
+    "gradient": "Token gradients",
+    "prompt": "Prompt injections",
+    "neuron": "Coordinates of the site",
+    "mlp_neuron": "Neurons of the MLP",
 }
 
 
@@ -81,6 +101,8 @@ def context(run: Run) -> dict[str, Any]:
         "saes": sorted({row.sae for row in rows}),
         "loci": [_locus(run, locus) for locus in found],
         "made_of": _made_of(run),
+        "angles": qap_rows(run.table("checks")),
+        "replication": list(replication_sentences(run.table("replication"))),
         "missing": _missing(run.table("missing")),
         "margin": run.study.effects.margin,
         "level": f"{100 * run.study.effects.level:g}",
@@ -91,6 +113,8 @@ def context(run: Run) -> dict[str, Any]:
         "provenance": _provenance(run),
         "selftest": selftest.section(),
         "presets": presets_section(run),
+        "concepts": concepts_section(run),
+        "neurons": neurons_section(run),
         "study": run.study,
         "transfer": transfer.section(run.folder) if transfer.has_transfer(run.folder) else "",
     }
@@ -119,9 +143,11 @@ def dose_words(study: Study, locus: str) -> str:
     unit = study.plan.dose_unit
     if locus == "prompt":
         return "1: the snippet, −1: its match"
+    if locus == "clamp":
+        return "× the feature's largest activation"
     if unit == "kl":
         return "nats of KL divergence that the push causes"
-    if locus == "neuron":
+    if locus in ("neuron", "mlp_neuron"):
         return "relative change of the coordinate"
     return "length of the added vector" if unit == "absolute" else "× mean norm of the site's activations"
 
@@ -230,7 +256,7 @@ def _locus(run: Run, locus: panels.Locus) -> dict[str, Any]:
     # One scale for all strips: the reader compares their lengths.
     reach = max([abs(v) for f in sentences for v in (f.lo, f.hi, f.margin) if v is not None], default=1.0)
     return {
-        "name": locus.name,
+        "name": LOCUS_WORDS[locus.name],
         "dose": f"{locus.dose:g}",
         "dose_unit": dose_unit,
         "caveats": [n for n in notes if "smallest" in n],
@@ -242,10 +268,13 @@ def _locus(run: Run, locus: panels.Locus) -> dict[str, Any]:
         "doses": list(panels.doses(locus, study, dose_unit)),
         "explained": list(explained_panels(run.table("explained"), locus.name)),
         "validity": validity_rows(run.table("validity"), locus.name),
+        "stops": stops(run.table("validity"), locus.name),
         "specification": list(
             specification_panels(run.table("specification"), locus.name, level=study.effects.level)
         ),
         "power": power_rows(run.table("power"), locus.name),
+        "checks": check_rows(run.table("checks"), locus.name),
+        "single": list(pair_sentences(run.table("pair_tests"), locus.name, level=study.effects.level)),
         "table": [_effect_row(r, study) for r in locus.effects if r["parts"]["sae"] == POOLED],
     }
 

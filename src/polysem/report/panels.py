@@ -23,6 +23,7 @@ from polysem.stats.rows import links, nodes
 TOKENS = {"in": "tokens that activate the target", "out": "tokens the target writes"}
 RELATIONS = {
     "pair": "interfering features",
+    "split_pair": "one concept twice",
     "random_feature": "random features",
     "random_direction": "random directions",
     "self": "the target itself",
@@ -243,6 +244,7 @@ def doses(locus: Locus, study: Study, dose_unit: str) -> Iterator[Panel]:
             drawing,
             "Mean over confirm prompts; bands are intervals over targets. Vertical lines: the headline dose.",
         )
+        yield from _frontier(mine, study, tokens)
     curves = _kl_curves(locus)
     if curves:
         title = "What a dose does to the model as a whole"
@@ -255,6 +257,28 @@ def doses(locus: Locus, study: Study, dose_unit: str) -> Iterator[Panel]:
             drawing,
             "KL divergence of the next-token distribution, both signs averaged, confirm prompts. "
             "The headline dose is chosen on the select prompts.",
+        )
+
+
+def _frontier(rows: Sequence[Mapping[str, Any]], study: Study, tokens: str) -> Iterator[Panel]:
+    """Odd effect against what it costs in KL, at every dose: nearer to the left is a gentler way to the same effect."""
+    at = {(r["relation"], r["interference_bin"], r["dose"]): r for r in rows}
+    curves = []
+    for relation, index, label, kind in _curve_kinds(rows, study):
+        points = []
+        for dose in sorted({d for rel, b, d in at if (rel, b) == (relation, index) and d > 0}):
+            up, down = at[relation, index, dose], at.get((relation, index, -dose))
+            if down is not None:
+                points.append(
+                    ((up["kl"] + down["kl"]) / 2, (up["logodds"] - down["logodds"]) / 2, None, None)
+                )
+        curves += [Curve(label, kind, points)] if points else []
+    if curves:
+        title = f"Effect against cost: {TOKENS[tokens]}"
+        limit = study.effects.max_kl
+        drawing = charts.frontier_chart(curves, title=title, limit=limit)
+        yield Panel(
+            title, drawing, "Odd part of the mean effect at every dose. Right of the line: over the KL limit."
         )
 
 

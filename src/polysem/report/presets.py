@@ -5,10 +5,14 @@ from itertools import pairwise
 from typing import Any
 
 import pyarrow as pa
+from markupsafe import Markup
 
+from polysem.config import Study
+from polysem.report.charts import Bar, dot_plot
 from polysem.report.panels import RELATIONS, TOKENS
 from polysem.report.source import Run
 from polysem.report.text import count, interval, number, p_value, plural, visible
+from polysem.stats.effects import LOCI
 from polysem.stats.paper import stars
 
 Row = Mapping[str, Any]
@@ -29,14 +33,37 @@ CHOICES = {
     "paper": "as the paper does it",
     "cases": "all cases, not only those that improved",
     "selection": "strength chosen on other prompts than the reported ones",
-    "dose": "one dose for all, within the KL limit, and no choice of sign",
+    "dose": "one dose for all, within the KL limit, and no choice of sign{push}",
     "sign": "odd part over both signs, not one sign",
     "outcome": "log-odds in place of {paper}",
     "draws": "all random vectors, not one a target",
     "control": "random vectors with the covariance of the activations",
     "errors": "pairs in place of trials, errors clustered by target and source",
 }
+STEPS = {
+    "paper": "the paper's way",
+    "cases": "+ all cases",
+    "selection": "+ dose chosen elsewhere",
+    "dose": "+ one dose for all",
+    "sign": "+ both signs",
+    "outcome": "+ log-odds",
+    "draws": "+ all random vectors",
+    "control": "+ matched control",
+    "errors": "+ clustered errors",
+}
+"""the same in a picture's few words"""
 _OUTCOMES = {"slope_a": "c after"}
+_WHERE = {
+    "last": "the last position",
+    "all": "all positions",
+    "all_but_first": "all positions but the first",
+}
+_FORMS = {
+    "prefix": "plain and in front",
+    "suffix": "plain and behind",
+    "wrapped": "between asterisks",
+    "parenthesised": "in brackets",
+}
 NOTABLE = 0.1
 """a step is told if it moves the estimate by this share of the larger of the two, or p across the limit"""
 
@@ -51,8 +78,25 @@ def presets_section(run: Run) -> dict[str, Any] | None:
     return {
         "both": run.study.preset == "both",
         "level": f"{100 * run.study.effects.level:g}",
-        "parts": [_part(rows, locus, tokens) for (locus, tokens), rows in _grouped(table).items()],
+        "parts": [
+            _part(rows, locus, tokens, push=_push(run.study, locus))
+            for (locus, tokens), rows in _grouped(table).items()
+        ],
     }
+
+
+def _push(study: Study, locus: str) -> str:
+    """How the study pushes where it differs from the paper; said with the change to its own doses."""
+    plan, found = study.plan, []
+    if locus in ("feature", "gradient", "neuron") and plan.positions != "all":
+        found.append(f"at {_WHERE[plan.positions]}, not at every one")
+    if locus == "gradient" and plan.probe != "ones":
+        found.append(
+            "along the gradient of the feature's own pre-activation, not of the sum of all coordinates"
+        )
+    if locus == "prompt" and plan.snippet_form != "wrapped":
+        found.append(f"the snippet {_FORMS[plan.snippet_form]}, not between asterisks")
+    return f" ({', and '.join(found)})" if found else ""
 
 
 def _grouped(table: pa.Table) -> dict[tuple[str, str], list[Row]]:
@@ -60,10 +104,10 @@ def _grouped(table: pa.Table) -> dict[tuple[str, str], list[Row]]:
     found: dict[tuple[str, str], list[Row]] = {}
     for row in table.to_pylist():
         found.setdefault((row["locus"], row["token_set"]), []).append(row)
-    return found
+    return dict(sorted(found.items(), key=lambda item: (LOCI.index(item[0][0]), item[0][1])))
 
 
-def _part(rows: Sequence[Row], locus: str, tokens: str) -> dict[str, Any]:
+def _part(rows: Sequence[Row], locus: str, tokens: str, *, push: str) -> dict[str, Any]:
     walks: dict[tuple[str, str], list[Row]] = {}
     for row in sorted(rows, key=lambda r: (r["path"], r["step"])):
         if row["relation"] == "pair" or row["question"] == "mean":
@@ -73,7 +117,7 @@ def _part(rows: Sequence[Row], locus: str, tokens: str) -> dict[str, Any]:
     return {
         "name": f"{locus}: {TOKENS[tokens]}",
         "tried": tried,
-        "questions": [_question(question, mine) for question, mine in asked],
+        "questions": [_question(question, mine, push=push) for question, mine in asked],
         "optimism": _optimism(walks) if tried > 1 else [],
         "null": _null(walks) if tried > 1 else "",
         "notes": sorted({visible(n) for r in rows if r["choice"] == "paper" for n in _notes(r)}),
@@ -95,7 +139,7 @@ def _counts(row: Row, otherwise: str) -> str:
     return f"{pairs} {_RELATIONS.get(control, control)}"
 
 
-def _question(question: str, rows: Sequence[Row]) -> dict[str, Any]:
+def _question(question: str, rows: Sequence[Row], *, push: str) -> dict[str, Any]:
     walk = [r for r in rows if r["path"] == "walk"]
     alone = {r["choice"]: r for r in rows if r["path"] == "alone"}
     paper, strict = walk[0], walk[-1]
@@ -108,10 +152,11 @@ def _question(question: str, rows: Sequence[Row]) -> dict[str, Any]:
         "strict": _cell(strict),
         "strict_n": f"; {_counts(strict, plural(strict['n_pairs'], 'pair'))}, "
         f"{plural(strict['n_targets'], 'target')}",
-        "why": _why(question, walk),
+        "why": _why(question, walk, push=push),
+        "way": _way(question, walk),
         "steps": [
             {
-                "what": _words(question, row["choice"]),
+                "what": _words(question, row["choice"], push=push),
                 "so_far": _cell(row),
                 "alone": _cell(alone[row["choice"]]) if row["choice"] in alone else None,
             }
@@ -120,8 +165,23 @@ def _question(question: str, rows: Sequence[Row]) -> dict[str, Any]:
     }
 
 
-def _words(question: str, choice: str) -> str:
-    return CHOICES[choice].format(paper=_OUTCOMES.get(question, "relative change of c"))
+def _way(question: str, walk: Sequence[Row]) -> Markup:
+    """The walk as a picture. Units change on the way, so every estimate is told in its own standard errors."""
+    shown = []
+    for row in walk:
+        known = row["estimate"] is not None and row["se"]
+        ends = [
+            row[k] / row["se"] if known and row[k] is not None else None for k in ("estimate", "lo", "hi")
+        ]
+        kind = "pair" if row["step"] else "random_feature"
+        shown.append(
+            (STEPS[row["choice"]], [Bar(kind, ends[0], ends[1], ends[2], _value(row) if known else "")])
+        )
+    return dot_plot(shown, title=QUESTIONS[question], x_label="estimate over its standard error", left=190)
+
+
+def _words(question: str, choice: str, *, push: str) -> str:
+    return CHOICES[choice].format(paper=_OUTCOMES.get(question, "relative change of c"), push=push)
 
 
 def _cell(row: Row, *, mark: str = "") -> dict[str, str]:
@@ -146,18 +206,18 @@ def _value(row: Row, *, unit: bool = True) -> str:
     words = {"relative change": "%", "cosine": "of c", "nats": "nats"}[
         row["unit"].removesuffix(" per cosine")
     ]
-    text = number(_scale(row) * row["estimate"], sign=True)
+    text = number(_scale(row) * row["estimate"], sign=row["choice"] != "kl_of_best")
     return f"{text} {words}" if unit else text
 
 
-def _why(question: str, walk: Sequence[Row]) -> list[str]:
+def _why(question: str, walk: Sequence[Row], *, push: str) -> list[str]:
     """The steps that matter, in words; a walk without its ends has none."""
     said = []
     for before, now in pairwise(walk):
         if before["estimate"] is None or now["estimate"] is None:
             continue
         flips = _excludes(before) != _excludes(now)
-        words = _words(question, now["choice"])
+        words = _words(question, now["choice"], push=push)
         if now["choice"] == "errors":
             said.append(f"{words}: {_wider(before, now)}")
         elif before["unit"] != now["unit"]:
@@ -201,6 +261,7 @@ def _optimism(walks: Mapping[tuple[str, str], Sequence[Row]]) -> list[dict[str, 
             **{name: _value(at[name]) for name in ("best_per_prompt", "best_on_select", "same_on_confirm")},
             "gap": _cell(gap)["estimate"],
             "gap_interval": _cell(gap)["interval"],
+            "kl": _value(at["kl_of_best"]) if at["kl_of_best"]["estimate"] is not None else "–",
             "n": count(gap["n_pairs"]),
         }
         found.append((order.index(relation) if relation in order else len(order), row))

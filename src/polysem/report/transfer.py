@@ -1,15 +1,16 @@
 """The report of a transfer study: one page of its own, and a section of a study's report where both share a folder."""
 
 import json
-import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from markupsafe import Markup, escape
+from markupsafe import Markup
 
 from polysem.report import text
-from polysem.report.write import _asset, _policy
+from polysem.report.forest import forest
+from polysem.report.inside import cost, directions
+from polysem.report.parts import MISSING, interval, page, shown, table
 from polysem.store import io
 from polysem.transfer.paper_tables import (
     ARMS,
@@ -23,7 +24,6 @@ from polysem.transfer.paper_tables import (
 from polysem.transfer.result import FOLDER, read_transfer
 
 NAME = "transfer.html"
-_MISSING = "–"
 Rows = list[dict[str, Any]]
 
 
@@ -33,27 +33,20 @@ def write_transfer_report(out: Path) -> Path:
     Raises:
         StoreError: if there is no finished study, or a table is not what was written.
     """
-    style, script = _asset("report.css"), Markup("")
-    policy = _policy(style, script)
-    body = section(out)
-    page = Markup(
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta http-equiv="Content-Security-Policy" content="{policy}">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        "<title>Cross-model transfer</title><style>{style}</style></head>"
-        '<body><header><div class="wrap"><p class="kicker">polysem report</p><h1>Cross-model transfer</h1>'
-        '<p class="lead">Does what two small models share move another one?</p></div></header>'
-        '<main class="wrap">{body}</main></body></html>\n'
-    ).format(policy=policy, style=style, body=body)
     path = out / NAME
-    io.write_text(path, str(page))
+    body = section(out)
+    io.write_text(
+        path, page("Cross-model transfer", "Does what two small models share move another one?", body)
+    )
     return path
 
 
 def section(out: Path) -> Markup:
     """The section as HTML."""
     tables = {
-        name: table.to_pylist() for name, table in read_transfer(out).items() if name != "transfer_trials"
+        name: table.to_pylist()
+        for name, table in read_transfer(out).items()
+        if name not in ("transfer_trials", "transfer_steered")
     }
     effects = tables["transfer_effects"]
     parts = [
@@ -61,12 +54,14 @@ def section(out: Path) -> Markup:
         _shared(tables["transfer_shared"]),
         _effects(effects),
         _success(effects),
+        directions(tables["transfer_directions"]),
+        cost(tables["transfer_cost"]),
         _targets(tables["transfer_targets"]),
         _sets(tables["transfer_sets"]),
         _paper(effects),
         _limits(),
     ]
-    return Markup('<section id="transfer">{}</section>').format(Markup("\n").join(parts))
+    return Markup('<section id="transfer" class="part">{}</section>').format(Markup("\n").join(parts))
 
 
 def has_transfer(out: Path) -> bool:
@@ -94,7 +89,7 @@ def _found(effects: Rows) -> Markup:
                 "strings do, and more than other categories: {}, of {} tested (max-T over categories).</li>"
             ).format(said, len(tested))
         )
-    return Markup('<h2>What was found</h2><ul class="plain">{}</ul>').format(Markup("").join(sentences))
+    return Markup("<h2>What was found</h2><ul>{}</ul>").format(Markup("").join(sentences))
 
 
 def _shared(rows: Rows) -> Markup:
@@ -107,9 +102,9 @@ def _shared(rows: Rows) -> Markup:
     return body.format(
         a=text.visible(r["source_a"]), b=text.visible(r["source_b"]), m=text.count(r["n_matched"]),
         s=text.count(r["n_segments"]), na=text.count(r["n_pairs_a"]), nb=text.count(r["n_pairs_b"]),
-        n=text.count(r["n_shared"]), e=text.number(r["expected"]), lift=_interval(r, "lift", "lift_lo", "lift_hi"),
-        f=_interval(r, "fraction", "fraction_lo", "fraction_hi"),
-        p=_MISSING if r["p"] is None else text.p_value(r["p"], name="p"),
+        n=text.count(r["n_shared"]), e=text.number(r["expected"]), lift=interval(r, "lift", "lift_lo", "lift_hi"),
+        f=interval(r, "fraction", "fraction_lo", "fraction_hi"),
+        p=MISSING if r["p"] is None else text.p_value(r["p"], name="p"),
     )  # fmt: skip
 
 
@@ -147,11 +142,15 @@ def _effects(effects: Rows) -> Markup:
             other: Mapping[str, Any] = specific.get((r["arm"], r["category"]), {})
             body.append(
                 (
-                    r["arm"], r["category"], _n(r["treated"]), _n(r["reference"]), _interval(r), _p(r["p"]), _p(r["p_adj"]),
-                    _interval(other) if other else _MISSING, _p(other.get("p_adj")), _bounds(r), _n(r["noise_floor"]), _n(r["kl"]),
+                    r["arm"], r["category"], shown(r["treated"]), shown(r["reference"]), interval(r), _p(r["p"]), _p(r["p_adj"]),
+                    interval(other) if other else MISSING, _p(other.get("p_adj")), _bounds(r), shown(r["noise_floor"]), shown(r["kl"]),
                 )
             )  # fmt: skip
-        parts.append(_table(head, body, caption=f"{key[0]}, template {key[1]}, position {key[2]}"))
+        shown_as = f"{key[0]}, template {key[1]}, position {key[2]}"
+        drawn = [r for r in mine if r["contrast"] == ("specific" if specific else "logodds")]
+        what = "more than other categories" if specific else "log-odds"
+        parts.append(forest(drawn, title=f"{key[0]}, {key[1]}, {key[2]}: {what}"))
+        parts.append(table(head, body, caption=shown_as))
     return Markup("").join(parts)
 
 
@@ -178,18 +177,18 @@ def _success(effects: Rows) -> Markup:
             w: Mapping[str, Any] = welch.get(
                 (r["target"], r["arm"], r["category"], r["template"], r["position"]), {}
             )
-            naive = f"{_n(w.get('estimate'))}, {_p(w.get('p'))}; {w.get('note') or ''}" if w else _MISSING
+            naive = f"{shown(w.get('estimate'))}, {_p(w.get('p'))}; {w.get('note') or ''}" if w else MISSING
             body.append(
                 (
-                    r["target"], r["arm"], r["category"], _n(r["treated"]), _n(r["reference"]), _interval(r), naive,
-                    _n(r["refused"]), r["note"] or "",
+                    r["target"], r["arm"], r["category"], shown(r["treated"]), shown(r["reference"]), interval(r), naive,
+                    shown(r["refused"]), r["note"] or "",
                 )
             )  # fmt: skip
     return Markup(
         "<h2>Top-k success</h2><p>Share of prompts with more words of the category among the k most likely tokens, minus the "
         "share with fewer. Intervals resample sentences. The paper's test (Welch on trials, against the random arm) stands "
         "beside it with the rate at which it errs on simulated data of this shape.</p>{}"
-    ).format(_table(head, body, caption="success"))
+    ).format(table(head, body, caption="success"))
 
 
 def _targets(rows: Rows) -> Markup:
@@ -206,7 +205,7 @@ def _targets(rows: Rows) -> Markup:
     )
     body = [
         (
-            r["target"], r["what"], r["asked"] or "all", r["granted"] or "all", _n(r["missing"]), r["n_lost"], _n(r["noise"]),
+            r["target"], r["what"], r["asked"] or "all", r["granted"] or "all", shown(r["missing"]), r["n_lost"], shown(r["noise"]),
             text.count(r["n_prompts"]), f"{r['cost']:.4g} {r['cost_unit']}".strip(),
         )
         for r in rows
@@ -214,8 +213,8 @@ def _targets(rows: Rows) -> Markup:
     names = sorted({c for r in rows for c in json.loads(r["coverage"])})
     seen = [(r["target"], *(json.loads(r["coverage"]).get(c, 0) for c in names)) for r in rows]
     return Markup("<h2>Targets, truncation and cost</h2>{}{}").format(
-        _table(head, body, caption="targets"),
-        _table(("target", *names), seen, caption="words of each category that are one token"),
+        table(head, body, caption="targets"),
+        table(("target", *names), seen, caption="words of each category that are one token"),
     )
 
 
@@ -238,11 +237,11 @@ def _sets(rows: Rows) -> Markup:
         body.append(
             (
                 r["category"], r["arm"], r["n_strings"], r["n_treated"], r["n_reference"],
-                ", ".join(f"{k} {v}" for k, v in overlap.items()) or _MISSING,
-                f"{worst} {gaps[worst]:+.2f}" if worst else _MISSING, r["reason"] or "",
+                ", ".join(f"{k} {v}" for k, v in overlap.items()) or MISSING,
+                f"{worst} {gaps[worst]:+.2f}" if worst else MISSING, r["reason"] or "",
             )
         )  # fmt: skip
-    return Markup("<h2>Arms and pools</h2>{}").format(_table(head, body, caption="sets"))
+    return Markup("<h2>Arms and pools</h2>{}").format(table(head, body, caption="sets"))
 
 
 def _paper(effects: Rows) -> Markup:
@@ -273,7 +272,7 @@ def _paper(effects: Rows) -> Markup:
     )
     return Markup(
         "<h2>The paper's Tables 1 and 5</h2><p>{}</p><details><summary>All 40 cells (percent; arXiv 2505.11611)</summary>{}</details>"
-    ).format(said, _table(head, body, caption="success rates as printed"))
+    ).format(said, table(head, body, caption="success rates as printed"))
 
 
 def _limits() -> Markup:
@@ -284,46 +283,19 @@ def _limits() -> Markup:
     )
 
 
-def _table(head: Iterable[str], body: Iterable[Iterable[object]], *, caption: str) -> Markup:
-    row = Markup("<tr>{}</tr>")
-    heads = Markup("").join(Markup("<th>{}</th>").format(h) for h in head)
-    rows = [
-        row.format(
-            Markup("").join(Markup("<td>{}</td>").format(escape(text.visible(str(cell)))) for cell in cells)
-        )
-        for cells in body
-    ]
-    return Markup(
-        '<div class="scroll"><table><caption>{}</caption><thead><tr>{}</tr></thead><tbody>{}</tbody></table></div>'
-    ).format(text.visible(caption), heads, Markup("\n").join(rows))
-
-
-def _interval(row: Mapping[str, Any], name: str = "estimate", lo: str = "lo", hi: str = "hi") -> str:
-    if row.get(name) is None:
-        return _MISSING
-    ends = [row[lo], row[hi]]
-    if any(v is None or not math.isfinite(v) for v in ends):
-        return text.number(row[name], sign=True)
-    return f"{text.number(row[name], sign=True)} [{text.number(ends[0])}, {text.number(ends[1])}]"
-
-
 def _bounds(row: Mapping[str, Any]) -> str:
     if row["bound_lo"] is None and row["bound_hi"] is None:
-        return "none" if row["estimate"] is not None else _MISSING
+        return "none" if row["estimate"] is not None else MISSING
     ends = (
-        ("−∞" if row["bound_lo"] is None else _n(row["bound_lo"])),
-        ("∞" if row["bound_hi"] is None else _n(row["bound_hi"])),
+        ("−∞" if row["bound_lo"] is None else shown(row["bound_lo"])),
+        ("∞" if row["bound_hi"] is None else shown(row["bound_hi"])),
     )
     return f"[{ends[0]}, {ends[1]}]"
 
 
-def _n(value: float | int | None) -> str:
-    return _MISSING if value is None else text.number(value)
-
-
 def _p(value: float | None) -> str:
-    return _MISSING if value is None else f"{value:.3f}"
+    return MISSING if value is None else f"{value:.3f}"
 
 
 def _percent(value: float | None) -> str:
-    return _MISSING if value is None else f"{100 * value:.2f}"
+    return MISSING if value is None else f"{100 * value:.2f}"

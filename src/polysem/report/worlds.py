@@ -1,6 +1,6 @@
 """Pictures of worlds: SVG files that stand alone, for docs and for whoever studies the worlds."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from jaxtyping import Bool, Float
@@ -13,6 +13,7 @@ STYLE = """
 svg{background:#fff;font:13px system-ui,sans-serif}
 .grid{stroke:#ddd;stroke-width:1}.tick,.axis,.name{fill:#333}
 .shared{fill:#3b6ea5}.dropped{fill:#e6d9a8}.mark{fill:#b3412e}
+.left{text-anchor:end}.thin{fill:none;stroke:#b3412e;stroke-width:1}
 .line{fill:none;stroke:#111;stroke-width:2}.ray{stroke:#3b6ea5;stroke-width:2.5}.tip{fill:#3b6ea5}
 """
 
@@ -31,10 +32,10 @@ def phase_diagram(
         shared: whether both features were represented.
         boundary: (p, importance) along the closed form.
     """
-    frame = Frame.of(
-        (float(p.min()), float(p.max())), (float(importance.min()), float(importance.max())), height=360
-    )
     x, y = (np.unique(a) for a in (p, importance))
+    # cells are drawn around their values: half a cell more on every side
+    ends = [(float(a[0] - (a[1] - a[0]) / 2), float(a[-1] + (a[1] - a[0]) / 2)) for a in (x, y)]
+    frame = Frame.of(ends[0], ends[1], height=360)
     width = (frame.x(x[1]) - frame.x(x[0])) * 0.9
     height = (frame.y(y[0]) - frame.y(y[1])) * 0.9
     cells = [
@@ -77,7 +78,13 @@ def arrangement(W: Float[np.ndarray, "2 n"], *, title: str) -> Markup:
     return _standing(parts, height=size, title=title, description=found)
 
 
-def curve(points: Sequence[tuple[Real, Real, str]], *, x_label: str, y_label: str, title: str) -> Markup:
+def curve(
+    points: Sequence[tuple[Real, Real, str]],
+    *,
+    x_label: str,
+    y_label: str,
+    title: str,
+) -> Markup:
     """Named points, joined in the order of x."""
     frame = Frame.of(
         padded([p[0] for p in points]), padded([p[1] for p in points], include=(0.0,)), height=340
@@ -86,8 +93,33 @@ def curve(points: Sequence[tuple[Real, Real, str]], *, x_label: str, y_label: st
     parts.append(frame.path(sorted((a, b) for a, b, _ in points), "line"))
     for a, b, name in points:
         parts.append(el("circle", class_="mark", cx=frame.x(a), cy=frame.y(b), r=4.5))
-        parts.append(el("text", name, class_="name", x=frame.x(a) + 7, y=frame.y(b) - 6))
+        parts.append(el("text", name, class_="name left", x=frame.x(a) - 7, y=frame.y(b) - 6))
     return _standing(parts, height=340, title=title, description=f"{len(points)} points")
+
+
+def recovery(series: Mapping[str, Sequence[tuple[Real, Real]]]) -> Markup:
+    """How the precision of pairs falls with the MCC of learnt dictionaries, one line per kind of SAE.
+
+    Args:
+        series: (MCC, precision) of every dictionary of a kind; the name stands at the one of lowest MCC.
+    """
+    points = [point for line in series.values() for point in line]
+    frame = Frame.of(
+        padded([p[0] for p in points]), padded([p[1] for p in points], include=(0.0,)), height=340
+    )
+    parts = frame.axes(
+        x_label="mean cosine of features with their latents (MCC)",
+        y_label="share of close pairs close in truth",
+    )
+    middle = (min(p[0] for p in points) + max(p[0] for p in points)) / 2
+    for name, line in sorted(series.items()):
+        parts.append(frame.path(sorted(line), "thin"))
+        parts += [el("circle", class_="mark", cx=frame.x(a), cy=frame.y(b), r=4) for a, b in line]
+        x, y = min(line)
+        side = ("name left", -7) if x > middle else ("name", 7)
+        parts.append(el("text", name, class_=side[0], x=frame.x(x) + side[1], y=frame.y(y) - 6))
+    described = f"{len(points)} dictionaries of {len(series)} kinds"
+    return _standing(parts, height=340, title="Recovery of pairs and of features", description=described)
 
 
 def _standing(parts: Sequence[Markup], *, height: Real, title: str, description: str) -> Markup:

@@ -26,6 +26,8 @@ CURVE = {
 }
 """architecture -> penalties or numbers of active latents: from near the true sparsity to far too dense"""
 CUT = 0.4
+MCC, PRECISION = "MCC", "pair precision"
+"""names of the two lines of a point of the curve"""
 
 
 def given(size: Scale) -> Iterator[Measured]:
@@ -84,11 +86,23 @@ def group_bias(size: Scale) -> Iterator[Measured]:
     yield at_most("dead latents", training.dead(made, x), 0.1, unit="share")
 
 
+def sae_lens_codes(size: Scale) -> Iterator[Measured]:
+    """Codes that `sae_lens.synthetic` draws are those that the truth says."""
+    world = training.sparse_codes(n_features=128, d=64, n_pairs=24, seed=size.seed)
+    n = 50_000
+    x, drawn = world.sample(n, torch.Generator().manual_seed(size.seed))
+    rest = x - drawn @ torch.as_tensor(world.truth.directions, dtype=torch.float32)
+    yield near("noise around codes times directions", float(rest.std()), world.noise, 1e-4, unit="activation")
+    chance = world.truth.chance
+    z = ((drawn > 0).double().mean(dim=0).numpy() - chance) / np.sqrt(chance * (1 - chance) / n)
+    yield at_most("chi-square of firing rates per feature", (z**2).mean(), 1.5, note=type(world).__name__)
+
+
 def learnt(size: Scale) -> Iterator[Measured]:
     """The curve: how the precision of pairs falls with the MCC of the dictionary; nothing to pass."""
     from scipy.stats import spearmanr
 
-    world = codes.codes_world(n_features=128, d=64, n_pairs=24, seed=size.seed)
+    world = training.sparse_codes(n_features=128, d=64, n_pairs=24, seed=size.seed)
     points = []
     for architecture, settings in CURVE.items():
         for sparsity in settings:
@@ -96,11 +110,11 @@ def learnt(size: Scale) -> Iterator[Measured]:
             found = [codes.recovery(world.truth, _decoder(sae), cut=CUT) for sae in saes]
             again = _replication(*(_decoder(sae) for sae in saes))
             mcc, precision = (np.array([getattr(f, name) for f in found]) for name in ("mcc", "precision"))
-            note = f"MCC {mcc.mean():.3f}, recall {np.mean([f.recall for f in found]):.3f}, found again with another seed {again:.3f}"
-            error = float(precision.std(ddof=1) / np.sqrt(2))
-            yield reported(
-                f"pair precision, {architecture} {sparsity:g}", precision.mean(), error=error, note=note
-            )
+            recall = np.mean([f.recall for f in found])
+            note = f"recall {recall:.3f}, found again with another seed {again:.3f}"
+            for name, values, said in ((MCC, mcc, ""), (PRECISION, precision, note)):
+                error = float(values.std(ddof=1) / np.sqrt(2))
+                yield reported(f"{name}, {architecture} {sparsity:g}", values.mean(), error=error, note=said)
             points.append((mcc.mean(), precision.mean(), again))
     mcc, precision, again = np.array(points).T
     yield reported(
@@ -115,7 +129,7 @@ def learnt(size: Scale) -> Iterator[Measured]:
 
 def remedies(size: Scale) -> Iterator[Measured]:
     """Dead latents of a top-k SAE with four times too many: tied start, AuxK, both, none; and Group Bias Adaptation."""
-    world = codes.codes_world(n_features=128, d=64, n_pairs=24, seed=size.seed)
+    world = training.sparse_codes(n_features=128, d=64, n_pairs=24, seed=size.seed)
     x, _ = _held_out(world, size.seed)
     for name, tied, auxiliary in (
         ("no remedy", False, 0.0),

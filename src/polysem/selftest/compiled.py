@@ -7,6 +7,8 @@ import torch
 
 from polysem.config import PairsConfig
 from polysem.edits import Add
+from polysem.linear.decompose import Decomposition, common_mode, decompose, split_push
+from polysem.linear.response import membership
 from polysem.pairs import map_pairs
 from polysem.seeds import rng_for
 from polysem.selftest.lines import Measured, at_least, at_most, between, exactly, reported
@@ -71,35 +73,48 @@ def squeezed(size: Scale) -> Iterator[Measured]:
 
 
 def paths(size: Scale) -> Iterator[Measured]:
-    """Direct and indirect effects of a push, split by freezing neurons, agree with the circuit."""
-    world = compiled.compiled_world(seed=size.seed)
+    """Direct and indirect effects of a push agree with the circuit: in log-odds, as decompositions give them, where
+    one of the two kinds of path is cut; in logits, by freezing neurons, where both are there (log-odds of one token
+    also answer to what reaches the others)."""
+    made, seed = compiled.compiled_world, size.seed
+    for name, world, indirect in (
+        ("direct-only", made(seed=seed, bigram_gain=0.0), False),
+        ("indirect-only", made(seed=seed, successor_gain=0.0), True),
+    ):
+        shares = []
+        for b, a, t in world.truth.bigrams.tolist():
+            target = t if indirect else int(world.truth.successors[a - 1])
+            split = _split(world, torch.tensor([0, b, 0]), world.truth.current(a), target)
+            shares.append(float(split.direct / split.total))
+        note = f"{len(shares)} targets"
+        if indirect:
+            yield at_most(f"largest |DE / TE|, {name} world", np.abs(shares).max(), 0.02, note=note)
+        else:
+            yield between(f"least DE / TE, {name} world", min(shares), 0.98, 1.02, note=note)
+            yield between(f"largest DE / TE, {name} world", max(shares), 0.98, 1.02, note=note)
+    yield from _by_freezing(compiled.compiled_world(seed=size.seed))
+
+
+def _by_freezing(world: compiled.CompiledWorld) -> Iterator[Measured]:
+    """Logits of the tokens that a push reaches directly, and through one neuron."""
     truth = world.truth
-    direct_only, indirect_only, foreign = [], [], []
+    written = {(a, t) for _, a, t in truth.bigrams.tolist()}
+    off, foreign = [], []
     for k, (b, a, t) in enumerate(truth.bigrams.tolist()):
         token = int(truth.successors[a - 1])
+        if token == t or (a, token) in written:
+            continue
         # With the previous token in place, pushing "current a" fires neuron k and nothing else.
         tokens = torch.tensor([[0, b, 0]])
-        for target, shares in ((t, indirect_only), (token, direct_only)):
-            if t == token or any(
-                a == other and written == token for _, other, written in truth.bigrams.tolist()
-            ):
-                continue
+        for target, expected in ((t, 0.0), (token, 1.0)):
             total = _effect(world, tokens, truth.current(a), target)
             direct = _effect(world, tokens, truth.current(a), target, freeze=range(len(truth.bigrams)))
-            shares.append(direct / total)
-            if target == t:
-                others = [n for n in range(len(truth.bigrams)) if n != k]
-                without = _effect(world, tokens, truth.current(a), target, freeze=others)
-                foreign.append(abs(total - without) / abs(total))
-    n = f"{len(direct_only)} targets"
-    yield between("least DE / TE of direct-only targets", min(direct_only), 0.98, 1.02, note=n)
-    yield between("largest DE / TE of direct-only targets", max(direct_only), 0.98, 1.02, note=n)
-    yield at_most(
-        "largest |DE / TE| of indirect-only targets",
-        np.abs(indirect_only).max(),
-        0.02,
-        note=f"{len(indirect_only)} targets",
-    )
+            off.append(abs(direct / total - expected))
+        others = [n for n in range(len(truth.bigrams)) if n != k]
+        total, without = (_effect(world, tokens, truth.current(a), t, freeze=held) for held in ((), others))
+        foreign.append(abs(total - without) / abs(total))
+    note = f"{len(foreign)} bigrams"
+    yield at_most("direct share of a logit by freezing neurons, off 0 or 1", max(off), 1e-9, note=note)
     yield at_most("effect through neurons outside the circuit", max(foreign), 0.01, unit="of the total")
 
 
@@ -165,6 +180,20 @@ def _effect(
 ) -> float:
     vector = torch.as_tensor(world.truth.R[:, feature])[None]
     return float(_shift(world, tokens, vector, freeze)[0, target])
+
+
+def _split(world: compiled.CompiledWorld, tokens: torch.Tensor, feature: int, target: int) -> Decomposition:
+    """Decomposition of the effect of a feature, pushed from 0 to 1 at the last position, on one token."""
+    push = torch.as_tensor(world.truth.R[:, [feature]].T)
+    own = torch.as_tensor(world.truth.R[:, [world.truth.current(target)]].T)
+    return decompose(
+        world.model,
+        tokens,
+        site=compiled.MIDDLE,
+        pushed=torch.arange(len(tokens)) == len(tokens) - 1,
+        parts=split_push(push, own, common_mode(world.sae.W_dec)),
+        inside=membership([[target]], world.model.spec.d_vocab),
+    )
 
 
 def _connected(world: compiled.CompiledWorld) -> np.ndarray:

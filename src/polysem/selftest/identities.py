@@ -41,13 +41,14 @@ RMS_NORM = tuple(name for name in TINY_FAMILIES if name not in LAYER_NORM)
 
 
 @lru_cache(maxsize=1)
-def _models(seed: int) -> dict[str, HFModel]:
+def tiny_models(seed: int) -> dict[str, HFModel]:
     """A tiny model of every family, float64."""
     small = {name: tiny_model(name, seed=seed) for name in TINY_FAMILIES}
     return {name: HFModel.from_parts(m.model.double(), m.tokenizer, ref=name) for name, m in small.items()}
 
 
-def _tokens(model: HFModel, seed: int, *, batch: int = 2) -> Tensor:
+def tiny_tokens(model: HFModel, seed: int, *, batch: int = 2) -> Tensor:
+    """Random token ids, the same for every model."""
     ids = rng_for(seed, "identities", "tokens").integers(2, 48, size=(batch, POS))
     return torch.as_tensor(ids)
 
@@ -56,8 +57,8 @@ def edits(size: Size) -> Iterator[Measured]:
     """Edits that do nothing, hooks that are gone, exceptions inside."""
     changed = traces = after = hooks = 0
     plain = 0.0
-    for model in _models(size.seed).values():
-        tokens = _tokens(model, size.seed)
+    for model in tiny_models(size.seed).values():
+        tokens = tiny_tokens(model, size.seed)
         before = model.logits(tokens)
         with torch.no_grad():
             own = model.model(tokens, use_cache=False).logits
@@ -98,7 +99,7 @@ def _push(model: HFModel, tokens: Tensor, dose: float) -> Tensor:
 def readouts(size: Size) -> Iterator[Measured]:
     """Section 3.1 and 3.3, by central differences of one push through every family."""
     worst: dict[str, float] = {}
-    for model in _models(size.seed).values():
+    for model in tiny_models(size.seed).values():
         for name, error in _readout_errors(model, size.seed).items():
             worst[name] = max(worst.get(name, 0.0), error)
     limits = {
@@ -117,7 +118,7 @@ def readouts(size: Size) -> Iterator[Measured]:
 
 def _readout_errors(model: HFModel, seed: int) -> dict[str, float]:
     """Relative error of every identity at one site and direction."""
-    tokens = _tokens(model, seed, batch=1)
+    tokens = tiny_tokens(model, seed, batch=1)
     direction = torch.as_tensor(rng_for(seed, "push").standard_normal(model.spec.d_model))
     direction /= direction.norm()
     z = {a: _last(model, tokens, a * direction) for a in (0.0, STEP, -STEP, 1e-3, -1e-3, 0.5)}
@@ -165,13 +166,13 @@ def linear_response(size: Size) -> Iterator[Measured]:
         ("layer-norm families, float64", LAYER_NORM, STEP, FLOAT64),
         ("RMS-norm families, norms in float32", RMS_NORM, 1e-2, 1e-3),
     ):
-        worst = max(_gradient_error(_models(size.seed)[name], size.seed, step) for name in families)
+        worst = max(_gradient_error(tiny_models(size.seed)[name], size.seed, step) for name in families)
         yield at_most(f"g . d, {kind}", worst, limit, unit="share of |g|")
 
 
 def _gradient_error(model: HFModel, seed: int, step: float) -> float:
     """Largest |central difference - g . d| / |g| over two sites and four directions."""
-    tokens = _tokens(model, seed, batch=1)
+    tokens = tiny_tokens(model, seed, batch=1)
     z = model.logits(tokens, last_only=True)[0, -1]
     inside = torch.zeros(len(z), dtype=torch.bool)
     inside[list(TARGETS)] = True

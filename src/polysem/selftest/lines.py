@@ -150,16 +150,25 @@ def reported(
     return Measured(name, float(value), None, None, _maybe(error), unit, note)
 
 
-def rate(name: str, hits: Number, n: int, *, nominal: float, at: float = 0.0, note: str = "") -> Measured:
+def rate(
+    name: str,
+    hits: Number,
+    n: int,
+    *,
+    nominal: float,
+    at: float = 0.0,
+    band: tuple[float, float] | None = None,
+    note: str = "",
+) -> Measured:
     """A rejection or coverage rate, over `n` replicates, against its nominal value.
 
-    Holds within 3 Monte-Carlo standard errors of the nominal rate, and never closer than `at`: the half width
-    that the validity document allows for a full run.
+    Holds inside `band`, the range of the published table, where there are replicates enough for it; else within
+    3 Monte-Carlo standard errors of the nominal rate, and never closer than `at`.
     """
     error = math.sqrt(nominal * (1 - nominal) / n)
     reach = max(at, 3 * error)
     said = f"{hits} of {n}" + (f"; {note}" if note else "")
-    low, high = max(0.0, nominal - reach), min(1.0, nominal + reach)
+    low, high = band or (max(0.0, nominal - reach), min(1.0, nominal + reach))
     return Measured(name, float(hits / n), low, high, error, "share of replicates", said)
 
 

@@ -8,18 +8,16 @@ that the softmax takes away) leaves the slope 1 - lambda.
 from collections.abc import Iterator
 
 import numpy as np
-import pyarrow.compute as pc
-import torch
 
 from polysem.selftest.lines import Measured, at_least, at_most, exactly, near
 from polysem.selftest.runner import Scale
 from polysem.selftest.studies import WorldStudy, study_of
 from polysem.stats import regress
-from polysem.worlds.linear import SITE
 from polysem.worlds.readout import ReadoutWorld, readout_world
 
 DOSE = 0.05
 LAMBDAS = (0.0, 0.25, 0.5, 0.75, 1.0)
+NORMAL_95 = 1.96
 ROUNDING = 2e-6
 """nats: decoder rows are stored in float32"""
 
@@ -45,9 +43,6 @@ def pipeline(size: Scale) -> Iterator[Measured]:
             note=f"largest of {len(truth)}, effects to {np.abs(truth).max():.2g}",
         )
     rows = made.pair_effects()
-    predicted = linear_response(world)[rows["target"], rows["source"]] * rows["dose"]
-    largest = rows["dose"] == 0.25
-    yield at_least("R2 of linear response at 0.25", _r2(rows["logodds"][largest], predicted[largest]), 0.99)
     estimate = made.effect("slope_interference")
     dose = max(rows["dose"])
     y, G = rows["logodds"][rows["dose"] == dose], rows["interference"][rows["dose"] == dose]
@@ -106,11 +101,79 @@ def compensation(size: Scale) -> Iterator[Measured]:
             unit="logits per logit",
             note=note,
         )
+
+
+def response(size: Scale) -> Iterator[Measured]:
+    """What the gradient says of the same worlds, through the tables of a study: linear response, the compensation
+    index with its interval, and of what parts an effect is made."""
+    for compensation in LAMBDAS if size.full else LAMBDAS[::2]:
+        world = readout_world(compensation=compensation, seed=size.seed, n_prompts=2)
+        made = study_of(
+            world.parts,
+            seed=size.seed,
+            response=True,
+            n_targets=size.of(16, 60),
+            sources_per_bin=1,
+            doses=(DOSE, 0.25),
+            n_random=0,
+        )
+        whole = made.response["compensation"].to_pylist()
+        index = next(row for row in whole if (row["band_lo"], row["band_hi"]) == (0.0, 1.0))
+        yield near(
+            f"compensation index at lambda {compensation:g}",
+            index["estimate"],
+            compensation,
+            0.03,
+            error=(index["hi"] - index["lo"]) / (2 * NORMAL_95),
+            note=f"{index['n_targets']} targets, {index['n_sources']} sources",
+        )
         if compensation <= 0.5:
-            seen = linear_response(world)[rows["target"], rows["source"]] * rows["dose"]
-            yield at_least(
-                f"R2 of linear response at lambda {compensation:g}", _r2(rows["logodds"], seen), 0.99
-            )
+            for dose in (DOSE, 0.25):
+                seen, linear = _linear(made, dose)
+                name = f"R2 of linear response at lambda {compensation:g}, dose {dose:g}"
+                yield at_least(name, _r2(seen, linear), 0.99, note=f"{len(seen)} pairs")
+        if compensation == 0:
+            yield from _parts(world, made)
+
+
+def _linear(made: WorldStudy, dose: float) -> tuple[np.ndarray, np.ndarray]:
+    """(measured, predicted) effects of pairs at a dose, from the tables of the study."""
+    rows = made.response["response"].to_pylist()
+    linear = {
+        (r["target"], r["source"]): r["linear"] for r in rows if r["relation"] == "pair" and r["dose"] == dose
+    }
+    seen = made.pair_effects()
+    here = np.flatnonzero(seen["dose"] == dose)
+    keys = [(int(seen["target"][k]), int(seen["source"][k])) for k in here]
+    return seen["logodds"][here], np.array([linear[key] for key in keys])
+
+
+def _parts(world: ReadoutWorld, made: WorldStudy) -> Iterator[Measured]:
+    """The decomposition where all its parts are known: nothing follows the site, the encoder is the dual basis."""
+    rows = made.response["decomposition"].to_pylist()
+    target, source = (np.array([row[name] for row in rows]) for name in ("target", "source"))
+    total, shared, direct, mediated = (
+        np.array([row[name] for row in rows]) for name in ("total", "shared", "direct", "mediated")
+    )
+    D, scale = world.truth.directions, np.abs(total).max()
+    along = world.truth.gram[target, source, None] * D[target]
+    prompts = sorted(
+        (row["prompt_id"], row["token_ids"][-1])
+        for row in world.prompts.to_pylist()
+        if row["split"] == "confirm"
+    )
+    last = [token for _, token in prompts[: rows[0]["n_prompts"]]]
+    logits = (world.model.W_E[last] @ world.model.W_U.T).double().numpy()
+    expected = world.truth.odd_effect_of(logits, rows[0]["dose"] * along, target)
+    note = f"{len(rows)} pairs, effects to {scale:.2g} nats"
+    unit = "of the largest effect"
+    off = np.abs(shared - expected).max() / scale
+    yield at_most("shared part against the softmax of G d_j", off, 0.01, unit=unit, note=note)
+    yield at_most("direct less total effect", np.abs(direct - total).max() / scale, 1e-5, unit=unit)
+    off = np.abs(mediated).max() / scale
+    yield at_most(
+        "effect through the target's latent", off, 1e-5, unit=unit, note="the encoder is blind to others"
+    )
 
 
 def within_sources(rows: dict[str, np.ndarray], regressor: np.ndarray) -> regress.Regression:
@@ -119,23 +182,6 @@ def within_sources(rows: dict[str, np.ndarray], regressor: np.ndarray) -> regres
     y, x = regress.within(columns, rows["source"]).T
     clusters = np.column_stack([rows["target"], rows["source"]]).astype(np.int64)
     return regress.clustered_ols(y, x[:, None], clusters, level=0.95)
-
-
-def linear_response(world: ReadoutWorld) -> np.ndarray:
-    """[target, source]: g_j . d_i, mean over confirm prompts, from the model's own gradient."""
-    truth, total = world.truth, 0.0
-    prompts = world.prompts.filter(pc.equal(world.prompts["split"], "confirm")).to_pylist()
-    for prompt in prompts:
-        tokens = torch.tensor([prompt["token_ids"]])
-        p = world.model.logits(tokens, last_only=True)[0, -1].softmax(-1)
-        inside = torch.zeros(len(truth.tokens), len(p), dtype=torch.bool)
-        inside[torch.arange(len(truth.tokens))[:, None], torch.as_tensor(truth.tokens)] = True
-        w = (inside * p).sum(-1, keepdim=True)
-        cotangent = torch.where(inside, p / w, -p / (1 - w))
-        rows = tokens.repeat(len(cotangent), 1)
-        g = world.model.vjp(rows, SITE, cotangent)[:, -1].numpy()
-        total = total + g @ truth.directions.T
-    return np.asarray(total) / len(prompts)
 
 
 def _truth(world: ReadoutWorld, rows: dict[str, np.ndarray]) -> np.ndarray:

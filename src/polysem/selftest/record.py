@@ -11,6 +11,8 @@ from polysem.selftest.lines import Line, Verdict
 
 LATEST = "latest.json"
 FORMAT = 1
+CURVE_PICTURE = "img/worlds/precision.svg"
+"""beside the table; where GT5 learnt dictionaries"""
 
 
 def to_json(verdict: Verdict) -> str:
@@ -73,7 +75,21 @@ def to_markdown(verdict: Verdict) -> str:
             "| check | measured | ± | expected | unit | holds | s | note |\n|---|---|---|---|---|---|---|---|"
         )
         parts.append(f"## {world}\n\n{head}\n" + "\n".join(rows) + "\n")
+        if world == "GT5" and curve_points(verdict):
+            parts.append(f"![How pairs are recovered as dictionaries are]({CURVE_PICTURE})\n")
     return "\n".join(parts)
+
+
+def curve_points(verdict: Verdict) -> list[tuple[float, float, str]]:
+    """(MCC, pair precision, SAE) of every learnt dictionary of GT5; empty where none was learnt."""
+    values = {line.name: line.value for line in verdict.lines if line.world == "GT5"}
+    points = []
+    for name, mcc in values.items():
+        before, found, sae = name.partition("MCC, ")
+        precision = values.get(f"{before}pair precision, {sae}")
+        if found and precision is not None and not math.isnan(precision):
+            points.append((mcc, precision, sae))
+    return points
 
 
 def number(value: float | None) -> str:

@@ -9,6 +9,7 @@ import pyarrow.compute as pc
 from polysem.config import Study, parse_study
 from polysem.pairs import PairMap, map_pairs
 from polysem.plan import Plan, describe_plan, make_plan
+from polysem.response import respond
 from polysem.stats.effects import Effects, estimate
 from polysem.stats.rows import parse_group
 from polysem.trials import run_batches
@@ -37,6 +38,8 @@ class WorldStudy(NamedTuple):
     plan: Plan
     trials: pa.Table
     effects: Effects
+    response: dict[str, pa.Table]
+    """what the gradient says; empty where it was not asked for"""
 
     def pair_effects(self, relation: str = "pair") -> dict[str, np.ndarray]:
         """Columns of PAIR_EFFECTS of one relation."""
@@ -56,12 +59,15 @@ class WorldStudy(NamedTuple):
         raise AssertionError(f"the effects table has no row {contrast} with {wanted}")
 
 
-def study_of(parts: Parts, *, seed: int, pairs: dict[str, Any] | None = None, **plan: Any) -> WorldStudy:
+def study_of(
+    parts: Parts, *, seed: int, response: bool = False, pairs: dict[str, Any] | None = None, **plan: Any
+) -> WorldStudy:
     """Pairs, plan, trials and effects of a world.
 
     Args:
         parts: the world.
         seed: of the study.
+        response: also the linear response, decompositions and the compensation index.
         pairs: changes to the section `pairs`.
         **plan: changes to the section `plan`.
     """
@@ -84,5 +90,10 @@ def study_of(parts: Parts, *, seed: int, pairs: dict[str, Any] | None = None, **
     trials = run_batches(
         planned.plan, planned.prompts, parts.features, parts.model, parts.saes, batches=batches
     )
+    gradient = {}
+    if response:
+        gradient = respond(
+            planned.plan, planned.prompts, trials, parts.features, parts.model, parts.saes, seed=study.seed
+        )
     effects = estimate(planned.plan, trials, config=study.effects, seed=study.seed)
-    return WorldStudy(study, maps, planned, trials, effects)
+    return WorldStudy(study, maps, planned, trials, effects, gradient)

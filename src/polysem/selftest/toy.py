@@ -26,6 +26,9 @@ def phases(size: Scale) -> Iterator[Measured]:
         -0.5,
         note="-1: both represented, antipodal; 0: one is dropped",
     )
+    cosines = np.sign(found.w[:3].prod(axis=2)) * (np.abs(found.w[:3]).min(axis=2) > 0.1)
+    stuck = 1 - (cosines < -0.95).mean()
+    yield reported("single restarts that do not share, p <= 0.35", stuck, note="so the best of 10 is taken")
     yield at_most("lesser weight above it (p >= 0.6)", np.abs(best[3:]).min(axis=1).max(), 0.1)
     p = torch.tensor([[0.3], [0.5]], dtype=torch.float64)
     importance = torch.full((2, 1), 0.5, dtype=torch.float64)
@@ -79,6 +82,9 @@ def geometry(size: Scale) -> Iterator[Measured]:
     dimensions = np.array([toy.dimensionality(W) for W in found.W])
     good = (np.abs(dimensions - 0.4).max(axis=1) < 0.005).sum()
     yield at_least("trained pentagons with |D - 0.4| < 0.005", good, 5, unit="of 6 seeds")
+    yield at_most(
+        "sum of D over features, largest", dimensions.sum(axis=1).max(), 2.0 + 1e-6, note="dimensions: 2"
+    )
     W, b = found.W[found.loss.argmin()], found.b[found.loss.argmin()]
     G = toy.unit_columns(W).T @ toy.unit_columns(W)
     neighbours, opposite = np.sort(G, axis=1)[:, 2:4], np.sort(G, axis=1)[:, :2]

@@ -1,110 +1,97 @@
-"""GT6: what two models share, and whether a test of transfer keeps its level."""
+"""GT6: what two models share, and whether a test of transfer keeps its level.
+
+Features are matched, pairs judged and counted, and pools compared by the functions that a study of transfer uses.
+"""
 
 from collections.abc import Iterator
-from typing import NamedTuple
 
 import numpy as np
 import torch
+from scipy import sparse
 
 from polysem.edits import Add
-from polysem.geometry import pair_blocks
 from polysem.seeds import rng_for
 from polysem.selftest.lines import Measured, at_least, near, rate, reported
 from polysem.selftest.runner import Scale
+from polysem.testing.transfer_world import transfer_world as block_world
+from polysem.transfer.matching import Matching, match_features
+from polysem.transfer.randomisation import pool_test
+from polysem.transfer.shared import SharedStructure, passing_pairs, shared_structure
 from polysem.worlds import transfer
 from polysem.worlds.linear import SITE
 
-CUT = 0.35
-PHIS = (0.0, 0.25, 0.5, 0.75)
+MIN_Z = 4.0
+PHIS = (0.25, 0.5, 0.75)
 
 
 def shared(size: Scale) -> Iterator[Measured]:
-    """The share of A's pairs that B has, with its interval, over many worlds; and the test that it is zero."""
+    """The share of the structure that two models have in common, with its interval, over many worlds."""
     n = size.of(60, 200)
     matched, covered, found, drift = [], 0, {phi: [] for phi in PHIS}, []
     for k in range(n):
-        phi = PHIS[1 + k % (len(PHIS) - 1)]
+        phi = PHIS[k % len(PHIS)]
         world = transfer.transfer_world(phi=phi, seed=100_000 * size.seed + k)
-        partner, right = _match(world)
-        matched.append(right)
-        estimate, lo, hi = _lift(world, partner)
-        covered += lo <= phi <= hi
-        found[phi].append(estimate)
-        drift.append(_effect_share(world, partner) - world.truth.share)
+        matching, structure = shared_pairs(world)
+        matched.append((world.truth.order[matching.b] == matching.a).sum() / len(world.truth.order))
+        covered += structure.lo <= phi <= structure.hi
+        found[phi].append(structure.fraction)
+        drift.append(_effect_share(world, matching) - world.truth.share)
     yield at_least("features matched rightly by activation", np.mean(matched), 0.99, unit="share")
-    yield rate("coverage of the 95 % interval of the share", covered, n, nominal=0.95, at=0.02)
-    for phi in PHIS[1:]:
+    error = np.sqrt(0.95 * 0.05 / n)
+    floor = 0.93 if size.full else 0.95 - 3 * error
+    note = f"{covered} of {n}"
+    yield at_least("coverage of the 95 % interval of the share", covered / n, floor, error=error, note=note)
+    for phi in PHIS:
         error = np.std(found[phi], ddof=1) / np.sqrt(len(found[phi]))
         yield near(f"share estimated at phi = {phi:g}", np.mean(found[phi]), phi, 3 * error, error=error)
     error = np.std(drift, ddof=1) / np.sqrt(n)
-    yield near(
-        "share of A's effect that is there in B, minus the truth",
-        np.mean(drift),
-        0.0,
-        max(0.02, 3 * error),
-        error=error,
+    name, reach = "share of A's effect that is there in B, minus the truth", max(0.02, 3 * error)
+    yield near(name, np.mean(drift), 0.0, reach, error=error)
+
+
+def unshared(size: Scale) -> Iterator[Measured]:
+    """The test that nothing is shared: its level where nothing is, and that it sees half. Features lie in blocks of
+    eight, so that many pairs are shared by chance and the count is not too coarse for a level of 5 %."""
+    n = size.of(60, 1000)
+    rejected = sum(_p_shared(0.0, seed=200_000 + 10_000 * size.seed + k) <= 0.05 for k in range(n))
+    band = (0.03, 0.07) if size.full else None
+    yield rate("rejections at phi = 0 (permuted matching)", rejected, n, nominal=0.05, band=band)
+    m = size.of(10, 50)
+    hits = sum(_p_shared(0.5, seed=300_000 + 10_000 * size.seed + k) <= 0.05 for k in range(m))
+    yield at_least(
+        "rejections at phi = 0.5", hits / m, 0.95, unit="share of replicates", note=f"{hits} of {m}"
     )
-    rejected = sum(
-        _qap(transfer.transfer_world(phi=0.0, seed=200_000 + 100_000 * size.seed + k), k) <= 0.05
-        for k in range(n)
+
+
+def _p_shared(phi: float, *, seed: int, n_blocks: int = 24, block: int = 8) -> float:
+    rng = rng_for(seed, "blocks")
+    world = block_world(rng, phi=phi, block=block, n_blocks=n_blocks, n_tokens=4)
+    m = n_blocks * block
+    pairs = (
+        passing_pairs(world.directions_a, np.arange(m), min_z=MIN_Z),
+        passing_pairs(world.directions_b, world.partner, min_z=MIN_Z),
     )
-    yield rate("rejections at phi = 0 (node permutation)", rejected, n, nominal=0.05, at=0.02)
-    hits = sum(
-        _qap(transfer.transfer_world(phi=0.5, seed=300_000 + k), k) <= 0.05 for k in range(size.of(10, 50))
-    )
-    yield at_least("rejections at phi = 0.5", hits / size.of(10, 50), 0.95, unit="share of replicates")
+    return shared_structure(*pairs, m=m, level=0.95, rng=rng, permutations=199).p
 
 
-def _match(world: transfer.TransferWorld) -> tuple[np.ndarray, float]:
-    """For every feature of A the one of B with the most alike activations, and the share that is right."""
-    a, b = (_standard(side.codes) for side in (world.a, world.b))
-    partner = (a.T @ b).argmax(axis=1)
-    return partner, float((world.truth.order[partner] == np.arange(len(partner))).mean())
+def shared_pairs(world: transfer.TransferWorld) -> tuple[Matching, SharedStructure]:
+    """Features matched by activation, and how much of their interference the two models share."""
+    matching = match_features(*(sparse.csr_matrix(side.codes) for side in (world.a, world.b)))
+    pairs = [
+        passing_pairs(side.directions, features, min_z=MIN_Z)
+        for side, features in ((world.a, matching.a), (world.b, matching.b))
+    ]
+    rng = rng_for(0, "shared pairs")
+    return matching, shared_structure(*pairs, m=matching.m, level=0.95, rng=rng, permutations=1)
 
 
-class Share(NamedTuple):
-    """Share of A's close pairs that are close in B, beyond chance, with its 95 % interval."""
-
-    estimate: float
-    lo: float
-    hi: float
-
-
-def estimate_share(world: transfer.TransferWorld) -> Share:
-    """The share, features matched by activation; Wilson's interval, less what chance alone gives."""
-    return _lift(world, _match(world)[0])
-
-
-def _lift(world: transfer.TransferWorld, partner: np.ndarray) -> Share:
-    from scipy.stats import norm
-
-    in_a, in_b = _close(world.a), _close(world.b)
-    renamed = [tuple(sorted((int(partner[i]), int(partner[j])))) for i, j in in_a]
-    hits, n = sum(pair in in_b for pair in renamed), len(renamed)
-    total = len(partner) * (len(partner) - 1) / 2
-    chance = len(in_b) / total
-    z = norm.ppf(0.975)
-    centre = (hits + z**2 / 2) / (n + z**2)
-    half = z / (n + z**2) * np.sqrt(hits * (n - hits) / n + z**2 / 4)
-    values = np.array([hits / n, centre - half, centre + half])
-    estimate, lo, hi = (values - chance) / (1 - chance)
-    return Share(float(estimate), float(lo), float(hi))
-
-
-def _close(side: transfer.Side) -> set[tuple[int, int]]:
-    """Pairs at cosine >= CUT, as the pair kernel finds them."""
-    none = np.zeros((len(side.directions), 1), dtype=np.float32)
-    blocks = pair_blocks(
-        side.directions.astype(np.float32), none, min_interference=CUT, max_similarity=None, signed=True
-    )
-    return {(int(i), int(j)) for block in blocks for i, j in zip(block.i, block.j, strict=True)}
-
-
-def _effect_share(world: transfer.TransferWorld, partner: np.ndarray) -> float:
+def _effect_share(world: transfer.TransferWorld, matching: Matching) -> float:
     """Effect in B of A's pairs as a share of the effect in A: log-odds of the target's token, through both models."""
-    pairs = sorted(world.truth.pairs_a)
+    partner = dict(zip(matching.a.tolist(), matching.b.tolist(), strict=True))
+    pairs = [(i, j) for i, j in sorted(world.truth.pairs_a) if i in partner and j in partner]
     i, j = np.array(pairs).T
-    return _effects(world.b, partner[i], partner[j]) / _effects(world.a, i, j)
+    in_b = np.array([(partner[a], partner[b]) for a, b in pairs]).T
+    return _effects(world.b, *in_b) / _effects(world.a, i, j)
 
 
 def _effects(side: transfer.Side, source: np.ndarray, target: np.ndarray, dose: float = 0.05) -> float:
@@ -114,22 +101,6 @@ def _effects(side: transfer.Side, source: np.ndarray, target: np.ndarray, dose: 
     edit = Add(SITE, vector, torch.ones(tokens.shape, dtype=torch.bool))
     moved = side.model.logits(tokens, [edit]) - side.model.logits(tokens)
     return float(moved[torch.arange(len(source)), -1, torch.as_tensor(1 + target)].mean())
-
-
-def _qap(world: transfer.TransferWorld, seed: int, permutations: int = 99) -> float:
-    """p of the correlation of the two Gram matrices under permutation of B's features."""
-    partner, _ = _match(world)
-    rng = rng_for(seed, "qap")
-    a = world.a.directions @ world.a.directions.T
-    b = (world.b.directions @ world.b.directions.T)[np.ix_(partner, partner)]
-    upper = np.triu_indices(len(a), 1)
-    flat = a[upper] - a[upper].mean()
-    seen = flat @ b[upper]
-    null = []
-    for _ in range(permutations):
-        order = rng.permutation(len(b))
-        null.append(flat @ b[np.ix_(order, order)][upper])
-    return (1 + sum(value >= seen for value in null)) / (permutations + 1)
 
 
 def pools(size: Scale) -> Iterator[Measured]:
@@ -165,9 +136,6 @@ def pools(size: Scale) -> Iterator[Measured]:
 
 
 def _pool_p(trials: transfer.PoolTrials) -> float:
-    seen = trials.treated.mean()
-    return float((1 + (trials.matched.mean(axis=1) >= seen).sum()) / (len(trials.matched) + 1))
-
-
-def _standard(codes: np.ndarray) -> np.ndarray:
-    return (codes - codes.mean(axis=0)) / codes.std(axis=0)
+    treated, reference = trials.treated.mean(), trials.matched.mean(axis=1)
+    found = pool_test(np.array([[treated]]), reference[None], level=0.95, rng=rng_for(0, "pools"))
+    return float(found.p[0])

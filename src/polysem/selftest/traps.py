@@ -3,15 +3,20 @@
 from collections.abc import Iterator
 
 import numpy as np
+import pyarrow.compute as pc
 import torch
 
 from polysem import readouts as r
-from polysem.edits import Add
+from polysem.interventions.base import Recipe
+from polysem.linear.decompose import common_mode as common_basis
+from polysem.linear.decompose import decompose, mean_of, split_push
+from polysem.linear.response import membership
 from polysem.selftest.lines import Measured, at_least, at_most, exactly, near, reported
-from polysem.selftest.readout import linear_response, within_sources
+from polysem.selftest.readout import NORMAL_95, within_sources
 from polysem.selftest.runner import Scale
-from polysem.selftest.studies import study_of
+from polysem.selftest.studies import WorldStudy, study_of
 from polysem.stats import regress
+from polysem.stats.reliability import instrumented, reliability
 from polysem.worlds.gloss import gloss_world
 from polysem.worlds.linear import SITE
 from polysem.worlds.readout import ReadoutWorld, identity_pairs, readout_world
@@ -71,18 +76,24 @@ def common_mode(size: Scale) -> Iterator[Measured]:
 
 
 def gloss_noise(size: Scale) -> Iterator[Measured]:
-    """Similarity with error hands its effect to interference, by the amount that theory says."""
+    """Similarity with error hands its effect to interference, by the amount that theory says; a second gloss as an
+    instrument takes it back."""
     world = gloss_world(n_targets=size.of(60, 200), n_sources=size.of(60, 200), seed=size.seed)
-    truth = world.truth
-    reliability = float(np.corrcoef(world.similarity)[0, 1])
-    yield near("reliability from two glosses", reliability, truth.reliability, 0.03, unit="correlation")
-    for name, S, expected in (
-        ("slope with one gloss", world.similarity[0], truth.naive_bias),
-        ("slope with the true similarity", truth.similarity, 0.0),
-    ):
-        design = np.column_stack([np.ones_like(S), world.interference, S])
-        fit = regress.clustered_ols(world.effect, design, world.clusters, level=0.95)
-        yield near(name, fit.estimate[1], expected, 0.03, error=float(fit.se[1]), unit="of gamma")
+    truth, (first, second) = world.truth, world.similarity
+    seen = reliability(first, second)
+    yield near("reliability from two glosses", seen.r, truth.reliability, 0.03, unit="correlation")
+    found = instrumented(world.effect, world.interference, first, second, world.clusters)
+    yield near(
+        "slope with one gloss", found.naive, truth.naive_bias, 0.03, unit="of gamma", note="the trap is set"
+    )
+    error = (found.hi - found.lo) / (2 * NORMAL_95)
+    yield near(
+        "slope, one gloss instrumented by the other", found.corrected, 0.0, 0.03, error=error, unit="of gamma"
+    )
+    design = np.column_stack([np.ones_like(first), world.interference, truth.similarity])
+    fit = regress.clustered_ols(world.effect, design, world.clusters, level=0.95)
+    error = float(fit.se[1])
+    yield near("slope with the true similarity", fit.estimate[1], 0.0, 0.03, error=error, unit="of gamma")
 
 
 def token_overlap(size: Scale) -> Iterator[Measured]:
@@ -92,13 +103,11 @@ def token_overlap(size: Scale) -> Iterator[Measured]:
     shares, truths = [], []
     for target, source in world.truth.leaks:
         tokens = world.truth.tokens[target]
-        near_source = r.target_similarity(world.truth.tokens[source].tolist(), world.model.W_E.numpy())[
-            tokens
-        ]
-        leaked = near_source > LEAK_COSINE
+        own = world.truth.tokens[source].tolist()
+        leaked = r.target_similarity(own, world.model.W_E.numpy())[tokens] > LEAK_COSINE
         flagged += int(leaked[0])
         wrong += int(leaked[1:].sum())
-        shares.append(_leakage(world, source, tokens, tokens[~leaked]))
+        shares.append(_leakage(world, source, target, tokens[~leaked].tolist()))
         truths.append(_leakage_truth(world, source, tokens))
     n = len(world.truth.leaks)
     yield exactly("leaked tokens found", flagged, n, unit="tokens", note=f"similarity > {LEAK_COSINE}")
@@ -107,21 +116,21 @@ def token_overlap(size: Scale) -> Iterator[Measured]:
     yield at_most("leakage share against truth", off, 0.05, note=f"mean share {np.mean(truths):.3f}")
 
 
-def _leakage(
-    world: ReadoutWorld, source: int, tokens: np.ndarray, clean: np.ndarray, dose: float = 0.05
-) -> float:
-    """1 - odd effect on the clean tokens / odd effect on all, mean over prompts, through the model."""
-    push = torch.as_tensor(world.truth.directions[source])
-    total, kept = 0.0, 0.0
+def _leakage(world: ReadoutWorld, source: int, target: int, clean: list[int], dose: float = 0.05) -> float:
+    """Leakage share as decompositions give it, mean over prompts."""
+    D, d_vocab = torch.as_tensor(world.truth.directions), world.model.spec.d_vocab
+    parts = split_push(dose * D[[source]], D[[target]], common_basis(world.sae.W_dec))
+    sets = [membership([ids], d_vocab) for ids in (world.truth.tokens[target].tolist(), clean)]
+    found = []
     for prompt in world.prompts["token_ids"].to_pylist():
-        rows = torch.tensor([prompt, prompt])
-        mask = torch.zeros(rows.shape, dtype=torch.bool)
-        mask[:, -1] = True
-        edit = Add(SITE, torch.stack([dose * push, -dose * push]), mask)
-        z = world.model.logits(rows, [edit], last_only=True)[:, -1].numpy()
-        total += float(np.subtract(*np.asarray(r.log_odds(z, tokens.tolist()))))
-        kept += float(np.subtract(*np.asarray(r.log_odds(z, clean.tolist()))))
-    return 1 - kept / total
+        pushed = torch.arange(len(prompt)) == len(prompt) - 1
+        tokens = torch.tensor(prompt)
+        found.append(
+            decompose(
+                world.model, tokens, site=SITE, pushed=pushed, parts=parts, inside=sets[0], clean=sets[1]
+            )
+        )
+    return float(mean_of(found).leakage)
 
 
 def _leakage_truth(world: ReadoutWorld, source: int, tokens: np.ndarray, dose: float = 0.05) -> float:
@@ -141,36 +150,75 @@ def _leakage_truth(world: ReadoutWorld, source: int, tokens: np.ndarray, dose: f
 
 
 def identity(size: Scale) -> Iterator[Measured]:
-    """5 % of pairs have a route that is no part of the angle: only the contrast with the same angle sees it.
-
-    The contrast is the total effect minus the closed form of its cosine-matched null (section 3.6),
-    alpha g_j . (G_ij d_j + c_i), with c_i the part of d_i along the mean direction.
-    """
+    """5 % of pairs have a route that is no part of the angle: only the contrast with directions of the same angle,
+    the control `cosine_matched` of a study, sees it."""
     world = readout_world(route_share=0.05, route=1.0, seed=size.seed)
-    truth, dose = world.truth, 0.05
-    effect = truth.odd_effect(world.base_logits(), dose)
-    D = truth.directions
-    mean = D.mean(axis=0) / np.linalg.norm(D.mean(axis=0))
-    # c_ij: what of d_i - G_ij d_j lies along the part of the mean direction that is orthogonal to d_j.
-    G, along = truth.gram, D @ mean
-    free = 1 - along**2
-    coefficient = (along[None, :] - G * along[:, None]) / free[:, None]
-    g = dose * linear_response(world)
-    g_mean = dose * _gradient_along(world, mean)
-    null = G * np.diag(g)[:, None] + coefficient * (g_mean[:, None] - along[:, None] * np.diag(g)[:, None])
-    pairs = ~np.eye(len(G), dtype=bool)
-    planted = identity_pairs(truth)[pairs]
-    yield at_least(
-        "AUROC of effect minus its cosine-matched null", _auroc((effect - null)[pairs], planted), 0.95
+    made = study_of(
+        world.parts,
+        seed=size.seed,
+        controls=("cosine_matched",),
+        n_targets=size.of(24, 100),
+        sources_per_bin=4,
+        n_random=2,
+        doses=(0.05,),
     )
-    yield near("AUROC of interference", _auroc(np.abs(G)[pairs], planted), 0.5, 0.05)
+    matched = _matched(made)
+    pairs = made.pair_effects()
+    keys = list(zip(pairs["target"].tolist(), pairs["source"].tolist(), strict=True))
+    both = np.array([len(matched.get(key, ())) == 2 for key in keys])
+    null = np.array([np.mean(matched[key]) for key, ok in zip(keys, both, strict=True) if ok])
+    planted = identity_pairs(world.truth)[pairs["target"], pairs["source"]][both]
+    effect, cosine = pairs["logodds"][both], np.abs(pairs["interference"][both])
+    note = f"{planted.sum()} of {len(planted)} pairs have a route"
+    yield at_least("share of pairs with both draws of their null", both.mean(), 0.99)
+    yield at_least(
+        "AUROC of effect minus its cosine-matched null", _auroc(effect - null, planted), 0.95, note=note
+    )
+    G = world.truth.gram
+    every = ~np.eye(len(G), dtype=bool)
+    yield near(
+        "AUROC of interference", _auroc(np.abs(G)[every], identity_pairs(world.truth)[every]), 0.5, 0.05
+    )
+    # First order: what is left without a route is the matched null's own closed form, alpha g_j . (G_ij d_j + c_i).
+    expected = _matched_null(world, pairs["target"][both], pairs["source"][both])
+    off = np.abs(null - expected).max() / np.abs(effect).max()
+    yield at_most(
+        "cosine-matched null against its closed form",
+        off,
+        0.03,
+        unit="of the largest effect",
+        note="mean of two draws",
+    )
+    yield reported("AUROC of interference, drawn pairs", _auroc(cosine, planted))
 
 
-def _gradient_along(world: ReadoutWorld, direction: np.ndarray) -> np.ndarray:
-    """g_j . direction, mean over confirm prompts: from the linear response to every feature, as long as the
-    direction is in their span."""
-    weights = np.linalg.lstsq(world.truth.directions.T, direction, rcond=None)[0]
-    return linear_response(world) @ weights
+def _matched(made: WorldStudy) -> dict[tuple[int, int], list[float]]:
+    """Effects of the cosine-matched directions of every pair (target, source): both draws."""
+    plan = made.plan.plan
+    plan = plan.filter(pc.equal(plan["relation"], "cosine_matched"))
+    source = {
+        (row["target"], row["draw"]): Recipe.parse(row["recipe"]).integer("source")
+        for row in plan.select(["target", "draw", "recipe"]).to_pylist()
+    }
+    control, found = made.pair_effects("cosine_matched"), {}
+    for target, draw, value in zip(*(control[n] for n in ("target", "draw", "logodds")), strict=True):
+        found.setdefault((int(target), source[int(target), int(draw)]), []).append(float(value))
+    return found
+
+
+def _matched_null(
+    world: ReadoutWorld, target: np.ndarray, source: np.ndarray, dose: float = 0.05
+) -> np.ndarray:
+    """alpha (softmax shift) of G_ij d_j + c_i, by the planted weights: nothing of the library but the basis."""
+    truth = world.truth
+    basis = common_basis(world.sae.W_dec).numpy()
+    vectors = []
+    for j, i in zip(target, source, strict=True):
+        d_j, d_i = truth.directions[j], truth.directions[i]
+        rest = d_i - (d_i @ d_j) * d_j
+        span = np.linalg.qr((basis - np.outer(basis @ d_j, d_j)).T)[0]
+        vectors.append((d_i @ d_j) * d_j + span @ (span.T @ rest))
+    return truth.odd_effect_of(world.base_logits(), dose * np.array(vectors), target)
 
 
 def _auroc(score: np.ndarray, positive: np.ndarray) -> float:

@@ -16,16 +16,36 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from polysem.config import EffectsConfig
+from polysem.interventions.strengths import own_strengths, paper_strengths
 from polysem.stats.arms import Arms, collect_arms, headline_dose, join_trials
+from polysem.stats.checks import checks_of, checks_table, qap_checks
 from polysem.stats.contrasts import all_contrasts
+from polysem.stats.discovery import pair_tests, pair_tests_table
 from polysem.stats.dose import dose_response, missing
 from polysem.stats.explain import explained, explained_table, linear_of, validity
+from polysem.stats.glosses import gloss_reliability
+from polysem.stats.guard import stopped
 from polysem.stats.multiple import adjust_p
 from polysem.stats.power import seen_power
 from polysem.stats.presets import Preset, compare_presets
+from polysem.stats.replication import replications
 from polysem.stats.rows import POOLED, View, parse_group
 from polysem.stats.specification import specification_table, specifications
-from polysem.store.tables import EFFECTS, METRICS, PAIR_EFFECTS, PRESETS, RESPONSE
+from polysem.store.tables import (
+    CHECKS,
+    EFFECTS,
+    GRADIENT_MATRIX,
+    GRADIENT_PATH,
+    METRICS,
+    PAIR_EFFECTS,
+    PAIR_TESTS,
+    PRESETS,
+    RELIABILITY,
+    REPLICATED,
+    REPLICATION,
+    RESPONSE,
+    SIGNALS,
+)
 
 LOCI = ("feature", "clamp", "gradient", "prompt", "neuron", "mlp_neuron")
 HYPOTHESES = (
@@ -53,6 +73,10 @@ class Effects:
     specification: pa.Table
     power: pa.Table
     presets: pa.Table = field(default_factory=PRESETS.empty)
+    checks: pa.Table = field(default_factory=CHECKS.empty)
+    pair_tests: pa.Table = field(default_factory=PAIR_TESTS.empty)
+    replication: pa.Table = field(default_factory=REPLICATION.empty)
+    reliability: pa.Table = field(default_factory=RELIABILITY.empty)
 
     def tables(self) -> dict[str, pa.Table]:
         return {
@@ -61,10 +85,14 @@ class Effects:
             "dose_response": self.dose_response,
             "missing": self.missing,
             "presets": self.presets,
+            "reliability": self.reliability,
             "explained": self.explained,
             "validity": self.validity,
             "specification": self.specification,
             "power": self.power,
+            "checks": self.checks,
+            "pair_tests": self.pair_tests,
+            "replication": self.replication,
         }
 
 
@@ -77,6 +105,8 @@ def estimate(
     model: str = "",
     preset: Preset = "strict",
     response: Mapping[str, pa.Table] | None = None,
+    checks: bool = False,
+    signals: pa.Table | None = None,
 ) -> Effects:
     """Every effect of a study.
 
@@ -87,14 +117,18 @@ def estimate(
         seed: root seed of what resamples: intervals of held-out R2, the joint p of the specifications.
         model: named in the groups of the effects table where given.
         preset: whether the paper's estimates are added, in a table of their own.
-        response: RESPONSE and METRICS by name; without them no model with linear response is judged.
+        response: tables of the stage `response` by name; without them no model with linear response is judged.
+        checks: whether second opinions are asked: mixed model and permutation test, seconds each.
+        signals: SIGNALS; without it nothing is said of the reliability of gloss similarity.
 
     Raises:
         MismatchError: if trials are not of this plan, or the plan holds a trial twice.
         NumericsError: if an ok trial has an outcome that is not a finite number.
         StoreError: if a table does not have its schema.
     """
-    joined = join_trials(plan, trials)
+    whole = join_trials(plan, trials)
+    joined = stopped(own_strengths(whole), stop_kl=config.stop_kl)
+    paper = paper_strengths(whole)
     arms = collect_arms(joined)
     present = set(pc.unique(joined["locus"]).to_pylist())
     tables = response or {}
@@ -104,6 +138,8 @@ def estimate(
     views: list[View] = []
     nested: list[dict[str, object]] = []
     curves: list[dict[str, object]] = []
+    singles: list[dict[str, object]] = []
+    second: list[dict[str, object]] = []
     for locus in (name for name in LOCI if name in present):
         dose, caveat = headline_dose(joined, locus, max_kl=config.max_kl)
         view = View.of(
@@ -116,22 +152,32 @@ def estimate(
             margin=config.margin,
         )
         views.append(view)
-        rows += all_contrasts(view)
+        own = list(all_contrasts(view))
+        rows += own
+        singles += pair_tests(view)
+        second += checks_of(view, own) if checks else ()
         curves += specifications(view, seed=seed)
         if response is not None:
             nested += explained(view, linear[view.place], metrics, seed=seed)
+    if checks:
+        matrix = tables.get("gradient_matrix", GRADIENT_MATRIX.empty())
+        second += qap_checks(matrix, level=config.level, seed=seed)
     first = next((name for name in LOCI if name in present), "")
     effects = EFFECTS.conform(pa.Table.from_pylist(adjust(rows, locus=first), schema=EFFECTS.arrow()))
     return Effects(
         effects=effects,
         pair_effects=pair_effects(arms),
         dose_response=dose_response(joined, level=config.level),
-        missing=missing(joined),
-        presets=compare_presets(joined, views, preset=preset),
+        missing=missing(pa.concat_tables([joined, paper])),
+        presets=compare_presets(joined, paper, views, preset=preset),
+        reliability=gloss_reliability(SIGNALS.empty() if signals is None else signals, views),
         explained=explained_table(nested),
-        validity=validity(arms, linear),
+        validity=validity(arms, linear, tables.get("gradient_path", GRADIENT_PATH.empty())),
         specification=specification_table(curves),
         power=seen_power(_declared(rows), level=config.level),
+        checks=checks_table(second),
+        pair_tests=pair_tests_table(singles),
+        replication=replications(tables.get("replicated", REPLICATED.empty()), level=config.level, seed=seed),
     )
 
 

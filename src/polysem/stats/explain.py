@@ -113,12 +113,14 @@ def explained_table(rows: Rows) -> pa.Table:
     return EXPLAINED.conform(pa.Table.from_pylist(rows, schema=EXPLAINED.arrow()))
 
 
-def validity(arms: Arms, linear: Float[np.ndarray, " arms"]) -> pa.Table:
-    """VALIDITY: R2 of measured effects by linear response at every dose, for each SAE and for all."""
+def validity(arms: Arms, linear: Float[np.ndarray, " arms"], path: pa.Table) -> pa.Table:
+    """VALIDITY: R2 of measured effects by linear response at every dose, for each SAE and for all; and that of the
+    path-averaged gradient, on the sample of pairs in GRADIENT_PATH."""
     t = arms.table
     y, kl, dose = (floats(t[name]) for name in ("logodds", "kl", "dose"))
     text = {n: np.array(t[n].to_pylist(), dtype=object) for n in ("sae", "locus", "token_set")}
     used = np.isfinite(y) & np.isfinite(linear)
+    sampled = path.to_pylist()
     rows: Rows = []
     for locus in sorted(set(text["locus"][used].tolist())):
         for tokens in sorted(set(text["token_set"][used].tolist())):
@@ -127,12 +129,26 @@ def validity(arms: Arms, linear: Float[np.ndarray, " arms"]) -> pa.Table:
                 here &= (text["sae"] == sae) | (sae == POOLED)
                 for d in np.unique(dose[here]):
                     at = here & (dose == d)
-                    spread = float(((y[at] - y[at].mean()) ** 2).sum())
-                    error = float(((y[at] - linear[at]) ** 2).sum())
                     key = {"sae": sae, "locus": locus, "token_set": tokens, "dose": float(d)}
-                    r2 = 1 - error / spread if spread > 0 else None
-                    rows.append(key | {"kl": float(kl[at].mean()), "r2": r2, "n_arms": int(at.sum())})
+                    some = [
+                        (r["total"], r["path"])
+                        for r in sampled
+                        if (r["locus"], r["token_set"], r["dose"]) == (locus, tokens, float(d))
+                        and sae in (POOLED, r["sae"])
+                    ]
+                    along = np.array(some, dtype=np.float64).reshape(-1, 2)
+                    rows.append(
+                        key
+                        | {"kl": float(kl[at].mean()), "r2": _r2(y[at], linear[at]), "n_arms": int(at.sum())}
+                        | {"r2_path": _r2(along[:, 0], along[:, 1]), "n_path": len(along)}
+                    )
     return VALIDITY.conform(pa.Table.from_pylist(rows, schema=VALIDITY.arrow()))
+
+
+def _r2(y: Float[np.ndarray, " n"], prediction: Float[np.ndarray, " n"]) -> float | None:
+    """1 - SSE / SST about the mean; None where y does not vary."""
+    spread = float(((y - y.mean()) ** 2).sum()) if len(y) else 0.0
+    return 1 - float(((y - prediction) ** 2).sum()) / spread if spread > 0 else None
 
 
 def _metric_columns(view: View, metrics: pa.Table) -> Mapping[str, np.ndarray]:

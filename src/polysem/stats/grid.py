@@ -36,9 +36,9 @@ class Grid:
     """row of the view"""
     confirm: Bool[np.ndarray, " cells"]
     doses: Float[np.ndarray, " doses"]
-    """signed, rising, each with its opposite"""
+    """signed, rising"""
     base: Mapping[str, Float[np.ndarray, " cells"]]
-    """cosine and logodds without an edit"""
+    """cosine, logodds and KL (0) without an edit"""
     edit: Mapping[str, Float[np.ndarray, "cells doses"]]
     """... with it; NaN where the trial has no outcome"""
 
@@ -62,7 +62,8 @@ class Grid:
         )
         doses, column = np.unique(floats(table["dose"]), return_inverse=True)
         ok = pc.equal(table["status"], "ok").to_numpy(zero_copy_only=False).astype(bool)
-        base, edit = {}, {}
+        base, edit = {"kl": np.zeros(len(cells))}, {"kl": np.full((len(cells), len(doses)), np.nan)}
+        edit["kl"][cell[ok], column[ok]] = floats(table["kl"])[ok]
         for name in ("cosine", "logodds"):
             base[name] = np.full(len(cells), np.nan)
             base[name][cell[ok]] = floats(table[f"{name}_base"])[ok]
@@ -99,7 +100,7 @@ def effects_of(
         grid: outcomes.
         outcome: what is measured.
         selection: how the strength is found; the best is the largest outcome, as in the paper.
-        sign: whether the sign is part of the search or the odd part is taken.
+        sign: whether the sign is part of the search or the odd part is taken, of strengths that have their opposite.
         dose: for `fixed`, one of the grid's.
         start: what the best of `reported` begins at. Log-odds have no floor at `zero`.
         only_positive: negative doses are no candidates (prompts: they are the matched snippet).
@@ -121,6 +122,18 @@ def effects_of(
     return Cells(grid.arm[shown], chosen[shown], base[shown])
 
 
+def kl_at_best(grid: Grid, *, only_positive: bool = False) -> Cells:
+    """KL (nats) at the strength with the largest cosine, of every confirm cell; NaN where nothing was measured."""
+    values, spent = grid.edit["cosine"], grid.edit["kl"]
+    if only_positive:
+        values, spent = values[:, grid.doses > 0], spent[:, grid.doses > 0]
+    known = np.where(np.isnan(values), -np.inf, values)
+    chosen = (
+        spent[np.arange(len(known)), known.argmax(axis=1)] if known.shape[1] else np.full(len(known), np.nan)
+    )
+    return Cells(grid.arm[grid.confirm], chosen[grid.confirm], grid.base["cosine"][grid.confirm])
+
+
 def means_by_arm(cells: Cells, n_arms: int) -> Float[np.ndarray, " arms"]:
     """Mean over the cells of every arm that have a number; NaN for arms without."""
     good = np.isfinite(cells.values)
@@ -135,7 +148,7 @@ def _candidates(grid: Grid, *, outcome: Outcome, sign: Sign) -> tuple[np.ndarray
     base, edit = grid.base[name], grid.edit[name]
     sizes = grid.doses
     if sign == "odd":
-        sizes = grid.doses[grid.doses > 0]
+        sizes = grid.doses[(grid.doses > 0) & np.isin(-grid.doses, grid.doses)]
         up, down = (np.searchsorted(grid.doses, s * sizes) for s in (1.0, -1.0))
         edit = base[:, None] + (edit[:, up] - edit[:, down]) / 2
     if outcome == "after":
@@ -152,6 +165,8 @@ def _floor(base: np.ndarray, *, outcome: Outcome, start: Start) -> np.ndarray | 
 
 def _largest(values: np.ndarray) -> np.ndarray:
     """The largest number of every row; NaN for rows without."""
+    if not values.shape[1]:
+        return np.full(len(values), np.nan)
     filled = np.where(np.isnan(values), -np.inf, values).max(axis=1, initial=-np.inf)
     return np.where(np.isneginf(filled), np.nan, filled)
 
@@ -159,6 +174,8 @@ def _largest(values: np.ndarray) -> np.ndarray:
 def _best_on_select(grid: Grid, values: np.ndarray) -> np.ndarray:
     """Every cell's outcome at the strength with the largest mean over its arm's select cells."""
     n_arms = int(grid.arm.max(initial=-1)) + 1
+    if not values.shape[1]:
+        return np.full(len(values), np.nan)
     means = np.column_stack(
         [
             means_by_arm(Cells(grid.arm[~grid.confirm], column[~grid.confirm], column), n_arms)

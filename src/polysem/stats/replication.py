@@ -1,34 +1,23 @@
 """Do effects of pairs come back with another SAE of the same site, trained from another seed?
 
-Features of the two SAEs are matched one to one by the cosine of their directions (the Hungarian method); pairs
-both of whose members match well are the same pair twice. Their effects, measured in either SAE, should agree:
-the report gives their correlation and the share of equal signs with intervals over targets, beside how many of
-the features match at all (30 % between seeds is not unusual: arXiv 2501.16615).
+Features of the two SAEs are matched one to one (`linear.matching`); pairs both of whose members match well are
+the same pair twice. Their effects, seen with either SAE's directions and tokens, should agree: the report gives
+their correlation and the share of equal signs with intervals over targets, beside how many of the features match
+at all (30 % between seeds is not unusual: arXiv 2501.16615).
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from jaxtyping import Float, Int
 
+from polysem.seeds import rng_for
 from polysem.stats.regress import clustered_mean
+from polysem.store.tables import REPLICATION
 
-MATCH = 0.7
-"""cosine above which two features count as one"""
 DRAWS = 999
-
-
-@dataclass(frozen=True)
-class Match:
-    """Features of one SAE and those of the other that they became."""
-
-    first: Int[np.ndarray, " n"]
-    second: Int[np.ndarray, " n"]
-    cosine: Float[np.ndarray, " n"]
-    share: float
-    """of the features asked about that match above the threshold"""
-    mean_max_cosine: float
-    """mean over them of the best cosine, matched one to one or not"""
 
 
 @dataclass(frozen=True)
@@ -44,25 +33,6 @@ class Replication:
     n_pairs: int
     n_targets: int
     reason: str
-
-
-def match_features(
-    first: Float[np.ndarray, "n d"], second: Float[np.ndarray, "m d"], *, threshold: float = MATCH
-) -> Match:
-    """One-to-one match of decoder rows with the largest sum of cosines; pairs below the threshold are dropped."""
-    from scipy.optimize import linear_sum_assignment
-
-    a, b = (w / np.maximum(np.linalg.norm(w, axis=1, keepdims=True), 1e-30) for w in (first, second))
-    cosines = a @ b.T
-    rows, columns = linear_sum_assignment(cosines, maximize=True)
-    kept = cosines[rows, columns] >= threshold
-    return Match(
-        first=rows[kept],
-        second=columns[kept],
-        cosine=cosines[rows, columns][kept],
-        share=float(kept.sum() / len(a)),
-        mean_max_cosine=float(cosines.max(axis=1).mean()),
-    )
 
 
 def replicate(
@@ -104,6 +74,29 @@ def replicate(
         n_targets=counts[1],
         reason="",
     )
+
+
+def replications(replicated: pa.Table, *, level: float, seed: int) -> pa.Table:
+    """REPLICATION of every two SAEs and token set in REPLICATED."""
+    groups: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
+    for r in replicated.to_pylist():
+        groups.setdefault((r["sae"], r["other"], r["token_set"]), []).append(r)
+    rows: list[dict[str, Any]] = []
+    for key, pairs in sorted(groups.items()):
+        first, second = (
+            np.array([r[n] for r in pairs], dtype=np.float64) for n in ("linear", "other_linear")
+        )
+        ends = [(r["target"], r["source"]) for r in pairs]
+        found = replicate(first, second, np.array(ends), level=level, rng=rng_for(seed, "replication", *key))
+        numbers = {
+            n: getattr(found, n) for n in ("correlation", "lo", "hi", "sign_agreement", "sign_lo", "sign_hi")
+        }
+        row: dict[str, object] = dict(zip(("sae", "other", "token_set"), key, strict=True))
+        row |= {n: pairs[0][n] for n in ("matched", "best_cosine")}
+        row |= {n: None if np.isnan(v) else v for n, v in numbers.items()}
+        row |= {"level": level, "n_pairs": found.n_pairs, "n_targets": found.n_targets}
+        rows.append(row | {"note": found.reason or None})
+    return REPLICATION.conform(pa.Table.from_pylist(rows, schema=REPLICATION.arrow()))
 
 
 def _correlation(a: np.ndarray, b: np.ndarray, w: np.ndarray) -> float:

@@ -25,6 +25,9 @@ from polysem.store.schema import Schema
 TEMPORARY = ".tmp"
 """suffix of files that are being written; none of them is ever read"""
 
+SYNC = "POLYSEM_SYNC"
+"""environment variable: 0 does not wait for the disk, which is safe when a process is killed, not when power fails"""
+
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 
 
@@ -41,7 +44,7 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
         with _open(temporary) as stream:
             yield stream
             stream.flush()
-            os.fsync(stream.fileno())
+            to_disk(stream.fileno())
         put_in_place(temporary, path)
     except OSError as error:
         _discard(temporary)
@@ -51,13 +54,19 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
         raise
 
 
+def to_disk(descriptor: int) -> None:
+    """Wait until the disk has what was written; not at all where POLYSEM_SYNC is 0."""
+    if os.environ.get(SYNC, "1") != "0":
+        os.fsync(descriptor)
+
+
 def put_in_place(temporary: Path, path: Path) -> None:
     """Give a written file its name, durably: after a crash there is the old file or the new one."""
     os.replace(temporary, path)
     if os.name == "posix":
         folder = os.open(path.parent, os.O_RDONLY)
         try:
-            os.fsync(folder)
+            to_disk(folder)
         finally:
             os.close(folder)
 

@@ -220,13 +220,10 @@ def platform_facts() -> dict[str, str]:
 
 def _differences(path: str, before: Any, after: Any) -> Iterator[str]:
     if isinstance(before, dict) and isinstance(after, dict):
-        for key in sorted({*before, *after}):
-            if key not in before:
-                yield _words(path, key, None, after[key])
-            elif key not in after:
-                yield _words(path, key, before[key], None)
-            else:
-                yield from _differences(f"{path}.{key}", before[key], after[key])
+        for key in sorted(
+            {*before, *after}
+        ):  # a setting that came with a new version and is not used is no change
+            yield from _differences(f"{path}.{key}", before.get(key), after.get(key))
     elif before != after:
         head, _, key = path.partition(".")
         yield _words(head, key, before, after)

@@ -41,7 +41,7 @@ NEEDS: dict[Stage, Needs] = {
     ),
     "plan": Needs(
         inputs=("features", "pairs"),
-        sections=("seed", "sae_refs", "corpus", "pairs", "prompts", "plan"),
+        sections=("seed", "sae_refs", "corpus", "glosses", "pairs", "prompts", "plan", "preset"),
         sources=("model", "saes", "corpus", "prompts"),
         packages=("polysem", "transformers", "numpy"),
     ),
@@ -55,7 +55,7 @@ NEEDS: dict[Stage, Needs] = {
         inputs=("features", "plan", "trials"),
         sections=("seed", "model", "sae_refs"),
         sources=("model", "saes"),
-        packages=("polysem", "torch", "transformers", "numpy"),
+        packages=("polysem", "torch", "transformers", "numpy", "scipy"),
     ),
     "effects": Needs(
         inputs=("plan", "trials", "response"),

@@ -230,9 +230,12 @@ PLAN = Schema(
         _TRIAL,
         _SAE,
         Column("site", pa.string(), "", "hook point that is edited"),
-        Column("locus", pa.string(), "", "feature | gradient | prompt | neuron"),
+        Column("locus", pa.string(), "", "feature | clamp | gradient | prompt | neuron | mlp_neuron"),
         Column(
-            "relation", pa.string(), "", "pair | self | the controls of interventions/controls.py | rotated"
+            "relation",
+            pa.string(),
+            "",
+            "pair | split_pair (one concept twice) | self | the controls of interventions/controls.py | rotated",
         ),
         Column("target", pa.int32(), "", "feature whose token set is read out"),
         Column(
@@ -266,7 +269,8 @@ PLAN = Schema(
             pa.string(),
             "",
             "kl (nats, what the push does) | resid_norm (mean norm of the site's activations on the prompt) | "
-            "absolute | factor (neurons: relative change) | injection (prompt: 1 the snippet, -1 its match)",
+            "absolute | factor (neurons: relative change) | injection (prompt: 1 the snippet, -1 its match) | max_act "
+            "(clamp) | paper_scale, paper_factor, paper_injection: strengths of the paper's preset",
         ),
         Column("positions", pa.string(), "", "last | all | all_but_first"),
         Column("split", pa.string(), "", "select | confirm"),
@@ -285,6 +289,74 @@ PROMPTS = Schema(
         Column("token_ids", _INTS, "token ids", "as given to the model, BOS included where used"),
         Column("source", pa.string(), "", "template, file and line, or document and offset"),
         Column("split", pa.string(), "", "select | confirm"),
+    ),
+)
+
+SIGNALS = Schema(
+    "signals",
+    1,
+    ("sae", "target", "source"),
+    (
+        _SAE,
+        Column("target", pa.int32(), "", ""),
+        Column("source", pa.int32(), "", ""),
+        Column("interference", pa.float64(), "cosine", ""),
+        Column("firing", pa.float64(), "Jaccard", "of the tokens on which the two fire", nullable=True),
+        Column(
+            "switch_source",
+            pa.float64(),
+            "fraction",
+            "of contexts without the target in which writing the source switches it on",
+            nullable=True,
+        ),
+        Column("switch_target", pa.float64(), "fraction", "the other way round", nullable=True),
+        Column("tokens", pa.float64(), "Jaccard", "of their top tokens", nullable=True),
+        Column("flagged", pa.bool_(), "", "one concept twice, by any of the four"),
+        Column(
+            "similarity_2", pa.float64(), "cosine", "gloss similarity by the second measure", nullable=True
+        ),
+        Column("measure_2", pa.string(), "", "what the second measure is; '' for none"),
+    ),
+)
+
+NEURONS = Schema(
+    "neurons",
+    1,
+    ("sae", "kind", "neuron"),
+    (
+        _SAE,
+        Column("kind", pa.string(), "", "coordinate (of the SAE's site) | mlp (of the layer's MLP)"),
+        Column("neuron", pa.int32(), "", "number of the coordinate or neuron"),
+        Column("degree", pa.int64(), "clusters", "gloss clusters of the features that it is tied to"),
+        Column(
+            "n_features", pa.int64(), "features", "tied to it: among their 3 most aligned, cosine above 0.2"
+        ),
+        Column("variance", pa.float64(), "activation^2", "of its activation on the study's prompts"),
+        Column("write_norm", pa.float64(), "activation", "length of what one unit of it adds to the site"),
+        Column("logit_norm", pa.float64(), "logits", "length of that times W_U"),
+    ),
+)
+
+NEURON_DEGREES = Schema(
+    "neuron_degrees",
+    1,
+    ("sae", "kind", "quantity"),
+    (
+        _SAE,
+        Column("kind", pa.string(), "", "coordinate | mlp"),
+        Column("quantity", pa.string(), "", "see interventions/degrees.py"),
+        Column(
+            "value",
+            pa.float64(),
+            "",
+            "of the model's own neurons; null where it does not vary",
+            nullable=True,
+        ),
+        Column("null_mean", pa.float64(), "", "mean over randomly rotated bases", nullable=True),
+        Column("null_lo", pa.float64(), "", "smallest of them", nullable=True),
+        Column("null_hi", pa.float64(), "", "largest of them", nullable=True),
+        Column("p", pa.float64(), "probability", "two-sided, of the value among them", nullable=True),
+        Column("n_rotations", pa.int64(), "rotations", ""),
     ),
 )
 
@@ -479,6 +551,45 @@ PRESETS = Schema(
     ),
 )
 
+RELIABILITY = Schema(
+    "reliability",
+    1,
+    ("locus", "token_set"),
+    (
+        Column("locus", pa.string(), "", "as in plan"),
+        Column("token_set", pa.string(), "", "in | out"),
+        Column("measure", pa.string(), "", "what the second measure of gloss similarity is"),
+        Column(
+            "r", pa.float64(), "", "correlation of the two measures: reliability of either", nullable=True
+        ),
+        Column("r_lo", pa.float64(), "", "lower end of its interval", nullable=True),
+        Column("r_hi", pa.float64(), "", "upper end of its interval", nullable=True),
+        Column(
+            "naive",
+            pa.float64(),
+            "unit",
+            "coefficient of interference, the first measure as control",
+            nullable=True,
+        ),
+        Column(
+            "corrected",
+            pa.float64(),
+            "unit",
+            "... the first measure instrumented by the second",
+            nullable=True,
+        ),
+        Column("lo", pa.float64(), "unit", "lower end of its interval", nullable=True),
+        Column("hi", pa.float64(), "unit", "upper end of its interval", nullable=True),
+        Column("p", pa.float64(), "probability", "two-sided, not adjusted", nullable=True),
+        Column("similarity", pa.float64(), "unit", "corrected coefficient of similarity", nullable=True),
+        Column("first_stage_f", pa.float64(), "", "F of the instrument; below 10 it is weak", nullable=True),
+        Column("level", pa.float64(), "probability", "nominal coverage"),
+        Column("unit", pa.string(), "", "unit of the coefficients"),
+        Column("n_pairs", pa.int64(), "pairs", ""),
+        Column("note", pa.string(), "", "what must be said next to the number", nullable=True),
+    ),
+)
+
 RESPONSE = Schema(
     "response",
     1,
@@ -582,6 +693,62 @@ COMPENSATION = Schema(
     ),
 )
 
+GRADIENT_PATH = Schema(
+    "gradient_path",
+    1,
+    ("sae", "locus", "token_set", "dose", "target", "source"),
+    (
+        _SAE,
+        Column("locus", pa.string(), "", "as in plan"),
+        Column("token_set", pa.string(), "", "in | out"),
+        Column("dose", pa.float64(), "dose_unit", "absolute value"),
+        Column("target", pa.int32(), "", ""),
+        Column("source", pa.int32(), "", ""),
+        Column("total", pa.float64(), "nats", "measured odd change in log-odds, mean over the prompts"),
+        Column("linear", pa.float64(), "nats", "gradient at the prompt . push"),
+        Column("path", pa.float64(), "nats", "gradient averaged from -push to +push . push"),
+        Column("n_prompts", pa.int64(), "prompts", "confirm prompts sampled"),
+    ),
+)
+"""A sample of pairs: what the gradient says at the prompt, and averaged along the push."""
+
+GRADIENT_MATRIX = Schema(
+    "gradient_matrix",
+    1,
+    ("sae", "token_set", "target", "source"),
+    (
+        _SAE,
+        Column("token_set", pa.string(), "", "in | out"),
+        Column("target", pa.int32(), "", ""),
+        Column("source", pa.int32(), "", ""),
+        Column("interference", pa.float64(), "cosine", ""),
+        Column(
+            "linear", pa.float64(), "nats per unit", "gradient of the target . unit direction of the source"
+        ),
+    ),
+)
+"""Targets x features, neither chosen by interference: what permutation tests need."""
+
+REPLICATED = Schema(
+    "replicated",
+    1,
+    ("sae", "other", "token_set", "target", "source"),
+    (
+        _SAE,
+        Column("other", pa.string(), "", "SAE of the same site"),
+        Column("token_set", pa.string(), "", "in | out; every SAE's own tokens"),
+        Column("target", pa.int32(), "", "in `sae`"),
+        Column("source", pa.int32(), "", "in `sae`"),
+        Column("other_target", pa.int32(), "", "its match in `other`"),
+        Column("other_source", pa.int32(), "", ""),
+        Column("linear", pa.float64(), "nats per unit", "linear response in `sae`"),
+        Column("other_linear", pa.float64(), "nats per unit", "the same pair's in `other`"),
+        Column("matched", pa.float64(), "share", "of the features of `sae` that have a match in `other`"),
+        Column("best_cosine", pa.float64(), "cosine", "mean over them of the best one in `other`"),
+        Column("n_prompts", pa.int64(), "prompts", ""),
+    ),
+)
+
 EXPLAINED = Schema(
     "explained",
     1,
@@ -602,7 +769,7 @@ EXPLAINED = Schema(
 
 VALIDITY = Schema(
     "validity",
-    1,
+    2,
     ("sae", "locus", "token_set", "dose"),
     (
         Column("sae", pa.string(), "", "label of the SAE in the study; * for all SAEs together"),
@@ -618,6 +785,85 @@ VALIDITY = Schema(
             nullable=True,
         ),
         Column("n_arms", pa.int64(), "arms", ""),
+        Column(
+            "r2_path",
+            pa.float64(),
+            "share",
+            "by the gradient averaged along the push; a sample",
+            nullable=True,
+        ),
+        Column("n_path", pa.int64(), "pairs", "in that sample"),
+    ),
+)
+
+CHECKS = Schema(
+    "checks",
+    1,
+    ("check", "locus", "sae", "token_set"),
+    (
+        Column("check", pa.string(), "", "mixed_model | qap | missing: see stats/checks.py"),
+        Column("locus", pa.string(), "", "as in plan; empty where no trial is needed"),
+        Column("sae", pa.string(), "", "label of the SAE in the study; * for all SAEs together"),
+        Column("token_set", pa.string(), "", "in | out"),
+        Column("estimate", pa.float64(), "unit", "", nullable=True),
+        Column("lo", pa.float64(), "unit", "lower end of the interval", nullable=True),
+        Column("hi", pa.float64(), "unit", "upper end", nullable=True),
+        Column("level", pa.float64(), "probability", "nominal coverage"),
+        Column("p", pa.float64(), "probability", "two-sided", nullable=True),
+        Column("n", pa.int64(), "pairs", "that the check rests on"),
+        Column("unit", pa.string(), "", ""),
+        Column(
+            "verdict",
+            pa.string(),
+            "",
+            "agrees | disagrees | related | unrelated | random | not_random | none",
+        ),
+        Column("note", pa.string(), "", "why there is no number, or what weakens it", nullable=True),
+    ),
+)
+
+PAIR_TESTS = Schema(
+    "pair_tests",
+    1,
+    ("locus", "sae", "token_set", "target", "source"),
+    (
+        Column("locus", pa.string(), "", "as in plan"),
+        _SAE,
+        Column("token_set", pa.string(), "", "in | out"),
+        Column("target", pa.int32(), "", ""),
+        Column("source", pa.int32(), "", ""),
+        Column("effect", pa.float64(), "nats", "odd change in log-odds at the headline dose"),
+        Column(
+            "p", pa.float64(), "probability", "share of random features with as large an effect, plus one"
+        ),
+        Column(
+            "q_bh", pa.float64(), "probability", "Benjamini-Hochberg over the pairs of locus and token set"
+        ),
+        Column("q_by", pa.float64(), "probability", "Benjamini-Yekutieli, for any dependence"),
+        Column("n_null", pa.int64(), "arms", "random features compared with"),
+    ),
+)
+
+REPLICATION = Schema(
+    "replication",
+    1,
+    ("sae", "other", "token_set"),
+    (
+        _SAE,
+        Column("other", pa.string(), "", "SAE of the same site"),
+        Column("token_set", pa.string(), "", "in | out"),
+        Column("matched", pa.float64(), "share", "of the features that have a match"),
+        Column("best_cosine", pa.float64(), "cosine", "mean of the best ones"),
+        Column("correlation", pa.float64(), "", "of linear responses of the same pairs", nullable=True),
+        Column("lo", pa.float64(), "", "lower end of the interval", nullable=True),
+        Column("hi", pa.float64(), "", "upper end", nullable=True),
+        Column("sign_agreement", pa.float64(), "share", "of pairs with equal signs", nullable=True),
+        Column("sign_lo", pa.float64(), "share", "", nullable=True),
+        Column("sign_hi", pa.float64(), "share", "", nullable=True),
+        Column("level", pa.float64(), "probability", "nominal coverage"),
+        Column("n_pairs", pa.int64(), "pairs", ""),
+        Column("n_targets", pa.int64(), "features", ""),
+        Column("note", pa.string(), "", "why there is no number", nullable=True),
     ),
 )
 
@@ -754,9 +1000,12 @@ ATLAS: tuple[Schema, ...] = (ATLAS_TOP, ATLAS_DENSITY, ATLAS_SAMPLE, ATLAS_FIT)
 STAGES: dict[str, tuple[Schema, ...]] = {
     "features": (FEATURES, GLOSSES, CONTEXTS, CLUSTERS),
     "pairs": (PAIRS, DENSITY, SPECTRUM, PARTNERS),
-    "plan": (PLAN, PROMPTS),
+    "plan": (PLAN, PROMPTS, NEURONS, NEURON_DEGREES, SIGNALS),
     "trials": (TRIALS,),
-    "response": (RESPONSE, DECOMPOSITION, METRICS, COMPENSATION),
+    "response": (
+        *(RESPONSE, DECOMPOSITION, METRICS, COMPENSATION),
+        *(GRADIENT_PATH, GRADIENT_MATRIX, REPLICATED),
+    ),
     "effects": (
         EFFECTS,
         PAIR_EFFECTS,
@@ -767,6 +1016,10 @@ STAGES: dict[str, tuple[Schema, ...]] = {
         SPECIFICATION,
         POWER,
         PRESETS,
+        CHECKS,
+        PAIR_TESTS,
+        REPLICATION,
+        RELIABILITY,
     ),
 }
 """Stage name -> its tables, in the order in which a study runs."""
@@ -945,7 +1198,204 @@ TRANSFER_TARGETS = Schema(
     ),
 )
 
+TRANSFER_STEERED = Schema(
+    "transfer_steered",
+    1,
+    ("target", "kind", "category", "sentence", "feature"),
+    (
+        Column("target", pa.string(), "", "name of the target in the study"),
+        Column("kind", pa.string(), "", "direction: feature (decoder row) | gradient (token gradient)"),
+        Column("category", pa.string(), "", "whose sentence"),
+        Column("sentence", pa.int32(), "", "number of the sentence in its category"),
+        Column("feature", pa.int32(), "", "of the target's SAE, matched to both sources"),
+        Column("place", pa.int32(), "", "of its pair in the matching of the sources"),
+        Column("strength", pa.float64(), "activation units", "of the push, at the last position"),
+        Column("kl", pa.float64(), "nats", "measured at +strength", nullable=True),
+        Column("reached", pa.bool_(), "", "whether the dose was reached"),
+        Column("categories", _STRINGS, "", "order of the list that follows"),
+        Column(
+            "logodds",
+            pa.list_(pa.float64()),
+            "nats",
+            "odd part of the change of each category's log-odds; NaN where the dose was not reached",
+        ),
+    ),
+)
+
+TRANSFER_DIRECTIONS = Schema(
+    "transfer_directions",
+    1,
+    ("target", "kind", "contrast", "arm", "category"),
+    (
+        Column("target", pa.string(), "", "name of the target in the study"),
+        Column("kind", pa.string(), "", "as in transfer_steered"),
+        Column("contrast", pa.string(), "", "logodds | specific"),
+        Column("arm", pa.string(), "", "target | shared | source_only | neither"),
+        Column("category", pa.string(), "", "whose words are read out"),
+        Column("treated", pa.float64(), "nats", "mean over the arm's features", nullable=True),
+        Column("estimate", pa.float64(), "nats", "treated minus reference, within strata", nullable=True),
+        Column("lo", pa.float64(), "nats", "", nullable=True),
+        Column("hi", pa.float64(), "nats", "", nullable=True),
+        Column("level", pa.float64(), "probability", "nominal coverage"),
+        Column("p", pa.float64(), "probability", "one-sided, labels permuted within strata", nullable=True),
+        Column("p_adj", pa.float64(), "probability", "Holm over categories", nullable=True),
+        Column("kl", pa.float64(), "nats", "dose of every push"),
+        Column("n_sentences", pa.int64(), "sentences", ""),
+        Column("n_treated", pa.int64(), "features", "compared"),
+        Column("n_reference", pa.int64(), "features", "compared"),
+        Column("n_alone", pa.int64(), "features", "of the arm without a reference of their stratum"),
+        Column("n_refused", pa.int64(), "features", "whose direction could not be made or dosed"),
+    ),
+)
+
+TRANSFER_COST = Schema(
+    "transfer_cost",
+    1,
+    ("target", "kind", "measure", "arm", "category"),
+    (
+        Column("target", pa.string(), "", "name of the target in the study"),
+        Column("kind", pa.string(), "", "prompt | feature | gradient"),
+        Column("measure", pa.string(), "", "text (cross-entropy) | choices (accuracy)"),
+        Column("arm", pa.string(), "", "as in transfer_sets"),
+        Column("category", pa.string(), "", "whose arm"),
+        Column("base", pa.float64(), "unit", "without any injection"),
+        Column("treated", pa.float64(), "unit", "change under the arm"),
+        Column("reference", pa.float64(), "unit", "change under its reference", nullable=True),
+        Column("estimate", pa.float64(), "unit", "treated minus reference", nullable=True),
+        Column("lo", pa.float64(), "unit", "", nullable=True),
+        Column("hi", pa.float64(), "unit", "", nullable=True),
+        Column("level", pa.float64(), "probability", "nominal coverage"),
+        Column("n_treated", pa.int64(), "injections", "prompts or directions of the arm"),
+        Column("n_reference", pa.int64(), "injections", "... of its reference"),
+        Column("n", pa.int64(), "texts or questions", ""),
+        Column("unit", pa.string(), "", "nats per token | fraction"),
+    ),
+)
+
+JUDGED = Schema(
+    "annotations",
+    1,
+    ("sae", "i", "j", "judge"),
+    (
+        _SAE,
+        Column("i", pa.int32(), "", "first feature, i < j"),
+        Column("j", pa.int32(), "", "second feature"),
+        Column("judge", pa.string(), "", "name in the panel"),
+        Column("similarity", pa.float64(), "cosine", "of the two glosses"),
+        Column(
+            "related",
+            pa.float64(),
+            "",
+            "1 both orders say so, 0 neither, 0.5 they differ; null where a reply was no answer",
+            nullable=True,
+        ),
+    ),
+)
+
+JUDGEMENTS = Schema(
+    "judgements",
+    1,
+    ("measure", "judge", "other"),
+    (
+        Column("measure", pa.string(), "", "related | kappa | forced choice"),
+        Column("judge", pa.string(), "", "name in the panel"),
+        Column("other", pa.string(), "", "second judge of a kappa; else empty"),
+        Column("estimate", pa.float64(), "fraction or kappa", "", nullable=True),
+        Column(
+            "lo", pa.float64(), "fraction or kappa", "Wilson; bootstrap over pairs for kappa", nullable=True
+        ),
+        Column("hi", pa.float64(), "fraction or kappa", "", nullable=True),
+        Column("p", pa.float64(), "probability", "exact binomial against one half", nullable=True),
+        Column(
+            "agreement", pa.float64(), "fraction", "of pairs on which both judges say the same", nullable=True
+        ),
+        Column("n", pa.int64(), "pairs", "that count"),
+        Column(
+            "n_missing", pa.int64(), "pairs", "without an answer, or with answers that depend on the order"
+        ),
+        Column(
+            "n_inconsistent", pa.int64(), "pairs", "annotated otherwise in the other order", nullable=True
+        ),
+        Column("level", pa.float64(), "probability", "nominal coverage"),
+    ),
+)
+
+WRITTEN_GLOSSES = Schema(
+    "written_glosses",
+    1,
+    ("sae", "feature", "explainer"),
+    (
+        _SAE,
+        _FEATURE,
+        Column("explainer", pa.string(), "", "name in the panel"),
+        Column("judge", pa.string(), "", "who scored the gloss"),
+        Column("gloss", pa.string(), "", "null where no reply was one", nullable=True),
+        Column("detection", pa.float64(), "fraction", "contexts put right; chance is 0.5", nullable=True),
+        Column("lo", pa.float64(), "fraction", "Wilson", nullable=True),
+        Column("hi", pa.float64(), "fraction", "", nullable=True),
+        Column("n", pa.int64(), "contexts", "judged"),
+        Column("n_missing", pa.int64(), "contexts", "without an answer"),
+        Column("level", pa.float64(), "probability", "nominal coverage"),
+    ),
+)
+
+DEFENCES = Schema(
+    "defences",
+    1,
+    ("target", "defence", "arm", "category"),
+    (
+        Column("target", pa.string(), "", "name of the target in the study"),
+        Column("defence", pa.string(), "", "monitor | filter"),
+        Column("arm", pa.string(), "", "whose prompts are to be found"),
+        Column("category", pa.string(), "", "of the prompts"),
+        Column("auroc", pa.float64(), "probability", "that an attacked input scores above a clean one"),
+        Column("lo", pa.float64(), "probability", "bootstrap over inputs"),
+        Column("hi", pa.float64(), "probability", ""),
+        Column(
+            "found", pa.float64(), "fraction", "attacked inputs flagged where 1 % of clean ones were to be"
+        ),
+        Column("found_lo", pa.float64(), "fraction", "Wilson"),
+        Column("found_hi", pa.float64(), "fraction", ""),
+        Column(
+            "false_positives",
+            pa.float64(),
+            "fraction",
+            "clean inputs flagged, of those that set no threshold",
+        ),
+        Column("false_lo", pa.float64(), "fraction", "Wilson"),
+        Column("false_hi", pa.float64(), "fraction", ""),
+        Column("n_clean", pa.int64(), "inputs", ""),
+        Column("n_attacked", pa.int64(), "inputs", ""),
+        Column("level", pa.float64(), "probability", "nominal coverage"),
+    ),
+)
+
+PROTECTED = Schema(
+    "protected",
+    1,
+    ("target", "category"),
+    (
+        Column("target", pa.string(), "", "name of the target in the study"),
+        Column("category", pa.string(), "", "towards which it is steered; all others are protected"),
+        Column("kept", pa.float64(), "fraction", "norm of what is left of the unit direction"),
+        Column("off_before", pa.float64(), "nats", "mean |change| of protected categories, unprotected"),
+        Column("off_after", pa.float64(), "nats", "... protected, at the same strength"),
+        Column("reduction", pa.float64(), "fraction", "of the off-target change", nullable=True),
+        Column("on_before", pa.float64(), "nats", "change of the category itself, unprotected"),
+        Column("on_after", pa.float64(), "nats", "... protected"),
+        Column("loss", pa.float64(), "fraction", "of the on-target change", nullable=True),
+        Column("base_nats", pa.float64(), "nats per token", "of held-out text", nullable=True),
+        Column("cost_before", pa.float64(), "nats per token", "change under the direction", nullable=True),
+        Column("cost_after", pa.float64(), "nats per token", "... under what is left of it", nullable=True),
+        Column("kl", pa.float64(), "nats", "dose of the unprotected push"),
+        Column("n_features", pa.int64(), "features", "of which the direction is the mean"),
+        Column("n_sentences", pa.int64(), "sentences", "on which effects are measured"),
+        Column("n_texts", pa.int64(), "texts", "on which the cost is measured"),
+    ),
+)
+
 TRANSFER: tuple[Schema, ...] = (
-    TRANSFER_SHARED, TRANSFER_SETS, TRANSFER_TRIALS, TRANSFER_EFFECTS, TRANSFER_TARGETS,
+    TRANSFER_SHARED, TRANSFER_SETS, TRANSFER_TRIALS, TRANSFER_EFFECTS, TRANSFER_TARGETS, TRANSFER_STEERED,
+    TRANSFER_DIRECTIONS, TRANSFER_COST,
 )  # fmt: skip
 """Tables of a transfer study, in the order in which they are made."""

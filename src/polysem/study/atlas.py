@@ -190,7 +190,7 @@ def compute(
 
 def _sets(bench: Bench, label: str, model: "HFModel", which: str) -> dict[int, list[int]]:
     """Token ids of every feature whose set can be read."""
-    from polysem.trials import set_problem
+    from polysem.readouts import set_problem
 
     table = bench.features.features
     own = table.filter(pc.equal(table["sae"], label)).sort_by("feature")

@@ -75,7 +75,10 @@ def make_plan(bench: Bench) -> Made:
     pairs = {name: run.table(name) for name in ("pairs", "partners")}
     plan = planning.make_plan(study, bench.features, pairs, prompts, bench.saes, model=bench.model)
     outputs = run.write_tables("plan", plan.tables())
-    return Made(outputs, {**bench.facts(), "counts": planning.describe_plan(plan)})
+    bos = "in front of every prompt" if any(wants_bos.values()) else "none"
+    log.info("BOS: %s (SAEs trained with it: %s)", bos, wants_bos)
+    facts = {"bos": bos, "trained_with_bos": wants_bos, "counts": planning.describe_plan(plan)}
+    return Made(outputs, {**bench.facts(), **facts})
 
 
 def make_trials(
@@ -130,7 +133,8 @@ def make_effects(bench: Bench) -> Made:
     from polysem.stats import estimate
 
     study, run = bench.study, bench.run
-    tables = {name: run.table(name) for name in ("response", "metrics")}
+    wanted = ("response", "metrics", "gradient_path", "gradient_matrix", "replicated")
+    tables = {name: run.table(name) for name in wanted}
     made = estimate(
         run.table("plan"),
         run.table("trials"),
@@ -138,6 +142,8 @@ def make_effects(bench: Bench) -> Made:
         seed=study.seed,
         response=tables,
         preset=study.preset,
+        checks=True,
+        signals=run.table("signals"),
     )
     return Made(run.write_tables("effects", made.tables()), {})
 

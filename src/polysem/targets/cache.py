@@ -1,9 +1,11 @@
 """Responses of servers on disk, found by what was asked: sha256 of address, interface, body and repetition.
 
     CACHE/ab/abcdef….json.gz      {"request": …, "response": …}
+    CACHE/sent/abcdef…            empty: this request was sent, and its response is not kept yet
 
 A file is written once, whole, and never changed; a killed run leaves nothing half-written. What was answered
-once is never asked again, whoever asks. Keys of servers are in no file.
+once is never asked again, whoever asks. Keys of servers are in no file. The marks below `sent` are written before a
+request leaves: after a kill they say which responses a server may have charged for without our having them.
 """
 
 import gzip
@@ -51,6 +53,31 @@ class ResponseCache:
                 f"{path} is no kept response: {error}",
                 hint=f"rm {path}, then run the same command again: this one request is sent once more",
             ) from error
+
+    def mark(self, key: str) -> None:
+        """Note that a request is about to be sent."""
+        path = self._mark(key)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch()
+        except OSError as error:
+            raise StoreError(
+                f"{path} cannot be written: {error.strerror or error}",
+                hint="nothing was sent; free space or choose another --out, then run the same command again",
+            ) from error
+
+    def unmark(self, key: str) -> None:
+        """Note that the server has said what became of a request."""
+        self._mark(key).unlink(missing_ok=True)
+
+    def open_marks(self) -> list[str]:
+        """Keys of requests that were sent and of which no response is kept, sorted."""
+        folder = self._folder / "sent"
+        names = sorted(p.name for p in folder.iterdir()) if folder.is_dir() else []
+        return [name for name in names if not self.has(name)]
+
+    def _mark(self, key: str) -> Path:
+        return self._folder / "sent" / key
 
     def add(self, key: str, request: Mapping[str, Any], response: str) -> None:
         """Keep a response, durably, before anything is made of it."""

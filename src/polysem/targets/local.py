@@ -58,7 +58,7 @@ class LocalTarget:
         """The answers under edits; `edits_for(rows, n_pos)` gives the edits of a batch of `rows` rows."""
         import torch
 
-        rows = [self._tokens(prompt) for prompt in prompts]
+        rows = [self.tokens(prompt) for prompt in prompts]
         by_length: dict[int, list[int]] = defaultdict(list)
         for n, ids in enumerate(rows):
             by_length[len(ids)].append(n)
@@ -78,7 +78,12 @@ class LocalTarget:
         """Log-probabilities [n d_vocab] in nats, by token id."""
         return np.stack([answer.logprobs for answer in self.answers(prompts)])
 
-    def _tokens(self, prompt: Prompt) -> list[int]:
+    def tokens(self, prompt: Prompt) -> list[int]:
+        """Ids of a prompt, BOS in front where the target has one.
+
+        Raises:
+            ConfigError: a system message, or a prompt that is empty or longer than the context.
+        """
         if prompt.system is not None:
             raise ConfigError(
                 f"{self.name} takes no system message; got {prompt.system[:40]!r}",

@@ -1,7 +1,9 @@
 """A target behind an address: any OpenAI-compatible server (vLLM, llama.cpp, hosted), completions or chat.
 
 One request asks for one token and its log-probabilities. Every response is kept on disk before it is read, so
-what was answered is never asked again. Requests run in threads; a rate and a budget hold for all of them.
+what was answered is never asked again. A request leaves a mark before it is sent, and carries its content's hash as
+`Idempotency-Key`: a response that a kill has lost is sent again under the same key, which a server that honours the
+header answers from its books, without a second charge. Requests run in threads; a rate and a budget hold for all of them.
 
 The key comes from the environment, and only from variables that name polysem or the server: POLYSEM_API_KEY for
 any address, OPENAI_API_KEY only for OpenAI's own or for the address in OPENAI_BASE_URL; an address comes from a
@@ -25,6 +27,8 @@ from polysem.targets.parse import parse_answer, with_losses
 from polysem.targets.spend import Budget, Estimate, Rate
 
 Api = Literal["completions", "chat"]
+Messages = Sequence[Mapping[str, str]]
+"""of a chat: role and content of each"""
 OPENAI = "https://api.openai.com/v1"
 BYTES_PER_TOKEN = 3
 """for estimates where the tokenizer is unknown; English has more, so costs are overstated"""
@@ -123,30 +127,50 @@ class ServedTarget:
 
     def estimate(self, prompts: Sequence[Prompt]) -> Estimate:
         """What asking these prompts would send and cost."""
-        requests = {ResponseCache.key(r): r for r in map(self._request, prompts)}
+        return self._estimate(list(map(self._request, prompts)), 1)
+
+    def _estimate(self, asked: list[dict[str, Any]], max_tokens: int) -> Estimate:
+        requests = {ResponseCache.key(r): r for r in asked}
         new = [r for key, r in requests.items() if not self.cache.has(key)]
+        unsettled = len(requests.keys() & set(self.cache.open_marks()))
         tokens = float(sum(map(_input_tokens, new)))
         price = self.budget.price
-        cost = price.of(requests=len(new), input_tokens=tokens, output_tokens=float(len(new)))
-        return Estimate(len(requests), len(requests) - len(new), tokens, cost, price.unit)
+        cost = price.of(requests=len(new), input_tokens=tokens, output_tokens=float(max_tokens * len(new)))
+        return Estimate(len(requests), len(requests) - len(new), tokens, cost, price.unit, unsettled)
 
-    def chat(self, messages: Sequence[Mapping[str, str]], *, max_tokens: int, repeat: int = 0) -> str:
+    def chat(self, messages: Messages, *, max_tokens: int, repeat: int = 0) -> str:
         """The text that a chat server writes, kept like every response.
 
         Raises:
             FormatError: an answer that is no chat response.
             PolysemError: as `answers`.
         """
-        body = {
+        with self._connection() as client:
+            text = self._body(client, self._chat_request(messages, max_tokens, repeat))
+        return read_chat(text, where=self.name)
+
+    def chat_ahead(self, all_messages: Sequence[Messages], *, max_tokens: int) -> None:
+        """Ask many questions side by side and keep what comes, so that `chat` finds it. Errors as `chat`."""
+        requests = [self._chat_request(messages, max_tokens, 0) for messages in all_messages]
+        distinct = {ResponseCache.key(r): r for r in requests}
+        missing = [r for key, r in distinct.items() if not self.cache.has(key)]
+        if missing:
+            self._send_all(missing)
+
+    def estimate_chats(self, all_messages: Sequence[Messages], *, max_tokens: int) -> Estimate:
+        """What asking these questions once would send and cost; replies are taken to be as long as they may be."""
+        return self._estimate(
+            [self._chat_request(messages, max_tokens, 0) for messages in all_messages], max_tokens
+        )
+
+    def _chat_request(self, messages: Messages, max_tokens: int, repeat: int) -> dict[str, Any]:
+        body: dict[str, Any] = {
             "model": self.serving.model,
             "messages": [dict(m) for m in messages],
             "max_tokens": max_tokens,
         }
         body |= {"temperature": 0, **dict(self.serving.extra)}
-        request = {"url": self.serving.endpoint, "body": body, "repeat": repeat}
-        with self._connection() as client:
-            text = self._body(client, request)
-        return read_chat(text, where=self.name)
+        return {"url": self.serving.endpoint, "body": body, "repeat": repeat}
 
     def _check(self, request: Mapping[str, Any], body: str) -> None:
         """Raises FormatError for a body that is not what was asked for; such a body is never kept."""
@@ -193,10 +217,12 @@ class ServedTarget:
                 self._retries.sleep(self._retries.first * 2**attempt)
                 continue
             self.cache.add(key, request, text)
+            self.cache.unmark(key)
             return text
         raise ConfigError(f"retries.attempts is {self._retries.attempts}; expected at least 1")
 
     def _once(self, client: httpx.Client, request: dict[str, Any], key: str) -> str:
+        self.cache.mark(key)
         response = send(
             client,
             "POST",
@@ -208,6 +234,7 @@ class ServedTarget:
             headers={"Idempotency-Key": key, **self._authorization()},
         )
         if not response.is_success:
+            self.cache.unmark(key)  # refused, so not charged
             raise UnknownReferenceError(
                 f"{request['url']}: HTTP {response.status_code} for model {self.serving.model!r}: {response.text[:300]}",
                 hint=_ADVICE.get(response.status_code, "check the model's name and the address"),

@@ -39,6 +39,8 @@ class Estimate:
     """of those to be sent; where the tokenizer is unknown, bytes / 3, which overstates English"""
     cost: float
     unit: str
+    unsettled: int = 0
+    """of those to be sent, requests that were sent before and whose response was lost on the way"""
 
     @property
     def to_send(self) -> int:
@@ -48,6 +50,11 @@ class Estimate:
         return (
             f"{self.planned} requests, {self.kept} answered before, {self.to_send} to send, "
             f"about {self.input_tokens:.0f} input tokens, about {self.cost:.4g} {self.unit}"
+        ) + (
+            f"; {self.unsettled} of them were under way when a run ended and go out under their first Idempotency-Key: "
+            "free of charge again only where the server honours it"
+            if self.unsettled
+            else ""
         )
 
 

@@ -4,16 +4,19 @@
     with Server(distribution_of(target), k_max=20) as server:
         ... server.url ...
 
-Troubles by number of the request received (from 0): busy (429 with Retry-After), broken (500), cut (the connection
-ends in the middle of the body), half (a body that ends too early under a valid length), silent (an answer without
-log-probabilities), hang (no answer until the server closes). `answered` counts whole answers by idempotency key: a
-key that stands there twice was paid for twice.
+Troubles by number of the request received (from 0): busy (429 with Retry-After), broken (500), cut (the
+connection ends in the middle of the body), half (a body that ends too early under a valid length), silent (an
+answer without log-probabilities), hang (no work and no answer until the server closes), lost (the work is
+done and charged, and the answer never arrives). `Books` are the provider's: what is computed is charged,
+delivered or not, and a key that stands there twice was paid for twice. They outlive a server that is
+restarted with them.
 """
 
 import json
 import threading
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Literal
 
@@ -23,7 +26,7 @@ from polysem.seeds import rng_for
 from polysem.targets.base import Prompt
 from polysem.targets.local import LocalTarget
 
-Trouble = Literal["busy", "broken", "cut", "half", "silent", "hang"]
+Trouble = Literal["busy", "broken", "cut", "half", "silent", "hang", "lost"]
 Distribution = Callable[[str], tuple[Sequence[str], np.ndarray]]
 """prompt -> token texts and their log-probabilities, in any order"""
 
@@ -36,6 +39,28 @@ def distribution_of(target: LocalTarget) -> Distribution:
         return answer.tokens, answer.logprobs
 
     return distribution
+
+
+@dataclass
+class Books:
+    """What a provider has charged, by idempotency key."""
+
+    honours: bool = True
+    """whether a key that was charged before is answered from the books, free of charge"""
+    charged: Counter[str] = field(default_factory=Counter)
+    bodies: dict[str, str] = field(default_factory=dict)
+    replayed: int = 0
+    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
+
+    def settle(self, key: str, work: Callable[[], str]) -> str:
+        """The answer to a request: computed and charged, or the one that was charged before."""
+        with self._lock:  # a request that is repeated while the first is at work waits for it
+            if self.honours and key and key in self.bodies:
+                self.replayed += 1
+                return self.bodies[key]
+            self.charged[key] += 1
+            self.bodies[key] = body = work()
+            return body
 
 
 class Server:
@@ -54,6 +79,7 @@ class Server:
         api_key: str | None = None,
         retry_after: float = 0.0,
         port: int = 0,
+        books: Books | None = None,
     ):
         """
         Args:
@@ -68,13 +94,14 @@ class Server:
             api_key: required, if given.
             retry_after: seconds, said with 429.
             port: to listen on; 0 takes a free one.
+            books: of the provider; None opens new ones, which honour idempotency keys.
         """
         self.k_max, self.model, self.jitter, self.collide = k_max, model, jitter, collide
         self.distribution, self.reply, self.api_key = distribution, reply, api_key
         self.retry_after = retry_after
         self.troubles: dict[int, Trouble] = dict(troubles or {})
         self.received = 0
-        self.answered: Counter[str] = Counter()
+        self.books = books or Books()
         self.bodies: list[dict[str, Any]] = []
         self.closing = threading.Event()
         self._hanging = threading.Semaphore(0)
@@ -181,14 +208,19 @@ def _handler(server: Server) -> type[BaseHTTPRequestHandler]:
                     server.hangs()
                     server.closing.wait()
                     return None
-            text = server.answer(body, number=number, chat=chat, silent=trouble == "silent")
+            text = server.books.settle(
+                self.headers.get("idempotency-key", ""),
+                lambda: server.answer(body, number=number, chat=chat, silent=trouble == "silent"),
+            )
+            if trouble == "lost":
+                server.hangs()
+                server.closing.wait()
+                return None
             if trouble == "half":
                 return self._send(200, text[: len(text) // 2])
             if trouble == "cut":
                 return self._send(200, text[: len(text) // 2], length=len(text.encode()))
-            self._send(200, text)
-            server.answered[self.headers.get("idempotency-key", "")] += 1
-            return None
+            return self._send(200, text)
 
         def _send(
             self, status: int, text: str, *, length: int | None = None, retry_after: float | None = None

@@ -27,6 +27,7 @@ from polysem.store import tables as t
 from polysem.store.manifest import Manifest, Output, Recipe
 from polysem.store.schema import Schema
 from polysem.store.stages import ORDER, Stage
+from polysem.testing.synthetic_response import response_tables
 
 ALL_STAGES: tuple[Stage, ...] = ("features", "pairs", "plan", "trials", "response", "effects")
 BINS = (0.0, 0.1, 0.2, 0.3, 0.4, 1.0)
@@ -97,7 +98,8 @@ def synthetic_tables(world: SyntheticStudy) -> dict[str, dict[str, pa.Table]]:
         maker.pairs(rows)
         maker.trials(rows, prompts)
     rows["prompts"] = prompts
-    made = {"features": (t.FEATURES, t.GLOSSES, t.CONTEXTS, t.CLUSTERS), "plan": (t.PLAN, t.PROMPTS)}
+    rows |= {schema.name: [] for schema in (t.NEURONS, t.NEURON_DEGREES, t.SIGNALS)}
+    made = {"features": (t.FEATURES, t.GLOSSES, t.CONTEXTS, t.CLUSTERS), "plan": t.STAGES["plan"]}
     made |= {"pairs": (t.PAIRS, t.DENSITY, t.SPECTRUM, t.PARTNERS), "trials": (t.TRIALS,)}
     return {
         stage: {schema.name: _table(schema, rows[schema.name]) for schema in schemas}
@@ -316,7 +318,9 @@ def synthetic_run(
     io.write_text(folder / "study.toml", text)
     made = synthetic_tables(world)
     plan, trials = made["plan"]["plan"], made["trials"]["trials"]
-    made["response"] = _response(world, estimate(plan, trials, config=study.effects, seed=0).pair_effects)
+    made["response"] = response_tables(
+        world, estimate(plan, trials, config=study.effects, seed=0).pair_effects
+    )
     if "effects" in stages:
         known = made["response"] if "response" in stages else None
         found = estimate(
@@ -335,37 +339,6 @@ def synthetic_run(
         recipe = Recipe.of(study, stage, sources={"model": "synthetic"}, inputs={})
         Manifest(recipe, outputs, facts={"device": "none"}).write(folder / stage / "manifest.json")
     return folder
-
-
-def _response(world: SyntheticStudy, pairs: pa.Table) -> dict[str, pa.Table]:
-    """A gradient that sees every effect but for a tenth of its spread, and a decomposition by the planted law."""
-    rng = rng_for(world.seed, "synthetic", "response")
-    features = [r for r in pairs.to_pylist() if r["relation"] != "random_direction"]
-    spread = 0.1 * float(np.std([r["logodds"] for r in features]))
-    rows: dict[str, Rows] = {"response": [], "decomposition": [], "metrics": [], "compensation": []}
-    for r in features:
-        linear = r["logodds"] + spread * rng.standard_normal()
-        key = {name: r[name] for name in ("sae", "target", "source", "token_set", "dose")}
-        more = {name: r[name] for name in ("locus", "relation", "draw", "n_prompts")}
-        rows["response"].append(key | more | {"linear": linear, "linear_direct": 0.4 * linear})
-        if r["relation"] == "pair" and r["token_set"] == "in" and r["dose"] == min(world.doses):
-            total, shared = r["logodds"], r["dose"] * world.slope * r["interference"]
-            parts = {"total": total, "shared": shared, "common": 0.0, "own": total - shared}
-            parts |= {"interaction": 0.0, "direct": 0.4 * total, "indirect": 0.6 * total}
-            parts |= {"mediated": 0.3 * total, "remainder": 0.7 * total, "clean": total}
-            rows["decomposition"].append(key | parts | {"n_prompts": 2})
-            for name in ("centred", "enc_dec"):
-                value = r["interference"] + 0.1 * rng.standard_normal()
-                own = {"sae": r["sae"], "target": r["target"], "source": r["source"]}
-                rows["metrics"].append(own | {"metric": name, "value": value})
-    for k, label in enumerate(world.saes):
-        for lo, hi in ((0.0, 1.0), (0.2, 0.4)):
-            number = {"estimate": 0.2 + 0.1 * k, "lo": 0.1, "hi": 0.5, "level": 0.95, "floor": 0.13}
-            count = {"rms_cosine": 0.15, "n_targets": 12, "n_sources": 200, "n_pairs": 2000}
-            band = {"sae": label, "token_set": "in", "band_lo": lo, "band_hi": hi, "note": None}
-            rows["compensation"].append(band | number | count)
-    schemas = (t.RESPONSE, t.DECOMPOSITION, t.METRICS, t.COMPENSATION)
-    return {schema.name: _table(schema, rows[schema.name]) for schema in schemas}
 
 
 def _study_text(world: SyntheticStudy, name: str) -> str:

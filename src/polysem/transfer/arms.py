@@ -39,7 +39,11 @@ class Structure:
 
     matching: Matching
     strings: tuple[list[tuple[str, ...]], list[tuple[str, ...]]]
-    """of every feature of either source, best first"""
+    """of every feature of either source, the tokens that activate it, best first"""
+    pieces: dict[str, tuple[str, ...]]
+    """snippet -> its tokens; empty where tokens themselves are injected"""
+    texts: tuple[list[tuple[str, ...]], list[tuple[str, ...]]]
+    """of every feature, what is injected: its strings or its snippets"""
     pairs_a: Int[np.ndarray, "n_a 2"]
     """passing pairs of the first source, as places in the matching"""
     pairs_b: Int[np.ndarray, "n_b 2"]
@@ -58,9 +62,24 @@ class ArmSets:
 
 
 def common_structure(
-    a: Source, b: Source, *, config: SharedConfig, level: float, rng: np.random.Generator
+    a: Source,
+    b: Source,
+    *,
+    config: SharedConfig,
+    level: float,
+    rng: np.random.Generator,
+    snippet_tokens: int | None = None,
 ) -> Structure:
-    """Match the features of two sources on one text and count the pairs that both have."""
+    """Match the features of two sources on one text and count the pairs that both have.
+
+    Args:
+        a: first source.
+        b: second.
+        config: what counts as matched and as passing.
+        level: of intervals.
+        rng: for permuted matchings.
+        snippet_tokens: length of the snippets that are injected; None injects tokens.
+    """
     in_a, in_b, n = segments(a.ends, b.ends)
     matching = match_features(
         max_by_segment(a.acts, in_a, n),
@@ -74,15 +93,31 @@ def common_structure(
             source.directions,
             features,
             min_z=config.min_z,
-            excluded=_related([texts[f] for f in features.tolist()]),
+            excluded=related_features([texts[f] for f in features.tolist()]),
         )
         for source, features, texts in zip((a, b), (matching.a, matching.b), strings, strict=True)
     ]
     counts = shared_structure(passing[0], passing[1], m=matching.m, level=level, rng=rng)
-    return Structure(matching, (strings[0], strings[1]), passing[0], passing[1], counts)
+    pieces, texts = {}, (strings[0], strings[1])
+    if snippet_tokens is not None:
+        pieces, texts = _snippets((a, b), width=snippet_tokens, first=config.n_strings)
+    return Structure(matching, (strings[0], strings[1]), pieces, texts, passing[0], passing[1], counts)
 
 
-def _related(texts: Sequence[Sequence[str]]) -> Bool[np.ndarray, "m m"]:
+def _snippets(
+    sources: tuple[Source, Source], *, width: int, first: int
+) -> tuple[dict[str, tuple[str, ...]], tuple[list[tuple[str, ...]], list[tuple[str, ...]]]]:
+    """(snippet -> its tokens, snippets of every feature of either source)."""
+    pieces: dict[str, tuple[str, ...]] = {}
+    texts: list[list[tuple[str, ...]]] = []
+    for source in sources:
+        of_source = source.snippets(width=width, first=first)
+        pieces |= {"".join(tokens): tokens for row in of_source for tokens in row}
+        texts.append([tuple("".join(tokens) for tokens in row) for row in of_source])
+    return pieces, (texts[0], texts[1])
+
+
+def related_features(texts: Sequence[Sequence[str]]) -> Bool[np.ndarray, "m m"]:
     """Which features fire on the same strings: Jaccard overlap above `OVERLAP`."""
     names = sorted({t for row in texts for t in row})
     place = {t: n for n, t in enumerate(names)}
@@ -103,25 +138,19 @@ def arm_sets(
     config: SharedConfig,
 ) -> ArmSets:
     """The strings of every arm for one category."""
-    targets = [
-        np.array(
-            [any(categories.of_token(t, word_start=True) == category for t in row) for row in rows],
-            dtype=bool,
-        )
-        for rows in structure.strings
-    ]
+    targets = _target_features(category, categories, structure)
     raw = _family(structure, targets)
     papers = [
         _paper(source, rows, is_target, category, categories, config)
-        for source, rows, is_target in zip(sources, structure.strings, targets, strict=True)
+        for source, rows, is_target in zip(sources, structure.texts, targets, strict=True)
     ]
     joined = join_sets(papers, how=config.join)
     raw |= {"high": set(joined.high), "low": set(joined.medium)}
     own = categories.words[category]
-    vocabulary = {t for s in sources for n, t in enumerate(s.vocabulary) if n not in s.special}
-    usable = {t for t in vocabulary if is_plain(t)}
-    words = {t for t in usable if categories.of_token(t, word_start=True) == category}
-    clean = {t for t in usable if not is_related(t, own)}
+    usable = set(plain_texts(sources, structure))
+    words = _own_texts(category, categories, structure, targets, usable)
+    related = {w for t in usable for w in t.split() if is_related(w, own)}
+    clean = {t for t in usable if related.isdisjoint(t.split())} - words
     raw = {arm: texts & clean for arm, texts in raw.items()}
     raw["random"] = clean - set().union(*raw.values())
     before = {"target": frozenset(words), **{arm: frozenset(texts) for arm, texts in raw.items()}}
@@ -139,8 +168,68 @@ def arm_sets(
     )
 
 
+def matched_arms(
+    category: str, categories: Categories, structure: Structure
+) -> dict[str, Int[np.ndarray, " members"]]:
+    """Places of the matched pairs of each arm for one category: target (target features in both sources), shared,
+    source_only, neither. Pairs of which one side alone is a target feature are in none."""
+    targets = _target_features(category, categories, structure)
+    members = _members(structure, targets)
+    matching = structure.matching
+    return {"target": np.flatnonzero(targets[0][matching.a] & targets[1][matching.b]), **members}
+
+
+def _target_features(category: str, categories: Categories, structure: Structure) -> list[np.ndarray]:
+    """By source, which features have an activating string of the category."""
+    return [
+        np.array(
+            [any(categories.of_token(t, word_start=True) == category for t in row) for row in rows],
+            dtype=bool,
+        )
+        for rows in structure.strings
+    ]
+
+
+def plain_texts(sources: tuple[Source, Source], structure: Structure) -> list[str]:
+    """All texts that can be injected, sorted: tokens of the sources, or snippets of their features."""
+    if structure.pieces:
+        return sorted(t for t in structure.pieces if is_plain(t))
+    return sorted(
+        {t for s in sources for n, t in enumerate(s.vocabulary) if n not in s.special and is_plain(t)}
+    )
+
+
+def _own_texts(
+    category: str, categories: Categories, structure: Structure, targets: list[np.ndarray], usable: set[str]
+) -> set[str]:
+    """The ceiling's texts: the category's words, or snippets of its target features."""
+    if not structure.pieces:
+        return {t for t in usable if categories.of_token(t, word_start=True) == category}
+    found = {
+        t
+        for rows, is_target in zip(structure.texts, targets, strict=True)
+        for f in np.flatnonzero(is_target).tolist()
+        for t in rows[f]
+    }
+    return found & usable
+
+
 def _family(structure: Structure, targets: list[np.ndarray]) -> dict[str, set[str]]:
     """Strings of shared, source-only and neither."""
+    matching = structure.matching
+    return {
+        arm: {
+            t
+            for n in members.tolist()
+            for rows, feature in zip(structure.texts, (matching.a[n], matching.b[n]), strict=True)
+            for t in rows[int(feature)]
+        }
+        for arm, members in _members(structure, targets).items()
+    }
+
+
+def _members(structure: Structure, targets: list[np.ndarray]) -> dict[str, Int[np.ndarray, " members"]]:
+    """Places of the matched pairs of shared, source-only and neither."""
     matching = structure.matching
     is_target = targets[0][matching.a] & targets[1][matching.b]
     either = targets[0][matching.a] | targets[1][matching.b]
@@ -157,17 +246,7 @@ def _family(structure: Structure, targets: list[np.ndarray]) -> dict[str, set[st
         "source_only": (passes[0] | passes[1]) & ~both,
         "neither": ~passes[0] & ~passes[1],
     }
-    found = {}
-    for arm, chosen in kinds.items():
-        members = np.flatnonzero(chosen & ~either)
-        texts = [
-            t
-            for n in members.tolist()
-            for rows, feature in zip(structure.strings, (matching.a[n], matching.b[n]), strict=True)
-            for t in rows[int(feature)]
-        ]
-        found[arm] = set(texts)
-    return found
+    return {arm: np.flatnonzero(chosen & ~either) for arm, chosen in kinds.items()}
 
 
 def _partners(pairs: np.ndarray, is_target: np.ndarray, m: int) -> Bool[np.ndarray, " m"]:

@@ -74,8 +74,9 @@ def planned(prepared: Prepared, category: str, arm: str, *, chat: bool) -> Itera
     for template in study.frames.templates:
         for position in study.frames.positions:
             for number, pool in numbered:
+                draws = study.pools.draws if number >= 0 else study.pools.reference_draws or study.pools.draws
                 for n, sentence in enumerate(prepared.sentences[category]):
-                    for draw in range(study.pools.draws):
+                    for draw in range(draws):
                         rng = rng_for(study.seed, "draw", category, arm, number, n, draw)
                         strings = pick(pool, study.pools.n_tokens, rng=rng)
                         prompt = frame(sentence, strings, template=template, position=position, chat=chat)

@@ -1,7 +1,7 @@
 """A transfer study as one TOML file: frozen, every unknown key an error.
 
-Two sources, any number of targets. `preset = "paper"` fills in the paper's choices (30 strings, top 30, union of the
-models' sets, Welch's test beside ours); keys that are given win.
+Two sources, any number of targets. `preset = "paper"` fills in the paper's choices (30 strings, top 30, 100
+sentences x 100 draws, union of the models' sets, Welch's test beside ours); keys that are given win.
 """
 
 import tomllib
@@ -18,6 +18,7 @@ from polysem.transfer.categories import DEFAULT
 Arm = Literal["target", "shared", "source_only", "neither", "high", "low", "random"]
 Template = Literal["paren", "bare", "list", "stars"]
 Position = Literal["prefix", "suffix", "system"]
+DirectionKind = Literal["feature", "gradient"]
 TESTED: tuple[Arm, ...] = ("shared", "source_only", "neither", "high", "low")
 """arms with reference pools of their own; `target` is a ceiling and `random` has nothing to be matched to"""
 
@@ -42,6 +43,10 @@ class TargetConfig(_Section):
     kind: Literal["local", "completions", "chat"] = "local"
     model: str
     """a reference for local targets, else the name that the server knows"""
+    sae: str | None = None
+    """of a local target, as saes.ref of a study: then directions of its features are tried, too"""
+    max_fvu: Annotated[float, Field(gt=0)] = 0.7
+    """of that SAE"""
     url: str | None = None
     """of the server, e.g. http://localhost:8000/v1"""
     k: Annotated[int, Field(ge=1)] = 20
@@ -69,6 +74,8 @@ class TargetConfig(_Section):
             raise ValueError(
                 "a local target has no url, a served one needs one, e.g. http://localhost:8000/v1"
             )
+        if self.kind != "local" and self.sae is not None:
+            raise ValueError("only a local target takes an sae: nothing inside a served model can be reached")
         if self.kind != "local" and self.max_requests is None and self.max_cost is None:
             raise ValueError("a served target needs a budget: set max_requests or max_cost")
         return self
@@ -106,8 +113,12 @@ class PoolsConfig(_Section):
     arms: Annotated[tuple[Arm, ...], Field(min_length=1)] = (
         "target", "shared", "source_only", "neither", "high", "low", "random",
     )  # fmt: skip
+    unit: Literal["tokens", "snippets"] = "tokens"
+    """what a string is: a token that activates a feature, or the text up to and with such a token"""
+    snippet_tokens: Annotated[int, Field(ge=2)] = 6
+    """tokens of a snippet, in its source's tokenizer"""
     n_tokens: Annotated[int, Field(ge=1)] = 10
-    """strings in one prompt"""
+    """strings in one prompt; with snippets 1 or 2 are as much text"""
     size: Annotated[int, Field(ge=1)] = 40
     """strings of one pool, from which each prompt draws"""
     n_treated: Annotated[int, Field(ge=1)] = 1
@@ -116,10 +127,35 @@ class PoolsConfig(_Section):
     """pools of the random arm, with which the ceiling is compared: 39 bound its effect on both sides at 95 %"""
     draws: Annotated[int, Field(ge=1)] = 1
     """prompts per pool and sentence"""
+    reference_draws: Annotated[int, Field(ge=1)] | None = None
+    """... of reference pools; None takes `draws`. With fewer, reference means are noisier and the test is conservative."""
     nearest: Annotated[int, Field(ge=2)] = 12
     """a reference string is drawn from so many nearest to the treated one"""
     leakage: Literal["source", "minilm", "none"] = "source"
     """embedding whose cosine with the category's words is matched"""
+
+
+class DirectionsConfig(_Section):
+    """Directions in targets that have an SAE; others have none."""
+
+    kinds: Annotated[tuple[DirectionKind, ...], Field(min_length=1)] = ("feature", "gradient")
+    kl: Annotated[float, Field(gt=0, le=0.1)] = 0.01
+    """dose of every push, nats at the last position"""
+    n_sentences: Annotated[int, Field(ge=1)] = 8
+    """of each category, from the first"""
+
+
+class CostConfig(_Section):
+    """What an injection costs on ordinary text, at the dose that is claimed; local targets only."""
+
+    n_texts: Annotated[int, Field(ge=0)] = 8
+    """held-out texts; 0 measures none"""
+    n_prefixes: Annotated[int, Field(ge=1)] = 4
+    """prompts of the treated pools, and as many of reference pools, in front of each text"""
+    choices: str | None = None
+    """multiple-choice questions, a .jsonl file: {"context": text, "endings": [texts], "answer": number from 0}"""
+    corpus: str | None = None
+    """held-out text; None takes corpus.ref after the part on which features are matched"""
 
 
 class FramesConfig(_Section):
@@ -148,6 +184,8 @@ class TransferStudy(_Section):
     categories: CategoriesConfig = CategoriesConfig()
     pools: PoolsConfig = PoolsConfig()
     frames: FramesConfig = FramesConfig()
+    directions: DirectionsConfig = DirectionsConfig()
+    cost: CostConfig = CostConfig()
     test: TestConfig = TestConfig()
 
     @model_validator(mode="after")
@@ -170,7 +208,11 @@ _PAPER: dict[str, dict[str, Any]] = {
         "size": 100_000,
         "arms": ["target", "high", "low", "random"],
         "leakage": "none",
+        "draws": 100,
+        "reference_draws": 1,
+        "n_random": 1,
     },
+    "categories": {"n_sentences": 100},
     "shared": {"high": 0.5, "medium": 0.2, "join": "union"},
     "test": {"success_k": 30},
 }
@@ -213,7 +255,8 @@ def _words(item: Any) -> str:
     if item["type"] == "extra_forbidden":
         known = [*TransferStudy.model_fields]
         for section in (
-            SourceConfig, TargetConfig, SharedConfig, CategoriesConfig, PoolsConfig, FramesConfig, TestConfig, CorpusConfig,
+            SourceConfig, TargetConfig, SharedConfig, CategoriesConfig, PoolsConfig, FramesConfig, DirectionsConfig,
+            CostConfig, TestConfig, CorpusConfig,
         ):  # fmt: skip
             known += section.model_fields
         return f"unknown key {path!r}{did_you_mean(str(item['loc'][-1]), known)}"

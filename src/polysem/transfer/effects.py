@@ -20,7 +20,7 @@ from jaxtyping import Float
 from polysem.seeds import rng_for
 from polysem.store.tables import TRANSFER_EFFECTS
 from polysem.transfer.config import TESTED, TransferStudy
-from polysem.transfer.paper import inflation, welch
+from polysem.transfer.paper import inflation, welch_of_rates
 from polysem.transfer.randomisation import MIN_REFERENCE, pool_test, sentence_bootstrap
 
 Z = 1.959963984540054
@@ -223,15 +223,15 @@ class _Frame:
         row = self._row("welch", arm, cell, "probability") | {"n_treated": 1, "n_reference": 1}
         if np.isnan(ours).any() or np.isnan(theirs).any() or min(ours.size, theirs.size) < 2:
             return row | {"note": "not told: too few log-probabilities or trials"}
-        found = welch(ours.ravel(), theirs.ravel())
+        # Trials, as the paper has them: cells hold means over draws.
+        n = ours.size * self.study.pools.draws
+        found = welch_of_rates(float(ours.mean()), float(theirs.mean()), n=n)
         rate = min(max(float(theirs.mean()), 0.05), 0.95)
-        # The spread of pools is that of the reference pools' own means, on log-odds.
-        reference = cell.where(False, "logodds")
-        pool_sd = float(reference.mean(axis=1).std(ddof=1)) if len(reference) > 1 else 0.5
+        pool_sd, sentence_sd = _spreads(cell, random)
         wrong = inflation(
             sentences=ours.shape[1],
             trials=self.study.pools.draws,
-            sentence_sd=0.4,
+            sentence_sd=sentence_sd,
             pool_sd=pool_sd,
             rate=rate,
             worlds=400,
@@ -271,6 +271,19 @@ class _Frame:
             "n_trials": cell.n_trials,
             "unit": unit,
         }  # fmt: skip
+
+
+def _spreads(cell: Cell, random: Cell) -> tuple[float, float]:
+    """(pools, sentences): standard deviations on log-odds, of the study's own data where it has them, else 0.5 and 0.4.
+
+    Pools: of the reference pools' means. Sentences: of the arm's effect on one sentence; an effect is a difference of two
+    arms, so that of the differences is larger by the square root of two.
+    """
+    reference = cell.where(False, "logodds")
+    pool_sd = float(reference.mean(axis=1).std(ddof=1)) if len(reference) > 1 else 0.5
+    apart = cell.where(True, "logodds").mean(axis=0) - random.where(True, "logodds").mean(axis=0)
+    sentence_sd = float(apart.std(ddof=1)) / math.sqrt(2) if len(apart) > 1 else 0.4
+    return pool_sd, sentence_sd
 
 
 def _finite(value: float) -> float | None:

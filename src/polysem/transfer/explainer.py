@@ -36,6 +36,28 @@ class Context:
         return "".join(self.tokens)
 
 
+def explain_question(contexts: Sequence[Context]) -> dict[str, object]:
+    """The question for a gloss."""
+    return {
+        "task": f"Say in at most {MAX_WORDS} words what the marked tokens have in common.",
+        "contexts": [c.marked() for c in contexts],
+        "answer": {"gloss": "text"},
+    }
+
+
+def detection_questions(gloss: str, contexts: Sequence[Context]) -> list[dict[str, object]]:
+    """The question whether a text contains what a gloss says, of each context."""
+    return [
+        {
+            "task": "Does the text contain what the description says?",
+            "description": gloss,
+            "text": context.text,
+            "answer": {"contains": "true or false"},
+        }
+        for context in contexts
+    ]
+
+
 def explain(contexts: Sequence[Context], ask: Ask) -> str | None:
     """A gloss of at most 32 words from a feature's top contexts; None where no reply was of the form.
 
@@ -46,12 +68,7 @@ def explain(contexts: Sequence[Context], ask: Ask) -> str | None:
         raise ConfigError(
             "a gloss needs at least one context", hint="harvest features first: polysem features"
         )
-    data = {
-        "task": f"Say in at most {MAX_WORDS} words what the marked tokens have in common.",
-        "contexts": [c.marked() for c in contexts],
-        "answer": {"gloss": "text"},
-    }
-    gloss = question(ask, data, "gloss", ())
+    gloss = question(ask, explain_question(contexts), "gloss", ())
     return None if gloss is None or len(gloss.split()) > MAX_WORDS else str(gloss).strip()
 
 
@@ -80,12 +97,7 @@ def detection(
     right = asked = 0
     for k in order:
         context, truth = cases[k]
-        data = {
-            "task": "Does the text contain what the description says?",
-            "description": gloss,
-            "text": context.text,
-            "answer": {"contains": "true or false"},
-        }
+        (data,) = detection_questions(gloss, [context])
         said = question(ask, data, "contains", (True, False))
         if said is not None:
             asked += 1

@@ -35,6 +35,14 @@ def ask_with(target: Any, *, max_tokens: int = 60) -> Ask:
     return ask
 
 
+def messages_of(data: Mapping[str, object]) -> list[dict[str, str]]:
+    """A question as it is sent: glosses inside JSON, below a message that says that they are data."""
+    return [
+        {"role": "system", "content": SYSTEM},
+        {"role": "user", "content": json.dumps(data, sort_keys=True)},
+    ]
+
+
 def question(ask: Ask, data: Mapping[str, object], key: str, allowed: tuple[object, ...]) -> Any:
     """The value of `key` in the judge's reply; None where no reply of ATTEMPTS was of the form.
 
@@ -44,10 +52,7 @@ def question(ask: Ask, data: Mapping[str, object], key: str, allowed: tuple[obje
         key: of the reply's object.
         allowed: values that count; () takes any non-empty string.
     """
-    messages = [
-        {"role": "system", "content": SYSTEM},
-        {"role": "user", "content": json.dumps(data, sort_keys=True)},
-    ]
+    messages = messages_of(data)
     for attempt in range(ATTEMPTS):
         try:
             return _value(ask(messages, attempt), key, allowed)
@@ -90,20 +95,29 @@ class Annotation:
         return int((self.related == 0.5).sum())
 
 
+def related_questions(pair: tuple[str, str]) -> list[dict[str, object]]:
+    """The question about a pair of glosses, in both orders."""
+    task = "Are these two descriptions semantically related?"
+    return [
+        {"task": task, "first": x, "second": y, "answer": {"related": "true or false"}}
+        for x, y in (pair, pair[::-1])
+    ]
+
+
+def choice_questions(high: tuple[str, str], matched: tuple[str, str]) -> list[dict[str, object]]:
+    """The choice between two pairs of glosses: the first stands as A, then as B."""
+    task = "Which pair of descriptions is the more related one?"
+    return [
+        {"task": task, "A": list(first), "B": list(second), "answer": {"choice": "A or B"}}
+        for first, second in ((high, matched), (matched, high))
+    ]
+
+
 def annotate(pairs: Sequence[tuple[str, str]], ask: Ask) -> Annotation:
     """Whether the two glosses of each pair are related, asked in both orders."""
     found = np.full(len(pairs), np.nan)
-    for n, (a, b) in enumerate(pairs):
-        votes = [
-            question(
-                ask,
-                {"task": "Are these two descriptions semantically related?", "first": x, "second": y,
-                 "answer": {"related": "true or false"}},
-                "related",
-                (True, False),
-            )
-            for x, y in ((a, b), (b, a))
-        ]  # fmt: skip
+    for n, pair in enumerate(pairs):
+        votes = [question(ask, data, "related", (True, False)) for data in related_questions(pair)]
         if None not in votes:
             found[n] = sum(votes) / 2
     return Annotation(found, int(np.isnan(found).sum()))
@@ -187,11 +201,9 @@ def forced_choice(
         level: of the interval.
     """
     wins = losses = missing = 0
-    task = "Which pair of descriptions is the more related one?"
     for high, matched in trials:
         picks = []
-        for first, second, high_is in ((high, matched, "A"), (matched, high, "B")):
-            data = {"task": task, "A": list(first), "B": list(second), "answer": {"choice": "A or B"}}
+        for data, high_is in zip(choice_questions(high, matched), "AB", strict=True):
             choice = question(ask, data, "choice", ("A", "B"))
             picks.append(None if choice is None else choice == high_is)
         if None in picks or picks[0] != picks[1]:

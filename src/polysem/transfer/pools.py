@@ -2,7 +2,8 @@
 
 A treated pool is a random draw from an arm's strings. A reference pool has, for every treated string, another one that
 was drawn at random from those nearest to it: of the same kind (space in front, letters, script), and close in capitals,
-tokens of the target's tokenizer, length, log frequency, and cosine with the category's words (leakage). Reference pools
+tokens of the target's tokenizer, length, log frequency, cosine with the category's words (leakage), and part of speech as
+far as the form tells it (function words; -ing, -ed; -ly). Reference pools
 are drawn from all plain strings but the arm's own, the category's words and their kin, and the arms that a category's
 words are expected to reach (shared, high).
 """
@@ -17,7 +18,27 @@ from jaxtyping import Float, Int
 from polysem.errors import ConfigError
 from polysem.seeds import rng_for
 
-COVARIATES = ("capital", "n_tokens", "length", "log_frequency", "leakage")
+COVARIATES = (
+    "capital",
+    "n_tokens",
+    "length",
+    "log_frequency",
+    "leakage",
+    "function_word",
+    "verbal",
+    "adverbial",
+)
+N_CLASSES = 3
+"""word classes, the last of the covariates"""
+_FUNCTION_WORDS = (
+    "a about above after again against all also am an and any are as at be because been before being below between both "
+    "but by can could did do does down during each few for from further had has have he her here hers him his how i if in "
+    "into is it its just may me might more most must my no nor not now of off on once only or other our out over own "
+    "shall she should so some such than that the their them then there these they this those through to too under until "
+    "up upon very was we were what when where which while who whom why will with would yet you your"
+)
+FUNCTION_WORDS = frozenset(_FUNCTION_WORDS.split())
+"""closed classes; with endings they stand for parts of speech, since a tagger would be one more dependency"""
 
 
 @dataclass(frozen=True)
@@ -51,7 +72,7 @@ class Pools:
 def universe(
     strings: Sequence[str],
     *,
-    frequency: Mapping[str, int],
+    frequency: Mapping[str, float | int],
     leakage: Float[np.ndarray, " n"],
     count_tokens: Callable[[str], int | None],
 ) -> Universe:
@@ -73,13 +94,26 @@ def universe(
                 float(len(t.strip())),
                 math.log1p(frequency.get(t, 0)),
                 float(leak),
+                *word_class(t),
             ]
             for t, leak in zip(strings, leakage.tolist(), strict=True)
         ]
     ).reshape(len(strings), len(COVARIATES))
     spread = raw.std(axis=0) if len(raw) else np.ones(len(COVARIATES))
+    # A rare class has a small spread; divided by it, its few strings would be matched on the class and on nothing else.
+    spread[-N_CLASSES:] = np.maximum(spread[-N_CLASSES:], 0.5)
     scaled = (raw - raw.mean(axis=0)) / np.where(spread > 0, spread, 1.0)
     return Universe(tuple(strings), np.array([number[kind] for kind in kinds], dtype=np.int64), scaled, raw)
+
+
+def word_class(text: str) -> tuple[float, float, float]:
+    """(function word, verbal ending, adverbial ending) of a string, each 0 or 1."""
+    bare = text.strip().casefold()
+    return (
+        float(bare in FUNCTION_WORDS),
+        float(len(bare) > 4 and bare.endswith(("ing", "ed"))),
+        float(len(bare) > 4 and bare.endswith("ly")),
+    )
 
 
 def make_pools(

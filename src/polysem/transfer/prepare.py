@@ -9,7 +9,7 @@ from jaxtyping import Float
 from polysem.errors import ConfigError
 from polysem.progress import SILENT, Reporter
 from polysem.seeds import rng_for
-from polysem.transfer.arms import ArmSets, Structure, arm_sets, common_structure, is_plain
+from polysem.transfer.arms import ArmSets, Structure, arm_sets, common_structure, is_plain, plain_texts
 from polysem.transfer.categories import Categories, load_categories, load_sentences
 from polysem.transfer.config import TESTED, TransferStudy
 from polysem.transfer.pools import Pools, make_pools, universe
@@ -66,7 +66,11 @@ def prepare(
         counters.append(lambda text, m=model: len(m.tokenize(text, prepend_bos=False)))
     sources = (seen[0], seen[1])
     structure = common_structure(
-        *sources, config=study.shared, level=study.test.level, rng=rng_for(study.seed, "matching")
+        *sources,
+        config=study.shared,
+        level=study.test.level,
+        rng=rng_for(study.seed, "matching"),
+        snippet_tokens=study.pools.snippet_tokens if study.pools.unit == "snippets" else None,
     )
     sets = {c: arm_sets(c, categories, sources, structure, study.shared) for c in categories.names}
     prepared = Prepared(study, sources, structure, categories, sentences, sets, {})
@@ -89,22 +93,12 @@ def _name(study: TransferStudy, n: int) -> str:
 
 def _draw_pools(prepared: Prepared, category: str, count_tokens: Callable[[str], int | None]) -> None:
     study, sets = prepared.study, prepared.sets[category].sets
-    strings = sorted(
-        {
-            t
-            for s in prepared.sources
-            for n, t in enumerate(s.vocabulary)
-            if n not in s.special and is_plain(t)
-        }
-    )
-    frequency: dict[str, int] = {}
-    for source in prepared.sources:
-        for text, count in source.frequency().items():
-            frequency[text] = frequency.get(text, 0) + count
+    strings = plain_texts(prepared.sources, prepared.structure)
+    leakage = leakage_of(prepared, category)
     among = universe(
         strings,
-        frequency=frequency,
-        leakage=_leakage(prepared, strings, category),
+        frequency=_frequency(prepared, strings),
+        leakage=np.array([leakage[t] for t in strings]),
         count_tokens=count_tokens,
     )
     kin = frozenset(strings).difference(*sets.values())
@@ -131,6 +125,41 @@ def _draw_pools(prepared: Prepared, category: str, count_tokens: Callable[[str],
             )
         except ConfigError as error:
             prepared.reasons[key] = str(error).splitlines()[0]
+
+
+def _frequency(prepared: Prepared, strings: Sequence[str]) -> dict[str, float]:
+    """How often a string occurs in the sources' text; of a snippet the geometric mean over its tokens."""
+    counts: dict[str, int] = {}
+    for source in prepared.sources:
+        for text, count in source.frequency().items():
+            counts[text] = counts.get(text, 0) + count
+    pieces = prepared.structure.pieces
+    return {
+        t: float(
+            np.expm1(np.mean([np.log1p(counts.get(p, 0)) for p in pieces[t]]))
+            if t in pieces
+            else counts.get(t, 0)
+        )
+        for t in strings
+    }
+
+
+def leakage_of(prepared: Prepared, category: str) -> dict[str, float]:
+    """Cosine of every token's embedding with the category's words, as pools are matched on; of a snippet the mean over
+    its tokens."""
+    tokens = sorted(
+        {
+            t
+            for s in prepared.sources
+            for n, t in enumerate(s.vocabulary)
+            if n not in s.special and is_plain(t)
+        }
+    )
+    found = dict(zip(tokens, _leakage(prepared, tokens, category).tolist(), strict=True))
+    for text, pieces in prepared.structure.pieces.items():
+        known = [found[p] for p in pieces if p in found]
+        found[text] = float(np.mean(known)) if known else 0.0
+    return found
 
 
 def _leakage(prepared: Prepared, strings: Sequence[str], category: str) -> Float[np.ndarray, " n"]:

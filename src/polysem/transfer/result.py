@@ -10,6 +10,8 @@ from polysem.store.tables import TRANSFER
 
 FOLDER = "transfer"
 """below the study's folder"""
+DEFENCE = "defence"
+"""... of `polysem defend`"""
 RERUN = "polysem transfer STUDY.toml --out DIR"
 
 

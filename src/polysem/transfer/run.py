@@ -27,7 +27,13 @@ from polysem.store.lock import locked
 from polysem.store.manifest import made_here, platform_facts, version_of
 from polysem.store.run import now
 from polysem.store.schema import Schema
-from polysem.store.tables import TRANSFER, TRANSFER_SETS, TRANSFER_SHARED, TRANSFER_TARGETS, TRANSFER_TRIALS
+from polysem.store.tables import (
+    TRANSFER,
+    TRANSFER_SETS,
+    TRANSFER_SHARED,
+    TRANSFER_TARGETS,
+    TRANSFER_TRIALS,
+)
 from polysem.targets import Budget, LocalTarget, ResponseCache, ServedTarget, Serving, Target
 from polysem.targets.spend import Price
 from polysem.transfer.ask import Baselines, all_prompts, ask_baselines, ask_part, baseline_prompts, is_chat
@@ -81,6 +87,12 @@ def run_transfer(
         counter = next((t.count_tokens for t in targets.values() if t.count_tokens("a") is not None), None)
         with reporter.stage("sources"):
             prepared = prepare(study, count_tokens=counter, reporter=reporter)
+        for category, sentences in prepared.sentences.items():
+            if len(sentences) < study.categories.n_sentences:
+                say(
+                    f"{category}: {len(sentences)} sentences of the {study.categories.n_sentences} asked for "
+                    "(categories.n_sentences): give more with categories.sentences"
+                )
         for (category, arm), reason in prepared.reasons.items():
             say(f"{category}, {arm}: not run: {reason}")
         for (category, arm), pools in prepared.pools.items():
@@ -90,7 +102,12 @@ def run_transfer(
         _announce(prepared, targets, say)
         if estimate_only:
             return folder
-        tables = _ask(prepared, targets, folder, reporter)
+        from polysem.transfer.inside import inside_tables, open_inside
+
+        # What can fail on this machine fails before a server is asked.
+        texts, boxes = open_inside(prepared, targets, reporter, say)
+        tables = _ask(prepared, targets, folder, reporter, say)
+        tables |= inside_tables(prepared, targets, texts, boxes, folder, reporter)
         tables["transfer_shared"] = shared_table(prepared)
         tables["transfer_sets"] = sets_table(prepared)
         _write(folder, tables, prepared, targets, started)
@@ -161,7 +178,7 @@ def _announce(prepared: Prepared, targets: Mapping[str, Target], say: Say) -> No
 
 
 def _ask(
-    prepared: Prepared, targets: Mapping[str, Target], folder: Path, reporter: Reporter
+    prepared: Prepared, targets: Mapping[str, Target], folder: Path, reporter: Reporter, say: Say
 ) -> dict[str, pa.Table]:
     parts: list[pa.Table] = []
     about: list[dict[str, Any]] = []
@@ -173,6 +190,8 @@ def _ask(
                 target.probe([repeats[0] for sentences in rows.values() for repeats in sentences])
             baselines = ask_baselines(prepared, target)
             noise[name] = baselines.noise
+            for line in unseen(name, baselines.seen):
+                say(line)
             for category, arm in prepared.pools:
                 parts.append(
                     ask_part(
@@ -187,6 +206,16 @@ def _ask(
         "transfer_effects": effects(trials, prepared.study, noise=noise),
         "transfer_targets": _table(TRANSFER_TARGETS, about),
     }
+
+
+def unseen(name: str, seen: Mapping[str, int]) -> list[str]:
+    """A line for every category of which no word stood in any baseline answer of a target."""
+    return [
+        f"{name}: {category}: none of its words is among the tokens granted for any baseline; either the target's vocabulary "
+        "has none or more log-probabilities are needed (target.k), and until then only bounds can be given"
+        for category, n in seen.items()
+        if n == 0
+    ]
 
 
 def _target_row(prepared: Prepared, name: str, target: Target, baselines: Baselines) -> dict[str, Any]:

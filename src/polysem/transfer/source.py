@@ -57,6 +57,25 @@ class Source:
             found.append(tuple(sorted(best, key=lambda t: (-best[t], t))[:first]))
         return found
 
+    def snippets(self, *, width: int, first: int) -> list[tuple[tuple[str, ...], ...]]:
+        """By feature, the `width` tokens up to and with its largest activations, as token texts, best first, at most
+        `first`; of windows that overlap the better one."""
+        columns = self.acts.tocsc()
+        found = []
+        for feature in range(self.directions.shape[0]):
+            part = slice(columns.indptr[feature], columns.indptr[feature + 1])
+            rows, values = columns.indices[part], np.asarray(columns.data[part], dtype=np.float64)
+            taken: list[int] = []
+            for n in np.lexsort((rows, -values)).tolist():
+                at = int(rows[n])
+                if len(taken) == first:
+                    break
+                if at + 1 >= width and all(abs(at - other) >= width for other in taken):
+                    taken.append(at)
+            windows = (self.tokens[at - width + 1 : at + 1].tolist() for at in taken)
+            found.append(tuple(tuple(self.vocabulary[t] for t in window) for window in windows))
+        return found
+
     def frequency(self) -> dict[str, int]:
         """How often each token text occurs in the text."""
         ids, counts = np.unique(self.tokens, return_counts=True)

@@ -1,16 +1,22 @@
-"""Training with sae-lens: one configuration per architecture, its own trainer, its own file format."""
+"""sae-lens: training with its own trainer and file format, one configuration per architecture; and sparse codes from
+its generator `sae_lens.synthetic` (SynthSAEBench, arXiv 2602.14687)."""
 
+import io
 import tempfile
 from collections.abc import Iterator
+from contextlib import redirect_stderr
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from polysem.errors import UnknownReferenceError
 from polysem.saes import load_sae
-from polysem.worlds.codes import CodesWorld
+from polysem.seeds import rng_for
+from polysem.worlds.codes import CodesTruth, CodesWorld, codes_world
 from polysem.worlds.training import ARCHITECTURES, BATCH, RATE, batches, sae_lens_package
 
 
@@ -59,7 +65,8 @@ def train_with_sae_lens(
         feature_sampling_window=max(100, steps // 4),
         logger=lens.LoggingConfig(log_to_wandb=False, eval_every_n_wandb_logs=2**31 - 1),
     )
-    SAETrainer(cfg=config, sae=sae, data_provider=data, save_checkpoint_fn=None).fit()
+    with redirect_stderr(io.StringIO()):  # its progress bar, which nothing switches off
+        SAETrainer(cfg=config, sae=sae, data_provider=data, save_checkpoint_fn=None).fit()
     folder.mkdir(parents=True)
     sae.save_inference_model(str(folder))
     return folder
@@ -117,3 +124,68 @@ def agreement(
         expected = theirs.encode(x)
         off = float((ours.encode(x) - expected).abs().max() / expected.abs().max())
         return off, float((ours.W_dec - theirs.W_dec).abs().max())
+
+
+@dataclass(frozen=True)
+class LensCodesWorld(CodesWorld):
+    """Sparse codes as `sae_lens.synthetic` draws them, on a dictionary with planted pairs."""
+
+    generator: Any = field(repr=False)
+    """its SyntheticModel"""
+
+    def sample(
+        self, n: int, generator: torch.Generator
+    ) -> tuple[Float[Tensor, "n d"], Float[Tensor, "n features"]]:
+        """Activations and their codes. sae-lens draws from torch's global generator, which is put back after."""
+        seed = int(torch.randint(2**31, (1,), generator=generator))
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            x, codes = self.generator.sample_with_features(n)
+        return x + self.noise * torch.randn(x.shape, generator=generator), codes
+
+
+def lens_codes_world(
+    *,
+    n_features: int = 128,
+    d: int = 64,
+    n_pairs: int = 24,
+    cosine: float = 0.45,
+    noise: float = 0.01,
+    max_prob: float = 0.15,
+    min_prob: float = 0.005,
+    seed: int = 0,
+) -> LensCodesWorld:
+    """A dictionary with planted pairs, its codes by sae-lens: firing chances by its Zipf law, magnitudes N(1, 0.3^2)
+    cut at 0.
+
+    Args:
+        n_features, d, n_pairs, cosine, noise: as of `codes_world`.
+        max_prob, min_prob: firing chances of the most and the least frequent feature.
+        seed: of the dictionary and of which feature has which chance.
+
+    Raises:
+        UnknownReferenceError: if sae-lens is not installed.
+    """
+    sae_lens_package()
+    from sae_lens.synthetic import SyntheticModel, SyntheticModelConfig, ZipfianFiringProbabilityConfig
+
+    own = codes_world(n_features=n_features, d=d, n_pairs=n_pairs, cosine=cosine, seed=seed).truth
+    zipf = ZipfianFiringProbabilityConfig(exponent=0.7, max_prob=max_prob, min_prob=min_prob)
+    model = SyntheticModel(
+        SyntheticModelConfig(
+            num_features=n_features,
+            hidden_dim=d,
+            firing_probability=zipf,
+            std_firing_magnitudes=0.3,
+            mean_firing_magnitudes=1.0,
+            bias=False,
+            seed=seed,
+        )
+    )
+    order = torch.as_tensor(rng_for(seed, "firing chances").permutation(n_features))
+    source = model.activation_generator
+    source.firing_probabilities = source.firing_probabilities[order]
+    with torch.no_grad():
+        model.feature_dict.feature_vectors.copy_(torch.as_tensor(own.directions))
+    chance = source.firing_probabilities.double().numpy()
+    return LensCodesWorld(CodesTruth(own.directions, chance, own.parent, own.pairs, own.cosine), noise, model)

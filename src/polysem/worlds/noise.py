@@ -43,6 +43,9 @@ def noise_world(
     pair_sd: float = 0.4,
     row_sd: float = 1.0,
     mean: float = 0.0,
+    slope: float = 0.0,
+    true_share: float = 0.0,
+    true_effect: float = 0.0,
     common: float = 0.6,
     seed: int = 0,
 ) -> NoiseWorld:
@@ -58,6 +61,8 @@ def noise_world(
         slope_sd: of targets' own slopes on interference, nats per cosine.
         pair_sd, row_sd: of a pair, and of one prompt at one dose, nats.
         mean: a true mean effect, nats.
+        slope: a true slope on interference, nats per cosine.
+        true_share, true_effect: the first pairs have an effect of their own: how many of all, and nats.
         common: scale of the common mode of the cosines.
         seed: of everything.
     """
@@ -69,7 +74,8 @@ def noise_world(
     effect = mean + target_sd * rng.standard_normal(n_targets)[target]
     effect = effect + source_sd * rng.standard_normal(n_sources)[source]
     effect = effect + slope_sd * rng.standard_normal(n_targets)[target] * (cosine - cosine.mean())
-    effect = effect + pair_sd * rng.standard_normal(len(target))
+    effect = effect + pair_sd * rng.standard_normal(len(target)) + slope * (cosine - cosine.mean())
+    effect[: round(true_share * len(target))] += true_effect
     shape = (len(target), n_prompts, len(doses))
     odd = effect[:, None, None] + row_sd * rng.standard_normal(shape)
     return _tables(target, n_targets + source, cosine, odd, doses)

@@ -67,14 +67,28 @@ class ReadoutTruth:
     ) -> Float[np.ndarray, "n n"]:
         """[target, source]: odd part of the change in log-odds at +-dose, mean over prompts: the softmax taken
         token by token, by no formula of the library."""
-        shift = self.W_U @ self.directions.T
+        n = len(self.directions)
+        targets, sources = np.divmod(np.arange(n * n), n)
+        found = self.odd_effect_of(logits, dose * self.directions, targets, sources)
+        return found.reshape(n, n)
+
+    def odd_effect_of(
+        self,
+        logits: Float[np.ndarray, "prompts d_vocab"],
+        vectors: Float[np.ndarray, "n d"],
+        targets: Int[np.ndarray, " rows"],
+        pushed: Int[np.ndarray, " rows"] | None = None,
+    ) -> Float[np.ndarray, " rows"]:
+        """The same for any vectors that are added: row k reads the tokens of targets[k] under vectors[pushed[k]]
+        (None: vectors[k])."""
+        which = np.arange(len(vectors)) if pushed is None else pushed
+        shift = self.W_U @ vectors.T
         sides = []
-        for signed in (dose, -dose):
-            moved = logits[:, :, None] + signed * shift[None]
+        for sign in (1.0, -1.0):
+            moved = logits[:, :, None] + sign * shift[None]
             weight = np.exp(moved - moved.max(axis=1, keepdims=True))
-            total = weight.sum(axis=1)
-            inside = np.stack([weight[:, ids].sum(axis=1) for ids in self.tokens], axis=1)
-            sides.append(np.log(inside / (total[:, None] - inside)))
+            inside = weight[:, self.tokens[targets], which[:, None]].sum(axis=-1)
+            sides.append(np.log(inside / (weight.sum(axis=1)[:, which] - inside)))
         return ((sides[0] - sides[1]) / 2).mean(axis=0)
 
 

@@ -15,7 +15,7 @@ from polysem.errors import UnknownReferenceError
 from polysem.saes import load_sae
 from polysem.saes.base import SAE
 from polysem.seeds import rng_for
-from polysem.worlds.codes import SITE, CodesWorld
+from polysem.worlds.codes import SITE, CodesWorld, codes_world
 from polysem.worlds.group_bias import train_group_bias
 
 BATCH = 1024
@@ -81,6 +81,17 @@ def train_sae(
 def dead(sae: SAE, x: Tensor) -> float:
     """Share of latents that no activation of `x` switches on."""
     return float((sae.encode(x).amax(dim=0) == 0).double().mean())
+
+
+def sparse_codes(*, n_features: int, d: int, n_pairs: int, seed: int) -> CodesWorld:
+    """Sparse codes from `sae_lens.synthetic` where sae-lens is installed, from polysem's own generator otherwise."""
+    try:
+        sae_lens_package()
+    except UnknownReferenceError:
+        return codes_world(n_features=n_features, d=d, n_pairs=n_pairs, seed=seed)
+    from polysem.worlds.lens import lens_codes_world
+
+    return lens_codes_world(n_features=n_features, d=d, n_pairs=n_pairs, seed=seed)
 
 
 def sae_lens_package() -> Any:

@@ -72,9 +72,8 @@ export function doseChart(curves_, { floor: floor_ = [], xLabel, yLabel, headlin
 }
 
 // rows: [{label, estimate, lo, hi, kind, words}]
-export function dotPlot(rows, { xLabel, label, reference = 0, band = null }) {
+export function dotPlot(rows, { xLabel, label, reference = 0, band = null, left = 250 }) {
   const height = 64 + rows.length * 30;
-  const left = 250;
   const xs = padded(rows.flatMap((r) => [r.estimate, r.lo, r.hi]), [reference]);
   return frame((root, x) => {
     if (band) root.append(svg("rect", { cls: "margin", x: x(Math.max(xs[0], -band)), width: x(Math.min(xs[1], band)) - x(Math.max(xs[0], -band)), y: 12, height: height - 62 }));
@@ -82,7 +81,7 @@ export function dotPlot(rows, { xLabel, label, reference = 0, band = null }) {
     rows.forEach((r, k) => {
       const at = 12 + 30 * k + 17;
       root.append(svg("text", { cls: "row-label", x: left - 10, y: at + 4.5, "text-anchor": "end" }, r.label));
-      if (r.estimate === null) { root.append(svg("text", { cls: "tick", x: left + 6, y: at + 4.5 }, "not estimated")); return; }
+      if (r.estimate === null) { root.append(svg("text", { cls: "tick halo", x: left + 6, y: at + 4.5 }, "not estimated")); return; }
       const group = svg("g", { cls: `mark ${r.kind}` }, svg("title", {}, `${r.label}: ${number(r.estimate, 3, true)} (${interval(r.lo, r.hi)}) ${r.words || ""}`));
       if (r.lo !== null && r.hi !== null) {
         group.append(svg("line", { cls: "interval", x1: x(r.lo), x2: x(r.hi), y1: at, y2: at }));

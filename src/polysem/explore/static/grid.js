@@ -9,10 +9,11 @@ const HEADS = {
   gloss_i: "First feature", gloss_j: "Second feature", gloss_target: "Target", gloss_source: "Source",
   interference: "Interference", strength: "|Interference|", similarity: "Gloss similarity", z_covariance: "Chance z",
   q_covariance: "Chance q", token_overlap: "Token overlap", logodds: "Change in log-odds", kl: "KL", dose: "Dose",
-  token_set: "Tokens", relation: "Relation", locus: "Locus", sae: "SAE", n_pairs: "Pairs", pushes: "Pushed",
+  token_set: "Tokens read", relation: "Relation", locus: "Locus", sae: "SAE", n_pairs: "Pairs", pushes: "Pushed",
   n_unflagged: "Unflagged pairs", strongest: "Strongest", load: "Load", density: "Density", gloss: "Gloss",
   feature: "Feature", max_act: "Largest activation", coordinate: "Coordinate", n_features: "Features",
   n_first: "First for", share: "Share", largest: "Largest entry", site: "Site", n_prompts: "Prompts",
+  n_active: "Active on", n_positive: "Positive", n_negative: "Negative", tokens_in_str: "Activating tokens", tokens_out_str: "Logits raised", tokens_bottom_str: "Logits lowered",
   is_duplicate: "Duplicate?", is_dense: "Dense or dead?",
 };
 const PROBABILITY = /^(p|q)(_|$)/;
@@ -248,4 +249,13 @@ export function flags(row) {
   if (row.token_overlap > 0) found.push(el("span", { cls: "flag", title: `Jaccard overlap of activating tokens ${number(row.token_overlap)}` }, "shared tokens"));
   if (row.is_dense) found.push(el("span", { cls: "flag", title: "one fires on more than 10 % or less than a millionth of tokens" }, "dense or dead"));
   return found;
+}
+
+// What a view shows, as files: [[words, relation, filters]]; relations that are not there are left out.
+export function dataOf(ctx, places) {
+  const there = places.filter(([, relation]) => ctx.study.relations[relation]);
+  if (!there.length) return null;
+  return el("details", { cls: "data", "data-tool": true }, el("summary", {}, "Data of this view"), el("ul", {}, there.map(([words, relation, f]) => el("li", {}, el("span", {}, words), ctx.source.files(relation, { f }).map((file) => (file.href
+    ? el("a", { href: file.href, download: file.name, "aria-label": `${words} as ${file.words}` }, file.words)
+    : el("button", { type: "button", onclick: file.save, "aria-label": `${words} as ${file.words}` }, file.words)))))));
 }

@@ -142,7 +142,7 @@ export class Local {
     if (!known) throw new Refused(`filter ${text}: expected COLUMN OPERATOR VALUE of ${relation.meta.name}`);
     const [, name, operator, value] = match;
     const column = await relation.column(name);
-    if (operator === "~" && known.kind === "feature") return this.called(relation, column, words(value));
+    if (operator === "~" && known.kind === "feature") return this.called(relation, name, words(value));
     if (known.kind === "text" || known.kind === "list") {
       const needle = value.trim();
       const fits = operator === "~" ? (v) => v.toLowerCase().includes(needle.toLowerCase()) : operator === "=" ? (v) => v === needle : (v) => v !== needle;
@@ -160,8 +160,10 @@ export class Local {
     return (row) => !empty(column.values[row]) && compare(column.values[row]);
   }
 
-  // Features whose gloss or tokens hold one of the words.
-  async called(relation, column, wanted) {
+  // Features whose gloss or tokens hold one of the words; of a target whose tokens were read, only those tokens.
+  async called(relation, name, wanted) {
+    const column = await relation.column(name);
+    const read = name === "target" && relation.meta.columns.some((c) => c.name === "token_set") ? await relation.column("token_set") : null;
     const features = await this.relation("features");
     const [sae, number, ...texts] = await Promise.all(["sae", "feature", "gloss", "tokens_in_str", "tokens_out_str"].map((c) => features.column(c)));
     const { categories } = await this.doc("overview");
@@ -172,12 +174,15 @@ export class Local {
       return (value) => (value.match(/[\p{L}\p{N}]+/gu) || []).some((x) => whole.has(x));
     });
     const hits = texts.map((t) => t.codes((value) => tests.some((test) => test(value.toLowerCase()))));
-    const found = new Set();
+    const fits = (k, row) => texts[k].values[row] >= 0 && hits[k][texts[k].values[row]] === 1;
+    const sides = { in: new Set(), out: new Set() };
     for (let row = 0; row < features.rows; row += 1) {
-      if (texts.some((t, k) => t.values[row] >= 0 && hits[k][t.values[row]] === 1)) found.add(`${sae.at(row)} ${number.values[row]}`);
+      const key = `${sae.at(row)} ${number.values[row]}`;
+      if (fits(0, row) || fits(1, row)) sides.in.add(key);
+      if (fits(0, row) || fits(2, row)) sides.out.add(key);
     }
     const own = await relation.column("sae");
-    return (row) => found.has(`${own.at(row)} ${column.values[row]}`);
+    return (row) => (read ? [read.at(row)] : ["in", "out"]).some((side) => sides[side]?.has(`${own.at(row)} ${column.values[row]}`));
   }
 
   // The first n rows in the order asked for; rows that are equal keep the order of the table.

@@ -62,3 +62,13 @@ export class Server {
     return [["CSV", "csv"], ["Parquet", "parquet"], ["JSON", "jsonl"]].map(([words, format]) => ({ words, name: `${relation}.${format}`, href: href(format) }));
   }
 }
+
+// Every row of a relation that fits, in pages.
+export async function allRows(source, relation, f = []) {
+  const found = [];
+  for (;;) {
+    const answer = await source.rows(relation, { f, limit: 1000, offset: found.length });
+    found.push(...answer.rows);
+    if (!answer.rows.length || found.length >= answer.total || found.length >= 20000) return found;
+  }
+}

@@ -27,6 +27,7 @@ const minus = (text) => text.replace("-", "−");
 export function fixed(value, places = 3, sign = false) {
   if (value === null || value === undefined || Number.isNaN(value)) return "–";
   const text = value.toFixed(places);
+  if (Number(text) === 0) return text.replace("-", ""); // no sign of what is rounded away
   return minus(sign && value > 0 ? `+${text}` : text);
 }
 

@@ -2,7 +2,7 @@
 import { el, link, note, replace } from "../dom.js";
 import { featureCard, gloss } from "../card.js";
 import { graph } from "../graph.js";
-import { Grid, featureCell, flags } from "../grid.js";
+import { Grid, dataOf, featureCell, flags } from "../grid.js";
 import { address, change, first, here } from "../state.js";
 import { plural } from "../text.js";
 
@@ -44,7 +44,8 @@ export async function feature(ctx) {
     await grid.update();
   };
   replace(listPlace, el("h2", {}, "Its pairs"), grid.node);
-  return [...head, el("div", { cls: "page-two" }, featureCard(record, { full: true, titled: false }), el("div", {}, el("h2", {}, "Neighbours"), graphPlace, listPlace))];
+  return [...head, el("div", { cls: "page-two" }, featureCard(record, { full: true, titled: false }), el("div", {}, el("h2", {}, "Neighbours"), graphPlace, listPlace)),
+    dataOf(ctx, ["features", "glosses", "contexts", "clusters", "partners"].map((name) => [name, name, [`sae=${sae}`, `feature=${number}`]]))];
 }
 
 function scoped(source, sae, number) {

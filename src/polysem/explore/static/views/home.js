@@ -23,7 +23,9 @@ const KINDS = { location: "places", science: "science", number: "numbers", perso
 function ask(study) {
   const input = el("input", { type: "search", id: "toward", placeholder: "for example: London, street, town", autocomplete: "off", required: true });
   const locus = study.loci[0];
-  const toward = (words) => address("pushes", [], { f: [...pushFilters(study, locus), `target~${words}`], sort: "-logodds" });
+  // Of both token sets: a row counts where the tokens that were read hold the word.
+  const filters = pushFilters(study, locus).filter((f) => !f.startsWith("token_set="));
+  const toward = (words) => address("pushes", [], { f: [...filters, `target~${words}`], sort: "-logodds" });
   const kinds = Object.keys(study.categories || {});
   return el("section", { cls: "ask-block" }, el("form", { cls: "ask", onsubmit: (event) => {
     event.preventDefault();

@@ -59,16 +59,18 @@ export async function pushes(ctx) {
   if (here().args[0] === "predicted" && study.relations.atlas_top) return predicted(ctx);
   const locus = study.loci[0];
   standing(pushFilters(study, locus));
+  const said = new Map();
   const cells = {
-    gloss_target: (row) => featureCell(row.sae, row.target, row.gloss_target, study),
+    gloss_target: (row) => [featureCell(row.sae, row.target, row.gloss_target, study), reasons(said.get(`${row.sae} ${row.target}`), row.token_set)],
     gloss_source: (row) => featureCell(row.sae, row.source, row.gloss_source, study),
     logodds: effectCell,
+    token_set: (row) => READ[row.token_set] || row.token_set,
     open: () => [el("span", { "aria-hidden": "true" }, "▸"), el("span", { cls: "hidden" }, "Open the pair")],
   };
   const grid = new Grid({
-    source: ctx.source, relation: study.relations.pushes, cells, sort: "-logodds",
+    source: reasoned(ctx, said), relation: study.relations.pushes, cells, sort: "-logodds",
     open: (row) => (row.source < 0 || row.source === row.target || row.gloss_source === null ? null : address("pair", [row.sae, Math.min(row.source, row.target), Math.max(row.source, row.target)])),
-    columns: ["open", "gloss_source", "gloss_target", "logodds", "interference", "similarity", "kl", ...(study.loci.length > 1 ? ["locus"] : []), ...several(study)],
+    columns: ["open", "gloss_source", "gloss_target", "token_set", "logodds", "interference", "similarity", ...(study.loci.length > 1 ? ["locus"] : []), ...several(study)],
     searchLabel: "Search in glosses of source and target",
     empty: "No push fits. Only pairs of the plan were pushed: remove a filter or try other words.",
   });
@@ -76,10 +78,43 @@ export async function pushes(ctx) {
   return [
     el("h1", {}, "Pushes"), pushTabs(study),
     el("p", { cls: "lead" }, "The source's direction was added to the model; the change in log-odds of the target's tokens is what it did, in nats, averaged over prompts and odd in the sign of the dose."),
-    (here().params.f || []).some((f) => /~.*@/.test(f)) ? el("p", { cls: "fine" }, "A feature counts as about a category when its gloss, or one of the tokens that activate it or that it writes, is one of the category's words.") : null,
+    about(),
     grid.node,
     el("p", { cls: "fine" }, "Intervals are over prompts of this pair alone. Sorting by effect picks extremes: with many rows, the largest are partly luck. The pooled effects with honest error rates are under ", link(address("results"), "Results"), "."),
   ];
+}
+
+// What a category or word in the address means, and where its other features are.
+function about() {
+  const wanted = (here().params.f || []).filter((f) => f.startsWith("target~"));
+  if (!wanted.length) return null;
+  const others = link(address("hubs", [], { f: wanted.map((f) => f.replace("target~", "feature~")) }), "All features about it, pushed or not");
+  return el("p", { cls: "fine" }, "A target counts as about a word or category when its gloss, or one of its tokens that were read, holds it; the row says which. Only features that the plan drew were pushed. ", others, ".");
+}
+
+const READ = { in: "that activate it", out: "that it writes" };
+const WHY = { gloss: "gloss names", in: "fires on", out: "writes" };
+const reasons = (sides, read) => ["gloss", read].filter((k) => sides?.[k]?.length).map((k) => el("span", { cls: "fine" }, ` · ${WHY[k]}: ${sides[k].join(", ")}`));
+
+// Rows as asked for; where a category was, the words that make each target count as about it are noted in `said`.
+function reasoned(ctx, said) {
+  const look = async (row, wanted) => {
+    const f = await ctx.source.feature(row.sae, row.target);
+    const hits = (texts) => [...new Set(texts.join(" ").toLowerCase().match(/[\p{L}\p{N}]+/gu) || [])].filter((w) => wanted.has(w));
+    said.set(`${row.sae} ${row.target}`, { gloss: hits([f.gloss || ""]), in: hits(f.tokens_in_str), out: hits(f.tokens_out_str) });
+  };
+  return {
+    files: (relation, query) => ctx.source.files(relation, query),
+    rows: async (relation, query, signal) => {
+      const answer = await ctx.source.rows(relation, query, signal);
+      const names = query.f.flatMap((f) => (/^target~(.*)$/s.exec(f)?.[1] || "").split(",")).map((w) => w.trim()).filter((w) => w.startsWith("@"));
+      const wanted = new Set(names.flatMap((n) => ctx.study.categories[n.slice(1).toLowerCase()] || []));
+      said.clear();
+      const targets = new Map(answer.rows.map((row) => [`${row.sae} ${row.target}`, row]));
+      if (wanted.size) await Promise.all([...targets.values()].map((row) => look(row, wanted)));
+      return answer;
+    },
+  };
 }
 
 // Where the study has an atlas: what linear response says of every pair, measured or not.
@@ -148,11 +183,11 @@ export async function tables(ctx) {
     ];
   }
   const relation = relations[name];
-  const cells = {};
   // Glosses first, lists of numbers not at first: what a person can read.
   const readable = relation.columns.filter((c) => c.kind !== "list" || /(_str|tokens|categories)$/.test(c.name)).map((c) => c.name);
   const glosses = readable.filter((n) => /^gloss(_|$)/.test(n) && n !== "gloss_source" && n !== "gloss_index");
-  const columns = [...readable.filter((n) => relation.features.includes(n)), ...glosses, ...readable.filter((n) => !glosses.includes(n) && !relation.features.includes(n))].slice(0, 9);
+  const cells = Object.fromEntries([...glosses, ...readable.filter((n) => n === "text")].map((n) => [n, (row) => el("span", { cls: "gloss", title: row[n] }, row[n] ?? "–")]));
+  const columns = [...readable.filter((n) => relation.features.includes(n)), ...glosses, ...readable.filter((n) => !glosses.includes(n) && !relation.features.includes(n) && !(n === "site" && relation.key.includes("sae")))].slice(0, 9);
   const grid = new Grid({ source: ctx.source, relation, cells, columns, searchLabel: relation.features.length ? "Search in glosses" : "Search in texts" });
   ctx.update = () => grid.update();
   const meaning = el("details", {}, el("summary", {}, "What the columns mean"), el("dl", { cls: "facts" }, relation.columns.map((c) => el("div", {}, el("dt", {}, c.name, c.unit ? el("span", { cls: "unit" }, ` ${c.unit}`) : null), el("dd", {}, c.meaning || head(c.name))))));

@@ -3,6 +3,7 @@ import { el, link, note, replace } from "../dom.js";
 import { boxFields, boxWords, extent, heat, inside, union } from "../heat.js";
 import { address, change, first, here } from "../state.js";
 import { count, plural } from "../text.js";
+import { dataOf } from "../grid.js";
 import { pairGrid } from "./lists.js";
 
 export const readBox = (text) => {
@@ -36,7 +37,8 @@ export async function map(ctx) {
       const picture = heat(now, { pairs, range, most, box, onbox, label: now.sae });
       const share = now.n ? (100 * (now.above + now.below)) / now.n : 0;
       replace(large, el("h2", {}, now.sae), picture, boxFields(box, onbox),
-        el("figcaption", {}, `${count(now.n)} pairs of features with a gloss; all are counted. Red: the corner that was mined, ${share.toPrecision(2)} % of them, |interference| ≥ ${pairs.min_interference} and similarity < ${pairs.max_similarity}. Dashed: ${100 * covered} % of pairs of random directions lie inside; dotted: of directions as uneven as this SAE's own. Draw a rectangle to list its pairs.`));
+        el("figcaption", {}, `${count(now.n)} pairs of features with a gloss; all are counted. Red: the corner that was mined, ${share.toPrecision(2)} % of them, |interference| ≥ ${pairs.min_interference} and similarity < ${pairs.max_similarity}. Dashed: ${100 * covered} % of pairs of random directions lie inside; dotted: of directions as uneven as this SAE's own. Draw a rectangle to list its pairs.`),
+        dataOf(ctx, [["cells of the map", "density", [`sae=${now.sae}`]], ["counts beyond thresholds, and chance", "spectrum", [`sae=${now.sae}`]]]));
     }
     if (!box) { replace(found, el("p", { cls: "fine" }, "No rectangle is drawn. The mined corner is under ", link(address("pairs"), "Pairs"), ".")); grid = null; return; }
     const { n, cut } = inside(now, box);

@@ -1,14 +1,11 @@
 // Two features side by side: what they are, how they overlap, what pushing one does to the other.
-import { el, link, note, problem } from "../dom.js";
+import { el, link, note, svg } from "../dom.js";
 import { featureCard, gloss } from "../card.js";
 import { decomposition, decompositionWords, doseChart, doseWords, mark, onScale } from "../charts.js";
-import { cellText, head } from "../grid.js";
+import { cellText, dataOf, flags, head } from "../grid.js";
 import { address, here } from "../state.js";
 import { fixed, interval, number, probability } from "../text.js";
-import { flags } from "../grid.js";
-import { svg } from "../dom.js";
-
-const TOKENS = { in: "tokens that activate the target", out: "tokens the target writes" };
+import { RELATIONS, TOKENS } from "../words.js";
 
 export async function pair(ctx) {
   const [sae, a, b] = here().args;
@@ -23,26 +20,35 @@ export async function pair(ctx) {
     get("pushes", [`sae=${sae}`, `target=${j}`, `source=${i}`, "relation=pair"]), get("pushes", [`sae=${sae}`, `target=${i}`, `source=${j}`, "relation=pair"]),
     source.doc("floors"), Promise.all([[i, j], [j, i]].map(([from, to]) => get("response", [`sae=${sae}`, "relation=pair", `target=${to}`, `source=${from}`]))),
   ]);
-  const row = listed.rows[0];
+  // A pushed pair that was not mined has its cosines in its pushes, and no chance of its own.
+  const row = listed.rows[0] || forward.rows[0] || backward.rows[0];
   const map = density.maps.find((m) => m.sae === sae);
   return [
     el("p", { cls: "crumbs" }, link(address("pairs"), "Pairs"), ` › ${sae} › ${i} and ${j}`),
     el("h1", { cls: "pair-title" }, el("span", { cls: "gloss" }, short(gloss(first), 70)), el("span", { cls: "and" }, " and "), el("span", { cls: "gloss" }, short(gloss(second), 70))),
-    overlap(row, map, study),
+    overlap(row, map, study, { listed: Boolean(listed.rows.length) }),
     await pushed(ctx, { sae, i, j, rows: [...forward.rows, ...backward.rows], linear: linear.flatMap((l) => l.rows), floors: floors.floors, features: { [i]: first, [j]: second } }),
     await apart(ctx, { sae, i, j }),
     await others(ctx, { sae, i, j }),
     el("section", { cls: "two" }, featureCard(first, { name: "First:" }), featureCard(second, { name: "Second:" })),
+    dataOf(ctx, files({ sae, i, j })),
   ];
 }
 
-function overlap(row, map, study) {
-  if (!row) return note(`This pair is not among the listed ones (|interference| ≥ ${study.pairs.min_interference} and similarity < ${study.pairs.max_similarity}), so its cosines are not stored.`);
+function files({ sae, i, j }) {
+  const own = [`sae=${sae}`];
+  const ways = [[i, j], [j, i]].flatMap(([from, to]) => ["pushes", "response", "decomposition"].map((name) => [`${name.replace("response", "linear response")}, ${from} pushed`, name, [...own, `source=${from}`, `target=${to}`]]));
+  const sides = [i, j].flatMap((n) => ["features", "glosses", "contexts"].map((name) => [`${name} of ${n}`, name, [...own, `feature=${n}`]]));
+  return [["the pair", "pairs", [...own, `i=${i}`, `j=${j}`]], ...ways, ...sides];
+}
+
+function overlap(row, map, study, { listed }) {
+  if (!row || row.interference === null) return note(`This pair is not among the listed ones (|interference| ≥ ${study.pairs.min_interference} and similarity < ${study.pairs.max_similarity}), so its cosines are not stored.`);
   const bounds = map ? map.chance.map((c) => c.bound) : [];
   const similarity = map ? spread(map, 0, 1) : [];
   const below = similarity.reduce((n, b) => n + (b.hi <= row.similarity ? b.n : b.lo < row.similarity ? (b.n * (row.similarity - b.lo)) / (b.hi - b.lo) : 0), 0);
   const total = similarity.reduce((n, b) => n + b.n, 0);
-  const facts = [
+  const facts = !listed ? [["listed", `no: |interference| ≥ ${study.pairs.min_interference} and similarity < ${study.pairs.max_similarity} are`]] : [
     ["interference without the common mode", fixed(row.interference_demeaned)],
     ["what one reads when the other is written", `${fixed(row.enc_dec_ij)} and ${fixed(row.enc_dec_ji)} (encoder against decoder)`],
     ["overlap of activating tokens", number(row.token_overlap)],
@@ -52,7 +58,7 @@ function overlap(row, map, study) {
   return el("section", { cls: "panel overlap" },
     el("div", { cls: "three even" },
       el("div", {}, el("h2", {}, `Interference ${fixed(row.interference, 3, true)}`), onScale(row.interference, { bands: bounds, bars: map ? spread(map, 2, 3) : [], label: `interference ${fixed(row.interference)} against all pairs and chance` }),
-        el("p", { cls: "fine" }, `Bars: all pairs of the SAE (log height). Shaded: 99.9 % of random directions. ${number(row.z_covariance, 3, true)} sd of this SAE's own chance; p ${probability(row.p_covariance)}, q over all pairs ${probability(row.q_covariance)}.`)),
+        el("p", { cls: "fine" }, `Bars: all pairs of the SAE (log height). Shaded: 99.9 % of random directions.${listed ? ` ${number(row.z_covariance, 3, true)} sd of this SAE's own chance; p ${probability(row.p_covariance)}, q over all pairs ${probability(row.q_covariance)}.` : ""}`)),
       el("div", {}, el("h2", {}, `Gloss similarity ${fixed(row.similarity)}`), onScale(row.similarity, { bars: similarity, label: `gloss similarity ${fixed(row.similarity)} against all pairs` }),
         el("p", { cls: "fine" }, total ? `${number((100 * below) / total)} % of all pairs of glosses are less alike. That is its chance: two glosses drawn at random.` : "No histogram of all pairs is stored.")),
       el("div", {}, el("h2", {}, "In detail"), el("dl", { cls: "facts" }, facts.map(([k, v]) => el("div", {}, el("dt", {}, k), el("dd", {}, v)))))),
@@ -88,14 +94,13 @@ async function pushed(ctx, { sae, i, j, rows, linear, floors, features }) {
       const words = `${locus}: ${TOKENS[tokens] || tokens}`;
       figures.push(el("figure", { cls: "panel" }, el("h3", {}, words),
         doseChart([...curves, ...predicted], { floor, headline, xLabel: doseWords(unit), unit, yLabel: "change in log-odds (nats)", label: words }),
-        legend([...predicted.slice(0, 1).map((c) => [0, "plain", "dotted: predicted by linear response"]), ...curves.map((c, k) => [k, c.kind, `${c.label}: “${short(gloss(features[c.points[0].row.source]))}” pushed`]), floor.length ? [0, "floor", `noise floor: 95 % of ${floor[0].n} ${CONTROLS[floorOf(floors, locus)] || floorOf(floors, locus)}`] : null].filter(Boolean)),
+        legend([...predicted.slice(0, 1).map((c) => [0, "plain", "dotted: predicted by linear response"]), ...curves.map((c, k) => [k, c.kind, `${c.label} (“${short(gloss(features[c.points[0].row.source]))}”)`]), floor.length ? [0, "floor", `noise floor: 95 % of ${floor[0].n} ${RELATIONS[floorOf(floors, locus)] || floorOf(floors, locus)}`] : null].filter(Boolean)),
         numbers(curves, floors.filter((f) => f.sae === sae && f.locus === locus && f.token_set === tokens), headline)));
     }
   }
   return el("section", {}, title, el("div", { cls: "figures" }, figures), el("p", { cls: "fine" }, `Whiskers: ${100 * study.level} % intervals over prompts. The effect is the odd part over +dose and −dose.`), liveLink);
 }
 
-const CONTROLS = { random_direction: "random directions", isotropic: "isotropic directions", rotated: "rotated neurons", random_feature: "random features", cosine_matched: "directions of the same cosine", high_attribution: "features of high attribution", swapped_target: "pushes with another target read" };
 const BEST = ["random_direction", "isotropic", "rotated", "random_feature"];
 
 // The control that says what any push does at this locus.
@@ -109,7 +114,7 @@ function numbers(curves, floors, headline) {
   const controls = [...new Set(floors.map((f) => f.relation))].sort();
   const cell = (f) => (f ? `${interval(f.lo, f.hi)} (${f.n})` : "–");
   return el("details", {}, el("summary", {}, "Numbers, with controls"), el("div", { cls: "scroll", tabindex: "0", role: "region", "aria-label": "Numbers of this chart" }, el("table", { cls: "numbers" },
-    el("thead", {}, el("tr", {}, ["dose", "", "effect (nats)", "interval", "KL (nats)", ...controls.map((c) => `${CONTROLS[c] || c}, 95 %`)].map((h) => el("th", { scope: "col" }, h)))),
+    el("thead", {}, el("tr", {}, ["dose", "", "effect (nats)", "interval", "KL (nats)", ...controls.map((c) => `${RELATIONS[c] || c}, 95 %`)].map((h) => el("th", { scope: "col" }, h)))),
     el("tbody", {}, rows.map((r) => el("tr", { cls: r.x === headline ? "strong" : "" }, el("th", { scope: "row" }, number(r.x)), el("td", { cls: "words" }, r.label), el("td", {}, fixed(r.y, 3, true)), el("td", {}, interval(r.lo, r.hi)), el("td", {}, number(r.row.kl)), controls.map((c) => el("td", {}, cell(floorAt(c, r.x))))))))));
 }
 

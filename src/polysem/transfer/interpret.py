@@ -1,0 +1,370 @@
+"""Language models on a finished study: are its pairs related, which is more so, what does a feature mean?
+
+    RUN/judge/annotations.parquet      every pair, every judge
+    RUN/judge/judgements.parquet       shares, kappa, forced choice
+    RUN/explain/written_glosses.parquet      glosses with detection scores
+    RUN/explain/SAE/EXPLAINER.jsonl    glosses, which a study reads as `file:RUN/explain/SAE`
+
+Responses are kept below RUN/panel, so that a rerun costs nothing. A matched pair of the forced choice has the
+same SAE and, within the tolerance, the same gloss similarity, and is not in the map of pairs: its
+|interference| is below the map's threshold.
+"""
+
+import itertools
+import json
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+from jaxtyping import Float
+
+from polysem.errors import ConfigError
+from polysem.http import Retries
+from polysem.seeds import rng_for
+from polysem.store import RunFolder, io
+from polysem.store.lock import locked
+from polysem.store.tables import JUDGED, JUDGEMENTS, WRITTEN_GLOSSES
+from polysem.transfer.explainer import Context, detection, detection_questions, explain, explain_question
+from polysem.transfer.judges import (
+    Annotation,
+    Proportion,
+    annotate,
+    choice_questions,
+    cohen_kappa,
+    forced_choice,
+    messages_of,
+    proportion,
+    related_questions,
+)
+from polysem.transfer.panel import Member, Panel
+
+Say = Callable[[str], None]
+Row = dict[str, Any]
+JUDGE, EXPLAIN, RESPONSES = "judge", "explain", "panel"
+REPLY_TOKENS = 60
+DRAWS = 200
+"""random pairs among which a matched one is looked for"""
+
+
+class Pair(NamedTuple):
+    """Two features of one SAE, glossed."""
+
+    sae: str
+    i: int
+    j: int
+    glosses: tuple[str, str]
+    similarity: float
+
+
+def judge_run(
+    run: Path, panel: Panel, *, say: Say, estimate_only: bool = False, retries: Retries | None = None
+) -> Path:
+    """Annotate pairs of a study and let every judge choose between pairs; gives the folder of the tables.
+
+    Raises:
+        StoreError: no run folder, or its stages features and pairs are not finished.
+        ConfigError: no such pair, or a budget that is too small.
+        PolysemError: of servers; what was answered is kept.
+    """
+    pairs, trials = chosen_pairs(run, panel)
+    folder = run / RESPONSES
+    folder.mkdir(parents=True, exist_ok=True)
+    with locked(folder):
+        questions = [q for p in pairs for q in related_questions(p.glosses)]
+        questions += [q for high, low in trials for q in choice_questions(high.glosses, low.glosses)]
+        ahead = [messages_of(q) for q in questions]
+        members = [Member(config, folder, retries=retries) for config in panel.judges]
+        for member in members:
+            say(member.announce(ahead, max_tokens=REPLY_TOKENS))
+        if estimate_only:
+            return run / JUDGE
+        views: dict[str, Annotation] = {}
+        choices: dict[str, Proportion] = {}
+        for member in members:
+            ask = member.ask(ahead, max_tokens=REPLY_TOKENS)
+            views[member.name] = annotate([p.glosses for p in pairs], ask)
+            choices[member.name] = forced_choice(
+                [(h.glosses, m.glosses) for h, m in trials], ask, level=panel.level
+            )
+        rows = [
+            {"sae": p.sae, "i": p.i, "j": p.j, "judge": name, "similarity": p.similarity,
+             "related": None if math.isnan(v) else float(v)}
+            for name, view in views.items() for p, v in zip(pairs, view.related.tolist(), strict=True)
+        ]  # fmt: skip
+        io.write_table(run / JUDGE / "annotations.parquet", _table(JUDGED, rows), JUDGED)
+        found = [*_shares(panel, views), *_agreement(panel, views), *_choices(panel, choices)]
+        io.write_table(run / JUDGE / "judgements.parquet", _table(JUDGEMENTS, found), JUDGEMENTS)
+    return run / JUDGE
+
+
+def chosen_pairs(run: Path, panel: Panel) -> tuple[list[Pair], list[tuple[Pair, Pair]]]:
+    """Pairs to annotate, and pairs with a matched one each, drawn by the panel's seed.
+
+    Raises:
+        ConfigError: if the map holds no such pair.
+    """
+    folder = RunFolder.open(run)
+    rows = folder.table("pairs").to_pylist()
+    wanted = panel.pairs
+    known = {(r["sae"], r["feature"]): r["gloss"] for r in folder.table("features").to_pylist() if r["gloss"]}
+    high = [
+        Pair(r["sae"], r["i"], r["j"], (known[r["sae"], r["i"]], known[r["sae"], r["j"]]), r["similarity"])
+        for r in rows
+        if r["interference"] >= wanted.min_interference and r["similarity"] is not None and not r["is_duplicate"]
+        and r["similarity"] < wanted.max_similarity and (r["sae"], r["i"]) in known and (r["sae"], r["j"]) in known
+    ]  # fmt: skip
+    if not high:
+        raise ConfigError(
+            f"{run}: none of {len(rows)} pairs has interference >= {wanted.min_interference} and gloss similarity < "
+            f"{wanted.max_similarity}, two glosses and no sign of being one concept twice",
+            hint="lower pairs.min_interference or raise pairs.max_similarity in the panel",
+        )
+    order = rng_for(panel.seed, "panel", "pairs").permutation(len(high)).tolist()
+    matched = _Matches(folder, {(r["sae"], r["i"], r["j"]) for r in rows}, known, wanted.tolerance)
+    trials: list[tuple[Pair, Pair]] = []
+    for k in order:
+        if len(trials) == wanted.n_choices:
+            break
+        other = matched.of(
+            high[k], rng_for(panel.seed, "panel", "matched", high[k].sae, high[k].i, high[k].j)
+        )
+        if other is not None:
+            trials.append((high[k], other))
+    return [high[k] for k in sorted(order[: wanted.n])], trials
+
+
+class _Matches:
+    """Finds pairs of like gloss similarity that are not in the map of pairs."""
+
+    def __init__(
+        self,
+        folder: RunFolder,
+        mapped: set[tuple[str, int, int]],
+        known: dict[tuple[str, int], str],
+        tolerance: float,
+    ):
+        self._mapped, self._known, self._tolerance = mapped, known, tolerance
+        self._most = folder.study().pairs.max_similarity
+        features = folder.table("features", columns=["sae", "feature"]).to_pylist()
+        self._vectors: dict[str, np.ndarray] = {}
+        self._ids: dict[str, list[int]] = {}
+        for sae, vectors in folder.embeddings().items():
+            self._vectors[sae] = vectors
+            self._ids[sae] = [r["feature"] for r in features if r["sae"] == sae]
+
+    def of(self, pair: Pair, rng: np.random.Generator) -> Pair | None:
+        """A matched pair; None if none of DRAWS is one."""
+        ids, vectors = self._ids[pair.sae], self._vectors[pair.sae]
+        for a, b in rng.integers(0, len(ids), (DRAWS, 2)).tolist():
+            i, j = sorted((ids[a], ids[b]))
+            texts = self._known.get((pair.sae, i)), self._known.get((pair.sae, j))
+            if i == j or None in texts or (pair.sae, i, j) in self._mapped:
+                continue
+            similarity = float(vectors[a].astype(np.float64) @ vectors[b])
+            # Beyond the map's own limit of similarity a pair may interfere and still not be in the map.
+            if similarity < self._most and abs(similarity - pair.similarity) <= self._tolerance:
+                return Pair(pair.sae, i, j, (str(texts[0]), str(texts[1])), similarity)
+        return None
+
+
+def _shares(panel: Panel, views: dict[str, Annotation]) -> list[Row]:
+    found = []
+    for name, view in views.items():
+        known = view.related[~np.isnan(view.related)]
+        share = proportion(int((known == 1).sum()), len(known), level=panel.level, n_missing=view.n_missing)
+        found.append(_row("related", name, "", share, panel, n_inconsistent=view.n_inconsistent))
+    return found
+
+
+def _agreement(panel: Panel, views: dict[str, Annotation]) -> list[Row]:
+    found = []
+    for a, b in itertools.combinations(views, 2):
+        rng = rng_for(panel.seed, "panel", "kappa", a, b)
+        k = cohen_kappa(views[a].related, views[b].related, level=panel.level, rng=rng)
+        found.append(
+            {
+                "measure": "kappa", "judge": a, "other": b, "estimate": _known(k.kappa), "lo": _known(k.lo),
+                "hi": _known(k.hi), "p": None, "agreement": _known(k.agreement), "n": k.n,
+                "n_missing": len(views[a].related) - k.n, "n_inconsistent": None, "level": panel.level,
+            }
+        )  # fmt: skip
+    return found
+
+
+def _choices(panel: Panel, choices: dict[str, Proportion]) -> list[Row]:
+    return [_row("forced choice", name, "", share, panel) for name, share in choices.items()]
+
+
+def _row(
+    measure: str,
+    judge: str,
+    other: str,
+    share: Proportion,
+    panel: Panel,
+    *,
+    n_inconsistent: int | None = None,
+) -> Row:
+    # For annotations one half means nothing, so no p value against it is given.
+    p = _known(share.p) if measure == "forced choice" else None
+    return {
+        "measure": measure, "judge": judge, "other": other, "estimate": _known(share.share), "lo": _known(share.lo),
+        "hi": _known(share.hi), "p": p, "agreement": None, "n": share.n, "n_missing": share.n_missing,
+        "n_inconsistent": n_inconsistent, "level": panel.level,
+    }  # fmt: skip
+
+
+def explain_run(
+    run: Path, panel: Panel, *, say: Say, estimate_only: bool = False, retries: Retries | None = None
+) -> Path:
+    """Let every model of the panel write glosses of features and another score them; gives the folder.
+
+    Raises:
+        StoreError: no run folder, or its stage features is not finished.
+        ConfigError: no feature with enough contexts, or a budget that is too small.
+        PolysemError: of servers; what was answered is kept.
+    """
+    chosen, everything = chosen_features(run, panel)
+    folder = run / RESPONSES
+    folder.mkdir(parents=True, exist_ok=True)
+    with locked(folder):
+        members = [Member(config, folder, retries=retries) for config in panel.judges]
+        ahead = [messages_of(explain_question(_shown(rows, panel))) for rows in chosen.values()]
+        scoring = len(chosen) * 2 * panel.features.n_scored
+        for member in members:
+            say(
+                f"{member.announce(ahead, max_tokens=REPLY_TOKENS)}; then up to {scoring} questions to score glosses"
+            )
+        if estimate_only:
+            return run / EXPLAIN
+        rows: list[Row] = []
+        for n, member in enumerate(members):
+            ask = member.ask(ahead, max_tokens=REPLY_TOKENS)
+            glosses = {key: explain(_shown(found, panel), ask) for key, found in chosen.items()}
+            rows += _scored(panel, member.name, glosses, chosen, everything, members[(n + 1) % len(members)])
+        io.write_table(
+            run / EXPLAIN / "written_glosses.parquet", _table(WRITTEN_GLOSSES, rows), WRITTEN_GLOSSES
+        )
+        _write_glosses(run / EXPLAIN, rows)
+    return run / EXPLAIN
+
+
+Key = tuple[str, int]
+
+
+def chosen_features(run: Path, panel: Panel) -> tuple[dict[Key, list[Row]], list[Row]]:
+    """Contexts of the features to explain, best first, and the contexts of all features.
+
+    Raises:
+        ConfigError: if no feature has a context of either kind.
+    """
+    everything = RunFolder.open(run).table("contexts").to_pylist()
+    by_feature: dict[Key, list[Row]] = {}
+    for row in everything:
+        by_feature.setdefault((row["sae"], row["feature"]), []).append(row)
+    able = sorted(key for key, rows in by_feature.items() if len(rows) >= 2)
+    if not able:
+        raise ConfigError(
+            f"{run}: no feature has two contexts, one to write a gloss from and one to score it on",
+            hint="raise features.n_contexts in the study, then: polysem features STUDY.toml",
+        )
+    order = rng_for(panel.seed, "panel", "features").permutation(len(able))[: panel.features.n].tolist()
+    return {able[k]: by_feature[able[k]] for k in sorted(order)}, everything
+
+
+def _shown(rows: Sequence[Row], panel: Panel) -> list[Context]:
+    return [_context(row) for row in rows[0::2][: panel.features.n_shown]]
+
+
+def _context(row: Row) -> Context:
+    return Context(tuple(row["tokens"]), tuple(row["values"]))
+
+
+def _scored(
+    panel: Panel,
+    explainer: str,
+    glosses: dict[Key, str | None],
+    chosen: dict[Key, list[Row]],
+    everything: list[Row],
+    judge: Member,
+) -> list[Row]:
+    """Rows of WRITTEN_GLOSSES: each gloss scored by the next model of the panel, by itself where it is alone."""
+    cases = {key: _cases(panel, key, chosen[key], everything) for key, gloss in glosses.items() if gloss}
+    ahead = [
+        messages_of(q)
+        for key, (active, silent) in cases.items()
+        for q in detection_questions(str(glosses[key]), [*active, *silent])
+    ]
+    ask = judge.ask(ahead, max_tokens=REPLY_TOKENS)
+    found: list[Row] = []
+    for (sae, feature), gloss in glosses.items():
+        row: Row = {
+            "sae": sae,
+            "feature": feature,
+            "explainer": explainer,
+            "judge": judge.name,
+            "gloss": gloss,
+        }
+        row |= {"detection": None, "lo": None, "hi": None, "n": 0, "n_missing": 0, "level": panel.level}
+        active, silent = cases.get((sae, feature), ([], []))
+        if gloss and active and silent:
+            rng = rng_for(panel.seed, "panel", "detection", explainer, sae, feature)
+            d = detection(gloss, active, silent, ask, rng=rng, level=panel.level)
+            row |= {
+                "detection": _known(d.share),
+                "lo": _known(d.lo),
+                "hi": _known(d.hi),
+                "n": d.n,
+                "n_missing": d.n_missing,
+            }
+        found.append(row)
+    return found
+
+
+def _cases(
+    panel: Panel, key: Key, rows: list[Row], everything: list[Row]
+) -> tuple[list[Context], list[Context]]:
+    """Contexts of odd rank, and as many of other features of the SAE from places where this one's are not."""
+    active = [_context(row) for row in rows[1::2][: panel.features.n_scored]]
+    places = {row["source"] for row in rows}
+    others = [
+        r for r in everything if r["sae"] == key[0] and r["feature"] != key[1] and r["source"] not in places
+    ]
+    rng = rng_for(panel.seed, "panel", "silent", key[0], key[1])
+    order = rng.permutation(len(others))[: len(active)].tolist()
+    return active, [_context(others[k]) for k in order]
+
+
+def _write_glosses(folder: Path, rows: list[Row]) -> None:
+    """One file per SAE and explainer that a study reads as `file:FOLDER/SAE`."""
+    for sae, explainer in sorted({(r["sae"], r["explainer"]) for r in rows}):
+        lines = [
+            json.dumps(
+                {"feature": r["feature"], "gloss": r["gloss"], "explainer": explainer}, ensure_ascii=False
+            )
+            for r in rows
+            if (r["sae"], r["explainer"]) == (sae, explainer) and r["gloss"]
+        ]
+        io.write_text(folder / sae / f"{explainer}.jsonl", "".join(f"{line}\n" for line in lines))
+
+
+def mean_detection(
+    rows: Sequence[Row], *, level: float, rng: np.random.Generator
+) -> tuple[float, float, float]:
+    """(mean, lo, hi) of detection over features; the interval resamples features."""
+    values: Float[np.ndarray, " n"] = np.array([r["detection"] for r in rows if r["detection"] is not None])
+    if not len(values):
+        return math.nan, math.nan, math.nan
+    means = values[rng.integers(0, len(values), (2000, len(values)))].mean(axis=1)
+    lo, hi = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    return float(values.mean()), float(lo), float(hi)
+
+
+def _known(value: float) -> float | None:
+    return float(value) if math.isfinite(value) else None
+
+
+def _table(schema: Any, rows: list[Row]) -> pa.Table:
+    return schema.conform(pa.Table.from_pylist(rows, schema=schema.arrow()))

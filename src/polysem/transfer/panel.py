@@ -1,0 +1,118 @@
+"""A panel of language models that judge or explain, as one TOML file: chat servers with budgets."""
+
+import tomllib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from polysem.errors import ConfigError
+from polysem.http import Retries
+from polysem.targets import ServedTarget
+from polysem.targets.served import Messages
+from polysem.transfer.config import TargetConfig
+from polysem.transfer.judges import Ask, ask_with
+
+
+class MemberConfig(TargetConfig):
+    """One model of the panel: the keys of a target of a transfer study, kind = "chat"."""
+
+    kind: Literal["chat"] = "chat"  # pyright: ignore[reportIncompatibleVariableOverride]  (frozen: never assigned)
+
+
+class PairsOfPanel(BaseModel):
+    """Which pairs are judged."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    n: Annotated[int, Field(ge=0)] = 100
+    """pairs that are annotated as related or not"""
+    n_choices: Annotated[int, Field(ge=0)] = 100
+    """pairs that are set against a matched one in a forced choice"""
+    min_interference: Annotated[float, Field(gt=0, lt=1)] = 0.4
+    max_similarity: Annotated[float, Field(gt=-1, le=1)] = 0.2
+    tolerance: Annotated[float, Field(gt=0)] = 0.05
+    """largest difference in gloss similarity of a matched pair"""
+
+
+class FeaturesOfPanel(BaseModel):
+    """Which features are explained, and on what glosses are scored."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    n: Annotated[int, Field(ge=1)] = 50
+    n_shown: Annotated[int, Field(ge=1)] = 5
+    """contexts of which a gloss is written: those of even rank, the best first"""
+    n_scored: Annotated[int, Field(ge=1)] = 5
+    """contexts of odd rank, and as many of other features, on which it is scored"""
+
+
+class Panel(BaseModel):
+    """A whole panel file."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    seed: Annotated[int, Field(ge=0)] = 0
+    level: Annotated[float, Field(gt=0, lt=1)] = 0.95
+    judges: Annotated[tuple[MemberConfig, ...], Field(min_length=1)]
+    pairs: PairsOfPanel = PairsOfPanel()
+    features: FeaturesOfPanel = FeaturesOfPanel()
+
+    @model_validator(mode="after")
+    def _names(self):
+        names = [judge.name for judge in self.judges]
+        if len(set(names)) < len(names):
+            raise ValueError(f"judges need different names, got {', '.join(names)}")
+        return self
+
+
+def load_panel(path: Path) -> Panel:
+    """The panel of a TOML file.
+
+    Raises:
+        ConfigError: naming the file, the key, the value and what was expected.
+    """
+    try:
+        return Panel.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(
+            f"cannot read panel {path}: {getattr(error, 'strerror', None) or error}",
+            hint="polysem judge --init > judges.toml",
+        ) from error
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path} is not TOML: {error}") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "panel"
+        raise ConfigError(
+            f"{path}: {where}: {first['msg']} (got {str(first['input'])[:80]!r})",
+            hint="polysem judge --init prints a panel with its keys",
+        ) from error
+
+
+class Member:
+    """One model of the panel, at work."""
+
+    def __init__(self, config: MemberConfig, folder: Path, *, retries: Retries | None = None):
+        from polysem.transfer.run import open_target
+
+        target = open_target(config, folder, retries=retries)
+        if not isinstance(target, ServedTarget):
+            raise ConfigError(f"judge {config.name!r} is no server; expected kind = 'chat' and a url")
+        self.name, self._target = config.name, target
+
+    def announce(self, questions: Sequence[Messages], *, max_tokens: int) -> str:
+        """What asking them would send and cost.
+
+        Raises:
+            ConfigError: the budget is too small.
+        """
+        estimate = self._target.estimate_chats(questions, max_tokens=max_tokens)
+        self._target.budget.check(estimate)
+        return f"{self.name}: {estimate}"
+
+    def ask(self, ahead: Sequence[Messages], *, max_tokens: int) -> Ask:
+        """Ask `ahead` side by side, then give what answers from what was kept."""
+        self._target.chat_ahead(ahead, max_tokens=max_tokens)
+        return ask_with(self._target, max_tokens=max_tokens)

@@ -1,0 +1,139 @@
+"""Pushing along directions at one site of a model, each at the same KL, and what moves in every category.
+
+A dose is a KL divergence at the last position of a sentence, not a length: directions of any norm and layer
+are compared at equal disturbance. What is kept is the odd part of the change of log-odds, (change at +s -
+change at -s) / 2, because any push, whatever its direction, has an even part. Cost: about six forward rows
+per direction and sentence.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+
+from polysem.edits import Add
+from polysem.errors import MismatchError
+from polysem.interventions.dosing import doses_at_kl
+from polysem.models.base import WhiteBoxModel
+from polysem.transfer.outcomes import TINY
+from polysem.types import Site
+
+ROWS = 64
+"""directions in one forward pass"""
+FIRST = 0.05
+"""first strength, in norms of the activation that is pushed"""
+
+
+@dataclass(frozen=True)
+class Steered:
+    """Every direction on one sentence."""
+
+    strength: Float[np.ndarray, " n"]
+    """in the unit of the activation"""
+    kl: Float[np.ndarray, " n"]
+    """nats, at +strength"""
+    reached: Bool[np.ndarray, " n"]
+    """whether the dose was reached; without it no effect is given"""
+    log_odds: Float[np.ndarray, "n categories"]
+    """odd part of the change, nats; NaN where the dose was not reached"""
+
+
+def steer(
+    model: WhiteBoxModel,
+    tokens: Sequence[int],
+    *,
+    site: Site,
+    directions: Float[np.ndarray, "n d"],
+    inside: Bool[np.ndarray, "categories d_vocab"],
+    kl: float = 0.0,
+    strength: float | None = None,
+) -> Steered:
+    """Push the last position of one sentence along every direction, at the same KL or at one strength.
+
+    Args:
+        model: which model.
+        tokens: of the sentence.
+        site: where.
+        directions: rows; unit ones where `kl` is the dose.
+        inside: which tokens belong to which category.
+        kl: dose, nats.
+        strength: in its place, how many times each row is added.
+
+    Raises:
+        MismatchError: directions of another width than the site.
+    """
+    if directions.shape[1] != model.site_width(site):
+        raise MismatchError(
+            f"directions of {directions.shape[1]} numbers for {model.site_width(site)} coordinates at {site}"
+        )
+    push = _Push(model, tokens, site, directions)
+    base = push.logprobs(np.zeros(1, dtype=np.int64), np.zeros(1))[0]
+
+    def measure(rows: np.ndarray, size: np.ndarray) -> np.ndarray:
+        return _kl(base, push.logprobs(rows, size))
+
+    n = len(directions)
+    if strength is not None:
+        size, every = np.full(n, strength), np.arange(n)
+        odd = (
+            _log_odds(push.logprobs(every, size), inside) - _log_odds(push.logprobs(every, -size), inside)
+        ) / 2
+        return Steered(size, measure(every, size), np.ones(n, dtype=bool), odd)
+    doses = doses_at_kl(measure, np.full(n, kl), np.full(n, FIRST * push.norm))
+    up, down = (push.logprobs(np.arange(n), sign * doses.strength) for sign in (1, -1))
+    odd = (_log_odds(up, inside) - _log_odds(down, inside)) / 2
+    return Steered(doses.strength, doses.kl, doses.reached, np.where(doses.reached[:, None], odd, np.nan))
+
+
+def category_gradients(
+    model: WhiteBoxModel, tokens: Sequence[int], *, site: Site, inside: Bool[np.ndarray, "categories d_vocab"]
+) -> Float[np.ndarray, "categories d"]:
+    """Gradient of every category's log-odds with respect to the last position at a site."""
+    rows = torch.tensor([list(tokens)], device=model.spec.device)
+    p = model.logits(rows, last_only=True)[0, -1].double().softmax(-1).cpu().numpy()
+    found = []
+    for chosen in inside:
+        within, without = max(float(p[chosen].sum()), TINY), max(float(p[~chosen].sum()), TINY)
+        slope = torch.tensor(np.where(chosen, p / within, -p / without), dtype=torch.float32)
+        found.append(model.vjp(rows, site, slope[None].to(model.spec.device))[0, -1].double().cpu().numpy())
+    return np.array(found)
+
+
+class _Push:
+    """One sentence and all directions."""
+
+    def __init__(self, model: WhiteBoxModel, tokens: Sequence[int], site: Site, directions: np.ndarray):
+        self._model, self._site = model, site
+        self._tokens = torch.tensor([list(tokens)], device=model.spec.device)
+        self._directions = torch.tensor(
+            np.ascontiguousarray(directions), dtype=torch.float32, device=model.spec.device
+        )
+        self.norm = float(model.capture(self._tokens, [site])[site][0, -1].norm())
+        self._mask = torch.zeros(self._tokens.shape[1], dtype=torch.bool, device=model.spec.device)
+        self._mask[-1] = True
+
+    def logprobs(self, rows: np.ndarray, strength: np.ndarray) -> Float[np.ndarray, "rows d_vocab"]:
+        """Of the next token, float64, under each row's push."""
+        found = []
+        for start in range(0, len(rows), ROWS):
+            part = slice(start, start + ROWS)
+            size = torch.tensor(strength[part], dtype=torch.float32, device=self._directions.device)
+            vector = self._directions[torch.tensor(rows[part])] * size[:, None]
+            n = len(vector)
+            edit = Add(self._site, vector, self._mask.expand(n, -1))
+            logits = self._model.logits(self._tokens.expand(n, -1), [edit], last_only=True)[:, -1]
+            found.append(logits.double().log_softmax(-1).cpu().numpy())
+        return np.concatenate(found)
+
+
+def _kl(base: np.ndarray, edited: np.ndarray) -> np.ndarray:
+    return np.maximum((np.exp(base) * (base - edited)).sum(axis=1), 0.0)
+
+
+def _log_odds(logprobs: np.ndarray, inside: np.ndarray) -> np.ndarray:
+    """[rows categories]; the mass outside is summed by itself, so that a mass near 1 keeps its digits."""
+    probs = np.exp(logprobs)
+    within, without = probs @ inside.T, probs @ ~inside.T
+    return np.log(np.maximum(within, TINY)) - np.log(np.maximum(without, TINY))

@@ -1,0 +1,97 @@
+"""Worlds in which a push acts only directly, or only through a later block, as the stages of a study see them."""
+
+import numpy as np
+import pyarrow.compute as pc
+import pytest
+import torch
+
+from polysem.linear.decompose import decompose, split_push
+from polysem.linear.response import membership
+from polysem.report.decomposition import decomposition_panels
+from polysem.response import respond
+from polysem.selftest.studies import study_of
+from polysem.types import Site
+from polysem.worlds.compiled import MIDDLE, compiled_world
+from polysem.worlds.model import WorldModel
+from polysem.worlds.planted import plain_sae
+from polysem.worlds.tables import FeatureRow, Parts, feature_table, random_prompts, unit_rows
+
+N, D, TOKENS = 16, 12, 3
+SITE = Site(0, "hook_resid_post")
+END = Site(1, "hook_resid_post")
+
+
+class PathWorld(WorldModel):
+    """Block 1 copies the first half of the stream into the second. The unembedding reads the first half (a push acts
+    directly, and only so) or the second (only through the block)."""
+
+    def __init__(self, directions: np.ndarray, *, direct: bool, rng: np.random.Generator):
+        d_vocab = 1 + N * TOKENS
+        W_U = torch.zeros(d_vocab, 2 * D, dtype=torch.float64)
+        half = slice(0, D) if direct else slice(D, 2 * D)
+        W_U[1:, half] = torch.as_tensor(directions).repeat_interleave(TOKENS, 0)
+        W_E = torch.as_tensor(unit_rows(rng.standard_normal((d_vocab, 2 * D))))
+        super().__init__(W_E, W_U, name="paths", widths={SITE: 2 * D, END: 2 * D})
+
+    def run(self, tokens, tap):
+        h = tap(SITE, self.W_E[tokens])
+        copied = torch.cat([torch.zeros_like(h[..., :D]), h[..., :D]], dim=-1)
+        return tap(END, h + copied) @ self.W_U.T
+
+
+def parts(*, direct):
+    rng = np.random.default_rng(0)
+    directions = unit_rows(rng.standard_normal((N, D)))
+    model = PathWorld(directions, direct=direct, rng=rng)
+    W_dec = np.concatenate([directions, np.zeros((N, D))], axis=1)
+    sae = plain_sae(W_dec, site=SITE)
+    ids = [list(range(1 + k * TOKENS, 1 + (k + 1) * TOKENS)) for k in range(N)]
+    rows = [FeatureRow(tokens, tokens, f"feature {k}") for k, tokens in enumerate(ids)]
+    table = feature_table("world", rows, site=SITE, W_dec=W_dec, embeddings=np.eye(N))
+    return Parts(model, {"world": sae}, table, random_prompts(4, model.spec.d_vocab, rng))
+
+
+@pytest.mark.parametrize("direct", [True, False])
+def test_a_study_says_by_which_path(direct):
+    world = parts(direct=direct)
+    made = study_of(world, seed=0, n_targets=8, sources_per_bin=2, doses=(0.1,), n_random=1)
+    tables = respond(
+        made.plan.plan, made.plan.prompts, made.trials, world.features, world.model, world.saes, seed=0
+    )
+    found = tables["decomposition"]
+    total, straight, around = (found[n].to_numpy() for n in ("total", "direct", "indirect"))
+    assert len(total) >= 8
+    assert np.abs(total).min() > 1e-4
+    np.testing.assert_allclose(straight + around, total, atol=1e-5)
+    np.testing.assert_allclose(straight / total, 1.0 if direct else 0.0, atol=0.02)
+    response = tables["response"].filter(pc.equal(tables["response"]["relation"], "pair"))
+    share = response["linear_direct"].to_numpy() / response["linear"].to_numpy()
+    np.testing.assert_allclose(share, 1.0 if direct else 0.0, atol=1e-6)
+    said = str(decomposition_panels(found)[0].drawing)
+    assert (
+        "direct 100 % · through later blocks 0 %" if direct else "direct 0 % · through later blocks 100 %"
+    ) in said
+
+
+@pytest.mark.parametrize("kind", ["direct", "indirect"])
+def test_a_compiled_circuit_shows_its_paths(kind):
+    """Successors are read straight from the current token's axis, bigrams only through a neuron of block 1."""
+    gains = {"direct": (0.0, 2.0), "indirect": (6.0, 0.0)}[kind]
+    world = compiled_world(bigram_gain=gains[0], successor_gain=gains[1], seed=1)
+    truth, seen = world.truth, 0
+    for b, a, t in truth.bigrams.tolist()[:6]:
+        target = t if kind == "indirect" else int(truth.successors[a - 1])
+        push = torch.as_tensor(truth.R[:, [truth.current(a)]].T)
+        axis = torch.as_tensor(truth.R[:, [truth.current(1 + a % truth.n_tokens)]].T)
+        found = decompose(
+            world.model,
+            torch.tensor([0, b, 0]),
+            site=MIDDLE,
+            pushed=torch.tensor([False, False, True]),
+            parts=split_push(push, axis, torch.eye(push.shape[1], dtype=torch.float64)[:1]),
+            inside=membership([[target]], world.model.spec.d_vocab),
+        )
+        assert float(found.total.abs().min()) > 0.1
+        assert float(found.direct / found.total) == pytest.approx(float(kind == "direct"), abs=0.02)
+        seen += 1
+    assert seen == 6

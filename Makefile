@@ -14,7 +14,7 @@ demo: .venv/.runtime  ## the embedded study; writes runs/demo/report.html
 	$(BIN)/polysem demo --out runs/demo
 
 test: .venv/.dev  ## every test
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: .venv/.dev  ## check mode: changes nothing
 	$(BIN)/ruff check $(SOURCES)

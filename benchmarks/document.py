@@ -9,7 +9,7 @@ Made by `make bench` from what it measured; do not edit. `make bench ARGS="--onl
 `ARGS=--json` prints records, `ARGS=--quick` only sees that everything runs.
 
 Machine: {machine}. One thread. Contestants take turns in one process; a figure is the least CPU time of at least three
-rounds (memory: the peak of a process of its own, less that of one that only makes the input). The ratio is other / ours.
+rounds (memory: the peak of a process of its own while it works, beyond what it held with the input made). The ratio is other / ours.
 Every line was checked in the same run: what the two ways give is equal as the last column says.
 
 ## Against others

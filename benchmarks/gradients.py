@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from benchmarks.harness import Line, Size, benchmark, interleaved, require
+from benchmarks.harness import Line, Size, benchmark, interleaved, require, shares
 
 # isort: split
 import torch
@@ -47,7 +47,7 @@ def _lines(shape: Shape, size: Size, bars: tuple[float, float]) -> Iterator[Line
     require(gaps[""] <= SAME_GRADIENT, f"gradients differ by {gaps['']:.2g} of the largest entry")
     require(gaps[", fast=True"] <= FLOAT32, f"gradients differ by {gaps[', fast=True']:.2g}")
     best = interleaved({**ways, "per context": one_by_one})
-    for way in ways:
+    for way, run in ways.items():
         yield Line(
             f"token gradients{way}, {shape} shape, {N_CONTEXTS} contexts of 12 tokens",
             "backward() of one context at a time",
@@ -56,6 +56,7 @@ def _lines(shape: Shape, size: Size, bars: tuple[float, float]) -> Iterator[Line
             "cpu s a context",
             f"largest difference {gaps[way]:.1e} of the largest entry over {len(reference)} contexts",
             *((None, None) if way else bars),
+            note=shares(run),
         )
 
 

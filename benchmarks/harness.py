@@ -15,7 +15,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS")
 for _name in THREADS:
@@ -167,24 +167,63 @@ def interleaved_commands(commands: Mapping[str, Sequence[str]], *, rounds: int =
     return best
 
 
+def shares(run: Callable[[], object], *, most: int = 6) -> str:
+    """Where the CPU time of a call goes, by torch's profiler: the operators that take most of it, and what is
+    spent outside of them, in Python and the profiler itself."""
+    from torch.profiler import ProfilerActivity, profile
+
+    run()
+    start = time.process_time()
+    run()
+    whole = time.process_time() - start
+    with profile(activities=[ProfilerActivity.CPU]) as seen:
+        run()
+    spent = {
+        event.key.partition("::")[2] or event.key: event.self_cpu_time_total for event in seen.key_averages()
+    }
+    inside = sum(spent.values()) / 1e6
+    known = sorted(spent.items(), key=lambda item: -item[1])[:most]
+    words = [f"{name} {100 * micros / 1e6 / max(inside, whole):.0f} %" for name, micros in known]
+    outside = max(whole - inside, 0.0) / max(inside, whole)
+    return f"profile: {', '.join(words)}, outside of operators {100 * outside:.0f} %"
+
+
 def _children_seconds() -> float:
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     return used.ru_utime + used.ru_stime
 
 
-def peak_mb(code: str) -> tuple[float, str]:
-    """Peak resident memory in MB (10^6 bytes) of a fresh interpreter that runs `code`, and the last line it
-    printed.
+class Peak(NamedTuple):
+    """Memory of a process of its own, in MB (10^6 bytes)."""
 
-    Read from the kernel's high-water mark of that address space: `ru_maxrss` of a child begins with the
-    memory of the process that started it.
+    whole: float
+    extra: float
+    """the peak while it worked, beyond what it held when it began to"""
+
+
+_STATUS = """
+def status(name):
+    return int(next(l for l in open('/proc/self/status') if l.startswith(name)).split()[1]) * 1024 / 1e6
+"""
+
+
+def peak_mb(setup: str, run: str) -> tuple[Peak, str]:
+    """Peak resident memory of a fresh interpreter that runs `setup`, then `run`; and the last line it printed.
+
+    Read from the kernel's high-water mark of that address space, which is reset before `run` (`ru_maxrss` of a
+    child begins with the memory of the process that started it).
     """
-    tail = "\nprint(next(l for l in open('/proc/self/status') if l.startswith('VmHWM')).split()[1])"
-    done = subprocess.run([sys.executable, "-c", code + tail], capture_output=True, text=True)
+    reset = (
+        "\nbefore, held = status('VmHWM'), status('VmRSS')\nopen('/proc/self/clear_refs', 'w').write('5')\n"
+    )
+    tail = "\nprint(max(before, status('VmHWM')), status('VmHWM') - held)"
+    done = subprocess.run(
+        [sys.executable, "-c", _STATUS + setup + reset + run + tail], capture_output=True, text=True
+    )
     if done.returncode:
         raise CheckFailed(f"exit code {done.returncode} of a process of its own: {done.stderr[-800:]}")
-    *said, kilobytes = done.stdout.splitlines()
-    return int(kilobytes) * 1024 / 1e6, said[-1] if said else ""
+    *said, peaks = done.stdout.splitlines()
+    return Peak(*map(float, peaks.split())), said[-1] if said else ""
 
 
 def require(holds: bool, message: str) -> None:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from benchmarks.harness import Line, Point, Size, benchmark, curve, interleaved, peer, require
+from benchmarks.harness import Line, Point, Size, benchmark, curve, interleaved, peer, require, shares
 
 # isort: split
 import torch
@@ -95,7 +95,7 @@ def _lines(
         0.5,
         0.75,
         note=f"{floor / 1e6:.0f} MFLOP an intervention; products of this size run at {rate / 1e9:.0f} GFLOP/s here; "
-        "a profile gives what is no product to softmax and readout over the vocabulary, and to the clean run of the prompt",
+        f"{shares(lambda: ours(world, sweep))}",
     )
 
 
@@ -167,7 +167,8 @@ def transformer_lens(size: Size) -> Iterator[Line]:
     mine = best["ours"] / (len(DOSES) * N_DIRECTIONS)
     check = f"ours against the HF hook: |dc| <= {gap:.1e}"
     what, unit = "sweep, Pythia-70M shape, 12 tokens, mid layer, exact fp32", "cpu s an intervention"
-    yield Line(what, "TransformerLens, batch 1", mine, best["one"] / len(few), unit, check, 55, 90)
+    note = f"theirs {shares(lambda: run(DOSES[:1]))}"
+    yield Line(what, "TransformerLens, batch 1", mine, best["one"] / len(few), unit, check, 55, 90, note)
     yield Line(what, "TransformerLens, batch 32", mine, best["batch"] / len(DOSES), unit, check, 6, 10)
 
 

@@ -104,7 +104,8 @@ def _floor(helpers: Helpers) -> Iterator[Line]:
         f"both processes give the same {n} values to the bit",
         0.5,
         0.75,
-        note=f"{floor / 1e6:.0f} MFLOP an intervention; products of its size run at {rate / 1e9:.0f} GFLOP/s on two cores",
+        note=f"{floor / 1e6:.0f} MFLOP an intervention; products of its size run at {rate / 1e9:.0f} GFLOP/s on two cores; "
+        "where the rest goes: the sweep of one core, above",
     )
 
 

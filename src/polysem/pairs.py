@@ -8,7 +8,7 @@ hold no N x N array. Columns: `polysem.store.tables`; the choices behind them: d
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 import pyarrow as pa
@@ -24,10 +24,9 @@ from polysem.store.schema import Schema
 from polysem.store.tables import DENSITY, PAIRS, PARTNERS, SPECTRUM
 
 if TYPE_CHECKING:
-    from polysem.features import FeatureTable
     from polysem.saes.base import SAE
-else:  # importing them would import torch
-    FeatureTable = SAE = Any
+else:  # importing it would import torch
+    SAE = Any
 
 DUPLICATE_INTERFERENCE = 0.7
 """above this |cosine| two features are likely one concept"""
@@ -68,8 +67,20 @@ class PairMap:
         }
 
 
+@runtime_checkable
+class GlossedFeatures(Protocol):
+    """The part of the feature table that the map is made from."""
+
+    @property
+    def features(self) -> pa.Table: ...
+    @property
+    def contexts(self) -> pa.Table: ...
+    @property
+    def embeddings(self) -> Mapping[str, np.ndarray]: ...
+
+
 def map_pairs(
-    sae: SAE, features: FeatureTable, *, config: PairsConfig, label: str, reporter: Reporter = SILENT
+    sae: SAE, features: GlossedFeatures, *, config: PairsConfig, label: str, reporter: Reporter = SILENT
 ) -> PairMap:
     """All pairs of one SAE: rows where |interference| >= min_interference and similarity < max_similarity,
     counts elsewhere.
@@ -154,7 +165,7 @@ class _Side:
         }
 
 
-def _of_sae(table: FeatureTable, label: str, *, d_sae: int) -> _Side:
+def _of_sae(table: GlossedFeatures, label: str, *, d_sae: int) -> _Side:
     # Embeddings go by the order of the rows, so it is kept.
     rows = table.features.filter(pc.equal(table.features["sae"], label))
     feature = rows["feature"].to_numpy()

@@ -25,12 +25,14 @@ from polysem.store.schema import Schema
 from polysem.store.stages import ORDER
 from polysem.store.tables import PLAN, PROMPTS, STAGES, TRIALS
 from polysem.study import run_study, study_status
-from polysem.study.bench import Bench, sae_labels
+from polysem.study.bench import Bench
+from polysem.study.shelf import Shelf, sae_labels
 from polysem.study.toml import to_toml
 from polysem.study.verify import compare_trials, verify_run
 from polysem.types import Site
 
 N_BATCHES = 5
+SITE = "blocks.0.hook_resid_post"
 
 
 def row(schema: Schema, **values: Any) -> dict[str, Any]:
@@ -55,6 +57,16 @@ def table(schema: Schema, rows: Sequence[dict[str, Any]]) -> pa.Table:
     return pa.Table.from_pylist([row(schema, **r) for r in rows], schema=schema.arrow())
 
 
+def fake_sae(ref: str) -> Any:
+    return SimpleNamespace(
+        site=Site.parse(SITE),
+        d_sae=3,
+        prepend_bos=True,
+        nbytes=100,
+        provenance=SimpleNamespace(ref=ref, revision="r1", dialect="fake", measured={"fvu": 0.1}),
+    )
+
+
 @dataclass
 class Fakes:
     """Stand-ins for the stage functions; `calls` notes which ran, `value` goes into the features table."""
@@ -77,12 +89,7 @@ class Fakes:
         self, ref: str, *, site: str | None, model: object, max_fvu: float, allow_other_model: bool = False
     ) -> SimpleNamespace:
         self.note("sae gated" if model is not None else "sae")
-        return SimpleNamespace(
-            site=Site.parse("blocks.0.hook_resid_post"),
-            d_sae=3,
-            prepend_bos=True,
-            provenance=SimpleNamespace(revision="r1", dialect="fake", measured={"fvu": 0.1}),
-        )
+        return fake_sae(ref)
 
     def build_features(
         self, study: Study, model: object, saes: dict[str, Any], *, workdir: Path, reporter: object
@@ -272,9 +279,7 @@ def test_a_changed_study_makes_stale_what_depends_on_the_change(fakes: Fakes, st
     assert reason(changed, out, "trials") == "plan is stale"
     run_study(changed, out)
     # the fake plan comes out the same, so what follows from it stays; the report names the study and is made again
-    assert fakes.calls == ["model", "sae", "sae", "plan", "report"] or fakes.calls == [
-        *("sae", "sae", "model", "plan", "report")
-    ]
+    assert fakes.calls == ["model", "plan", "report"]  # what is said of the SAEs is on record
     assert states(changed, out) == ALL_FRESH
 
 
@@ -559,6 +564,52 @@ def test_labels_are_the_sites_made_unique():
     assert sae_labels(entries(None, "s"), ["s", "s"]) == ["s-2", "s"]
     with pytest.raises(ConfigError, match="two SAEs have the label 'x'"):
         sae_labels(entries("x", "x"), ["s", "t"])
+
+
+def test_the_shelf_keeps_the_last_used_saes_within_its_bytes():
+    entries = tuple(SAEConfig(ref=f"file-{k}") for k in range(4))
+    loaded: list[str] = []
+
+    def load(entry: SAEConfig) -> Any:
+        loaded.append(entry.ref)
+        return fake_sae(entry.ref)
+
+    shelf = Shelf(entries, load, keep=200)
+    assert loaded == [entry.ref for entry in entries]
+    labels = list(shelf)
+    assert labels == [SITE, f"{SITE}-2", f"{SITE}-3", f"{SITE}-4"]
+    assert shelf[f"{SITE}-4"] is shelf[f"{SITE}-4"]
+    assert shelf[f"{SITE}-3"].provenance.ref == "file-2"
+    assert len(loaded) == 4  # the last two were still there
+    assert shelf[SITE].provenance.ref == "file-0"
+    assert shelf[f"{SITE}-3"].provenance.ref == "file-2"
+    assert loaded[4:] == ["file-0"]  # took the place of s-4, which had not been used for longest
+    assert f"{SITE}-4" in shelf
+    assert "t" not in shelf
+    assert len(loaded) == 5
+
+
+def test_what_is_recorded_of_saes_spares_loading_them_only_if_it_is_of_the_same_ones():
+    entries = tuple(SAEConfig(ref=f"file-{k}") for k in range(2))
+    loaded: list[str] = []
+
+    def load(entry: SAEConfig) -> Any:
+        loaded.append(entry.ref)
+        return fake_sae(entry.ref)
+
+    facts = Shelf(entries, load).facts
+    loaded.clear()
+    assert Shelf(entries, load, known=dict(reversed(facts.items()))).facts == facts
+    assert not loaded
+    for other in (
+        {SITE: facts[SITE]},
+        {SITE: facts[SITE], "t": facts[f"{SITE}-2"]},
+        {SITE: facts[SITE], f"{SITE}-2": facts[SITE]},
+        {SITE: facts[SITE], f"{SITE}-2": {k: v for k, v in facts[f"{SITE}-2"].items() if k != "prepend_bos"}},
+    ):
+        loaded.clear()
+        assert Shelf(entries, load, known=other).facts == facts
+        assert loaded == ["file-0", "file-1"]
 
 
 def test_parts_are_whole_batches_in_order(monkeypatch: pytest.MonkeyPatch):

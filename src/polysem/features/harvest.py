@@ -56,8 +56,8 @@ def harvest(
         saes: by label; they are moved to the model's device.
         rows: the text; where its rows begin with BOS, that position is left out of everything.
         plan: what to keep.
-        checkpoint: file that holds the state of an unfinished pass, written every `CHECKPOINT_EVERY` batches.
-            One that is damaged, or was written for other inputs, is left aside with a warning.
+        checkpoint: file that holds the state of a pass, written every `CHECKPOINT_EVERY` batches and at the
+            end. One that is damaged, or was written for other inputs, is left aside with a warning.
         reporter: is told of every batch.
 
     Raises:
@@ -83,7 +83,8 @@ def harvest(
         captured = model.capture(torch.from_numpy(tokens), sites)
         for label, encoder in encoders.items():
             _take(label, encoder, captured[encoder.sae.site], tokens, states[label], first_row=at)
-        if checkpoint and (n + 1) % CHECKPOINT_EVERY == 0 and n + 1 < len(starts):
+        # the last one too: other SAEs of the study may still have to go through the corpus
+        if checkpoint and ((n + 1) % CHECKPOINT_EVERY == 0 or n + 1 == len(starts)):
             _save(checkpoint, states, mark, done=n + 1)
     return states
 

@@ -7,9 +7,10 @@ corpus, plus the embedding of the glosses.
 
 import hashlib
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -19,6 +20,7 @@ from polysem.config import CorpusConfig, FeaturesConfig, GlossesConfig, Study
 from polysem.errors import ConfigError
 from polysem.features.columns import context_table, harvest_table, with_glosses
 from polysem.glosses import (
+    Embedded,
     Gloss,
     embed_glosses,
     gloss_clusters,
@@ -35,6 +37,10 @@ from polysem.store.schema import Schema
 from polysem.store.tables import CLUSTERS, CONTEXTS, FEATURES, GLOSSES
 
 log = logging.getLogger(__name__)
+
+HELD_BYTES = 2 << 30
+"""weights of SAEs that go through the corpus together; encoders and what they fired on take about as much
+again"""
 
 
 @dataclass(frozen=True)
@@ -159,36 +165,62 @@ def _build(
     workdir: Path | None,
     reporter: Reporter,
 ) -> FeatureTable:
-    if features.source == "harvest":
-        activity = _harvested(model, saes, corpus, features, workdir=workdir, reporter=reporter)
-    elif features.source == "zoo":
-        activity = {label: _shipped(label, sae) for label, sae in saes.items()}
-    else:
-        activity = {label: _exported(label, sae, model, features) for label, sae in saes.items()}
-    parts, gloss_parts, cluster_parts, embeddings = [], [], [], {}
-    name, hashes = "", []
-    for label, sae in saes.items():
-        rows, contexts = activity[label]
-        own = _glosses(gloss_sources[label], rows, contexts, sae)
-        ids = rows["feature"].to_numpy()
-        primary = _primary_source(own)
-        embedded = embed_glosses(
-            primary, ids, glosses.embedder, cache=workdir and workdir / "embeddings", reporter=reporter
-        )
-        name = embedded.name
-        hashes.append(embedded.sha256)
-        embeddings[label] = embedded.vectors
-        parts.append(with_glosses(rows, own))
-        gloss_parts.append(_gloss_rows(label, own))
-        cluster_parts.append(_cluster_rows(label, ids, embedded.vectors, glosses.cluster_cuts))
+    made: dict[str, _Made] = {}
+    for number, group in enumerate(_groups(saes)):
+        if features.source == "harvest":
+            activity = _harvested(model, group, corpus, features, workdir, number, reporter)
+        elif features.source == "zoo":
+            activity = {label: _shipped(label, sae) for label, sae in group.items()}
+        else:
+            activity = {label: _exported(label, sae, model, features) for label, sae in group.items()}
+        for label, sae in group.items():
+            rows, contexts = activity.pop(label)
+            own = _glosses(gloss_sources[label], rows, contexts, sae)
+            embedded = embed_glosses(
+                _primary_source(own),
+                rows["feature"].to_numpy(),
+                glosses.embedder,
+                cache=workdir and workdir / "embeddings",
+                reporter=reporter,
+            )
+            clusters = _cluster_rows(
+                label, rows["feature"].to_numpy(), embedded.vectors, glosses.cluster_cuts
+            )
+            made[label] = _Made(
+                with_glosses(rows, own), _gloss_rows(label, own), contexts, clusters, embedded
+            )
+    parts = [made[label] for label in saes]
     return FeatureTable(
-        FEATURES.conform(pa.concat_tables(parts)),
-        GLOSSES.conform(pa.concat_tables(gloss_parts)),
-        CONTEXTS.conform(pa.concat_tables([contexts for _, contexts in activity.values()])),
-        CLUSTERS.conform(pa.concat_tables(cluster_parts)),
-        embeddings,
-        (name, _one_hash(hashes)),
+        FEATURES.conform(pa.concat_tables([part.features for part in parts])),
+        GLOSSES.conform(pa.concat_tables([part.glosses for part in parts])),
+        CONTEXTS.conform(pa.concat_tables([part.contexts for part in parts])),
+        CLUSTERS.conform(pa.concat_tables([part.clusters for part in parts])),
+        {label: made[label].embedded.vectors for label in saes},
+        (parts[-1].embedded.name, _one_hash([part.embedded.sha256 for part in parts])),
     )
+
+
+class _Made(NamedTuple):
+    """What is kept of one SAE."""
+
+    features: pa.Table
+    glosses: pa.Table
+    contexts: pa.Table
+    clusters: pa.Table
+    embedded: Embedded
+
+
+def _groups(saes: Mapping[str, SAE]) -> Iterator[dict[str, SAE]]:
+    """SAEs that go through the corpus together: those that agree on BOS, until their weights are more than is
+    held at once. Every SAE is looked up once."""
+    waiting: dict[bool, dict[str, SAE]] = {True: {}, False: {}}
+    for label, sae in saes.items():
+        group = waiting[sae.prepend_bos]
+        if group and sae.nbytes + sum(other.nbytes for other in group.values()) > HELD_BYTES:
+            waiting[sae.prepend_bos] = {}
+            yield group
+        waiting[sae.prepend_bos][label] = sae
+    yield from (group for group in waiting.values() if group)
 
 
 def _one_hash(hashes: list[str]) -> str:
@@ -203,42 +235,37 @@ def _harvested(
     saes: Mapping[str, SAE],
     corpus: CorpusConfig,
     features: FeaturesConfig,
-    *,
     workdir: Path | None,
+    number: int,
     reporter: Reporter,
 ) -> dict[str, tuple[pa.Table, pa.Table]]:
+    """FEATURES and CONTEXTS of a group of SAEs, the group's number naming its checkpoint."""
     from polysem.corpus import token_rows
     from polysem.features.best import HarvestPlan
     from polysem.features.harvest import harvest
 
     plan = HarvestPlan(features.n_contexts, features.window, features.n_target_tokens)
-    found = {}
-    # SAEs that want BOS and SAEs that do not are run on rows with and without it, one pass each.
-    for bos in (True, False):
-        mine = {label: sae for label, sae in saes.items() if sae.prepend_bos is bos}
-        if not mine:
-            continue
-        rows = token_rows(
-            corpus.ref, model, n_tokens=corpus.n_tokens, context=corpus.context, prepend_bos=bos
+    bos = next(iter(saes.values())).prepend_bos
+    rows = token_rows(corpus.ref, model, n_tokens=corpus.n_tokens, context=corpus.context, prepend_bos=bos)
+    if rows.n_tokens < corpus.n_tokens:
+        log.warning(
+            "corpus %s has %d tokens in whole rows, fewer than the %d asked for; all are used",
+            corpus.ref,
+            rows.n_tokens,
+            corpus.n_tokens,
         )
-        if rows.n_tokens < corpus.n_tokens:
-            log.warning(
-                "corpus %s has %d tokens in whole rows, fewer than the %d asked for; all are used",
-                corpus.ref,
-                rows.n_tokens,
-                corpus.n_tokens,
-            )
-        checkpoint = None
-        if workdir:
-            workdir.mkdir(parents=True, exist_ok=True)
-            checkpoint = workdir / f"harvest-{'bos' if bos else 'plain'}.safetensors"
-        states = harvest(model, mine, rows, plan=plan, checkpoint=checkpoint, reporter=reporter)
-        for label, sae in mine.items():
-            found[label] = (
-                harvest_table(label, sae, states[label], model, features),
-                context_table(label, states[label], rows, model),
-            )
-    return {label: found[label] for label in saes}
+    checkpoint = None
+    if workdir:
+        workdir.mkdir(parents=True, exist_ok=True)
+        checkpoint = workdir / f"harvest-{number:02d}.safetensors"
+    states = harvest(model, saes, rows, plan=plan, checkpoint=checkpoint, reporter=reporter)
+    return {
+        label: (
+            harvest_table(label, sae, states[label], model, features),
+            context_table(label, states[label], rows, model),
+        )
+        for label, sae in saes.items()
+    }
 
 
 def _shipped(label: str, sae: SAE) -> tuple[pa.Table, pa.Table]:

@@ -70,6 +70,12 @@ class SAE:
     def d_sae(self) -> int:
         return self.W_dec.shape[0]
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all weights."""
+        parts = (self.W_enc, self.W_dec, self.b_enc, self.b_dec, self.threshold, *(self.gate or ()))
+        return sum(part.nbytes for part in parts if part is not None)
+
     def encode(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_sae"]:
         """Feature activations in the units of the source's decoder rows (not folded to unit norm)."""
         from polysem.saes.codec import encode

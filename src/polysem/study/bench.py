@@ -1,16 +1,21 @@
 """What stages work with, loaded when first asked for and once: the model, the SAEs, the feature table."""
 
+from collections.abc import Mapping
 from dataclasses import asdict, replace
-from functools import cached_property
+from functools import cache, cached_property
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import pyarrow as pa
+
 from polysem.config import SAEConfig, Study
-from polysem.errors import ConfigError, MismatchError, StoreError
+from polysem.errors import MismatchError, StoreError
+from polysem.store.manifest import Manifest
 from polysem.store.run import RunFolder
+from polysem.study.shelf import Shelf
 from polysem.study.sources import Pins
 
 if TYPE_CHECKING:
-    from polysem.features import FeatureTable
     from polysem.models import WhiteBoxModel
     from polysem.saes import SAE
 
@@ -21,7 +26,7 @@ class Bench:
     def __init__(self, study: Study, run: RunFolder):
         self.study = study
         self.run = run
-        self.pins = _pins(run)
+        self.pins = Pins.of(_features_manifest(run))
         self.gated = False
 
     @cached_property
@@ -36,27 +41,20 @@ class Bench:
         return model
 
     @cached_property
-    def saes(self) -> "dict[str, SAE]":
-        """The study's SAEs by label, in its order; checked against the model where it is already loaded."""
-        loaded = [self._sae(entry) for entry in self.study.saes]
-        self.pins = replace(
-            self.pins,
-            saes={
-                **self.pins.saes,
-                **{
-                    entry.ref: sae.provenance.revision
-                    for entry, sae in zip(self.study.saes, loaded, strict=True)
-                },
-            },
-        )
-        return dict(zip(sae_labels(self.study.saes, [str(sae.site) for sae in loaded]), loaded, strict=True))
+    def saes(self) -> Shelf:
+        """The study's SAEs by label, in its order; each checked against the model where `gate` was called."""
+        manifest = None if self.gated else _features_manifest(self.run)
+        known = manifest.facts.get("saes", {}) if manifest else {}
+        shelf = Shelf(self.study.saes, self._sae, known=known)
+        revisions = {facts["ref"]: facts["revision"] for facts in shelf.facts.values()}
+        self.pins = replace(self.pins, saes={**self.pins.saes, **revisions})
+        self.gated = False  # each has passed; what is read again later is the same
+        return shelf
 
     @cached_property
-    def features(self) -> "FeatureTable":
+    def features(self) -> "StoredFeatures":
         """The feature table of the run folder."""
-        from polysem.features import FeatureTable
-
-        return FeatureTable(**self.run.tables("features"), embeddings=self.run.embeddings())
+        return StoredFeatures(self.run)
 
     def gate(self) -> None:
         """From now on SAEs are loaded with the model at hand, so that each must fit it and reconstruct it."""
@@ -73,17 +71,7 @@ class Bench:
             found["model"] = {**asdict(self.model.spec), "ref": self.study.model.ref}
             found["threads"] = torch.get_num_threads()
         if "saes" in vars(self):
-            found["saes"] = {
-                label: {
-                    "ref": entry.ref,
-                    "revision": sae.provenance.revision,
-                    "dialect": sae.provenance.dialect,
-                    "site": str(sae.site),
-                    "d_sae": sae.d_sae,
-                    "measured": dict(sae.provenance.measured),
-                }
-                for entry, (label, sae) in zip(self.study.saes, self.saes.items(), strict=True)
-            }
+            found["saes"] = self.saes.facts
         return found
 
     def _sae(self, entry: SAEConfig) -> "SAE":
@@ -108,33 +96,34 @@ class Bench:
         return sae
 
 
-def sae_labels(entries: tuple[SAEConfig, ...], sites: list[str]) -> list[str]:
-    """The names of SAEs in tables: the label of the study, or the site; a repeated site gets -2, -3, ...
+class StoredFeatures:
+    """The feature table of a run folder, each part read when it is first asked for: running the trials needs
+    neither the contexts nor the embeddings, which are the bulk of it."""
 
-    Raises:
-        ConfigError: if the study gives one label twice.
-    """
-    given = [entry.label for entry in entries if entry.label]
-    if repeated := sorted({label for label in given if given.count(label) > 1}):
-        raise ConfigError(
-            f"two SAEs have the label {repeated[0]!r}; expected each label once", hint="edit [[saes]]"
-        )
-    taken, labels = set(given), []
-    for entry, site in zip(entries, sites, strict=True):
-        label, n = entry.label or site, 1
-        while not entry.label and label in taken:
-            n += 1
-            label = f"{site}-{n}"
-        taken.add(label)
-        labels.append(label)
-    return labels
+    def __init__(self, run: RunFolder):
+        self._table, self._embeddings = cache(run.table), cache(run.embeddings)
+
+    @property
+    def features(self) -> pa.Table:
+        """FEATURES"""
+        return self._table("features")
+
+    @property
+    def contexts(self) -> pa.Table:
+        """CONTEXTS"""
+        return self._table("contexts")
+
+    @property
+    def embeddings(self) -> Mapping[str, np.ndarray]:
+        """By SAE label, [n_features d_embed] float32 unit rows; zero without a gloss."""
+        return self._embeddings()
 
 
-def _pins(run: RunFolder) -> Pins:
+def _features_manifest(run: RunFolder) -> Manifest | None:
     try:
-        return Pins.of(run.manifest("features"))
+        return run.manifest("features")
     except StoreError:
-        return Pins({}, {})  # a damaged manifest pins nothing, and its stage is made again
+        return None  # a damaged manifest settles nothing, and its stage is made again
 
 
 def _is_local(ref: str) -> bool:

@@ -66,7 +66,7 @@ def make_plan(bench: Bench) -> Made:
     from polysem.prompts import make_prompts
 
     study, run = bench.study, bench.run
-    wants_bos = {label: sae.prepend_bos for label, sae in bench.saes.items()}
+    wants_bos = {label: bool(facts["prepend_bos"]) for label, facts in bench.saes.facts.items()}
     if len(set(wants_bos.values())) > 1:
         log.warning("some SAEs were trained with BOS and some without; all prompts begin with BOS")
     prompts = make_prompts(

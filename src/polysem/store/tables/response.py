@@ -42,7 +42,7 @@ RESPONSE = Schema(
 
 DECOMPOSITION = Schema(
     "decomposition",
-    1,
+    2,
     ("sae", "target", "source", "token_set"),
     (
         SAE,
@@ -62,7 +62,10 @@ DECOMPOSITION = Schema(
         _part("indirect", "through further blocks"),
         _part("mediated", "of the target's own latent, moved as the encoder reads the push"),
         _part("remainder", "total minus mediated"),
-        _part("clean", "total on the target tokens that are not also the source's; null if none is left"),
+        _part(
+            "clean",
+            "total on the target tokens that resemble none of the source's (cosine of embeddings below 0.5); null if none is left",
+        ),
         Column("n_prompts", pa.int64(), "prompts", ""),
     ),
 )

@@ -23,7 +23,15 @@ from torch import Tensor
 from polysem.interventions.base import Recipe, edited_positions
 from polysem.interventions.strengths import own_strengths
 from polysem.linear.compensation import compensation, crosstalk_floor
-from polysem.linear.decompose import STREAM, Decomposition, common_mode, decompose, mean_of, split_push
+from polysem.linear.decompose import (
+    STREAM,
+    Decomposition,
+    clean_tokens,
+    common_mode,
+    decompose,
+    mean_of,
+    split_push,
+)
 from polysem.linear.footprint import Prompt, footprint_metrics
 from polysem.linear.metrics import pair_metrics
 from polysem.linear.replicated import Side, replicated_pairs
@@ -303,10 +311,7 @@ class _OneSAE:
         target = torch.tensor([c["target"] for c in part])
         pushes = lengths * self.unit[[c["source"] for c in part]]
         inside = self.inside[[self.row[c["target"], tokens] for c in part]]
-        clean = inside.clone()
-        for k, c in enumerate(part):
-            theirs = [t for t in self.sets.get((c["source"], tokens), []) if 0 <= t < inside.shape[1]]
-            clean[k, theirs] = False
+        own = [self.sets.get((c["source"], tokens), []) for c in part]
         return decompose(
             self.model,
             ids,
@@ -314,7 +319,7 @@ class _OneSAE:
             pushed=pushed,
             parts=split_push(pushes, self.unit[target], basis),
             inside=inside,
-            clean=clean,
+            clean=clean_tokens(inside, own, self.model.W_E),
             sae=self.sae,
             latents=target,
         )

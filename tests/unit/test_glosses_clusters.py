@@ -5,7 +5,7 @@ import pytest
 from scipy.cluster.hierarchy import fcluster, linkage
 
 from polysem.errors import ConfigError
-from polysem.glosses import gloss_clusters
+from polysem.glosses import clusters, gloss_clusters
 from polysem.glosses.clusters import average_linkage
 
 CUTS = (0.40, 0.30, 0.20, 0.15)
@@ -59,6 +59,90 @@ def test_identical_vectors_are_one_cluster_at_every_cut():
     vectors = np.stack([one, other, one * 3.0, one, other * 0.5])
     for cut in (1.0 - 1e-12, 0.4):
         np.testing.assert_array_equal(gloss_clusters(vectors, (cut,))[cut], [0, 1, 0, 0, 1])
+
+
+def test_many_equal_vectors_are_scipys_partition_and_merge_at_one():
+    """As in real tables of glosses: most features share the text of another one."""
+    rng = np.random.default_rng(5)
+    distinct = blobs(n=130, d=12, centres=9, spread=1.1, seed=5).astype(np.float32)
+    copies = rng.integers(130, size=1500)
+    vectors = distinct[copies]
+    tree = linkage(vectors, method="average", metric="cosine")
+    ours = gloss_clusters(vectors, CUTS)
+    for cut in CUTS:
+        reference = by_smallest_member(fcluster(tree, t=1 - cut, criterion="distance"))
+        np.testing.assert_array_equal(ours[cut], reference)
+    unit = vectors.astype(np.float64) / np.linalg.norm(vectors.astype(np.float64), axis=1, keepdims=True)
+    merges = average_linkage(unit, lowest=-1.0)
+    n_distinct = len(np.unique(copies))
+    assert len(merges) == 1499
+    assert sum(similarity == 1.0 for _, _, similarity in merges) == 1500 - n_distinct
+    np.testing.assert_allclose(sorted(1 - s for _, _, s in merges), np.maximum(tree[:, 2], 0), atol=1e-12)
+
+
+def test_vectors_that_float32_cannot_tell_apart_are_told_apart():
+    """Some hundred neighbours lie within float32's error of the nearest one: float64 decides."""
+    rng = np.random.default_rng(11)
+    vectors = blobs(n=4, d=48, centres=4, spread=0.1, seed=11)[rng.integers(4, size=400)]
+    vectors = vectors + 1e-5 * rng.normal(size=vectors.shape)
+    unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    # Heights near 1e-10: scipy gets them from distances, to some 1e-16.
+    heights = linkage(unit, method="average", metric="cosine")[:, 2]
+    merges = average_linkage(unit, lowest=-1.0)
+    np.testing.assert_allclose(sorted(1 - s for _, _, s in merges), heights, atol=2e-14)
+
+
+def two_stars(*, n: int) -> np.ndarray:
+    """Two near centres, each with n rays of its own, so that their union is near to more than either."""
+    axes = np.eye(2 + 2 * n)
+    centres = np.stack([axes[0], 0.9 * axes[0] + np.sqrt(0.19) * axes[1]])
+    near = np.linspace(0.8, 0.78, 2 * n)[:, None]
+    return np.concatenate([centres, near * np.repeat(centres, n, axis=0) + np.sqrt(1 - near**2) * axes[2:]])
+
+
+@pytest.mark.parametrize("lowest", [-1.0, 0.15])
+@pytest.mark.parametrize(
+    ("listed", "vectors"),
+    [
+        (4, blobs(n=500, d=4, centres=30, spread=1.6, seed=2)),
+        (16, blobs(n=500, d=24, centres=30, spread=1.6, seed=2)),
+        (16, two_stars(n=15)),
+    ],
+)
+def test_bounds_hold_and_the_nearest_is_found_after_every_round(lowest, listed, vectors, monkeypatch):
+    """What spares comparisons, against all comparisons in float64."""
+    monkeypatch.setattr(clusters, "_LISTED", listed)
+    unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    rounds, scanned = [], []
+    merge, scan = clusters._Clusters.merge, clusters._Clusters._scan
+
+    def checked(self, pairs, alive):
+        products = self.means @ self.means[alive].T
+        products[alive, np.arange(len(alive))] = -np.inf
+        products = products[alive]
+        best = products.max(axis=1)
+        near = best >= lowest
+        np.testing.assert_array_equal(alive[products.argmax(axis=1)][near], self.nearest[alive][near])
+        np.testing.assert_allclose(self.similarity[alive][near], best[near], atol=1e-14)
+        for row, x in enumerate(alive):
+            bounds = np.full(len(self.means) + 1, -np.inf)
+            np.maximum.at(bounds, self.listed[x], self.ceiling[x])
+            bounds[:-1][~np.isin(np.arange(len(self.means)), self.listed[x])] = self.rest[x]
+            assert (products[row] <= bounds[alive] + 1e-12).all()
+        rounds.append(len(pairs))
+        return merge(self, pairs, alive)
+
+    def counted(self, rows, alive):
+        scanned.append(len(rows))
+        return scan(self, rows, alive)
+
+    monkeypatch.setattr(clusters._Clusters, "merge", checked)
+    monkeypatch.setattr(clusters._Clusters, "_scan", counted)
+    merges = clusters.average_linkage(unit, lowest=lowest)
+    assert len(rounds) > 3
+    assert sum(rounds) == len(merges)
+    # Lists of the usual length do their work: few clusters are compared with all others more than once.
+    assert len(unit) < 500 or listed < 16 or sum(scanned) < 1.5 * len(unit)
 
 
 def test_many_equal_similarities_end():

@@ -1,9 +1,11 @@
 """Token glosses: whole words, the most active first, readable, the same every time."""
 
+import numpy as np
 import pyarrow as pa
 import pytest
 
-from polysem.glosses.tokens import active_words, snippet, token_glosses, word_at
+from polysem.errors import FormatError
+from polysem.glosses.tokens import active_words, snippet, token_glosses, word_span
 from polysem.glosses.wording import as_in, named, promotes
 
 
@@ -43,6 +45,12 @@ def tables(contexts: list[dict[str, object]], rows: list[dict[str, object]]) -> 
     )
 
 
+def words_of(contexts: list[dict[str, object]]) -> list[str]:
+    """Of the contexts of one feature, in the order of their ranks."""
+    ranked = [one | {"rank": rank} for rank, one in enumerate(contexts)]
+    return active_words(tables(ranked, [])[1])[0]
+
+
 @pytest.mark.parametrize(
     ("tokens", "position", "word"),
     [
@@ -60,7 +68,26 @@ def tables(contexts: list[dict[str, object]], rows: list[dict[str, object]]) -> 
     ],
 )
 def test_words_are_completed_from_the_context(tokens, position, word):
-    assert word_at(tokens.split("|"), position) == word
+    _, contexts = tables([context(tokens, {position: 1.0})], [])
+    assert active_words(contexts) == {0: [word]}
+
+
+def test_words_of_many_contexts_are_those_of_one_after_the_other():
+    """Arrays over all tokens against the spans of one token at a time; contexts do not touch each other."""
+    rng = np.random.default_rng(0)
+    vocabulary = [*"ab ,", " a", " ab", "b1", "", "\n", "’", "Ж", "我", "\ufffd", " \ufffd", "c" * 20]
+    many = []
+    for n in range(300):
+        tokens = rng.choice(vocabulary, rng.integers(1, 9)).tolist()
+        peak = int(rng.integers(len(tokens)))
+        many.append(context("|".join(tokens), {peak: 1.0}, feature=n))
+    found = active_words(tables(many[::-1], [])[1])
+    for n, one in enumerate(many):
+        tokens, peak = one["tokens"], one["position"]
+        start, stop = word_span(tokens, peak)
+        word = "".join(tokens[start:stop])
+        word = word if len(word) <= 30 else tokens[peak]
+        assert found[n] == ([] if "\ufffd" in word else [word])
 
 
 def test_words_are_ordered_by_the_activation_they_collect():
@@ -70,12 +97,12 @@ def test_words_are_ordered_by_the_activation_they_collect():
         context("an| Ocean", {1: 3.0}),
         context("a| wave| here", {1: 2.0, 2: 1.9}),  # 1.9 is below half of 4
     ]
-    assert [named(w) for w in active_words(contexts)] == ['"ocean"', '"sea"', '"wave"']
+    assert [named(w) for w in words_of(contexts)] == ['"ocean"', '"sea"', '"wave"']
 
 
 def test_one_word_counts_once_per_context_by_its_strongest_piece():
     contexts = [context("a| b|b|b", {1: 2.0, 2: 2.0, 3: 2.0}), context("a| c", {1: 3.0})]
-    assert active_words(contexts) == [" c", " bbb"]
+    assert words_of(contexts) == [" c", " bbb"]
 
 
 @pytest.mark.parametrize(
@@ -149,3 +176,14 @@ def test_order_of_rows_does_not_matter():
     contexts = [context(f"a| w{n}", {1: 1.0 + n % 3}, feature=n % 2, rank=n // 2) for n in range(12)]
     rows = [{"feature": 0, "tokens_in_str": [" q"]}, {"feature": 1}]
     assert token_glosses(*tables(contexts, rows)) == token_glosses(*tables(contexts[::-1], rows[::-1]))
+
+
+def test_a_table_without_contexts_has_glosses_of_promoted_tokens():
+    rows = [{"feature": 3, "tokens_out_str": [" sea"]}]
+    assert [g.text for g in token_glosses(*tables([], rows))] == ['promotes "sea"']
+
+
+def test_a_context_without_a_value_for_every_token_is_refused():
+    short = context("a| b", {0: 1.0}) | {"values": [1.0]}
+    with pytest.raises(FormatError, match="as many values as tokens"):
+        active_words(tables([short], [])[1])

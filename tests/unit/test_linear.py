@@ -10,6 +10,7 @@ from polysem.linear.compensation import compensation, crosstalk_floor
 from polysem.linear.decompose import (
     Decomposition,
     check_identities,
+    clean_tokens,
     common_mode,
     decompose,
     split_push,
@@ -193,6 +194,20 @@ def test_a_readout_of_the_target_direction_alone_is_all_shared():
     torch.testing.assert_close(found.total, 4 * (parts.shared @ target), atol=1e-6, rtol=1e-5)
     # One of three equal tokens: against the other two, which rise as much, a part of the effect is gone.
     assert bool((found.leakage > 0.1).all())
+
+
+def test_clean_tokens_are_those_that_resemble_none_of_the_sources():
+    W_E = torch.eye(8, dtype=torch.float64)
+    W_E[1] = 3 * (0.51 * W_E[6] + (1 - 0.51**2) ** 0.5 * W_E[1])  # lengths do not count
+    W_E[2] = 0.49 * W_E[6] + (1 - 0.49**2) ** 0.5 * W_E[2]
+    W_E[3] = -W_E[6]
+    W_E[4] = 0.0
+    inside = membership([[0, 1, 2, 3, 4], [0, 1, 2, 3, 4], [0, 4], [1]], 8)
+    clean = clean_tokens(inside, [[6, 0], [7, 99], [4], []], W_E)
+    assert [row.nonzero().flatten().tolist() for row in clean] == [[2, 3, 4], [0, 1, 2, 3, 4], [0], [1]]
+    strict = clean_tokens(inside, [[6], [], [], []], W_E, resemblance=0.45)
+    assert strict[0].nonzero().flatten().tolist() == [0, 3, 4]
+    assert bool(inside[0, :5].all())  # the argument is left alone
 
 
 def test_parts_that_do_not_add_up_are_refused():

@@ -8,10 +8,11 @@ import torch
 from polysem.linear.decompose import decompose, split_push
 from polysem.linear.response import membership
 from polysem.report.decomposition import decomposition_panels
-from polysem.response import respond
+from polysem.response import DECOMPOSED_PROMPTS, respond
 from polysem.selftest.studies import study_of
 from polysem.types import Site
 from polysem.worlds.compiled import MIDDLE, compiled_world
+from polysem.worlds.linear import LinearWorld
 from polysem.worlds.model import WorldModel
 from polysem.worlds.planted import plain_sae
 from polysem.worlds.tables import FeatureRow, Parts, feature_table, random_prompts, unit_rows
@@ -71,6 +72,61 @@ def test_a_study_says_by_which_path(direct):
     assert (
         "direct 100 % · through later blocks 0 %" if direct else "direct 0 % · through later blocks 100 %"
     ) in said
+
+
+@pytest.mark.parametrize("neighbours", [True, False])
+def test_leakage_is_what_neighbours_of_the_sources_tokens_carry(neighbours):
+    """The first token of every set reads a direction at random, the others nothing. Where the first tokens lie at
+    cosine 0.8 of each other, though no two sets share a token, the effect is leakage; else it is clean."""
+    rng = np.random.default_rng(3)
+    directions = unit_rows(rng.standard_normal((N, D)))
+    first = 1 + TOKENS * np.arange(N)
+    axes = np.eye(1 + N * TOKENS + 1)
+    W_E = axes[:-1].copy()
+    if neighbours:
+        W_E[first] = np.sqrt(0.8) * axes[-1] + np.sqrt(0.2) * W_E[first]
+    W_U = np.zeros((len(W_E), W_E.shape[1]))
+    W_U[first, :D] = unit_rows(rng.standard_normal((N, D)))
+    model = LinearWorld(torch.as_tensor(W_E), torch.as_tensor(W_U))
+    W_dec = np.pad(directions, ((0, 0), (0, W_E.shape[1] - D)))
+    ids = [list(range(f, f + TOKENS)) for f in first.tolist()]
+    rows = [FeatureRow(tokens, tokens, f"feature {k}") for k, tokens in enumerate(ids)]
+    table = feature_table("world", rows, site=SITE, W_dec=W_dec, embeddings=np.eye(N))
+    prompts = random_prompts(4, len(W_E), rng)
+    made = study_of(
+        Parts(model, {"world": plain_sae(W_dec, site=SITE)}, table, prompts),
+        **{"seed": 0, "response": True, "n_targets": 8, "sources_per_bin": 2, "doses": (0.1,), "n_random": 1},
+    )
+    lengths = {r["trial_id"]: r["dose_absolute"] for r in made.trials.to_pylist() if r["status"] == "ok"}
+    plan = [r for r in made.plan.plan.to_pylist() if r["relation"] == "pair" and r["split"] == "confirm"]
+    used = sorted({r["prompt_id"] for r in plan})[:DECOMPOSED_PROMPTS]
+    base = {r["prompt_id"]: W_U @ W_E[r["token_ids"][-1]] for r in made.plan.prompts.to_pylist()}
+
+    def odd(logits, shift, tokens):
+        sides = []
+        for sign in (1.0, -1.0):
+            weight = np.exp(logits + sign * shift)
+            sides.append(np.log(weight[tokens].sum() / (weight.sum() - weight[tokens].sum())))
+        return (sides[0] - sides[1]) / 2
+
+    found = made.response["decomposition"].to_pylist()
+    assert len(found) >= 8
+    for row in found:
+        clean = ids[row["target"]][1 if neighbours else 0 :]
+        truth = []
+        for prompt in used:
+            same = [r for r in plan if r["prompt_id"] == prompt and r["token_set"] == row["token_set"]]
+            length = next(
+                abs(lengths[r["trial_id"]])
+                for r in same
+                if (r["target"], r["source"]) == (row["target"], row["source"])
+            )
+            truth.append(odd(base[prompt], length * W_U[:, :D] @ directions[row["source"]], clean))
+        assert row["clean"] == pytest.approx(np.mean(truth), abs=1e-6)
+        assert neighbours or row["clean"] == row["total"]
+    clean, total = (np.array([row[name] for row in found]) for name in ("clean", "total"))
+    assert np.abs(total).mean() > 1e-3
+    assert not neighbours or np.abs(clean).sum() < 0.4 * np.abs(total).sum()
 
 
 @pytest.mark.parametrize("kind", ["direct", "indirect"])

@@ -332,23 +332,18 @@ def _primary_source(glosses: list[Gloss]) -> list[Gloss]:
 
 
 def _gloss_rows(label: str, glosses: list[Gloss]) -> pa.Table:
-    order = sorted(range(len(glosses)), key=lambda n: (glosses[n].feature, n))
-    count: dict[int, int] = {}
-    rows = []
-    for n in order:
-        gloss = glosses[n]
-        index = count[gloss.feature] = count.get(gloss.feature, -1) + 1
-        rows.append(
-            {
-                "sae": label,
-                "feature": gloss.feature,
-                "gloss_index": index,
-                "text": gloss.text,
-                "source": gloss.source,
-                "explainer": gloss.explainer,
-            }
-        )
-    return pa.Table.from_pylist(rows, schema=GLOSSES.arrow())
+    ordered = sorted(glosses, key=lambda gloss: gloss.feature)
+    feature = np.array([gloss.feature for gloss in ordered], dtype=np.int32)
+    columns = {
+        "sae": pa.array([label] * len(ordered), pa.string()),
+        "feature": pa.array(feature),
+        # Places among glosses of the same feature, which stand together.
+        "gloss_index": pa.array((np.arange(len(ordered)) - np.searchsorted(feature, feature)).astype(np.int32)),
+        "text": pa.array([gloss.text for gloss in ordered], pa.string()),
+        "source": pa.array([gloss.source for gloss in ordered], pa.string()),
+        "explainer": pa.array([gloss.explainer for gloss in ordered], pa.string()),
+    }
+    return pa.table(columns, schema=GLOSSES.arrow())
 
 
 def _cluster_rows(label: str, ids: np.ndarray, vectors: np.ndarray, cuts: tuple[float, ...]) -> pa.Table:

@@ -11,6 +11,7 @@ effects are natural ones (Pearl 2001; Vig et al. 2020). That the parts add up is
 Cost: 18 rows of a forward pass per pair and prompt.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from itertools import combinations
 from math import factorial
@@ -28,6 +29,8 @@ from polysem.types import Site
 
 IDENTITY_ATOL = 1e-5
 """nats by which parts may miss their sum; float32 logits are good to a few 1e-6"""
+RESEMBLANCE = 0.5
+"""cosine of two tokens' embeddings from which on they count as resembling; a token resembles itself"""
 STREAM = ("hook_resid_pre", "hook_resid_mid", "hook_resid_post", "hook_attn_out", "hook_mlp_out")
 """points whose activation is, or is added to, the residual stream: a push there has a direct path"""
 
@@ -98,6 +101,40 @@ def split_push(
     return Parts(shared, common, rest - common)
 
 
+def clean_tokens(
+    inside: Bool[Tensor, "rows d_vocab"],
+    sources: Sequence[Sequence[int]],
+    W_E: Float[Tensor, "d_vocab d_model"],
+    *,
+    resemblance: float = RESEMBLANCE,
+) -> Bool[Tensor, "rows d_vocab"]:
+    """The target tokens of every row that are neither the source's own nor resemble one of them.
+
+    A source may move a target because tokens of the two are neighbours (forms of one word, the same word with and
+    without a space), which says nothing about interference.
+
+    Args:
+        inside: target tokens of every row.
+        sources: the source's tokens of every row; ids outside the vocabulary are none.
+        W_E: embeddings of the tokens. One that is zero resembles only itself.
+        resemblance: cosine from which on two tokens resemble each other.
+    """
+    clean = inside.clone()
+    for row, ids in enumerate(sources):
+        own = torch.tensor([t for t in ids if 0 <= t < inside.shape[1]], dtype=torch.long)
+        if not len(own):
+            continue
+        target = inside[row].nonzero().flatten().cpu()
+        near = (_unit_rows(W_E, target) @ _unit_rows(W_E, own).T).amax(-1) >= resemblance
+        clean[row, target[near | torch.isin(target, own)]] = False
+    return clean
+
+
+def _unit_rows(W_E: Tensor, ids: Tensor) -> Tensor:
+    rows = W_E.detach()[ids.to(W_E.device)].cpu().double()
+    return rows / rows.norm(dim=-1, keepdim=True).clamp(min=1e-30)
+
+
 def decompose(
     model: WhiteBoxModel,
     tokens: Int[Tensor, " pos"],
@@ -116,7 +153,8 @@ def decompose(
         pushed: positions that the push goes to.
         parts: of the push, in units of the activation.
         inside: target tokens of every row.
-        clean: those of them that do not resemble the source's; None takes all. A row without any gives nan.
+        clean: those of them that do not resemble the source's (`clean_tokens`); None takes all. A row without any
+            gives nan.
         sae: read for mediation, with `latents`, the target feature of every row.
 
     Raises:

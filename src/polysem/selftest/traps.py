@@ -6,10 +6,9 @@ import numpy as np
 import pyarrow.compute as pc
 import torch
 
-from polysem import readouts as r
 from polysem.interventions.base import Recipe
+from polysem.linear.decompose import RESEMBLANCE, clean_tokens, decompose, mean_of, split_push
 from polysem.linear.decompose import common_mode as common_basis
-from polysem.linear.decompose import decompose, mean_of, split_push
 from polysem.linear.response import membership
 from polysem.selftest.lines import Measured, at_least, at_most, exactly, near, reported
 from polysem.selftest.readout import NORMAL_95, within_sources
@@ -20,9 +19,6 @@ from polysem.stats.reliability import instrumented, reliability
 from polysem.worlds.gloss import gloss_world
 from polysem.worlds.linear import SITE
 from polysem.worlds.readout import ReadoutWorld, identity_pairs, readout_world
-
-LEAK_COSINE = 0.5
-"""a target token nearer than this to a source's own token is leaked"""
 
 
 def duplicates(size: Scale) -> Iterator[Measured]:
@@ -104,13 +100,14 @@ def token_overlap(size: Scale) -> Iterator[Measured]:
     for target, source in world.truth.leaks:
         tokens = world.truth.tokens[target]
         own = world.truth.tokens[source].tolist()
-        leaked = r.target_similarity(own, world.model.W_E.numpy())[tokens] > LEAK_COSINE
+        inside = membership([tokens.tolist()], world.model.spec.d_vocab)
+        leaked = ~clean_tokens(inside, [own], world.model.W_E)[0, tokens].numpy()
         flagged += int(leaked[0])
         wrong += int(leaked[1:].sum())
         shares.append(_leakage(world, source, target, tokens[~leaked].tolist()))
         truths.append(_leakage_truth(world, source, tokens))
     n = len(world.truth.leaks)
-    yield exactly("leaked tokens found", flagged, n, unit="tokens", note=f"similarity > {LEAK_COSINE}")
+    yield exactly("leaked tokens found", flagged, n, unit="tokens", note=f"similarity > {RESEMBLANCE}")
     yield exactly("clean tokens taken for leaked", wrong, 0, unit="tokens")
     off = np.abs(np.array(shares) - np.array(truths)).max()
     yield at_most("leakage share against truth", off, 0.05, note=f"mean share {np.mean(truths):.3f}")

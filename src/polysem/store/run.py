@@ -170,7 +170,7 @@ class RunFolder:
         """A table by its name, from its file or from all its parts; sorted by its key if it is read whole.
 
         Args:
-            name: a name of `store/tables.py`.
+            name: a name of `store/tables`.
             columns: only these; None reads all.
             where: only rows for which this holds.
 

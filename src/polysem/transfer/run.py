@@ -3,7 +3,7 @@
     OUT/transfer.toml             what was asked, verbatim
     OUT/transfer/responses/       responses of servers, by content: nothing is paid for twice
     OUT/transfer/trials/          finished parts, each named by a hash of all that it depends on
-    OUT/transfer/*.parquet        the tables of `store/tables.py` under TRANSFER
+    OUT/transfer/*.parquet        the tables of `store/tables` under TRANSFER
     OUT/transfer/manifest.json    what they were made from
 
 Sources are small, so what is decided by them is computed again each time; answers and parts are kept.

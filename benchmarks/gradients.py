@@ -56,7 +56,7 @@ def _lines(shape: Shape, size: Size, bars: tuple[float, float]) -> Iterator[Line
             "cpu s a context",
             f"largest difference {gaps[way]:.1e} of the largest entry over {len(reference)} contexts",
             *((None, None) if way else bars),
-            note=shares(run),
+            note=f"{shares(run)}{'' if way else '; sums in the order of the plain pass, so its products; fast=True, below'}",
         )
 
 

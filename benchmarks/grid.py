@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import get_args
 
-from benchmarks.harness import Point
+from benchmarks.harness import Point, require
 
 # isort: split
 import numpy as np
@@ -25,7 +25,7 @@ import torch
 
 from benchmarks.worlds import Shape, config
 from polysem.config import parse_study
-from polysem.store.run import RunFolder
+from polysem.store.run import RunFolder, trial_parts
 from polysem.store.tables import TRIALS
 from polysem.study import run_study
 from polysem.study.bench import Bench
@@ -161,12 +161,15 @@ def run(folder: Path, shape: Shape, *, n_saes: int = 0) -> Iterator[Point]:
     bench = Bench(parse_study(study.read_text()), folder_now)
     share = sorted(cost.by_sae)[len(cost.by_sae) // 2]
     mine = plan.filter(pc.equal(plan["sae"], share))
-    batches = sorted(set(mine["batch"].to_pylist()))
-    run_batches(plan, prompts, bench.features, bench.model, bench.saes, batches=batches[:1])  # loads
-    started = time.process_time()
-    trials = run_batches(plan, prompts, bench.features, bench.model, bench.saes, batches=batches)
+    of_share = set(mine["batch"].to_pylist())
+    parts = [[batch for batch in part if batch in of_share] for part in trial_parts(plan)]
+    args = (plan, prompts, bench.features, bench.model, bench.saes)
+    run_batches(*args, batches=sorted(of_share)[:1])  # loads
+    started, n_rows = time.process_time(), 0
+    for part in filter(None, parts):  # as the stage runs them
+        n_rows += TRIALS.conform(run_batches(*args, batches=part)).num_rows
     spent = time.process_time() - started
-    TRIALS.conform(trials)
+    require(n_rows == mine.num_rows, f"{n_rows} trials were run, {mine.num_rows} were planned")
     estimate = cost.by_sae[share]
     values = {
         "trials": plan.num_rows,

@@ -26,7 +26,7 @@ from polysem.study import atlas as atlas_stage
 from polysem.study import run_study, workers
 from polysem.study.atlas import AtlasOptions, make_atlas
 from polysem.study.bench import Bench
-from polysem.study.cost import _per_block, _Sample, estimate_cost
+from polysem.study.cost import _per_block, _places, _Sample, _Stopwatch, _Stretch, estimate_cost
 from polysem.testing.sae_fixtures import WRITERS, planted
 from polysem.testing.tiny import save_tiny_model, tiny_model
 from polysem.trials import run_batches
@@ -335,7 +335,7 @@ def test_the_cost_of_a_plan_counts_its_rows_and_foretells_its_time(out):
 
 def test_cost_grows_with_the_blocks_behind_an_edit_and_never_falls_below_what_was_seen():
     def sample(left: int, rate: float) -> _Sample:
-        return _Sample(left, np.array([9.0, 9.0]), 1, np.array([2 * rate, rate]))
+        return _Sample(left, np.array([9.0, 9.0]), np.array([2 * rate, rate]))
 
     rates = _per_block([sample(1, 3.0), sample(3, 5.0), sample(5, 7.0)])
     assert rates(2) == pytest.approx([8.0, 4.0])
@@ -343,6 +343,28 @@ def test_cost_grows_with_the_blocks_behind_an_edit_and_never_falls_below_what_wa
     flat = _per_block([sample(1, 4.0), sample(5, 3.0)])  # noise: deeper is not cheaper
     assert flat(1) == pytest.approx(flat(9))
     assert _per_block([sample(2, 3.0)])(7) == pytest.approx([6.0, 3.0])
+
+
+def test_what_is_done_once_is_told_from_what_every_batch_costs():
+    watch = _Stopwatch()
+    watch.laps = [np.array([s, s]) for s in (5.0, 2.0, 2.0, 4.0)]
+    watch.whole = np.array([14.0, 14.0])
+    # the first batch has made something for all; the last one has twice the rows; a second lies before the first
+    sample = _Sample.of(_Stretch("s", "feature", 3, [0, 1, 2, 3, 4], [10, 10, 10, 20, 10], 60), watch)
+    assert sample.rate == pytest.approx([0.2, 0.2])
+    assert sample.once == pytest.approx([4.0, 4.0])
+
+
+def test_places_are_of_every_locus_and_depth_and_no_remnants():
+    def stretch(locus: str, left: int, n: int) -> _Stretch:
+        return _Stretch("s", locus, left, list(range(n)), [1] * n, n)
+
+    plan = [stretch("feature", left, 64) for left in range(6)] + [stretch("feature", 9, 3)]
+    assert [place.left for place in _places(plan, 4)] == [0, 2, 3, 5]
+    both = [*plan, stretch("prompt", 2, 7), stretch("prompt", 4, 7), stretch("prompt", 6, 7)]
+    assert [(place.locus, place.left) for place in _places(both, 4)] == [
+        *(("feature", 0), ("feature", 5), ("prompt", 2), ("prompt", 6))
+    ]
 
 
 def test_no_plan_has_no_cost(out):

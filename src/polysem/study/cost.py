@@ -1,18 +1,17 @@
-"""What the trials of a plan will take on this machine, from a few of its batches run for real.
+"""What the trials of a plan will take on this machine, from some of its batches run for real.
 
-At a few places of the plan, which differ in how many blocks are left behind the edit, one batch is run alone,
-then with the batches behind it: the difference is the time of batches, charged by rows times tokens of their
-prompts; it is a part that is always there (norms, unembedding, readouts) and a part for every block left. What
-one batch alone takes beyond that is what an SAE costs once in a part of the trials (its token sets, its
-directions). Nothing is written.
+The trials of one SAE and locus in one part of the stage share what is made once (token sets, directions, covariances); the
+rest goes by rows times tokens, and by the blocks left behind the edit. So at a few places of the plan, which differ in
+locus and blocks left, batches are run as the stage runs them, one after the other, with a stopwatch: the median batch
+gives the rate, and what all together took beyond it is charged once for every such stretch of a part. Nothing is written.
 """
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -26,9 +25,12 @@ from polysem.store.stages import command
 from polysem.study.bench import Bench
 from polysem.types import Site
 
-_REPEATS = 3
-_RUN = 4
-"""batches at each place"""
+T = TypeVar("T")
+
+_SECONDS = 10.0
+"""of CPU at each place, after which no further batch is begun"""
+_LEAST = 8
+"""batches at each place, however long they take"""
 
 
 @dataclass(frozen=True)
@@ -77,60 +79,108 @@ def estimate_cost(out: Path, *, sample: int = 4, reporter: Reporter = SILENT) ->
         raise StoreError(f"{out} has no plan to cost", hint=command("plan", out))
     plan, prompts = run.table("plan"), run.table("prompts")
     bench = Bench(run.study(), run)
-    work = _work(plan, prompts, bench.model)
-    places = _places(work, sample)
-    runs = [work.slice(at, min(_RUN, work.num_rows - at)) for at in places]
-    args = (plan, prompts, bench.features, bench.model, bench.saes)
-    ticks = iter(
-        reporter.track(range(2 * _REPEATS * len(runs)), total=2 * _REPEATS * len(runs), label="cost")
-    )
-    samples = [_sample(some, partial(run_batches, *args), ticks) for some in runs]
-    rates = _per_block(samples)
-    setup = np.mean([np.maximum(s.alone - s.charged_alone * rates(s.left), 0.0) for s in samples], axis=0)
-    seconds = _by_sae(work, rates, setup, _beginnings(plan))
-    token_rows, rows = (int(pc.sum(work[name]).as_py()) for name in ("token_rows", "rows"))
-    wall, cpu = np.sum(list(seconds.values()), axis=0)
+    stretches = _stretches(plan, prompts, bench.model)
+
+    def watched(batches: Sequence[int]) -> _Stopwatch:
+        watch = _Stopwatch()
+        run_batches(plan, prompts, bench.features, bench.model, bench.saes, batches=batches, reporter=watch)
+        watch.stop()
+        return watch
+
+    places = _places(stretches, sample)
+    samples: dict[str, list[_Sample]] = {}
+    n_sampled = 0
+    for place in reporter.track(places, total=len(places), label="cost"):
+        watched(place.batches[:1])  # what a process pays once: loading, packing, probing
+        watch = watched(place.batches)
+        n_sampled += len(watch.laps)
+        samples.setdefault(place.locus, []).append(_Sample.of(place, watch))
+    rates = {locus: _per_block(seen) for locus, seen in samples.items()}
+    once = {locus: np.mean([s.once for s in seen], axis=0) for locus, seen in samples.items()}
+    by_sae: dict[str, Float[np.ndarray, "2"]] = {}
+    for some in stretches:
+        spent = once[some.locus] + sum(some.token_rows) * rates[some.locus](some.left)
+        by_sae[some.sae] = by_sae.get(some.sae, np.zeros(2)) + spent
+    wall, cpu = np.sum(list(by_sae.values()), axis=0)
     return Cost(
-        batches=work.num_rows,
-        rows=rows,
-        token_rows=token_rows,
+        batches=sum(len(some.batches) for some in stretches),
+        rows=sum(some.rows for some in stretches),
+        token_rows=sum(sum(some.token_rows) for some in stretches),
         seconds=float(wall),
         cpu_seconds=float(cpu),
-        sampled_batches=len({batch for some in runs for batch in some["batch"].to_pylist()}),
-        by_sae={label: float(spent[1]) for label, spent in seconds.items()},
+        sampled_batches=n_sampled,
+        by_sae={label: float(spent[1]) for label, spent in sorted(by_sae.items())},
     )
+
+
+class _Stretch(NamedTuple):
+    """The batches of one SAE and locus in one part of the trials."""
+
+    sae: str
+    locus: str
+    left: int
+    """blocks behind the edit"""
+    batches: list[int]
+    token_rows: list[int]
+    """of each batch: rows times tokens of its prompt"""
+    rows: int
+
+
+class _Stopwatch:
+    """A reporter that notes when each item was done, and hands out no more after `_SECONDS` of CPU."""
+
+    def __init__(self) -> None:
+        self.started = _now()
+        self.laps: list[Float[np.ndarray, "2"]] = []
+        """(wall, CPU) seconds of each item"""
+        self.whole = np.zeros(2)
+        """from the beginning to `stop`, what lies before the first item included"""
+
+    def track(self, items: Iterable[T], *, total: int, label: str, done: int = 0) -> Iterator[T]:
+        begun = _now()
+        for item in items:
+            yield item
+            seen = _now()
+            self.laps.append(seen - begun)
+            begun = seen
+            if len(self.laps) >= _LEAST and (seen - self.started)[1] > _SECONDS:
+                return
+
+    def stage(self, label: str) -> AbstractContextManager[None]:
+        return nullcontext()
+
+    def stop(self) -> None:
+        """Everything is done."""
+        self.whole = _now() - self.started
 
 
 class _Sample(NamedTuple):
     """What one place of the plan took; (wall, CPU) seconds."""
 
     left: int
-    """blocks behind the edit"""
-    alone: Float[np.ndarray, "2"]
-    charged_alone: int
-    """rows times tokens of the batch that was run alone"""
+    once: Float[np.ndarray, "2"]
+    """beyond the rate, of the stretch"""
     rate: Float[np.ndarray, "2"]
     """of one row and token"""
 
-
-def _places(work: pa.Table, sample: int) -> list[int]:
-    """First rows of the places: quantiles of the plan in the order of blocks left, then of batches."""
-    order = np.lexsort((np.arange(work.num_rows), work["left"].to_numpy()))
-    chosen = order[np.linspace(0, len(order) - 1, min(sample, len(order))).round().astype(int)]
-    # a place near the end of its SAE is moved, so that the batches behind it are of the same kind
-    left = work["left"].to_numpy()
-    last = np.array([at + np.argmax(np.append(left[at:], -1) != left[at]) for at in chosen])
-    return sorted({int(max(at, 0)) for at in np.minimum(chosen, np.maximum(last - _RUN, 0))})
+    @classmethod
+    def of(cls, place: _Stretch, watch: _Stopwatch) -> "_Sample":
+        charged = np.array(place.token_rows[: len(watch.laps)])
+        rate = np.median(np.array(watch.laps) / charged[:, None], axis=0)
+        return cls(place.left, np.maximum(watch.whole - charged.sum() * rate, 0.0), rate)
 
 
-def _sample(some: pa.Table, run: Callable[..., object], ticks: Iterator[int]) -> _Sample:
-    batches, tokens = some["batch"].to_pylist(), some["token_rows"].to_pylist()
-    run(batches=batches)  # what a process pays once: loading, packing, probing
-    alone = _least(lambda: run(batches=batches[:1]), ticks)
-    every = _least(lambda: run(batches=batches), ticks)
-    rest = sum(tokens[1:])
-    rate = np.maximum(every - alone, 0.0) / rest if rest else alone / tokens[0]
-    return _Sample(some["left"][0].as_py(), alone, tokens[0], rate)
+def _places(stretches: Sequence[_Stretch], sample: int) -> list[_Stretch]:
+    """For every locus a share of the sample, at least two: quantiles by blocks left among its longer stretches."""
+    chosen = []
+    loci = sorted({some.locus for some in stretches})
+    for locus in loci:
+        mine = [some for some in stretches if some.locus == locus]
+        longest = max(len(some.batches) for some in mine)
+        able = sorted((s for s in mine if 2 * len(s.batches) >= longest), key=lambda s: (s.left, s.batches))
+        n = min(max(2, sample // len(loci)), len(able))
+        chosen += [able[k] for k in np.linspace(0, len(able) - 1, n).round().astype(int)]
+    return chosen
 
 
 def _per_block(
@@ -150,53 +200,30 @@ def _per_block(
     return rates
 
 
-def _by_sae(
-    work: pa.Table, rates: Callable[..., np.ndarray], setup: np.ndarray, beginnings: dict[str, int]
-) -> dict[str, Float[np.ndarray, "2"]]:
-    spent = work["token_rows"].to_numpy()[:, None] * rates(work["left"].to_numpy())
-    label = np.array(work["sae"].to_pylist())
-    return {name: spent[label == name].sum(0) + setup * n for name, n in beginnings.items()}
+def _now() -> Float[np.ndarray, "2"]:
+    return np.array([time.perf_counter(), time.process_time()])
 
 
-def _least(run: Callable[[], object], ticks: Iterator[int]) -> Float[np.ndarray, "2"]:
-    """The least (wall, CPU) seconds of a few runs."""
-    found = []
-    for _ in range(_REPEATS):
-        wall, cpu = time.perf_counter(), time.process_time()
-        run()
-        found.append((time.perf_counter() - wall, time.process_time() - cpu))
-        next(ticks, None)
-    return np.array(found).min(0)
+def _stretches(plan: pa.Table, prompts: pa.Table, model: Any) -> list[_Stretch]:
+    """The whole plan, in its order."""
+    from polysem.models.clean import first_block
 
-
-def _beginnings(plan: pa.Table) -> dict[str, int]:
-    """How many parts of the trials come to each SAE."""
-    of_batch = dict(zip(plan["batch"].to_pylist(), plan["sae"].to_pylist(), strict=True))
-    seen = [name for part in trial_parts(plan) for name in {of_batch[batch] for batch in part}]
-    return {name: seen.count(name) for name in sorted(set(seen))}
-
-
-def _work(plan: pa.Table, prompts: pa.Table, model: Any) -> pa.Table:
-    """Every batch, by number: its SAE, the blocks behind its edit, its rows, and rows times tokens."""
     lengths = pa.table(
         {"prompt_id": prompts["prompt_id"], "length": pc.list_value_length(prompts["token_ids"])}
     )
-    keys = ["batch", "sae", "site", "prompt_id"]
-    rows = plan.group_by([*keys, "recipe", "dose"]).aggregate([])
-    rows = rows.group_by(keys).aggregate([([], "count_all")])
-    rows = rows.join(lengths, "prompt_id").sort_by("batch")
-    count, n_layers = rows["count_all"], model.spec.n_layers
-    from polysem.models.clean import first_block
-
-    return pa.table(
-        {
-            "batch": rows["batch"],
-            "sae": rows["sae"],
-            "left": pa.array([n_layers - first_block(Site.parse(s)) for s in rows["site"].to_pylist()]),
-            "rows": count,
-            "token_rows": pc.multiply(count, pc.cast(rows["length"], pa.int64())),
-        }
-    )
+    keys = ["batch", "sae", "locus", "site", "prompt_id"]
+    work = plan.group_by([*keys, "recipe", "dose"]).aggregate([])
+    work = work.group_by(keys).aggregate([([], "count_all")]).join(lengths, "prompt_id").sort_by("batch")
+    part = {batch: k for k, batches in enumerate(trial_parts(plan)) for batch in batches}
+    found: dict[tuple[int, str, str], _Stretch] = {}
+    for row in work.to_pylist():
+        left = model.spec.n_layers - first_block(Site.parse(row["site"]))
+        key = part[row["batch"]], row["sae"], row["locus"]
+        some = found.get(key, _Stretch(row["sae"], row["locus"], left, [], [], 0))
+        some.batches.append(row["batch"])
+        some.token_rows.append(row["count_all"] * row["length"])
+        found[key] = some._replace(rows=some.rows + row["count_all"])
+    return list(found.values())
 
 
 def _duration(seconds: float) -> str:

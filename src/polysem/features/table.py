@@ -311,7 +311,9 @@ def _gloss_rows(label: str, glosses: list[Gloss]) -> pa.Table:
         "sae": pa.array([label] * len(ordered), pa.string()),
         "feature": pa.array(feature),
         # Places among glosses of the same feature, which stand together.
-        "gloss_index": pa.array((np.arange(len(ordered)) - np.searchsorted(feature, feature)).astype(np.int32)),
+        "gloss_index": pa.array(
+            (np.arange(len(ordered)) - np.searchsorted(feature, feature)).astype(np.int32)
+        ),
         "text": pa.array([gloss.text for gloss in ordered], pa.string()),
         "source": pa.array([gloss.source for gloss in ordered], pa.string()),
         "explainer": pa.array([gloss.explainer for gloss in ordered], pa.string()),

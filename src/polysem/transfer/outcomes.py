@@ -21,7 +21,7 @@ from polysem.targets.bounds import (
     top_k_counts,
     tv_bound,
 )
-from polysem.transfer.categories import Categories
+from polysem.categories import Categories
 
 TINY = 1e-12
 """least mass of which a log-odds is taken: below it a float32 softmax holds nothing"""

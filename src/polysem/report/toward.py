@@ -1,0 +1,117 @@
+"""Which unrelated features push the model toward places, people, numbers: measured pushes by what their target is about."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pyarrow.compute as pc
+
+from polysem.categories import builtin, words_of
+from polysem.config import Study
+from polysem.report.cards import half_width
+from polysem.report.pairs import NO_GLOSS, Key, PairRow, features
+from polysem.report.panels import TOKENS, Locus
+from polysem.report.source import Run
+from polysem.report.text import fixed, interval, number, plural, visible
+
+SHOWN = 6
+"""pushes of every category"""
+KINDS = {
+    "location": "places",
+    "person": "people",
+    "number": "numbers",
+    "time": "times",
+    "emotion": "emotions",
+    "animal": "animals",
+    "color": "colours",
+    "science": "science",
+}
+"""category -> what people call it, in the order of the page"""
+
+
+def toward_section(run: Run, locus: Locus | None, rows: Sequence[PairRow]) -> list[dict[str, Any]]:
+    """What the template prints: every category with a target among the pushes, and its largest effects.
+
+    A target is about a category if one of its tokens that were read, or its gloss, is or holds a word of it.
+    """
+    if locus is None:
+        return []
+    pushes = locus.pair_effects.filter(pc.equal(locus.pair_effects["relation"], "pair")).to_pylist()
+    known = features(run, {(r["sae"], f) for r in pushes for f in (r["source"], r["target"])})
+    listed = {(row.sae, row.i, row.j): k for k, row in enumerate(rows)}
+    found = []
+    for category, name in KINDS.items():
+        words = builtin().words[category]
+        about = {
+            (key, tokens): _hits(row, tokens, words) for key, row in known.items() for tokens in locus.token_sets
+        }
+        mine = [r for r in pushes if about[_target(r), r["token_set"]]]
+        mine.sort(key=lambda r: (-r["logodds"], r["sae"], r["source"], r["target"], r["token_set"]))
+        if mine:
+            found.append(
+                {
+                    "name": name,
+                    "said": _said(mine, study=run.study),
+                    "rows": [
+                        _row(r, known, about[_target(r), r["token_set"]], listed, study=run.study)
+                        for r in mine[:SHOWN]
+                    ],
+                }
+            )
+    return found
+
+
+def _target(row: Mapping[str, Any]) -> Key:
+    return row["sae"], row["target"]
+
+
+def _hits(row: Mapping[str, Any], tokens: str, words: frozenset[str]) -> list[str]:
+    """The words of a category that a feature's tokens are, in their order, then those that only its gloss names."""
+    read = [text.strip().casefold() for text in row.get(f"tokens_{tokens}_str") or []]
+    named = sorted(words_of(own_words(row.get("gloss") or "")))
+    return list(dict.fromkeys(word for word in (*read, *named) if word in words))
+
+
+def own_words(gloss: str) -> str:
+    """A gloss without the text that it quotes between guillemets: where a feature fired once is not what it is about."""
+    parts = gloss.split("«")
+    return parts[0] + "".join(part.partition("»")[2] for part in parts[1:])
+
+
+def _said(rows: Sequence[Mapping[str, Any]], *, study: Study) -> str:
+    """How much there is to choose from."""
+    targets = len({_target(r) for r in rows})
+    above = sum((_lower(r, study) or 0.0) > 0 for r in rows)
+    share = 100 * (1 - study.effects.level) / 2
+    return (
+        f"{plural(len(rows), 'effect')} on {plural(targets, 'target')} about it; {above} with an interval above 0, where "
+        f"chance alone gives about {number(len(rows) * share / 100, digits=2)}."
+    )
+
+
+def _lower(row: Mapping[str, Any], study: Study) -> float | None:
+    half = half_width(row["logodds_se"], row["n_prompts"], level=study.effects.level)
+    return None if half is None else row["logodds"] - half
+
+
+def _row(
+    row: Mapping[str, Any],
+    known: Mapping[Key, Mapping[str, Any]],
+    hits: Sequence[str],
+    listed: Mapping[tuple[str, int, int], int],
+    *,
+    study: Study,
+) -> dict[str, Any]:
+    sae, source, target = row["sae"], row["source"], row["target"]
+    half = half_width(row["logodds_se"], row["n_prompts"], level=study.effects.level)
+    return {
+        "source": visible(known.get((sae, source), {}).get("gloss") or NO_GLOSS),
+        "target": visible(known.get((sae, target), {}).get("gloss") or NO_GLOSS),
+        "ids": (source, target),
+        "sae": visible(sae, limit=60),
+        "why": f"{TOKENS[row['token_set']]}: {', '.join(visible(word, limit=40) for word in hits[:6])}",
+        "effect": fixed(row["logodds"], sign=True),
+        "interval": interval(None, None) if half is None else interval(row["logodds"] - half, row["logodds"] + half),
+        "interference": fixed(row["interference"], sign=True),
+        "similarity": fixed(row["similarity"]),
+        "place": listed.get((sae, min(source, target), max(source, target))),
+    }

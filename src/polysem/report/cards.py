@@ -129,7 +129,9 @@ def noise_floor(locus: Locus, *, sae: str, tokens: str) -> tuple[str, list[Floor
             doses, effects = rows["dose"].to_numpy(), rows["logodds"].to_numpy()
             at = [effects[doses == dose] for dose in np.unique(doses)]
             ends = [np.quantile(values, _CENTRAL) for values in at]
-            floor = [Floor(float(d), float(e[0]), float(e[1])) for d, e in zip(np.unique(doses), ends, strict=True)]
+            floor = [
+                Floor(float(d), float(e[0]), float(e[1])) for d, e in zip(np.unique(doses), ends, strict=True)
+            ]
             return relation, floor, max(len(values) for values in at)
     return "", [], 0
 

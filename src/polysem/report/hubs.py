@@ -71,7 +71,9 @@ def _strongest(i: np.ndarray, j: np.ndarray, x: np.ndarray, hub: int) -> list[in
     return other[np.lexsort((other, -np.abs(x[mine])))][:NEIGHBOURS].tolist()
 
 
-def _panel(hub: int, near: list[int], pairs: tuple[np.ndarray, np.ndarray, np.ndarray], gloss: Any, degree: int) -> Panel:
+def _panel(
+    hub: int, near: list[int], pairs: tuple[np.ndarray, np.ndarray, np.ndarray], gloss: Any, degree: int
+) -> Panel:
     i, j, x = pairs
     place = {feature: k for k, feature in enumerate((hub, *near))}
     inside = np.flatnonzero(np.isin(i, list(place)) & np.isin(j, list(place)))

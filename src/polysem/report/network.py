@@ -34,7 +34,9 @@ class Edge(NamedTuple):
     interference: float
 
 
-def layout(n: int, ends: Int[np.ndarray, "edges 2"], pull: Float[np.ndarray, " edges"]) -> Float[np.ndarray, "n 2"]:
+def layout(
+    n: int, ends: Int[np.ndarray, "edges 2"], pull: Float[np.ndarray, " edges"]
+) -> Float[np.ndarray, "n 2"]:
     """Places in the unit square, the first node pinned to the middle of the others while they settle.
 
     All nodes repel each other and lines pull, stronger lines more (Fruchterman and Reingold 1991); moves get
@@ -70,12 +72,15 @@ def neighbourhood(nodes: Sequence[Node], edges: Sequence[Edge], *, title: str) -
     places = layout(len(nodes), ends, pull)
     at = [(40 + x * (WIDTH - 80), 28 + y * (HEIGHT - 56)) for x, y in places.tolist()]
     parts = [
-        _line(at[e.a], at[e.b], e, nodes) for e in sorted(edges, key=lambda e: (abs(e.interference), e.a, e.b))
+        _line(at[e.a], at[e.b], e, nodes)
+        for e in sorted(edges, key=lambda e: (abs(e.interference), e.a, e.b))
     ]
     labels = _labels(nodes, at)
     for k, node in enumerate(nodes):
         x, y = at[k]
-        dot = el("circle", el("title", f"feature {node.feature}: {node.gloss}"), cx=x, cy=y, r=9 if k == 0 else 5)
+        dot = el(
+            "circle", el("title", f"feature {node.feature}: {node.gloss}"), cx=x, cy=y, r=9 if k == 0 else 5
+        )
         parts.append(el("g", dot, class_="node centre" if k == 0 else "node"))
     parts += labels.values()
     told = f"{nodes[0].gloss} and its {len(nodes) - 1} strongest partners: " + "; ".join(

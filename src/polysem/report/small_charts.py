@@ -24,7 +24,13 @@ class Floor(NamedTuple):
 
 
 def pair_doses(
-    curves: Sequence[Curve], *, floor: Sequence[Floor], title: str, x_label: str, headline: Real, by_root: bool
+    curves: Sequence[Curve],
+    *,
+    floor: Sequence[Floor],
+    title: str,
+    x_label: str,
+    headline: Real,
+    by_root: bool,
 ) -> Markup:
     """Effect of a push over its dose, with intervals, over the noise floor.
 
@@ -115,5 +121,3 @@ def histogram(edges: Sequence[Real], counts: Sequence[int], *, title: str, x_lab
     half = next((k for k in range(len(counts)) if 2 * sum(counts[: k + 1]) >= total), 0)
     description = f"{total} values from {tick_text(edges[0])} to {number(edges[-1])}; half of them below {number(edges[half + 1])}"
     return drawing(parts, height=frame.height, title=title, description=description, class_="chart small")
-
-

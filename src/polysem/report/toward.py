@@ -1,5 +1,6 @@
 """Which unrelated features push the model toward places, people, numbers: measured pushes by what their target is about."""
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -9,10 +10,12 @@ from polysem.categories import builtin, words_of
 from polysem.config import Study
 from polysem.report.cards import half_width
 from polysem.report.pairs import NO_GLOSS, Key, PairRow, features
-from polysem.report.panels import TOKENS, Locus
+from polysem.report.panels import Locus
 from polysem.report.source import Run
 from polysem.report.text import fixed, interval, number, plural, visible
 
+QUOTED = "«[^»]*»?"
+"""pattern of what a gloss quotes"""
 SHOWN = 6
 """pushes of every category"""
 KINDS = {
@@ -26,6 +29,9 @@ KINDS = {
     "science": "science",
 }
 """category -> what people call it, in the order of the page"""
+
+
+VERBS = {"in": "activate it", "out": "it writes"}
 
 
 def toward_section(run: Run, locus: Locus | None, rows: Sequence[PairRow]) -> list[dict[str, Any]]:
@@ -42,7 +48,9 @@ def toward_section(run: Run, locus: Locus | None, rows: Sequence[PairRow]) -> li
     for category, name in KINDS.items():
         words = builtin().words[category]
         about = {
-            (key, tokens): _hits(row, tokens, words) for key, row in known.items() for tokens in locus.token_sets
+            (key, tokens): _hits(row, tokens, words)
+            for key, row in known.items()
+            for tokens in locus.token_sets
         }
         mine = [r for r in pushes if about[_target(r), r["token_set"]]]
         mine.sort(key=lambda r: (-r["logodds"], r["sae"], r["source"], r["target"], r["token_set"]))
@@ -73,8 +81,7 @@ def _hits(row: Mapping[str, Any], tokens: str, words: frozenset[str]) -> list[st
 
 def own_words(gloss: str) -> str:
     """A gloss without the text that it quotes between guillemets: where a feature fired once is not what it is about."""
-    parts = gloss.split("«")
-    return parts[0] + "".join(part.partition("»")[2] for part in parts[1:])
+    return re.sub(QUOTED, " ", gloss)
 
 
 def _said(rows: Sequence[Mapping[str, Any]], *, study: Study) -> str:
@@ -93,6 +100,16 @@ def _lower(row: Mapping[str, Any], study: Study) -> float | None:
     return None if half is None else row["logodds"] - half
 
 
+def _why(tokens: str, row: Mapping[str, Any], hits: Sequence[str]) -> str:
+    """What makes a target one of the category's, and of how many tokens."""
+    read = row.get(f"tokens_{tokens}_str") or []
+    own = sum(text.strip().casefold() in hits for text in read)
+    named = ", ".join(visible(word, limit=40) for word in hits[:6])
+    if not own:
+        return f"its gloss names {named}"
+    return f"{own} of {plural(len(read), 'token')} that {VERBS[tokens]}: {named}"
+
+
 def _row(
     row: Mapping[str, Any],
     known: Mapping[Key, Mapping[str, Any]],
@@ -108,9 +125,11 @@ def _row(
         "target": visible(known.get((sae, target), {}).get("gloss") or NO_GLOSS),
         "ids": (source, target),
         "sae": visible(sae, limit=60),
-        "why": f"{TOKENS[row['token_set']]}: {', '.join(visible(word, limit=40) for word in hits[:6])}",
+        "why": _why(row["token_set"], known.get(_target(row), {}), hits),
         "effect": fixed(row["logodds"], sign=True),
-        "interval": interval(None, None) if half is None else interval(row["logodds"] - half, row["logodds"] + half),
+        "interval": interval(None, None)
+        if half is None
+        else interval(row["logodds"] - half, row["logodds"] + half),
         "interference": fixed(row["interference"], sign=True),
         "similarity": fixed(row["similarity"]),
         "place": listed.get((sae, min(source, target), max(source, target))),

@@ -2,7 +2,7 @@
 import { el, link, note } from "../dom.js";
 import { Grid, featureCell, flags, head } from "../grid.js";
 import { address, here, note as noteAddress } from "../state.js";
-import { fixed, interval } from "../text.js";
+import { fixed, interval, ownWords } from "../text.js";
 
 export const pairAddress = (row) => address("pair", [row.sae, row.i, row.j]);
 export const PAIR_FILTERS = ["is_duplicate=false", "is_dense=false"];
@@ -101,7 +101,7 @@ function reasoned(ctx, said) {
   const look = async (row, wanted) => {
     const f = await ctx.source.feature(row.sae, row.target);
     const hits = (texts) => [...new Set(texts.join(" ").toLowerCase().match(/[\p{L}\p{N}]+/gu) || [])].filter((w) => wanted.has(w));
-    said.set(`${row.sae} ${row.target}`, { gloss: hits([f.gloss || ""]), in: hits(f.tokens_in_str), out: hits(f.tokens_out_str) });
+    said.set(`${row.sae} ${row.target}`, { gloss: hits([ownWords(f.gloss || "")]), in: hits(f.tokens_in_str), out: hits(f.tokens_out_str) });
   };
   return {
     files: (relation, query) => ctx.source.files(relation, query),

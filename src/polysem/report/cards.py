@@ -11,7 +11,7 @@ from markupsafe import Markup
 from polysem.config import Study
 from polysem.report.charts import Curve
 from polysem.report.pairs import Key, PairRow
-from polysem.report.panels import RELATIONS, TOKENS, Locus
+from polysem.report.panels import LOCI, RELATIONS, TOKENS, Locus
 from polysem.report.small_charts import Floor, histogram, pair_doses
 from polysem.report.source import Run
 from polysem.report.text import plural
@@ -89,7 +89,7 @@ def _of_pair(
         if not lines:
             continue
         relation, floor, n = noise_floor(locus, sae=row.sae, tokens=tokens)
-        title = f"{locus.name.replace('_', ' ')}: {TOKENS[tokens]}"
+        title = f"{LOCI[locus.name]}: {TOKENS[tokens]}"
         drawing = pair_doses(
             lines,
             floor=floor,
@@ -100,7 +100,7 @@ def _of_pair(
         )
         caption = f"Bars: {100 * study.effects.level:g} % intervals over prompts."
         if floor:
-            caption += f" Grey: the noise floor, where 95 % of {n} {RELATIONS.get(relation, relation.replace('_', ' '))} lie."
+            caption += f" Grey: the noise floor, where 95 % of {n} {RELATIONS[relation]} lie."
         found.append(Drawn(f"{row.sae}/{row.i}/{row.j}", title, drawing, caption, keys))
     return found
 

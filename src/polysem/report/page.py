@@ -69,14 +69,6 @@ REASONS = {
     "kl_not_reached": "no strength of this push gives the KL that the dose asks for",
     "over_kl_budget": "the strength is over the KL budget of the study",
 }
-LOCUS_WORDS = {
-    "feature": "Feature directions",
-    "clamp": "Clamped features",
-    "gradient": "Token gradients",
-    "prompt": "Prompt injections",
-    "neuron": "Coordinates of the site",
-    "mlp_neuron": "Neurons of the MLP",
-}
 
 
 def context(run: Run) -> dict[str, Any]:
@@ -266,7 +258,7 @@ def _locus(run: Run, locus: panels.Locus) -> dict[str, Any]:
     # One scale for all strips: the reader compares their lengths.
     reach = max([abs(v) for f in sentences for v in (f.lo, f.hi, f.margin) if v is not None], default=1.0)
     return {
-        "name": LOCUS_WORDS[locus.name],
+        "name": panels.LOCI[locus.name],
         "dose": f"{locus.dose:g}",
         "dose_unit": dose_unit,
         "caveats": [n for n in notes if "smallest" in n],
@@ -330,7 +322,7 @@ def _missing(table: pa.Table) -> list[dict[str, Any]]:
         planned[key] = planned.get(key, 0) + r["n_trials"]
     return [
         {
-            "what": f"{r['locus']}: {panels.RELATIONS.get(r['relation'], r['relation'])}",
+            "what": f"{panels.LOCI.get(r['locus'], r['locus'])}: {panels.RELATIONS.get(r['relation'], r['relation'])}",
             "status": r["status"],
             "reason": ""
             if r["status"] == "ok"

@@ -27,6 +27,21 @@ RELATIONS = {
     "random_feature": "random features",
     "random_direction": "random directions",
     "self": "the target itself",
+    "isotropic": "isotropic random directions",
+    "cosine_matched": "random directions at the pairs' cosines",
+    "high_attribution": "features of high direct attribution",
+    "swapped_target": "pairs, read on another target",
+    "rotated": "rotated neurons",
+    "frozen_decoder": "decoder rows that were never trained",
+    "shuffled_gloss": "pairs with shuffled glosses",
+}
+LOCI = {
+    "feature": "Feature directions",
+    "clamp": "Clamped features",
+    "gradient": "Token gradients",
+    "prompt": "Prompt injections",
+    "neuron": "Coordinates of the site",
+    "mlp_neuron": "Neurons of the MLP",
 }
 _LINE_POINTS = 17
 _FILLED = "Filled: tokens that activate the target. Hollow: tokens the target writes."

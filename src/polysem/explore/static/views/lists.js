@@ -3,6 +3,7 @@ import { el, link, note } from "../dom.js";
 import { Grid, featureCell, flags, head } from "../grid.js";
 import { address, here, note as noteAddress } from "../state.js";
 import { fixed, interval, ownWords } from "../text.js";
+import { LOCI } from "../words.js";
 
 export const pairAddress = (row) => address("pair", [row.sae, row.i, row.j]);
 export const PAIR_FILTERS = ["is_duplicate=false", "is_dense=false"];
@@ -64,6 +65,7 @@ export async function pushes(ctx) {
     gloss_target: (row) => [featureCell(row.sae, row.target, row.gloss_target, study), reasons(said.get(`${row.sae} ${row.target}`), row.token_set)],
     gloss_source: (row) => featureCell(row.sae, row.source, row.gloss_source, study),
     logodds: effectCell,
+    locus: (row) => LOCI[row.locus] || row.locus,
     token_set: (row) => READ[row.token_set] || row.token_set,
     open: () => [el("span", { "aria-hidden": "true" }, "▸"), el("span", { cls: "hidden" }, "Open the pair")],
   };

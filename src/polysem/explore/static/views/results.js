@@ -8,7 +8,7 @@ import { address, first, here } from "../state.js";
 import { count, interval, number, probability } from "../text.js";
 import { presets } from "./presets.js";
 import { transfer } from "./transfer.js";
-import { KINDS, RELATIONS, TOKENS } from "../words.js";
+import { KINDS, LOCI, RELATIONS, TOKENS } from "../words.js";
 
 const CONTRASTS = {
   slope_interference: "slope on interference", slope_similarity: "slope on gloss similarity", pair_minus_random_feature: "pairs minus random features",
@@ -33,13 +33,13 @@ export async function results(ctx) {
   const mine = rows.filter((r) => r.parts.locus === locus);
   const curves = has("dose_response") ? await allRows(source, "dose_response", ["sae=*", `locus=${locus}`]) : [];
   const missing = has("missing") ? await allRows(source, "missing") : [];
-  const tabs = el("nav", { cls: "tabs", "aria-label": "Locus" }, loci.map((l) => link(address("results", [], { locus: l }), l, { "aria-current": l === locus ? "page" : null })));
-  const gone = ["feature", "gradient", "prompt", "neuron"].filter((l) => !loci.includes(l));
+  const tabs = el("nav", { cls: "tabs", "aria-label": "Locus" }, loci.map((l) => link(address("results", [], { locus: l }), head(LOCI[l] || l), { "aria-current": l === locus ? "page" : null })));
+  const gone = Object.keys(LOCI).filter((l) => !loci.includes(l));
   return [
     ...top,
     el("p", { cls: "lead" }, "Effects pooled over pairs, with intervals clustered by target and source. Zero is no effect; the controls say what any push does."),
     loci.length > 1 ? tabs : null,
-    gone.length ? el("p", { cls: "fine" }, `Loci that this study did not run: ${gone.join(", ")}.`) : null,
+    gone.length ? el("p", { cls: "fine" }, `Loci that this study did not run: ${gone.map((l) => LOCI[l]).join(", ")}.`) : null,
     declared(mine, study),
     el("div", { cls: "figures" }, study.token_sets.flatMap((t) => [means(mine, t, study), dose(curves, t, study, locus)])),
     await why(ctx, locus),
@@ -110,5 +110,5 @@ function ended(rows) {
   if (!rows.length) return null;
   return el("section", {}, el("h2", {}, "How the trials ended"), el("div", { cls: "scroll", tabindex: "0", role: "region", "aria-label": "How the trials ended" }, el("table", { cls: "numbers" },
     el("thead", {}, el("tr", {}, ["locus", "relation", "status", "reason", "trials"].map((h, k) => el("th", { scope: "col", cls: k < 4 ? "words" : "" }, h)))),
-    el("tbody", {}, rows.map((r) => el("tr", { cls: r.status === "ok" ? "" : "bad" }, el("td", { cls: "words" }, r.locus), el("td", { cls: "words" }, RELATIONS[r.relation] || r.relation), el("td", { cls: "words" }, r.status), el("td", { cls: "words" }, r.reason), el("td", {}, count(r.n_trials))))))));
+    el("tbody", {}, rows.map((r) => el("tr", { cls: r.status === "ok" ? "" : "bad" }, el("td", { cls: "words" }, LOCI[r.locus] || r.locus), el("td", { cls: "words" }, RELATIONS[r.relation] || r.relation), el("td", { cls: "words" }, r.status), el("td", { cls: "words" }, r.reason), el("td", {}, count(r.n_trials))))))));
 }

@@ -4,6 +4,7 @@ import { Grid, featureCell, flags, head } from "../grid.js";
 import { address, here, note as noteAddress } from "../state.js";
 import { fixed, interval, ownWords } from "../text.js";
 import { LOCI } from "../words.js";
+import { predicted } from "./atlas.js";
 
 export const pairAddress = (row) => address("pair", [row.sae, row.i, row.j]);
 export const PAIR_FILTERS = ["is_duplicate=false", "is_dense=false"];
@@ -57,7 +58,7 @@ function effectCell(row) {
 export async function pushes(ctx) {
   const { study } = ctx;
   if (!study.relations.pushes) return [el("h1", {}, "Pushes"), ctx.absent("pair_effects")];
-  if (here().args[0] === "predicted" && study.relations.atlas_top) return predicted(ctx);
+  if (here().args[0] === "predicted" && study.relations.atlas_top) return predicted(ctx, { tabs: pushTabs(study), about: about({ plan: false }) });
   const locus = study.loci[0];
   standing(pushFilters(study, locus));
   const said = new Map();
@@ -87,11 +88,13 @@ export async function pushes(ctx) {
 }
 
 // What a category or word in the address means, and where its other features are.
-function about() {
+function about({ plan = true } = {}) {
   const wanted = (here().params.f || []).filter((f) => f.startsWith("target~"));
   if (!wanted.length) return null;
   const others = link(address("hubs", [], { f: wanted.map((f) => f.replace("target~", "feature~")) }), "All features about it, pushed or not");
-  return el("p", { cls: "fine" }, "A target counts as about a word or category when its gloss, or one of its tokens that were read, holds it; the row says which. Only features that the plan drew were pushed. ", others, ".");
+  return el("p", { cls: "fine" }, plan
+    ? "A target counts as about a word or category when its gloss, or one of its tokens that were read, holds it; the row says which. What a gloss quotes does not count. Only features that the plan drew were pushed. "
+    : "A target counts as about a word or category when its gloss or one of its tokens holds it. ", others, ".");
 }
 
 const READ = { in: "that activate it", out: "that it writes" };
@@ -127,23 +130,6 @@ function pushTabs(study) {
   return el("nav", { cls: "tabs", "aria-label": "Kind of effect" },
     link(address("pushes", [], { f: [...pushFilters(study, study.loci[0]), ...target] }), "Measured", { "aria-current": now ? null : "page" }),
     link(address("pushes", ["predicted"], { f: target }), "Predicted", { "aria-current": now ? "page" : null }));
-}
-
-async function predicted(ctx) {
-  const { study } = ctx;
-  const cells = {
-    gloss_target: (row) => featureCell(row.sae, row.target, row.gloss_target, study),
-    gloss_source: (row) => featureCell(row.sae, row.source, row.gloss_source, study),
-    open: () => [el("span", { "aria-hidden": "true" }, "▸"), el("span", { cls: "hidden" }, "Open the pair")],
-  };
-  const grid = new Grid({
-    source: ctx.source, relation: study.relations.atlas_top, cells, sort: "-effect",
-    open: (row) => (row.source === row.target ? null : address("pair", [row.sae, Math.min(row.source, row.target), Math.max(row.source, row.target)])),
-    columns: ["open", "gloss_source", "gloss_target", "effect", "interference", "similarity", ...several(study)],
-    searchLabel: "Search in glosses of source and target",
-  });
-  ctx.update = () => grid.update();
-  return [el("h1", {}, "Pushes"), pushTabs(study), el("p", { cls: "lead" }, "The strongest sources of every target by linear response: a prediction to first order from gradients, not a measurement. How much of real pushes it explains is in the table ", link(address("tables", ["atlas_fit"]), "atlas_fit"), "."), grid.node];
 }
 
 export async function hubs(ctx) {

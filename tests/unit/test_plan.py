@@ -378,13 +378,12 @@ def test_targets_are_drawn_from_every_category_in_turn(planted):
         plan=study_of().plan.model_copy(update={"n_targets": 20}),
         seed=0,
     )
-    a, b, c, d, e = anyone[:5]
+    a, b, c, d = anyone
     texts = {
         a: [" London", "x", "y", "z"],
         b: [" London", " Paris", "x"],
         c: [" seven", " eight"],
         d: [" Londoner", "sevenfold"],
-        e: [" red"],
     }
     atlas = atlas_about(planted, texts)
 
@@ -398,7 +397,7 @@ def test_targets_are_drawn_from_every_category_in_turn(planted):
     assert drawn(3, "location", "number") == sorted([a, b, c])
     # A category that has run out leaves its turns to the others; no feature stands in for it.
     assert drawn(9, "number", "location") == sorted([a, b, c])
-    assert drawn(2, "color", "number") == sorted([c, e])
+    assert drawn(2, "color", "number") == [c]
 
 
 def test_a_study_names_categories_that_there_are():

@@ -1,6 +1,7 @@
 """The pictures that a report shares with the explorer: single pairs over dose, activations, hubs, pushes by category,
 transfer at a glance."""
 
+import math
 import re
 from html.parser import HTMLParser
 
@@ -172,8 +173,8 @@ def test_labels_of_a_graph_lie_on_no_other():
     assert len(drawing.all("line", class_="edge negative")) == sum(e.interference < 0 for e in edges)
     boxes = []
     for a in drawing.all("text"):
-        long = 6.7 * 24
-        left = float(a["x"]) - (long if a["text-anchor"] == "end" else 0)
+        long = 6.9 * 24
+        left = float(a["x"]) - {"start": 0, "middle": 0.5, "end": 1}[a["text-anchor"]] * long
         boxes.append((left, float(a["y"])))
     for k, (x, y) in enumerate(boxes):
         for u, v in boxes[:k]:
@@ -231,6 +232,22 @@ def test_pushes_toward_places_are_those_on_targets_about_places(places):
     assert found["said"].startswith(
         f"{len(pushes)} effects on {len({(r['sae'], r['target']) for r in pushes})} targets"
     )
+    controls = [
+        r for r in locus.pair_effects.to_pylist()
+        if r["relation"] == "random_direction" and r["token_set"] == "in"
+        and (r["sae"], r["target"]) in {(p["sae"], p["target"]) for p in pushes}
+    ]  # fmt: skip
+
+    def t(row):
+        return student.ppf(0.975, max(1, row["n_prompts"] - 1))
+
+    def share(effects):
+        known = [
+            r | {"logodds_se": math.inf if r["logodds_se"] is None else r["logodds_se"]} for r in effects
+        ]
+        return f"{100 * np.mean([r['logodds'] > t(r) * r['logodds_se'] for r in known]):.0f} %"
+
+    assert f"({share(pushes)}) with an interval above 0, and {share(controls)} of those of" in found["said"]
     at = found["rows"][0]["place"]
     assert {rows[at].i, rows[at].j} == set(found["rows"][0]["ids"])
     assert toward_section(run, None, rows) == []
@@ -240,7 +257,7 @@ def test_pushes_toward_places_are_those_on_targets_about_places(places):
     ("gloss", "left"),
     [
         ("places", "places"),
-        ('"of" — as in «to London»', '"of" — as in  '),
+        ('"of" — as in «to London»', '"of" '),
         ("«cut off in Lon", " "),
         ("«a» b «c» d", "  b   d"),
     ],

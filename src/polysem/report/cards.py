@@ -100,7 +100,7 @@ def _of_pair(
         )
         caption = f"Bars: {100 * study.effects.level:g} % intervals over prompts."
         if floor:
-            caption += f" Grey: the noise floor, where 95 % of {n} {RELATIONS[relation]} lie."
+            caption += f" Shaded: the noise floor, where 95 % of {n} {RELATIONS[relation]} lie."
         found.append(Drawn(f"{row.sae}/{row.i}/{row.j}", title, drawing, caption, keys))
     return found
 

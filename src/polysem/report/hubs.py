@@ -11,6 +11,7 @@ from polysem.report.pairs import NO_GLOSS, features
 from polysem.report.panels import Panel
 from polysem.report.source import Run
 from polysem.report.text import count, fixed, plural, visible
+from polysem.report.toward import own_words
 
 RANKED = 8
 """features of every SAE in the ranking"""
@@ -46,7 +47,9 @@ def _of_sae(run: Run, sae: str, pairs: pa.Table, *, drawn: bool) -> dict[str, An
     known = features(run, {(sae, f) for f in (*order.tolist(), *near)})
 
     def gloss(feature: int) -> str:
-        return visible(known.get((sae, feature), {}).get("gloss") or NO_GLOSS)
+        # Without the text that it quotes: names have to be short here.
+        whole = known.get((sae, feature), {}).get("gloss") or NO_GLOSS
+        return visible(own_words(whole).strip() or whole, limit=120)
 
     return {
         "sae": visible(sae),

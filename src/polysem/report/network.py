@@ -15,6 +15,8 @@ HEIGHT = 430.0
 LABEL = 24
 """characters of a gloss beside its node"""
 _STEPS = 160
+_SIDES = ((12, 0, "start"), (-12, 0, "end"), (0, -18, "middle"), (0, 18, "middle"))
+"""where a label may stand: right, left, down, anchor"""
 _GOLDEN = 2.399963
 """the golden angle: it spreads the start evenly and needs no chance"""
 
@@ -114,16 +116,15 @@ def _labels(nodes: Sequence[Node], at: Sequence[tuple[Real, Real]]) -> Mapping[i
     for k, node in enumerate(nodes):
         text = node.gloss if len(node.gloss) <= LABEL else node.gloss[: LABEL - 1] + "…"
         x, y = at[k]
-        long = 6.7 * len(text)
-        for side, anchor in ((12, "start"), (-12, "end")):
-            left = x + side if anchor == "start" else x + side - long
-            box = (left, y - 8, left + long, y + 8)
+        long = (7.7 if k == 0 else 6.9) * len(text)
+        for side, down, anchor in _SIDES:
+            left = x + side - {"start": 0.0, "middle": 0.5, "end": 1.0}[anchor] * long
+            box = (left, y + down - 8, left + long, y + down + 8)
             free = left > 0 and box[2] < WIDTH and not any(_meet(box, other) for other in taken)
-            if free or (k == 0 and anchor == "end"):
+            if free or (k == 0 and (side, down, anchor) == _SIDES[-1]):
                 taken.append(box)
-                found[k] = el(
-                    "text", text, class_="halo strong" if k == 0 else "halo", x=x + side, y=y + 4.5, text_anchor=anchor
-                )  # fmt: skip
+                style = "halo strong" if k == 0 else "halo"
+                found[k] = el("text", text, class_=style, x=x + side, y=y + down + 4.5, text_anchor=anchor)
                 break
     return found
 

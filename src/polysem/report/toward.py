@@ -8,14 +8,14 @@ import pyarrow.compute as pc
 
 from polysem.categories import builtin, words_of
 from polysem.config import Study
-from polysem.report.cards import half_width
+from polysem.report.cards import FLOORS, half_width
 from polysem.report.pairs import NO_GLOSS, Key, PairRow, features
-from polysem.report.panels import Locus
+from polysem.report.panels import RELATIONS, Locus
 from polysem.report.source import Run
-from polysem.report.text import fixed, interval, number, plural, visible
+from polysem.report.text import count, fixed, interval, plural, visible
 
-QUOTED = "«[^»]*»?"
-"""pattern of what a gloss quotes"""
+QUOTED = "( — as in )?«[^»]*»?"
+"""pattern of what a gloss quotes, with the words that lead to it in glosses made from tokens"""
 SHOWN = 6
 """pushes of every category"""
 KINDS = {
@@ -58,7 +58,7 @@ def toward_section(run: Run, locus: Locus | None, rows: Sequence[PairRow]) -> li
             found.append(
                 {
                     "name": name,
-                    "said": _said(mine, study=run.study),
+                    "said": _said(mine, _controls(locus, mine), study=run.study),
                     "rows": [
                         _row(r, known, about[_target(r), r["token_set"]], listed, study=run.study)
                         for r in mine[:SHOWN]
@@ -84,20 +84,37 @@ def own_words(gloss: str) -> str:
     return re.sub(QUOTED, " ", gloss)
 
 
-def _said(rows: Sequence[Mapping[str, Any]], *, study: Study) -> str:
-    """How much there is to choose from."""
+def _said(rows: Sequence[Mapping[str, Any]], controls: Sequence[Mapping[str, Any]], *, study: Study) -> str:
+    """How much there is to choose from, and how often any push does as much: a control on the same tokens."""
     targets = len({_target(r) for r in rows})
-    above = sum((_lower(r, study) or 0.0) > 0 for r in rows)
-    share = 100 * (1 - study.effects.level) / 2
-    return (
-        f"{plural(len(rows), 'effect')} on {plural(targets, 'target')} about it; {above} with an interval above 0, where "
-        f"chance alone gives about {number(len(rows) * share / 100, digits=2)}."
-    )
+    above = sum(_above(r, study) for r in rows)
+    said = f"{plural(len(rows), 'effect')} on {plural(targets, 'target')} about it; {count(above)} of them "
+    said += f"({_percent(above, len(rows))}) with an interval above 0"
+    if not controls:
+        return said + "."
+    same = sum(_above(r, study) for r in controls)
+    return f"{said}, and {_percent(same, len(controls))} of those of {count(len(controls))} {RELATIONS[controls[0]['relation']]}."
 
 
-def _lower(row: Mapping[str, Any], study: Study) -> float | None:
+def _percent(n: int, total: int) -> str:
+    return f"{100 * n / total:.0f} %"
+
+
+def _controls(locus: Locus, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Effects of the best control on the same tokens of the same targets."""
+    wanted = {(*_target(r), r["token_set"]) for r in rows}
+    for relation in FLOORS:
+        own = locus.pair_effects.filter(pc.equal(locus.pair_effects["relation"], relation)).to_pylist()
+        found = [r for r in own if (*_target(r), r["token_set"]) in wanted]
+        if found:
+            return found
+    return []
+
+
+def _above(row: Mapping[str, Any], study: Study) -> bool:
+    """Whether the whole interval of an effect is above 0."""
     half = half_width(row["logodds_se"], row["n_prompts"], level=study.effects.level)
-    return None if half is None else row["logodds"] - half
+    return half is not None and row["logodds"] - half > 0
 
 
 def _why(tokens: str, row: Mapping[str, Any], hits: Sequence[str]) -> str:

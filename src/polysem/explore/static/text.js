@@ -59,4 +59,4 @@ export function interval(lo, hi) {
 }
 
 // A gloss without what it quotes: where a feature fired once is not what it is about.
-export const ownWords = (gloss) => gloss.replace(/«[^»]*»?/g, " ");
+export const ownWords = (gloss) => gloss.replace(/( — as in )?«[^»]*»?/g, " ");

@@ -308,7 +308,8 @@ def _points(locus: Locus, tokens: str) -> list[Point]:
     points = []
     for r in own.to_pylist():
         if r["relation"] != "self" and r["interference"] is not None:
-            who = "a random direction" if r["source"] < 0 else f"feature {r['source']}"
+            kind = "a neuron" if locus.name in ("neuron", "mlp_neuron") else f"feature {r['source']}"
+            who = "a random direction" if r["source"] < 0 else kind
             effect = f"{number(r['logodds'], sign=True)} ± {number(r['logodds_se'], digits=2)} nats"
             text = (
                 f"{visible(r['sae'])}: {who} pushed, target {r['target']}; "

@@ -45,7 +45,7 @@ export function inside(map, box) {
 
 export function heat(map, { pairs, range, most, small = false, box = null, onbox = null, label, axes: words = {} }) {
   const [width, height] = small ? [300, 210] : [720, 470];
-  const edge = small ? { left: 8, right: 8, top: 8, bottom: 8 } : { left: 62, right: 14, top: 12, bottom: 92 };
+  const edge = small ? { left: 8, right: 8, top: 8, bottom: 8 } : { left: words.yMarks ? 88 : 62, right: 14, top: 12, bottom: 92 };
   const { x: xs, y: ys } = range;
   const x = (v) => edge.left + ((v - xs[0]) / (xs[1] - xs[0])) * (width - edge.left - edge.right);
   const y = (v) => height - edge.bottom - ((v - ys[0]) / (ys[1] - ys[0])) * (height - edge.top - edge.bottom);

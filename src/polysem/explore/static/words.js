@@ -2,4 +2,4 @@
 export const RELATIONS = { pair: "interfering features", random_feature: "random features", random_direction: "random directions", self: "the target itself", isotropic: "isotropic directions", cosine_matched: "directions of the same cosine", high_attribution: "features of high attribution", swapped_target: "pushes with another target read", rotated: "rotated neurons", split_pair: "one concept twice", frozen_decoder: "decoder rows that were never trained", shuffled_gloss: "pairs with shuffled glosses" };
 export const LOCI = { feature: "feature directions", clamp: "clamped features", gradient: "token gradients", prompt: "prompt injections", neuron: "coordinates of the site", mlp_neuron: "neurons of the MLP" };
 export const TOKENS = { in: "tokens that activate the target", out: "tokens the target writes" };
-export const KINDS = { pair: "k-pair", self: "k-self", random_feature: "k-random_feature", random_direction: "k-random_direction" };
+export const KINDS = { pair: "k-pair", self: "k-self", random_feature: "k-random_feature", random_direction: "k-random_direction", isotropic: "k-random_direction", rotated: "k-random_direction" };

@@ -40,7 +40,7 @@ async function fit(ctx) {
   const rows = await allRows(ctx.source, "atlas_fit");
   if (!rows.length) return null;
   const between = (r) => (r.r2 === null ? "–" : `${number(r.r2)} (${number(r.lo)} to ${number(r.hi)})`);
-  return el("details", { cls: "panel wide", open: true }, el("summary", {}, "How far to believe it"),
+  return el("details", { cls: "panel wide", open: rows.length <= 6 }, el("summary", {}, "How far to believe it"),
     el("div", { cls: "scroll", tabindex: "0", role: "region", "aria-label": "Predictions against real pushes" }, el("table", { cls: "numbers" },
       el("thead", {}, el("tr", {}, ["SAE", "real pushes", "R² of the prediction", "measured / predicted", "of"].map((h, k) => el("th", { scope: "col", cls: k < 2 ? "words" : "" }, h)))),
       el("tbody", {}, rows.map((r) => el("tr", {}, el("th", { scope: "row" }, r.sae), el("td", { cls: "words" }, STRATA[r.stratum] || r.stratum), el("td", {}, between(r)), el("td", {}, r.slope === null ? "–" : number(r.slope)), el("td", {}, `${count(r.n)} pushes`)))))),
@@ -72,10 +72,11 @@ function figure(sae, rows) {
   const at = (v) => (Math.abs(v) < least / 2 ? 0 : Math.sign(v) * (1 + Math.log10(Math.abs(v) / least)));
   const cells = rows.map((r) => [r.cosine_lo, r.cosine_hi, at(r.effect_lo), at(r.effect_hi), r.count]);
   const decades = [];
-  for (let d = Math.ceil(Math.log10(least) - 1e-9); d <= Math.log10(Math.max(...edges)) + 1e-9; d += 1) decades.push(10 ** d);
+  // Every second decade from the largest down: more labels would touch.
+  for (let d = Math.floor(Math.log10(Math.max(...edges)) + 1e-9); d >= Math.log10(least) - 1e-9; d -= 2) decades.push(10 ** d);
   const extent = (k) => [Math.min(...cells.map((c) => c[k])), Math.max(...cells.map((c) => c[k + 1]))];
   const n = cells.reduce((sum, c) => sum + c[4], 0);
-  return el("figure", {}, el("h3", {}, sae),
+  return el("figure", { cls: "inner" }, el("h3", {}, sae),
     heat({ cells, n, chance: [] }, {
       range: { x: extent(0), y: extent(2) }, most: Math.max(...cells.map((c) => c[4])), label: sae,
       axes: { x: "interference (cosine of directions)", y: "predicted effect (nats per norm)", yMarks: [[0, "0"], ...decades.flatMap((d) => [[at(d), tick(d)], [at(-d), tick(-d)]])] },

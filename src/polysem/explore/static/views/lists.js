@@ -3,7 +3,7 @@ import { el, link, note } from "../dom.js";
 import { Grid, featureCell, flags, head } from "../grid.js";
 import { address, here, note as noteAddress } from "../state.js";
 import { fixed, interval, ownWords } from "../text.js";
-import { LOCI } from "../words.js";
+import { LOCI, RELATIONS } from "../words.js";
 import { predicted } from "./atlas.js";
 
 export const pairAddress = (row) => address("pair", [row.sae, row.i, row.j]);
@@ -57,14 +57,15 @@ function effectCell(row) {
 
 export async function pushes(ctx) {
   const { study } = ctx;
-  if (!study.relations.pushes) return [el("h1", {}, "Pushes"), ctx.absent("pair_effects")];
   if (here().args[0] === "predicted" && study.relations.atlas_top) return predicted(ctx, { tabs: pushTabs(study), about: about({ plan: false }) });
+  if (!study.relations.pushes) return [el("h1", {}, "Pushes"), pushTabs(study), ctx.absent("pair_effects")];
   const locus = study.loci[0];
   standing(pushFilters(study, locus));
   const said = new Map();
   const cells = {
     gloss_target: (row) => [featureCell(row.sae, row.target, row.gloss_target, study), reasons(said.get(`${row.sae} ${row.target}`), row.token_set)],
-    gloss_source: (row) => featureCell(row.sae, row.source, row.gloss_source, study),
+    gloss_source: (row) => featureCell(row.sae, row.source, row.gloss_source, study, row.locus === "neuron" ? "coordinate" : "MLP neuron"),
+    relation: (row) => RELATIONS[row.relation] || row.relation,
     logodds: effectCell,
     locus: (row) => LOCI[row.locus] || row.locus,
     token_set: (row) => READ[row.token_set] || row.token_set,
@@ -73,7 +74,8 @@ export async function pushes(ctx) {
   const grid = new Grid({
     source: reasoned(ctx, said), relation: study.relations.pushes, cells, sort: "-logodds",
     open: (row) => (row.source < 0 || row.source === row.target || row.gloss_source === null ? null : address("pair", [row.sae, Math.min(row.source, row.target), Math.max(row.source, row.target)])),
-    columns: ["open", "gloss_source", "gloss_target", "token_set", "logodds", "interference", "similarity", ...(study.loci.length > 1 ? ["locus"] : []), ...several(study)],
+    // Where the filters leave several loci or relations, rows say which they are of.
+    columns: () => ["open", "gloss_source", "gloss_target", "token_set", "logodds", "interference", "similarity", ...["relation", "locus"].filter((name) => !fixedTo(name) && (name === "relation" || study.loci.length > 1)), ...several(study)],
     searchLabel: "Search in glosses of source and target",
     empty: "No push fits. Only pairs of the plan were pushed: remove a filter or try other words.",
   });
@@ -96,6 +98,8 @@ function about({ plan = true } = {}) {
     ? "A target counts as about a word or category when its gloss, or one of its tokens that were read, holds it; the row says which. What a gloss quotes does not count. Only features that the plan drew were pushed. "
     : "A target counts as about a word or category when its gloss or one of its tokens holds it. ", others, ".");
 }
+
+const fixedTo = (name) => (here().params.f || []).some((f) => f.startsWith(`${name}=`));
 
 const READ = { in: "that activate it", out: "that it writes" };
 const WHY = { gloss: "gloss names", in: "fires on", out: "writes" };

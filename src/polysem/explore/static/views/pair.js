@@ -4,7 +4,7 @@ import { featureCard, gloss } from "../card.js";
 import { decomposition, decompositionWords, doseChart, doseWords, mark, onScale } from "../charts.js";
 import { cellText, dataOf, flags, head } from "../grid.js";
 import { address, here } from "../state.js";
-import { fixed, interval, number, probability } from "../text.js";
+import { fixed, interval, number, ownWords, probability } from "../text.js";
 import { LOCI, RELATIONS, TOKENS } from "../words.js";
 
 export async function pair(ctx) {
@@ -94,7 +94,7 @@ async function pushed(ctx, { sae, i, j, rows, linear, floors, features }) {
       const words = `${head(LOCI[locus] || locus)}: ${TOKENS[tokens] || tokens}`;
       figures.push(el("figure", { cls: "panel" }, el("h3", {}, words),
         doseChart([...curves, ...predicted], { floor, headline, xLabel: doseWords(unit), unit, yLabel: "change in log-odds (nats)", label: words }),
-        legend([...predicted.slice(0, 1).map((c) => [0, "plain", "dotted: predicted by linear response"]), ...curves.map((c, k) => [k, c.kind, `${c.label} (“${short(gloss(features[c.points[0].row.source]))}”)`]), floor.length ? [0, "floor", `noise floor: 95 % of ${floor[0].n} ${RELATIONS[floorOf(floors, locus)] || floorOf(floors, locus)}`] : null].filter(Boolean)),
+        legend([...predicted.slice(0, 1).map((c) => [0, "plain", "dotted: predicted by linear response"]), ...curves.map((c, k) => [k, c.kind, `${c.label} (${short(ownWords(gloss(features[c.points[0].row.source])).trim())})`]), floor.length ? [0, "floor", `noise floor: 95 % of ${floor[0].n} ${RELATIONS[floorOf(floors, locus)] || floorOf(floors, locus)}`] : null].filter(Boolean)),
         numbers(curves, floors.filter((f) => f.sae === sae && f.locus === locus && f.token_set === tokens), headline)));
     }
   }

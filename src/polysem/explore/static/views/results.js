@@ -28,7 +28,8 @@ export async function results(ctx) {
   if (kind === "transfer") return [...top, await transfer(ctx)];
   if (!has("effects")) return [...top, ctx.absent("effects")];
   const rows = (await allRows(source, "effects")).map((r) => ({ ...r, parts: parts(r.group) }));
-  const loci = [...new Set(rows.map((r) => r.parts.locus).filter(Boolean))];
+  const there = new Set(rows.map((r) => r.parts.locus));
+  const loci = Object.keys(LOCI).filter((l) => there.has(l));
   const locus = loci.includes(first(here().params, "locus")) ? first(here().params, "locus") : loci[0];
   const mine = rows.filter((r) => r.parts.locus === locus);
   const curves = has("dose_response") ? await allRows(source, "dose_response", ["sae=*", `locus=${locus}`]) : [];
@@ -100,10 +101,10 @@ async function why(ctx, locus) {
   const rows = (await allRows(source, "explained")).filter((r) => r.locus === locus);
   const figures = study.token_sets.flatMap((t) => ["targets", "sources"].map((unseen) => {
     const mine = rows.filter((r) => r.token_set === t && r.unseen === unseen);
-    if (!mine.length) return null;
-    return el("figure", { cls: "panel" }, el("h3", {}, `${TOKENS[t] || t}, ${unseen} not seen`), dotPlot(mine.map((r) => ({ label: MODELS[r.model] || r.model.replace(/_/g, " "), estimate: r.r2, lo: r.lo, hi: r.hi, kind: "k-pair", words: `${count(r.n_pairs)} pairs` })), { xLabel: "held-out R² (below 0: worse than the mean)", label: `held-out R², ${unseen} not seen` }));
+    if (mine.every((r) => r.r2 === null)) return null;
+    return el("figure", { cls: "panel" }, el("h3", {}, `${TOKENS[t] || t}, ${unseen} not seen`), dotPlot(mine.map((r) => ({ label: MODELS[r.model] || r.model.replace("metric:", "metric: ").replace(/_/g, " "), estimate: r.r2, lo: r.lo, hi: r.hi, kind: "k-pair", words: `${count(r.n_pairs)} pairs` })), { xLabel: "held-out R² (below 0: worse than the mean)", label: `held-out R², ${unseen} not seen` }));
   }));
-  return el("section", {}, title, el("div", { cls: "figures" }, figures), el("p", { cls: "fine" }, "More of it: ", tables.map((n, k) => [k ? ", " : "", link(address("tables", [n]), head(n).toLowerCase())])));
+  return el("section", {}, title, figures.some(Boolean) ? el("div", { cls: "figures" }, figures) : note(`Too few targets or sources to hold some out at this locus${rows[0]?.note ? `: ${rows[0].note}` : "."}`), el("p", { cls: "fine" }, "More of it: ", tables.map((n, k) => [k ? ", " : "", link(address("tables", [n]), head(n).toLowerCase())])));
 }
 
 function ended(rows) {

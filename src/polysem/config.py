@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from polysem.errors import ConfigError
-from polysem.types import Control, Locus, Positions
+from polysem.types import Category, Control, Locus, Positions
 
 
 class _Section(BaseModel):
@@ -109,6 +109,9 @@ class PlanConfig(_Section):
     loci: tuple[Locus, ...] = ("feature",)
     n_targets: Annotated[int, Field(ge=1)] = 12
     """targets per SAE"""
+    about: tuple[Category, ...] = ()
+    """categories of words (location, person, ...): targets are drawn from each in turn, the features with the largest
+    share of its words among the tokens that activate them first; empty: from all features at random"""
     sources_per_bin: Annotated[int, Field(ge=1)] = 3
     """interfering features per target and interference bin"""
     n_random: Annotated[int, Field(ge=0)] = 3
@@ -149,6 +152,8 @@ class PlanConfig(_Section):
             values = getattr(self, name)
             if not values or len(set(values)) < len(values):
                 raise ValueError(f"{name} must name at least one value, each once, got {values}")
+        if len(set(self.about)) < len(self.about):
+            raise ValueError(f"about must name each category once, got {self.about}")
         return self
 
 

@@ -64,6 +64,8 @@ Control = Literal[
     "frozen_decoder",
     "shuffled_gloss",
 ]
+Category = Literal["location", "science", "number", "person", "emotion", "animal", "color", "time"]
+"""categories of words that come with the library"""
 Split = Literal["select", "confirm"]
 TrialStatus = Literal["ok", "skipped", "failed"]
 

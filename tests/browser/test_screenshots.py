@@ -13,7 +13,15 @@ import pytest
 REPOSITORY = Path(__file__).resolve().parents[2]
 DEMO = Path(os.environ.get("POLYSEM_DEMO", REPOSITORY / "runs" / "demo"))
 PICTURES = REPOSITORY / "docs" / "img"
-TALL = {"pair": 1500, "feature": 1100, "results": 1300, "map": 1120, "presets": 1250, "transfer": 1100}
+TALL = {
+    "pair": 1500,
+    "feature": 1100,
+    "results": 1300,
+    "map": 1120,
+    "presets": 1250,
+    "transfer": 1100,
+    "live": 1500,
+}
 NEEDS = {"presets": "effects/presets.parquet", "transfer": "transfer/manifest.json"}
 
 

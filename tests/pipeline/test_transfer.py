@@ -151,7 +151,8 @@ def test_directions_in_the_target_are_what_a_push_does(white_box):
     sae = load_sae("zoo:llama/blocks.3.hook_resid_post", model=model)
     row = next(r for r in taken if r["kind"] == "feature")
     target = LocalTarget(model)
-    from polysem.transfer.categories import load_categories, load_sentences
+    from polysem.categories import load_categories
+    from polysem.transfer.categories import load_sentences
 
     categories = load_categories("builtin", ["person", "time"])
     sentence = load_sentences("builtin", ["person", "time"], n=2)[row["category"]][row["sentence"]]

@@ -255,6 +255,11 @@ def test_the_map_counts_every_pair(folder):
             "neuronpedia:gpt2-small/6-res_post_32k-oai",
             "https://www.neuronpedia.org/gpt2-small/6-res_post_32k-oai",
         ),
+        (
+            "neuronpedia:exports/saved.json#gemma-2-2b/20-gemmascope-res-16k",
+            "https://www.neuronpedia.org/gemma-2-2b/20-gemmascope-res-16k",
+        ),
+        ("neuronpedia:exports/saved.json#20-gemmascope-res-16k", None),
         ("neuronpedia:https://example.org/x", None),
         ("neuronpedia:some/where/deep", None),
         ("file:glosses.csv", None),

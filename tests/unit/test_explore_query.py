@@ -134,6 +134,28 @@ def test_a_push_toward_a_word_is_one_of_the_tokens_that_were_read(tmp_path):
     own.close()
 
 
+def test_what_a_gloss_quotes_is_not_what_a_feature_is_about(tmp_path):
+    world = SyntheticStudy(n_features=40, n_targets=2, n_prompts=2, doses=(0.1,), sources_per_bin=1)
+    run = synthetic_run(tmp_path / "run", world)
+    path = run / "features" / "features.parquet"
+    table = io.read_table(path, FEATURES, rebuild="")
+    glosses = ['"of" — as in «the road to London» and', '"London"', "a «city» of «rain"]
+    some = {"gloss": [glosses[k % 3] for k in range(80)], "tokens_in_str": [["hm"]] * 80}
+    some["tokens_out_str"] = [["oh"]] * 80
+    for name, values in some.items():
+        k = table.column_names.index(name)
+        table = table.set_column(k, table.schema.field(k), pa.array(values, type=table.schema.field(k).type))
+    io.write_table(path, table, FEATURES)
+    own = Book(run)
+    for words in ("feature~@location", "feature~london"):
+        rows, _ = ask(own, "features", filters=[words], limit=1000)
+        assert {r["gloss"] for r in rows} == {'"London"'}
+    # A search in glosses still finds every word of them.
+    rows, _ = ask(own, "features", search="london", limit=1000)
+    assert {r["gloss"] for r in rows} == set(glosses[:2])
+    own.close()
+
+
 def test_near_and_among_are_about_numbers_of_features(book, pairs):
     some = random.Random(1).sample(range(WORLD.n_features), 30)
     _, near = ask(book, "pairs", near="5")

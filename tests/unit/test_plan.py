@@ -354,3 +354,54 @@ def test_draws_do_not_depend_on_other_draws(planted):
         draw_targets(atlas, pairs=study.pairs, plan=three, seed=0)
     )
     assert all(len(tokens) == TOKENS for tokens in atlas.tokens_in[:4])
+
+
+def atlas_about(planted, texts):
+    """The atlas of the planted study with other activating tokens, by feature."""
+    from polysem.interventions.atlas import Atlas
+
+    study = study_of()
+    rows = [
+        {**row, "tokens_in_str": texts.get(row["feature"], ["hm"])} for row in planted.features.to_pylist()
+    ]
+    features = pa.Table.from_pylist(rows, schema=planted.features.schema)
+    tables = brute_pairs(planted, study.pairs)
+    return Atlas.of(LABEL, planted.sae, features=features, embeddings=planted.embeddings[LABEL], **tables)
+
+
+def test_targets_are_drawn_from_every_category_in_turn(planted):
+    """The feature with the largest share of a category's words comes first, categories take turns, and features about
+    none of them are not drawn."""
+    anyone = draw_targets(
+        atlas_about(planted, {}),
+        pairs=study_of().pairs,
+        plan=study_of().plan.model_copy(update={"n_targets": 20}),
+        seed=0,
+    )
+    a, b, c, d = anyone
+    texts = {
+        a: [" London", "x", "y", "z"],
+        b: [" London", " Paris", "x"],
+        c: [" seven", " eight"],
+        d: [" Londoner", "sevenfold"],
+    }
+    atlas = atlas_about(planted, texts)
+
+    def drawn(n, *about):
+        study = study_of(f"about = {list(about)!r}")
+        plan = study.plan.model_copy(update={"n_targets": n})
+        return draw_targets(atlas, pairs=study.pairs, plan=plan, seed=0)
+
+    assert drawn(1, "location", "number") == [b]
+    assert drawn(2, "location", "number") == sorted([b, c])
+    assert drawn(3, "location", "number") == sorted([a, b, c])
+    # A category that has run out leaves its turns to the others; no feature stands in for it.
+    assert drawn(9, "number", "location") == sorted([a, b, c])
+    assert drawn(2, "color", "number") == [c]
+
+
+def test_a_study_names_categories_that_there_are():
+    with pytest.raises(ConfigError, match="about"):
+        study_of('about = ["location", "location"]')
+    with pytest.raises(ConfigError, match="location"):
+        study_of('about = ["places"]')

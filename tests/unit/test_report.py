@@ -100,7 +100,7 @@ def test_sections_and_numbers_are_there(run, html):
     assert f"{slope['n_pairs']} pairs, {slope['n_targets']} targets" in page.text
     assert page.text.count("zero_activation") == 0  # reasons are put in words
     assert "activations are zero" in page.text
-    assert html.count("polysem explore RUN") == 2  # at the top, and among the commands
+    assert html.count("polysem explore RUN") == 3  # at the top, where pushes end, and among the commands
 
 
 def test_every_figure_says_what_it_is(html):

@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 from scipy import sparse
 
+from polysem.categories import DEFAULT, load_categories
 from polysem.errors import ConfigError, FormatError, UnknownReferenceError
 from polysem.transfer import parse_transfer
 from polysem.transfer.arms import arm_sets, common_structure, is_plain, is_related, matched_arms
-from polysem.transfer.categories import DEFAULT, check_coverage, coverage, load_categories, load_sentences
+from polysem.transfer.categories import check_coverage, coverage, load_sentences
 from polysem.transfer.config import SharedConfig
 from polysem.transfer.frames import frame, injected, is_refusal
 from polysem.transfer.paper import holm, inflation, join_sets, overlaps, paper_sets, sign_test, welch

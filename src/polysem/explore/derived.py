@@ -8,6 +8,7 @@ from typing import Any
 from polysem.config import Study
 from polysem.explore.query import SIDES
 from polysem.explore.relations import Field, Relation, of_schema, with_fields
+from polysem.report.toward import QUOTED
 from polysem.store.tables import PAIR_EFFECTS, PAIRS
 
 
@@ -30,9 +31,10 @@ def _names(cursor: Any, *, there: bool) -> None:
     """The gloss of every feature, in memory: searches and pages join it; and the words of its gloss with those of the
     tokens that activate it, and with those that it writes."""
     gloss = "lower(coalesce(gloss, '')) AS lower_gloss"
+    # What a gloss quotes is where the feature fired once, not what it is about.
+    own = f"regexp_replace(lower_gloss, '{QUOTED}', ' ', 'g')"
     tokens = [
-        f"lower_gloss || ' ' || lower(array_to_string(tokens_{side}_str, ' ')) AS lower_{side}"
-        for side in SIDES
+        f"{own} || ' ' || lower(array_to_string(tokens_{side}_str, ' ')) AS lower_{side}" for side in SIDES
     ]
     words = [
         rf"list_distinct(regexp_extract_all(lower_{side}, '[\p{{L}}\p{{N}}]+')) AS words_{side}"

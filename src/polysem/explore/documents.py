@@ -16,7 +16,8 @@ from polysem.report.heatmap import COVERED, chance_bound
 from polysem.stats.rows import parse_group
 
 NEURONPEDIA = "https://www.neuronpedia.org"
-_ADDRESS = re.compile(r"^[A-Za-z0-9._-]+/[A-Za-z0-9._-]+$")
+_ADDRESS = re.compile(r"^[A-Za-z0-9._-]+/(?!.*\.(jsonl?|parquet|csv)(\.gz)?$)[A-Za-z0-9._-]+$")
+"""MODEL/SOURCE, and no relative path of a file"""
 
 
 def overview(book: Book) -> dict[str, Any]:
@@ -117,8 +118,13 @@ def neuronpedia_base(study: Study, sae: str, labels: list[str]) -> str | None:
     shared = [study.glosses.source, study.features.source] if len(study.saes) == 1 else []
     for reference in (own, *shared):
         kind, _, rest = (reference or "").partition(":")
-        folder = rest.partition("#")[0]
-        if kind == "neuronpedia" and _ADDRESS.match(folder) and not Path(folder).exists():
+        if kind != "neuronpedia":
+            continue
+        # An export that was saved says by its #MODEL/SOURCE what it is an export of.
+        folder, _, name = rest.partition("#")
+        if _ADDRESS.match(name):
+            return f"{NEURONPEDIA}/{name}"
+        if _ADDRESS.match(folder) and not Path(folder).exists():
             return f"{NEURONPEDIA}/{folder}"
     return None
 

@@ -30,7 +30,7 @@ KEPT = 32
 WAITING = 4
 """jobs that may wait at once"""
 LOCI = {
-    "feature": "feature direction (decoder row)",
+    "feature": "feature direction",
     "gradient": "token gradient (of its top context)",
     "neuron": "neuron (a coordinate of the site)",
     "prompt": "prompt (its top context in front)",

@@ -13,14 +13,13 @@ operators in a table, values are bound.
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
 from typing import Any, NamedTuple
 
+from polysem.categories import builtin
 from polysem.errors import ConfigError
 from polysem.explore.relations import Field, Relation
-from polysem.transfer.categories import DEFAULT, load_categories
 
 MAX_ROWS = 1000
 """rows of one page"""
@@ -234,21 +233,16 @@ def _value(field: Field, value: str, text: str) -> float | int | bool | str:
             return value
 
 
-@cache
-def _categories() -> Mapping[str, frozenset[str]]:
-    return load_categories("builtin", DEFAULT).words
-
-
 def category_words(name: str) -> frozenset[str]:
     """The words of a category, as transfer studies have it. Raises ConfigError if there is no such category."""
-    if name not in _categories():
-        raise ConfigError(f"there is no category {name[:40]!r}; there are {', '.join(_categories())}")
-    return _categories()[name]
+    if name not in builtin().words:
+        raise ConfigError(f"there is no category {name[:40]!r}; there are {', '.join(builtin().words)}")
+    return builtin().words[name]
 
 
 def categories() -> dict[str, list[str]]:
     """Every category and its words, sorted."""
-    return {name: sorted(words) for name, words in _categories().items()}
+    return {name: sorted(words) for name, words in builtin().words.items()}
 
 
 def _words(text: str) -> tuple[str, ...]:

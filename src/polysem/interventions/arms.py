@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow.compute as pc
 from jaxtyping import Bool, Int
 
+from polysem.categories import builtin
 from polysem.config import PairsConfig, PlanConfig
 from polysem.interventions.atlas import Atlas
 from polysem.interventions.base import Recipe
@@ -43,7 +44,8 @@ def draw_targets(atlas: Atlas, *, pairs: PairsConfig, plan: PlanConfig, seed: in
 
     A target is glossed, neither dead nor dense, has tokens in every set that is read, and has a partner in
     the map that is no duplicate. As in arXiv 2505.11611, targets with partners in all interference bins
-    come first; then those with most bins.
+    come first; then those with most bins. With `plan.about` the categories take turns, each with the feature
+    that is most about it.
     """
     readable = np.ones(atlas.sae.d_sae, dtype=bool)
     for name in plan.token_sets:
@@ -52,12 +54,14 @@ def draw_targets(atlas: Atlas, *, pairs: PairsConfig, plan: PlanConfig, seed: in
     filled = _bins_filled(atlas, pairs)[eligible]
     shuffled = rng_for(seed, "targets", atlas.label).permutation(len(eligible))
     order = shuffled[np.argsort(-filled[shuffled], kind="stable")]
+    if plan.about:
+        order = _in_turn(atlas, eligible, order, plan.about)
     chosen = order[: plan.n_targets]
     n_bins, full = len(pairs.bins) - 1, int((filled[chosen] == len(pairs.bins) - 1).sum())
     if full < plan.n_targets:
         log.warning(
             "SAE %s: %d targets of %d asked for, %d of them with partners in all %d interference bins "
-            "(%d features are glossed, %d could be targets)",
+            "(%d features are glossed, %d could be targets%s)",
             *(
                 atlas.label,
                 len(chosen),
@@ -66,9 +70,32 @@ def draw_targets(atlas: Atlas, *, pairs: PairsConfig, plan: PlanConfig, seed: in
                 n_bins,
                 int(atlas.glossed.sum()),
                 len(eligible),
+                f", {len(order)} of them about {', '.join(plan.about)}" if plan.about else "",
             ),
         )
     return sorted(int(t) for t in eligible[chosen])
+
+
+def _in_turn(
+    atlas: Atlas, eligible: Int[np.ndarray, " n"], order: Int[np.ndarray, " n"], about: Sequence[str]
+) -> Int[np.ndarray, " m"]:
+    """Places in `eligible`: the first of every category, then the second, and so on; a feature once, and none that is
+    about no category. Within a category the largest share of its words comes first, equals in the order given."""
+    ranks: list[list[int]] = []
+    for name in about:
+        share = atlas.share_of(builtin().words[name])[eligible[order]]
+        first = order[np.argsort(-share, kind="stable")]
+        ranks.append(first[: int((share > 0).sum())].tolist())
+    found: dict[int, None] = {}
+    while any(ranks):
+        for rank in ranks:
+            # What another category took before is skipped, so that every turn gives a target.
+            while rank:
+                place = rank.pop(0)
+                if place not in found:
+                    found[place] = None
+                    break
+    return np.array(list(found), dtype=np.int64)
 
 
 def arms_of(

@@ -35,6 +35,8 @@ class Atlas:
     """rows of PAIRS of this SAE"""
     partners: pa.Table
     """rows of PARTNERS of this SAE"""
+    texts_in: list[tuple[str, ...]] = field(default_factory=list)
+    """the tokens of `tokens_in` as text; empty for a feature without, and where they are not known"""
     contexts: Contexts = field(default_factory=lambda: Contexts({}, {}, {}))
     max_act: Float[np.ndarray, " d_sae"] = field(default_factory=lambda: np.empty(0))
     """largest activation seen of every feature; NaN where unknown"""
@@ -96,6 +98,7 @@ class Atlas:
             max_act=_placed(sae.d_sae, ids, own["max_act"].to_numpy(zero_copy_only=False)),
             tokens_in=tokens["tokens_in"],
             tokens_out=tokens["tokens_out"],
+            texts_in=_texts(sae.d_sae, ids, own["tokens_in_str"].to_pylist()),
         )
 
     @cached_property
@@ -114,6 +117,11 @@ class Atlas:
     @cached_property
     def glossed(self) -> Bool[np.ndarray, " d_sae"]:
         return np.abs(self.embeddings).max(axis=1, initial=0.0) > 0
+
+    def share_of(self, words: frozenset[str]) -> Float[np.ndarray, " d_sae"]:
+        """Of the tokens that activate a feature, the share that are one of the words, whole; 0 without tokens."""
+        said = [[text.strip().casefold() in words for text in texts] for texts in self.texts_in]
+        return np.array([sum(hits) / len(hits) if hits else 0.0 for hits in said])
 
     @cached_property
     def deciles(self) -> Int[np.ndarray, " d_sae"]:
@@ -164,6 +172,13 @@ def _cosines(rows: np.ndarray, targets: Sequence[int]) -> np.ndarray:
 def _placed(size: int, ids: np.ndarray, values: np.ndarray) -> np.ndarray:
     result = np.full(size, np.nan)
     result[ids] = values
+    return result
+
+
+def _texts(size: int, ids: np.ndarray, lists: list[list[str] | None]) -> list[tuple[str, ...]]:
+    result: list[tuple[str, ...]] = [()] * size
+    for feature, texts in zip(ids.tolist(), lists, strict=True):
+        result[feature] = tuple(texts or ())
     return result
 
 

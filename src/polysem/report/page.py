@@ -7,11 +7,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from polysem.config import Study
-from polysem.report import charts, panels, selftest
+from polysem.report import cards, charts, panels, selftest
 from polysem.report.checks import check_rows, pair_sentences, qap_rows, replication_sentences
 from polysem.report.concepts import concepts_section
 from polysem.report.decomposition import compensation_panel, decomposition_panels
 from polysem.report.findings import STEP, finding
+from polysem.report.hubs import hubs_section
 from polysem.report.nested import explained_panels, stops, validity_rows
 from polysem.report.neurons import neurons_section
 from polysem.report.pairs import details, pair_rows
@@ -20,6 +21,7 @@ from polysem.report.presets import presets_section
 from polysem.report.source import Run
 from polysem.report.specification import specification_panels
 from polysem.report.text import Real, count, interval, number, p_value, plural, visible
+from polysem.report.toward import toward_section
 from polysem.stats import HYPOTHESES, POOLED
 from polysem.store.stages import Stage
 from polysem.types import Site
@@ -67,14 +69,6 @@ REASONS = {
     "kl_not_reached": "no strength of this push gives the KL that the dose asks for",
     "over_kl_budget": "the strength is over the KL budget of the study",
 }
-LOCUS_WORDS = {
-    "feature": "Feature directions",
-    "clamp": "Clamped features",
-    "gradient": "Token gradients",
-    "prompt": "Prompt injections",
-    "neuron": "Coordinates of the site",
-    "mlp_neuron": "Neurons of the MLP",
-}
 
 
 def context(run: Run) -> dict[str, Any]:
@@ -86,7 +80,10 @@ def context(run: Run) -> dict[str, Any]:
     spectrum = run.table("spectrum")
     found = _loci(run)
     first = found[0] if found else None
-    rows, n_listed = pair_rows(run, panels.measured(first) if first else {})
+    measured = panels.measured(first) if first else {}
+    rows, n_listed = pair_rows(run, measured)
+    units = {locus.name: dose_words(run.study, locus.name) for locus in found}
+    drawn, n_drawn = cards.curves(found, rows, study=run.study, units=units)
     return {
         "name": visible(run.study.name),
         "model": visible(run.study.model.ref),
@@ -98,6 +95,11 @@ def context(run: Run) -> dict[str, Any]:
         "pairs": rows,
         "n_listed": n_listed,
         "details": details(run, rows),
+        "drawn": [*drawn, *cards.activations(run, {(r.sae, f) for r in rows for f in (r.i, r.j)})],
+        "n_drawn": n_drawn,
+        "n_measured": sum(bool(row.effects) for row in rows),
+        "toward": toward_section(run, first, rows),
+        "hubs": hubs_section(run),
         "saes": sorted({row.sae for row in rows}),
         "loci": [_locus(run, locus) for locus in found],
         "made_of": _made_of(run),
@@ -256,7 +258,7 @@ def _locus(run: Run, locus: panels.Locus) -> dict[str, Any]:
     # One scale for all strips: the reader compares their lengths.
     reach = max([abs(v) for f in sentences for v in (f.lo, f.hi, f.margin) if v is not None], default=1.0)
     return {
-        "name": LOCUS_WORDS[locus.name],
+        "name": panels.LOCI[locus.name],
         "dose": f"{locus.dose:g}",
         "dose_unit": dose_unit,
         "caveats": [n for n in notes if "smallest" in n],
@@ -320,7 +322,7 @@ def _missing(table: pa.Table) -> list[dict[str, Any]]:
         planned[key] = planned.get(key, 0) + r["n_trials"]
     return [
         {
-            "what": f"{r['locus']}: {panels.RELATIONS.get(r['relation'], r['relation'])}",
+            "what": f"{panels.LOCI.get(r['locus'], r['locus'])}: {panels.RELATIONS.get(r['relation'], r['relation'])}",
             "status": r["status"],
             "reason": ""
             if r["status"] == "ok"

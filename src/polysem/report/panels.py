@@ -27,6 +27,21 @@ RELATIONS = {
     "random_feature": "random features",
     "random_direction": "random directions",
     "self": "the target itself",
+    "isotropic": "isotropic random directions",
+    "cosine_matched": "random directions at the pairs' cosines",
+    "high_attribution": "features of high direct attribution",
+    "swapped_target": "pairs, read on another target",
+    "rotated": "rotated neurons",
+    "frozen_decoder": "decoder rows that were never trained",
+    "shuffled_gloss": "pairs with shuffled glosses",
+}
+LOCI = {
+    "feature": "Feature directions",
+    "clamp": "Clamped features",
+    "gradient": "Token gradients",
+    "prompt": "Prompt injections",
+    "neuron": "Coordinates of the site",
+    "mlp_neuron": "Neurons of the MLP",
 }
 _LINE_POINTS = 17
 _FILLED = "Filled: tokens that activate the target. Hollow: tokens the target writes."
@@ -293,7 +308,8 @@ def _points(locus: Locus, tokens: str) -> list[Point]:
     points = []
     for r in own.to_pylist():
         if r["relation"] != "self" and r["interference"] is not None:
-            who = "a random direction" if r["source"] < 0 else f"feature {r['source']}"
+            kind = "a neuron" if locus.name in ("neuron", "mlp_neuron") else f"feature {r['source']}"
+            who = "a random direction" if r["source"] < 0 else kind
             effect = f"{number(r['logodds'], sign=True)} ± {number(r['logodds_se'], digits=2)} nats"
             text = (
                 f"{visible(r['sae'])}: {who} pushed, target {r['target']}; "

@@ -9,6 +9,7 @@ from markupsafe import Markup
 
 from polysem.config import Study
 from polysem.report.charts import Bar, dot_plot
+from polysem.report.panels import LOCI as NAMES
 from polysem.report.panels import RELATIONS, TOKENS
 from polysem.report.source import Run
 from polysem.report.text import count, interval, number, p_value, plural, visible
@@ -16,13 +17,6 @@ from polysem.stats.effects import LOCI
 from polysem.stats.paper import stars
 
 Row = Mapping[str, Any]
-_RELATIONS = RELATIONS | {
-    "isotropic": "isotropic random directions",
-    "cosine_matched": "random directions at the pairs' cosines",
-    "high_attribution": "features of high direct attribution",
-    "swapped_target": "pairs, read on another target",
-    "rotated": "rotated neurons",
-}
 QUESTIONS = {
     "slope_b": "Does interference predict the effect? Model B: relative change of c",
     "slope_a": "Does interference predict the effect? Model A: c after, given c before",
@@ -115,7 +109,7 @@ def _part(rows: Sequence[Row], locus: str, tokens: str, *, push: str) -> dict[st
     asked = [(q, walks[q, "pair"]) for q in QUESTIONS if (q, "pair") in walks]
     tried = rows[0]["n_doses"]
     return {
-        "name": f"{locus}: {TOKENS[tokens]}",
+        "name": f"{NAMES[locus]}: {TOKENS[tokens]}",
         "tried": tried,
         "questions": [_question(question, mine, push=push) for question, mine in asked],
         "optimism": _optimism(walks) if tried > 1 else [],
@@ -136,7 +130,7 @@ def _counts(row: Row, otherwise: str) -> str:
     if not against:
         return otherwise
     pairs, _, control = visible(against[0]).rpartition(" ")
-    return f"{pairs} {_RELATIONS.get(control, control)}"
+    return f"{pairs} {RELATIONS.get(control, control)}"
 
 
 def _question(question: str, rows: Sequence[Row], *, push: str) -> dict[str, Any]:
@@ -248,7 +242,7 @@ def _t(row: Row) -> str:
 
 def _optimism(walks: Mapping[tuple[str, str], Sequence[Row]]) -> list[dict[str, str]]:
     """By relation: what the paper's plots would show, and what is left when the choice is made elsewhere."""
-    order, found = list(_RELATIONS), []
+    order, found = list(RELATIONS), []
     for (question, relation), rows in walks.items():
         at = {r["choice"]: r for r in rows if r["path"] == "optimism"}
         plotted = next(r for r in rows if r["path"] == "walk" and r["step"] == 0)
@@ -256,7 +250,7 @@ def _optimism(walks: Mapping[tuple[str, str], Sequence[Row]]) -> list[dict[str, 
             continue
         gap = at["optimism_per_prompt"]
         row = {
-            "relation": _RELATIONS.get(relation, relation.replace("_", " ")),
+            "relation": RELATIONS.get(relation, relation.replace("_", " ")),
             "plotted": "–" if plotted["estimate"] is None else _value(plotted),
             **{name: _value(at[name]) for name in ("best_per_prompt", "best_on_select", "same_on_confirm")},
             "gap": _cell(gap)["estimate"],

@@ -111,6 +111,7 @@ class Frame:
         y_label: str,
         x_ticks: Sequence[Real] | None = None,
         y_ticks: Sequence[Real] | None = None,
+        x_text: Callable[[Real], str] = tick_text,
         y_text: Callable[[Real], str] = tick_text,
     ) -> list[Markup]:
         """Grid lines, tick labels and axis titles."""
@@ -123,7 +124,7 @@ class Frame:
         for tick in self.x.ticks() if x_ticks is None else x_ticks:
             x = self.x(tick)
             parts.append(el("line", class_="grid", x1=x, x2=x, y1=top, y2=bottom))
-            parts.append(el("text", tick_text(tick), class_="tick", x=x, y=bottom + 18, text_anchor="middle"))
+            parts.append(el("text", x_text(tick), class_="tick", x=x, y=bottom + 18, text_anchor="middle"))
         middle_x, middle_y = (left + right) / 2, (top + bottom) / 2
         parts.append(el("text", x_label, class_="axis", x=middle_x, y=bottom + 39, text_anchor="middle"))
         turned = f"rotate(-90 12 {middle_y:.2f})"

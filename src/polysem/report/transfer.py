@@ -10,6 +10,7 @@ from markupsafe import Markup
 from polysem.report import text
 from polysem.report.forest import forest
 from polysem.report.inside import cost, directions
+from polysem.report.matrix import matrix
 from polysem.report.parts import MISSING, interval, page, shown, table
 from polysem.store import io
 from polysem.transfer.paper_tables import (
@@ -51,6 +52,7 @@ def section(out: Path) -> Markup:
     effects = tables["transfer_effects"]
     parts = [
         _found(effects),
+        _at_a_glance(effects),
         _shared(tables["transfer_shared"]),
         _effects(effects),
         _success(effects),
@@ -90,6 +92,20 @@ def _found(effects: Rows) -> Markup:
             ).format(said, len(tested))
         )
     return Markup("<h2>What was found</h2><ul>{}</ul>").format(Markup("").join(sentences))
+
+
+def _at_a_glance(effects: Rows) -> Markup:
+    """One matrix of categories by arms per target and way of asking."""
+    figures = []
+    for key in sorted({(r["target"], r["template"], r["position"]) for r in effects}):
+        mine = [r for r in effects if (r["target"], r["template"], r["position"]) == key]
+        contrast = next((c for c in ("specific", "logodds") if any(r["contrast"] == c for r in mine)), None)
+        rows = [r for r in mine if r["contrast"] == contrast]
+        if rows:
+            what = "more than other categories" if contrast == "specific" else "log-odds"
+            title = f"{text.visible(key[0])}, {key[1]}, {key[2]}: {what}"
+            figures.append(matrix(rows, title=title, unit=rows[0]["unit"]))
+    return Markup('<div class="grid">{}</div>').format(Markup("").join(figures))
 
 
 def _shared(rows: Rows) -> Markup:

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Int
 
-from polysem.transfer.categories import Categories
+from polysem.categories import Categories
 from polysem.transfer.config import SharedConfig
 from polysem.transfer.matching import Matching, match_features, max_by_segment, segments
 from polysem.transfer.paper import PaperSets, join_sets, overlaps, paper_sets

@@ -10,10 +10,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from polysem.categories import DEFAULT
 from polysem.config import CorpusConfig
 from polysem.errors import ConfigError
 from polysem.registry import did_you_mean
-from polysem.transfer.categories import DEFAULT
 
 Arm = Literal["target", "shared", "source_only", "neither", "high", "low", "random"]
 Template = Literal["paren", "bare", "list", "stars"]

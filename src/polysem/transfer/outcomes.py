@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float
 
+from polysem.categories import Categories
 from polysem.targets import Answer
 from polysem.targets.bounds import (
     Bound,
@@ -21,7 +22,6 @@ from polysem.targets.bounds import (
     top_k_counts,
     tv_bound,
 )
-from polysem.transfer.categories import Categories
 
 TINY = 1e-12
 """least mass of which a log-odds is taken: below it a float32 softmax holds nothing"""

@@ -6,11 +6,12 @@ from dataclasses import dataclass, field
 import numpy as np
 from jaxtyping import Float
 
+from polysem.categories import Categories, load_categories
 from polysem.errors import ConfigError
 from polysem.progress import SILENT, Reporter
 from polysem.seeds import rng_for
 from polysem.transfer.arms import ArmSets, Structure, arm_sets, common_structure, is_plain, plain_texts
-from polysem.transfer.categories import Categories, load_categories, load_sentences
+from polysem.transfer.categories import load_sentences
 from polysem.transfer.config import TESTED, TransferStudy
 from polysem.transfer.pools import Pools, make_pools, universe
 from polysem.transfer.source import Source, chunks_of, see

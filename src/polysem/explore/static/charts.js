@@ -25,7 +25,7 @@ export function padded(values, include = []) {
   return [lo - room, hi + room];
 }
 
-export const doseWords = (unit, { signed = false } = {}) => ({ kl: `${signed ? "signed " : ""}dose (nats of KL, square-root scale)`, resid_norm: `${signed ? "signed " : ""}dose (× mean norm of the site)`, absolute: "dose (length of the added vector)", factor: "dose (relative change of the neuron)", injection: "dose (1: the snippet)" }[unit] || `dose (${unit})`);
+export const doseWords = (unit, { signed = false } = {}) => ({ kl: `${signed ? "signed " : ""}dose (nats of KL, square-root scale)`, resid_norm: `${signed ? "signed " : ""}dose (× mean norm of the site)`, absolute: "dose (length of the added vector)", factor: "dose (relative change of the neuron)", max_act: "dose (× the feature's largest activation)", injection: "dose (1: the snippet)" }[unit] || `dose (${unit})`);
 
 const MARKS = [
   (x, y, cls) => svg("circle", { cls, cx: x, cy: y, r: 4.5 }),

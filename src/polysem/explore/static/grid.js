@@ -50,13 +50,18 @@ export class Grid {
   constructor({ source, relation, columns, cells = {}, open = null, sort = "", searchLabel = "Search in glosses", empty = "No row fits.", limit = PAGE }) {
     Object.assign(this, { source, relation, cells, open, sort, searchLabel, empty, limit });
     this.known = new Map(relation.columns.map((c) => [c.name, c]));
-    this.standard = columns;
+    this.columnsNow = typeof columns === "function" ? columns : () => columns;
     this.body = el("div", { cls: "scroll", tabindex: "0", role: "region", "aria-label": relation.title });
     this.summary = el("p", { cls: "summary" });
     this.pager = el("nav", { cls: "pager", "aria-label": "Pages" });
     this.bar = el("div", { cls: "filters" });
     this.node = el("div", { cls: "grid-block" }, this.bar, this.summary, this.body, this.pager);
     this.stopped = null;
+  }
+
+  // Columns without a choice in the address; some views have others while a filter is off.
+  get standard() {
+    return this.columnsNow();
   }
 
   column(name) {
@@ -208,6 +213,7 @@ export class Grid {
     if (Array.isArray(row[name]) && !this.cells[name]) content = el("span", { cls: "clamped", title: content }, content);
     const to = isFirst && this.open ? this.open(row) : null;
     if (to) content = el("a", { href: to, cls: "open" }, content);
+    else if (name === "open") content = null;
     return el("td", { cls: `${numeric ? "num " : ""}col-${name}`, "data-label": head(name) }, content);
   }
 
@@ -234,10 +240,10 @@ function arrows(event) {
 
 // A feature in a cell: its gloss and its number, leading to its page.
 // Neurons count on from the last feature; random directions have no number.
-export function featureCell(sae, feature, gloss, study) {
+export function featureCell(sae, feature, gloss, study, neuron = "neuron") {
   if (feature < 0) return el("span", { cls: "id" }, "random direction");
   const size = study?.saes.find((s) => s.label === sae)?.n_features;
-  if (size && feature >= size && !gloss) return el("span", {}, `neuron ${feature - size}`);
+  if (size && feature >= size && !gloss) return el("span", {}, `${neuron} ${feature - size}`);
   const words = gloss || "no gloss";
   const number_ = el("span", { cls: "id" }, `feature ${feature}`);
   return [link(address("feature", [sae, feature]), words, { cls: "gloss", title: words }), " ", number_];

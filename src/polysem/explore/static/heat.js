@@ -43,9 +43,9 @@ export function inside(map, box) {
   return { n, cut };
 }
 
-export function heat(map, { pairs, range, most, small = false, box = null, onbox = null, label }) {
+export function heat(map, { pairs, range, most, small = false, box = null, onbox = null, label, axes: words = {} }) {
   const [width, height] = small ? [300, 210] : [720, 470];
-  const edge = small ? { left: 8, right: 8, top: 8, bottom: 8 } : { left: 62, right: 14, top: 12, bottom: 92 };
+  const edge = small ? { left: 8, right: 8, top: 8, bottom: 8 } : { left: words.yMarks ? 88 : 62, right: 14, top: 12, bottom: 92 };
   const { x: xs, y: ys } = range;
   const x = (v) => edge.left + ((v - xs[0]) / (xs[1] - xs[0])) * (width - edge.left - edge.right);
   const y = (v) => height - edge.bottom - ((v - ys[0]) / (ys[1] - ys[0])) * (height - edge.top - edge.bottom);
@@ -57,11 +57,11 @@ export function heat(map, { pairs, range, most, small = false, box = null, onbox
     const d = `M${x(s0).toFixed(1)} ${y(i1).toFixed(1)}H${x(s1).toFixed(1)}V${y(i0).toFixed(1)}H${x(s0).toFixed(1)}z`;
     paths.set(k, (paths.get(k) || "") + d);
   }
-  const root = svg("svg", { viewBox: `0 0 ${width} ${height}`, cls: `chart heat${small ? " small" : ""}`, role: "img", "aria-label": `${label}: ${count(map.n)} pairs by gloss similarity and interference` });
+  const root = svg("svg", { viewBox: `0 0 ${width} ${height}`, cls: `chart heat${small ? " small" : ""}`, role: "img", "aria-label": `${label}: ${count(map.n)} pairs by ${words.x ? `${words.x} and ${words.y}` : "gloss similarity and interference"}` });
   root.append(svg("rect", { cls: "ground", x: edge.left, y: edge.top, width: width - edge.left - edge.right, height: height - edge.top - edge.bottom }));
-  if (!small) axes(root, { xs, ys, x, y, width, height, edge });
+  if (!small) axes(root, { xs, ys, x, y, width, height, edge, words });
   for (const [k, d] of [...paths].sort((a, b) => a[0] - b[0])) root.append(svg("path", { cls: `v v${k}`, d }));
-  corner(root, { pairs, xs, ys, x, y, map, small });
+  if (pairs) corner(root, { pairs, xs, ys, x, y, map, small });
   chanceLines(root, { map, ys, x, y, xs, small });
   if (small) return root;
   legend(root, { steps, colour, edge, width, height });
@@ -80,18 +80,19 @@ export function heat(map, { pairs, range, most, small = false, box = null, onbox
   return root;
 }
 
-function axes(root, { xs, ys, x, y, width, height, edge }) {
+function axes(root, { xs, ys, x, y, width, height, edge, words }) {
   const bottom = height - edge.bottom;
   for (const v of ticks(xs)) {
     root.append(svg("line", { cls: "grid", x1: x(v), x2: x(v), y1: edge.top, y2: bottom }), svg("text", { cls: "tick", x: x(v), y: bottom + 18, "text-anchor": "middle" }, tick(v)));
   }
-  for (const v of ticks(ys)) {
-    root.append(svg("line", { cls: "grid", x1: edge.left, x2: width - edge.right, y1: y(v), y2: y(v) }), svg("text", { cls: "tick", x: edge.left - 8, y: y(v) + 4.5, "text-anchor": "end" }, tick(v)));
+  for (const [v, text] of words.yMarks || ticks(ys).map((t) => [t, tick(t)])) {
+    if (v < ys[0] || v > ys[1]) continue;
+    root.append(svg("line", { cls: "grid", x1: edge.left, x2: width - edge.right, y1: y(v), y2: y(v) }), svg("text", { cls: "tick", x: edge.left - 8, y: y(v) + 4.5, "text-anchor": "end" }, text));
   }
   const middle = (edge.top + bottom) / 2;
   root.append(
-    svg("text", { cls: "axis", x: (edge.left + width - edge.right) / 2, y: bottom + 38, "text-anchor": "middle" }, "gloss similarity (cosine)"),
-    svg("text", { cls: "axis", x: 14, y: middle, "text-anchor": "middle", transform: `rotate(-90 14 ${middle})` }, "interference (cosine of directions)"),
+    svg("text", { cls: "axis", x: (edge.left + width - edge.right) / 2, y: bottom + 38, "text-anchor": "middle" }, words.x || "gloss similarity (cosine)"),
+    svg("text", { cls: "axis", x: 14, y: middle, "text-anchor": "middle", transform: `rotate(-90 14 ${middle})` }, words.y || "interference (cosine of directions)"),
   );
 }
 

@@ -1,5 +1,6 @@
 // The same answers as the server gives, from the files of an export: one file per column, read when needed.
 import { fetchJson, Refused } from "./source.js";
+import { ownWords } from "./text.js";
 
 const EMPTY_INTEGER = -(2 ** 31);
 const FILTER = /^([a-z0-9_]+)(>=|<=|!=|=|>|<|~)(.*)$/s;
@@ -173,7 +174,7 @@ export class Local {
       const whole = new Set(categories[w.slice(1)]);
       return (value) => (value.match(/[\p{L}\p{N}]+/gu) || []).some((x) => whole.has(x));
     });
-    const hits = texts.map((t) => t.codes((value) => tests.some((test) => test(value.toLowerCase()))));
+    const hits = texts.map((t, k) => t.codes((value) => tests.some((test) => test((k === 0 ? ownWords(value) : value).toLowerCase()))));
     const fits = (k, row) => texts[k].values[row] >= 0 && hits[k][texts[k].values[row]] === 1;
     const sides = { in: new Set(), out: new Set() };
     for (let row = 0; row < features.rows; row += 1) {

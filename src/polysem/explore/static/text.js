@@ -57,3 +57,6 @@ export function interval(lo, hi) {
   const places = Math.min(8, Math.max(0, 2 - Math.floor(Math.log10(size))));
   return `${fixed(lo, places, true)} to ${fixed(hi, places, true)}`;
 }
+
+// A gloss without what it quotes: where a feature fired once is not what it is about.
+export const ownWords = (gloss) => gloss.replace(/( — as in )?«[^»]*»?/g, " ");

@@ -35,6 +35,12 @@
   if (!table) return;
   const details = JSON.parse(document.getElementById("details").textContent);
   const body = table.tBodies[0];
+  // Drawings lie in a template, which is not shown; an opened row shows copies of its own.
+  const drawn = new Map();
+  for (const figure of document.getElementById("drawn").content.querySelectorAll("figure")) {
+    drawn.set(figure.dataset.of, [...(drawn.get(figure.dataset.of) || []), figure]);
+  }
+  const drawings = (of) => (drawn.get(of) || []).map((figure) => document.importNode(figure, true));
   const rows = [...body.querySelectorAll("tr.pair")];
   const opened = new Map();
 
@@ -62,6 +68,7 @@
       });
       box.append(line);
     }
+    box.append(...drawings(`${sae}/${id}`));
     if (!known.contexts.length) box.append(make("p", "words-of id", "no contexts are stored"));
     return box;
   };
@@ -73,6 +80,12 @@
       detail = make("tr", "detail");
       const cell = make("td");
       cell.colSpan = row.cells.length;
+      const pictures = drawings(`${row.dataset.sae}/${row.dataset.i}/${row.dataset.j}`);
+      if (pictures.length) {
+        const grid = make("div", "grid");
+        grid.append(...pictures);
+        cell.append(make("h4", "", "What the push does over its dose"), grid);
+      }
       const two = make("div", "two");
       two.append(feature(row.dataset.sae, row.dataset.i, "First"), feature(row.dataset.sae, row.dataset.j, "Second"));
       cell.append(two);
@@ -137,4 +150,22 @@
     }
   });
   filter();
+
+  // A link to a pair clears the filters that hide it, and opens it.
+  const arrive = () => {
+    const row = /^#pair-\d+$/.test(location.hash) && document.getElementById(location.hash.slice(1));
+    if (!row) return;
+    if (row.hidden) {
+      find.value = "";
+      if (which) which.value = "";
+      steered.checked = false;
+      unflagged.checked = false;
+      filter();
+    }
+    if (row.querySelector("button.open").getAttribute("aria-expanded") !== "true") toggle(row);
+    row.scrollIntoView();
+    row.querySelector("button.open").focus({ preventScroll: true });
+  };
+  window.addEventListener("hashchange", arrive);
+  arrive();
 })();

@@ -2,7 +2,9 @@
 import { el, link, note } from "../dom.js";
 import { Grid, featureCell, flags, head } from "../grid.js";
 import { address, here, note as noteAddress } from "../state.js";
-import { fixed, interval } from "../text.js";
+import { fixed, interval, ownWords } from "../text.js";
+import { LOCI, RELATIONS } from "../words.js";
+import { predicted } from "./atlas.js";
 
 export const pairAddress = (row) => address("pair", [row.sae, row.i, row.j]);
 export const PAIR_FILTERS = ["is_duplicate=false", "is_dense=false"];
@@ -55,22 +57,25 @@ function effectCell(row) {
 
 export async function pushes(ctx) {
   const { study } = ctx;
-  if (!study.relations.pushes) return [el("h1", {}, "Pushes"), ctx.absent("pair_effects")];
-  if (here().args[0] === "predicted" && study.relations.atlas_top) return predicted(ctx);
+  if (here().args[0] === "predicted" && study.relations.atlas_top) return predicted(ctx, { tabs: pushTabs(study), about: about({ plan: false }) });
+  if (!study.relations.pushes) return [el("h1", {}, "Pushes"), pushTabs(study), ctx.absent("pair_effects")];
   const locus = study.loci[0];
   standing(pushFilters(study, locus));
   const said = new Map();
   const cells = {
     gloss_target: (row) => [featureCell(row.sae, row.target, row.gloss_target, study), reasons(said.get(`${row.sae} ${row.target}`), row.token_set)],
-    gloss_source: (row) => featureCell(row.sae, row.source, row.gloss_source, study),
+    gloss_source: (row) => featureCell(row.sae, row.source, row.gloss_source, study, row.locus === "neuron" ? "coordinate" : "MLP neuron"),
+    relation: (row) => RELATIONS[row.relation] || row.relation,
     logodds: effectCell,
+    locus: (row) => LOCI[row.locus] || row.locus,
     token_set: (row) => READ[row.token_set] || row.token_set,
     open: () => [el("span", { "aria-hidden": "true" }, "▸"), el("span", { cls: "hidden" }, "Open the pair")],
   };
   const grid = new Grid({
     source: reasoned(ctx, said), relation: study.relations.pushes, cells, sort: "-logodds",
     open: (row) => (row.source < 0 || row.source === row.target || row.gloss_source === null ? null : address("pair", [row.sae, Math.min(row.source, row.target), Math.max(row.source, row.target)])),
-    columns: ["open", "gloss_source", "gloss_target", "token_set", "logodds", "interference", "similarity", ...(study.loci.length > 1 ? ["locus"] : []), ...several(study)],
+    // Where the filters leave several loci or relations, rows say which they are of.
+    columns: () => ["open", "gloss_source", "gloss_target", "token_set", "logodds", "interference", "similarity", ...["relation", "locus"].filter((name) => !fixedTo(name) && (name === "relation" || study.loci.length > 1)), ...several(study)],
     searchLabel: "Search in glosses of source and target",
     empty: "No push fits. Only pairs of the plan were pushed: remove a filter or try other words.",
   });
@@ -85,12 +90,16 @@ export async function pushes(ctx) {
 }
 
 // What a category or word in the address means, and where its other features are.
-function about() {
+function about({ plan = true } = {}) {
   const wanted = (here().params.f || []).filter((f) => f.startsWith("target~"));
   if (!wanted.length) return null;
   const others = link(address("hubs", [], { f: wanted.map((f) => f.replace("target~", "feature~")) }), "All features about it, pushed or not");
-  return el("p", { cls: "fine" }, "A target counts as about a word or category when its gloss, or one of its tokens that were read, holds it; the row says which. Only features that the plan drew were pushed. ", others, ".");
+  return el("p", { cls: "fine" }, plan
+    ? "A target counts as about a word or category when its gloss, or one of its tokens that were read, holds it; the row says which. What a gloss quotes does not count. Only features that the plan drew were pushed. "
+    : "A target counts as about a word or category when its gloss or one of its tokens holds it. ", others, ".");
 }
+
+const fixedTo = (name) => (here().params.f || []).some((f) => f.startsWith(`${name}=`));
 
 const READ = { in: "that activate it", out: "that it writes" };
 const WHY = { gloss: "gloss names", in: "fires on", out: "writes" };
@@ -101,7 +110,7 @@ function reasoned(ctx, said) {
   const look = async (row, wanted) => {
     const f = await ctx.source.feature(row.sae, row.target);
     const hits = (texts) => [...new Set(texts.join(" ").toLowerCase().match(/[\p{L}\p{N}]+/gu) || [])].filter((w) => wanted.has(w));
-    said.set(`${row.sae} ${row.target}`, { gloss: hits([f.gloss || ""]), in: hits(f.tokens_in_str), out: hits(f.tokens_out_str) });
+    said.set(`${row.sae} ${row.target}`, { gloss: hits([ownWords(f.gloss || "")]), in: hits(f.tokens_in_str), out: hits(f.tokens_out_str) });
   };
   return {
     files: (relation, query) => ctx.source.files(relation, query),
@@ -125,23 +134,6 @@ function pushTabs(study) {
   return el("nav", { cls: "tabs", "aria-label": "Kind of effect" },
     link(address("pushes", [], { f: [...pushFilters(study, study.loci[0]), ...target] }), "Measured", { "aria-current": now ? null : "page" }),
     link(address("pushes", ["predicted"], { f: target }), "Predicted", { "aria-current": now ? "page" : null }));
-}
-
-async function predicted(ctx) {
-  const { study } = ctx;
-  const cells = {
-    gloss_target: (row) => featureCell(row.sae, row.target, row.gloss_target, study),
-    gloss_source: (row) => featureCell(row.sae, row.source, row.gloss_source, study),
-    open: () => [el("span", { "aria-hidden": "true" }, "▸"), el("span", { cls: "hidden" }, "Open the pair")],
-  };
-  const grid = new Grid({
-    source: ctx.source, relation: study.relations.atlas_top, cells, sort: "-effect",
-    open: (row) => (row.source === row.target ? null : address("pair", [row.sae, Math.min(row.source, row.target), Math.max(row.source, row.target)])),
-    columns: ["open", "gloss_source", "gloss_target", "effect", "interference", "similarity", ...several(study)],
-    searchLabel: "Search in glosses of source and target",
-  });
-  ctx.update = () => grid.update();
-  return [el("h1", {}, "Pushes"), pushTabs(study), el("p", { cls: "lead" }, "The strongest sources of every target by linear response: a prediction to first order from gradients, not a measurement. How much of real pushes it explains is in the table ", link(address("tables", ["atlas_fit"]), "atlas_fit"), "."), grid.node];
 }
 
 export async function hubs(ctx) {

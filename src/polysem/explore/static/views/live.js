@@ -18,7 +18,7 @@ export async function live(ctx) {
   const source = input("live-source", "number", value("source", ""), { min: "0", required: true });
   const target = input("live-target", "number", value("target", ""), { min: "0", required: true });
   const locus = el("select", { id: "live-locus" }, choices.loci.map((l) => el("option", { value: l.name, selected: l.name === value("locus", "feature") }, l.words)));
-  const unit = el("select", { id: "live-unit" }, [["scale", "scale: × mean norm of the site"], ["kl", "KL to the unedited model, nats"]].map(([k, words]) => el("option", { value: k, selected: k === value("unit", "scale") }, words)));
+  const unit = el("select", { id: "live-unit" }, [["scale", "scale (× mean norm)"], ["kl", "nats of KL"]].map(([k, words]) => el("option", { value: k, selected: k === value("unit", "scale") }, words)));
   const slider = input("live-dose", "range", "0", { step: "any" });
   const exact = el("output", { for: "live-dose" });
   const names = el("p", { cls: "fine", "aria-live": "polite" });
@@ -43,7 +43,7 @@ export async function live(ctx) {
   const suit = () => {
     const [kind] = [locus.value];
     source.labels[0].textContent = kind === "neuron" ? "Push neuron" : "Push feature";
-    unit.options[0].textContent = kind === "neuron" ? "scale: relative change (−1 ablates)" : "scale: × mean norm of the site";
+    unit.options[0].textContent = kind === "neuron" ? "scale (−1 ablates)" : "scale (× mean norm)";
     if (kind === "prompt") unit.value = "scale";
     unit.disabled = kind === "prompt";
     slider.disabled = kind === "prompt";
@@ -105,7 +105,7 @@ function drawn(place, job) {
   replace(place,
     el("section", { cls: "panel wide" }, el("h2", {}, "Next token"),
       el("ul", { cls: "legend" }, el("li", {}, el("span", { cls: "pbar before key", vars: { "--w": "100%" } }), "before"), el("li", {}, el("span", { cls: "pbar after key", vars: { "--w": "100%" } }), "after")),
-      el("div", { cls: "scroll", tabindex: "0", role: "region", "aria-label": "Next tokens" }, el("table", { cls: "numbers bars" }, el("thead", {}, el("tr", {}, ["token", "probability", "before", "after", "change in log-probability"].map((h, k) => el("th", { scope: "col", cls: k > 1 ? "num" : "" }, h)))), el("tbody", {}, rows))),
+      el("div", { cls: "scroll", tabindex: "0", role: "region", "aria-label": "Next tokens" }, el("table", { cls: "numbers bars" }, el("thead", {}, el("tr", {}, ["token", "probability", "before", "after", "change in log-probability"].map((h, k) => el("th", { scope: "col", cls: k > 1 ? "num" : "words" }, h)))), el("tbody", {}, rows))),
       el("dl", { cls: "facts" }, el("div", {}, el("dt", {}, "dose"), el("dd", {}, r.locus === "prompt" ? "the snippet, once" : r.locus === "neuron" ? `${number(r.dose, 3, true)} × the coordinate` : `${number(r.dose, 3, true)} × mean norm ${number(r.norm)} = ${number(r.dose * r.norm, 3, true)}`)), el("div", {}, el("dt", {}, "KL to the unedited model"), el("dd", {}, `${number(r.kl)} nats${r.asked_kl === null ? "" : `, asked for ${number(r.asked_kl)}`}`)), el("div", {}, el("dt", {}, "cosine of the push with the target"), el("dd", {}, fixed(r.alignment))), sets)),
     el("section", { cls: "two" }, [["Without the push", r.text_before], ["With the push", r.text_after]].map(([h, text]) => el("div", { cls: "panel" }, el("h2", {}, h), el("p", { cls: "generated" }, el("span", { cls: "id" }, visible(r.prompt, 400)), visible(text || "", 2000), job.state === "running" ? "…" : "")))),
     el("p", { cls: "fine" }, `Greedy continuation; a push acts at every position but the first. Took ${number(job.seconds)} s.`),

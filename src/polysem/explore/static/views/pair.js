@@ -4,8 +4,8 @@ import { featureCard, gloss } from "../card.js";
 import { decomposition, decompositionWords, doseChart, doseWords, mark, onScale } from "../charts.js";
 import { cellText, dataOf, flags, head } from "../grid.js";
 import { address, here } from "../state.js";
-import { fixed, interval, number, probability } from "../text.js";
-import { RELATIONS, TOKENS } from "../words.js";
+import { fixed, interval, number, ownWords, probability } from "../text.js";
+import { LOCI, RELATIONS, TOKENS } from "../words.js";
 
 export async function pair(ctx) {
   const [sae, a, b] = here().args;
@@ -91,10 +91,10 @@ async function pushed(ctx, { sae, i, j, rows, linear, floors, features }) {
       const curves = [[i, j, "k-pair"], [j, i, "k-self"]].map(([from, to, kind]) => ({ label: `${from} pushed, ${to} read`, kind, points: mine.filter((r) => r.source === from && r.target === to).map((r) => ({ x: r.dose, y: r.logodds, lo: r.lo, hi: r.hi, row: r })) })).filter((c) => c.points.length);
       const floor = floors.filter((f) => f.sae === sae && f.locus === locus && f.token_set === tokens && f.relation === floorOf(floors, locus)).map((f) => ({ x: f.dose, lo: f.lo, hi: f.hi, n: f.n }));
       const predicted = [[i, j], [j, i]].map(([from, to]) => ({ label: `${from} pushed: predicted by linear response`, kind: "k-weak", plain: true, points: linear.filter((r) => r.locus === locus && r.token_set === tokens && r.source === from && r.target === to).map((r) => ({ x: r.dose, y: r.linear })) })).filter((c) => c.points.length);
-      const words = `${locus}: ${TOKENS[tokens] || tokens}`;
+      const words = `${head(LOCI[locus] || locus)}: ${TOKENS[tokens] || tokens}`;
       figures.push(el("figure", { cls: "panel" }, el("h3", {}, words),
         doseChart([...curves, ...predicted], { floor, headline, xLabel: doseWords(unit), unit, yLabel: "change in log-odds (nats)", label: words }),
-        legend([...predicted.slice(0, 1).map((c) => [0, "plain", "dotted: predicted by linear response"]), ...curves.map((c, k) => [k, c.kind, `${c.label} (“${short(gloss(features[c.points[0].row.source]))}”)`]), floor.length ? [0, "floor", `noise floor: 95 % of ${floor[0].n} ${RELATIONS[floorOf(floors, locus)] || floorOf(floors, locus)}`] : null].filter(Boolean)),
+        legend([...predicted.slice(0, 1).map((c) => [0, "plain", "dotted: predicted by linear response"]), ...curves.map((c, k) => [k, c.kind, `${c.label} (${short(ownWords(gloss(features[c.points[0].row.source])).trim())})`]), floor.length ? [0, "floor", `noise floor: 95 % of ${floor[0].n} ${RELATIONS[floorOf(floors, locus)] || floorOf(floors, locus)}`] : null].filter(Boolean)),
         numbers(curves, floors.filter((f) => f.sae === sae && f.locus === locus && f.token_set === tokens), headline)));
     }
   }

@@ -1,10 +1,11 @@
 // The paper's estimates beside the strict ones, and the way from one to the other.
 import { el, link, note } from "../dom.js";
 import { dotPlot } from "../charts.js";
+import { head } from "../grid.js";
 import { allRows } from "../source.js";
 import { address } from "../state.js";
 import { count, interval, number, plural, probability } from "../text.js";
-import { RELATIONS, TOKENS } from "../words.js";
+import { LOCI, RELATIONS, TOKENS } from "../words.js";
 
 const QUESTIONS = {
   slope_b: "Does interference predict the effect? The paper's model B",
@@ -36,7 +37,8 @@ export async function presets(ctx) {
   const rows = await allRows(ctx.source, "presets");
   if (!rows.length) return [note("This study holds strict estimates only. With ", el("code", {}, 'preset = "both"'), " in its study.toml the paper's way of estimating stands beside them: ", el("code", {}, study.commands.effects))];
   const groups = new Map();
-  for (const row of rows) groups.set(`${row.locus}: ${TOKENS[row.token_set] || row.token_set}`, [...(groups.get(`${row.locus}: ${TOKENS[row.token_set] || row.token_set}`) || []), row]);
+  const place = (row) => `${head(LOCI[row.locus] || row.locus)}: ${TOKENS[row.token_set] || row.token_set}`;
+  for (const row of rows) groups.set(place(row), [...(groups.get(place(row)) || []), row]);
   return [
     el("p", { cls: "lead" }, "The same trials, pairs and prompts, answered in the way of arXiv 2505.11611 and in this instrument's way. From top to bottom one choice after another is replaced."),
     [...groups].map(([name, own]) => part(name, own)),

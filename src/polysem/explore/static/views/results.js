@@ -8,7 +8,7 @@ import { address, first, here } from "../state.js";
 import { count, interval, number, probability } from "../text.js";
 import { presets } from "./presets.js";
 import { transfer } from "./transfer.js";
-import { KINDS, RELATIONS, TOKENS } from "../words.js";
+import { KINDS, LOCI, RELATIONS, TOKENS } from "../words.js";
 
 const CONTRASTS = {
   slope_interference: "slope on interference", slope_similarity: "slope on gloss similarity", pair_minus_random_feature: "pairs minus random features",
@@ -28,18 +28,19 @@ export async function results(ctx) {
   if (kind === "transfer") return [...top, await transfer(ctx)];
   if (!has("effects")) return [...top, ctx.absent("effects")];
   const rows = (await allRows(source, "effects")).map((r) => ({ ...r, parts: parts(r.group) }));
-  const loci = [...new Set(rows.map((r) => r.parts.locus).filter(Boolean))];
+  const there = new Set(rows.map((r) => r.parts.locus));
+  const loci = Object.keys(LOCI).filter((l) => there.has(l));
   const locus = loci.includes(first(here().params, "locus")) ? first(here().params, "locus") : loci[0];
   const mine = rows.filter((r) => r.parts.locus === locus);
   const curves = has("dose_response") ? await allRows(source, "dose_response", ["sae=*", `locus=${locus}`]) : [];
   const missing = has("missing") ? await allRows(source, "missing") : [];
-  const tabs = el("nav", { cls: "tabs", "aria-label": "Locus" }, loci.map((l) => link(address("results", [], { locus: l }), l, { "aria-current": l === locus ? "page" : null })));
-  const gone = ["feature", "gradient", "prompt", "neuron"].filter((l) => !loci.includes(l));
+  const tabs = el("nav", { cls: "tabs", "aria-label": "Locus" }, loci.map((l) => link(address("results", [], { locus: l }), head(LOCI[l] || l), { "aria-current": l === locus ? "page" : null })));
+  const gone = Object.keys(LOCI).filter((l) => !loci.includes(l));
   return [
     ...top,
     el("p", { cls: "lead" }, "Effects pooled over pairs, with intervals clustered by target and source. Zero is no effect; the controls say what any push does."),
     loci.length > 1 ? tabs : null,
-    gone.length ? el("p", { cls: "fine" }, `Loci that this study did not run: ${gone.join(", ")}.`) : null,
+    gone.length ? el("p", { cls: "fine" }, `Loci that this study did not run: ${gone.map((l) => LOCI[l]).join(", ")}.`) : null,
     declared(mine, study),
     el("div", { cls: "figures" }, study.token_sets.flatMap((t) => [means(mine, t, study), dose(curves, t, study, locus)])),
     await why(ctx, locus),
@@ -100,15 +101,15 @@ async function why(ctx, locus) {
   const rows = (await allRows(source, "explained")).filter((r) => r.locus === locus);
   const figures = study.token_sets.flatMap((t) => ["targets", "sources"].map((unseen) => {
     const mine = rows.filter((r) => r.token_set === t && r.unseen === unseen);
-    if (!mine.length) return null;
-    return el("figure", { cls: "panel" }, el("h3", {}, `${TOKENS[t] || t}, ${unseen} not seen`), dotPlot(mine.map((r) => ({ label: MODELS[r.model] || r.model.replace(/_/g, " "), estimate: r.r2, lo: r.lo, hi: r.hi, kind: "k-pair", words: `${count(r.n_pairs)} pairs` })), { xLabel: "held-out R² (below 0: worse than the mean)", label: `held-out R², ${unseen} not seen` }));
+    if (mine.every((r) => r.r2 === null)) return null;
+    return el("figure", { cls: "panel" }, el("h3", {}, `${TOKENS[t] || t}, ${unseen} not seen`), dotPlot(mine.map((r) => ({ label: MODELS[r.model] || r.model.replace("metric:", "metric: ").replace(/_/g, " "), estimate: r.r2, lo: r.lo, hi: r.hi, kind: "k-pair", words: `${count(r.n_pairs)} pairs` })), { xLabel: "held-out R² (below 0: worse than the mean)", label: `held-out R², ${unseen} not seen` }));
   }));
-  return el("section", {}, title, el("div", { cls: "figures" }, figures), el("p", { cls: "fine" }, "More of it: ", tables.map((n, k) => [k ? ", " : "", link(address("tables", [n]), head(n).toLowerCase())])));
+  return el("section", {}, title, figures.some(Boolean) ? el("div", { cls: "figures" }, figures) : note(`Too few targets or sources to hold some out at this locus${rows[0]?.note ? `: ${rows[0].note}` : "."}`), el("p", { cls: "fine" }, "More of it: ", tables.map((n, k) => [k ? ", " : "", link(address("tables", [n]), head(n).toLowerCase())])));
 }
 
 function ended(rows) {
   if (!rows.length) return null;
   return el("section", {}, el("h2", {}, "How the trials ended"), el("div", { cls: "scroll", tabindex: "0", role: "region", "aria-label": "How the trials ended" }, el("table", { cls: "numbers" },
     el("thead", {}, el("tr", {}, ["locus", "relation", "status", "reason", "trials"].map((h, k) => el("th", { scope: "col", cls: k < 4 ? "words" : "" }, h)))),
-    el("tbody", {}, rows.map((r) => el("tr", { cls: r.status === "ok" ? "" : "bad" }, el("td", { cls: "words" }, r.locus), el("td", { cls: "words" }, RELATIONS[r.relation] || r.relation), el("td", { cls: "words" }, r.status), el("td", { cls: "words" }, r.reason), el("td", {}, count(r.n_trials))))))));
+    el("tbody", {}, rows.map((r) => el("tr", { cls: r.status === "ok" ? "" : "bad" }, el("td", { cls: "words" }, LOCI[r.locus] || r.locus), el("td", { cls: "words" }, RELATIONS[r.relation] || r.relation), el("td", { cls: "words" }, r.status), el("td", { cls: "words" }, r.reason), el("td", {}, count(r.n_trials))))))));
 }

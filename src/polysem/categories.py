@@ -1,0 +1,149 @@
+"""Categories of words: a table that a study may replace, and what of it a text or a token can say.
+
+A category is a set of words. A token belongs to it if it is one of the words, whole and at the beginning of a word: with
+a space in front, or, where a target's answers begin without one (chat), as it stands. Figures count as numbers either
+way. Capitals do not matter.
+"""
+
+import re
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+from jaxtyping import Bool
+
+from polysem.errors import ConfigError, FormatError, UnknownReferenceError
+from polysem.types import Category
+
+DEFAULT: tuple[str, ...] = get_args(Category)
+_FIGURES = re.compile(r"[0-9]+")
+_WORDS = re.compile(r"[^\W_]+")
+
+
+@dataclass(frozen=True)
+class Categories:
+    """Words by category, in the order of the study."""
+
+    words: Mapping[str, frozenset[str]]
+    source: str
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(self.words)
+
+    def of_token(self, token: str, *, word_start: bool) -> str | None:
+        """The category of a token; None if it has none.
+
+        Args:
+            token: its text, with its space where it has one.
+            word_start: whether a token that begins a word carries a space in front.
+        """
+        bare = token.strip().casefold()
+        if not bare or (word_start and not token[0].isspace() and not _FIGURES.fullmatch(bare)):
+            return None
+        return self._of_word(bare)
+
+    def of_word(self, text: str) -> str | None:
+        """The category of a word however it is written, for tokens that are only looked at and not predicted."""
+        return self._of_word(text.strip().casefold())
+
+    def _of_word(self, word: str) -> str | None:
+        if _FIGURES.fullmatch(word):
+            return "number" if "number" in self.words else None
+        return next((name for name, words in self.words.items() if word in words), None)
+
+    def inside(self, tokens: Sequence[str], *, word_start: bool) -> Bool[np.ndarray, "categories tokens"]:
+        """Which tokens belong to which category."""
+        found = [self.of_token(token, word_start=word_start) for token in tokens]
+        return np.array(
+            [[name == category for name in found] for category in self.words], dtype=bool
+        ).reshape(len(self.words), len(tokens))
+
+
+@cache
+def builtin() -> Categories:
+    """The categories that come with the library."""
+    return load_categories("builtin", DEFAULT)
+
+
+def words_of(text: str) -> set[str]:
+    """The words of a text, in small letters: runs of letters and figures."""
+    return set(_WORDS.findall(text.casefold()))
+
+
+def load_categories(table: str, names: Sequence[str]) -> Categories:
+    """The categories of a table.
+
+    Args:
+        table: "builtin", or a .toml file: per category a string of words or a list of words.
+        names: which of them, in order.
+
+    Raises:
+        UnknownReferenceError: no such file.
+        FormatError: no table of words, or a word in two categories.
+        ConfigError: a category that the table does not have, or one twice.
+    """
+    if len(set(names)) < len(names):
+        raise ConfigError(f"categories.names holds a category twice: {', '.join(names)}")
+    content, origin = read_words(table, builtin=("polysem", "categories.toml"))
+    missing = [name for name in names if name not in content]
+    if missing:
+        raise ConfigError(
+            f"{origin} has no category {', '.join(missing)}; it has {', '.join(content)}",
+            hint="set categories.names",
+        )
+    words: dict[str, frozenset[str]] = {}
+    owner: dict[str, str] = {}
+    for name in names:
+        given: Any = content[name].split() if isinstance(content[name], str) else content[name]
+        if (
+            not isinstance(given, list)
+            or not given
+            or not all(isinstance(w, str) and w.strip() for w in given)
+        ):
+            raise FormatError(f"{origin}: category {name} is no list of words: {str(content[name])[:60]!r}")
+        words[name] = frozenset(w.strip().casefold() for w in given)
+        for word in sorted(words[name]):
+            if word in owner:
+                raise FormatError(
+                    f"{origin}: {word!r} is in {owner[word]} and in {name}; expected one category for a word"
+                )
+            owner[word] = name
+    return Categories(words, origin)
+
+
+def read_words(source: str, *, builtin: tuple[str, str]) -> tuple[dict[str, Any], str]:
+    """The content of a table of words, and what to call it in a message.
+
+    Args:
+        source: "builtin", or a .toml file.
+        builtin: package and file of the built-in one.
+
+    Raises:
+        UnknownReferenceError: no such file.
+        FormatError: not TOML.
+    """
+    package, file = builtin
+    if source == "builtin":
+        text = files(package).joinpath(file).read_text(encoding="utf-8")
+        return _parse(text, f"the built-in {file}"), f"the built-in {file}"
+    path = Path(source).expanduser()
+    try:
+        return _parse(path.read_text(encoding="utf-8"), str(path)), str(path)
+    except (OSError, UnicodeDecodeError) as error:
+        raise UnknownReferenceError(
+            f"{source} cannot be read: {getattr(error, 'strerror', None) or error}",
+            hint="expected 'builtin' or a .toml file",
+        ) from error
+
+
+def _parse(text: str, origin: str) -> dict[str, Any]:
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise FormatError(f"{origin} is not TOML: {error}") from error

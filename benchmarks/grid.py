@@ -152,9 +152,11 @@ def run(folder: Path, shape: Shape, *, n_saes: int = 0) -> Iterator[Point]:
     study, out = folder / "study.toml", folder / "run"
     if not study.exists():
         write_study(folder, shape, n_saes=n_saes)
-    started = time.process_time()
+    started, record = time.process_time(), folder / "planning.json"
     run_study(study, out, stages=["features", "pairs", "plan"])
-    planning = time.process_time() - started
+    # a folder may have been gone on with: what earlier calls spent counts
+    planning = time.process_time() - started + (json.loads(record.read_text()) if record.exists() else 0.0)
+    record.write_text(json.dumps(planning))
     cost = estimate_cost(out)
     folder_now = RunFolder(out)
     plan, prompts = folder_now.table("plan"), folder_now.table("prompts")

@@ -108,6 +108,26 @@ def test_a_link_to_a_pair_opens_it_even_where_a_filter_hides_it(open_page, hosti
     again.wait_for_selector(f"{wanted} + tr.detail")
 
 
+def test_a_long_table_begins_short_and_is_searched_whole(open_page, reported):
+    page = open_page(reported)
+    rows = page.locator("tr.pair")
+    assert rows.count() > 40
+    assert page.locator("tr.pair:visible").count() == 40
+    page.locator("[data-sort=x]").click()  # the strongest first: what is shown are the first of the order
+    page.locator("[data-sort=x]").click()
+    weakest = min(float(row.get_attribute("data-x")) for row in rows.all())
+    assert float(page.locator("tr.pair:visible").first.get_attribute("data-x")) == weakest
+    name = rows.last.get_attribute("id")
+    assert not page.locator(f"#{name}").is_visible()
+    page.fill("#find", page.locator(f"#{name} .gloss").first.locator("bdi").text_content())
+    assert page.locator(f"#{name}").is_visible()
+    page.fill("#find", "")
+    page.click("#all")
+    assert page.locator("tr.pair:visible").count() == rows.count()
+    assert not page.locator("#all").is_visible()
+    assert page.evaluate("document.activeElement.className") == "open"
+
+
 def test_hostile_texts_execute_nothing_when_rows_are_opened(open_page, hostile):
     page = open_page(hostile)
     for button in page.locator("button.open").all()[:4]:

@@ -240,7 +240,7 @@ def _spectra(spectrum: pa.Table) -> list[dict[str, Any]]:
 def _ratio(seen: Real, expected: Real) -> str:
     """How many times chance; not a number where chance gives less than a pair in a million studies."""
     if expected < 1e-6:
-        return "chance gives none" if seen else "–"
+        return "> 10⁶ ×" if seen else "–"
     return f"{number(seen / expected, digits=2)} ×"
 
 

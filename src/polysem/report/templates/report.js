@@ -107,22 +107,35 @@
   const which = document.getElementById("which");
   const steered = document.getElementById("steered");
   const unflagged = document.getElementById("unflagged");
+  const all = document.getElementById("all");
+  const FIRST = 40; // rows until all are asked for
+  let most = FIRST;
   const filter = () => {
     const needle = find.value.trim().toLowerCase();
-    let shown = 0;
+    let hits = 0;
     for (const row of rows) {
       const hit =
         (!needle || [...row.querySelectorAll(".gloss")].some((c) => c.textContent.toLowerCase().includes(needle))) &&
         (!which || !which.value || row.dataset.sae === which.value) &&
         (!steered.checked || row.dataset.e !== "") &&
         (!unflagged.checked || row.dataset.flags === "0");
-      row.hidden = !hit;
+      hits += hit;
+      row.hidden = !hit || hits > most;
       const detail = opened.get(row);
-      if (detail) detail.hidden = !hit || row.querySelector("button.open").getAttribute("aria-expanded") !== "true";
-      shown += hit;
+      if (detail) detail.hidden = row.hidden || row.querySelector("button.open").getAttribute("aria-expanded") !== "true";
     }
+    const shown = Math.min(hits, most);
     document.getElementById("shown").textContent = `${shown} of ${rows.length} shown`;
+    all.hidden = hits === shown;
+    all.textContent = `Show all ${hits}`;
   };
+  all.addEventListener("click", () => {
+    const next = rows.filter((row) => !row.hidden).length;
+    most = rows.length;
+    filter();
+    // the button is gone: go on at the first row that it brought
+    rows.filter((row) => !row.hidden)[next].querySelector("button.open").focus();
+  });
   for (const control of [find, which, steered, unflagged]) if (control) control.addEventListener("input", filter);
   document.querySelector("form.filters").addEventListener("submit", (event) => event.preventDefault());
 
@@ -148,7 +161,9 @@
       body.append(row);
       if (opened.has(row)) body.append(opened.get(row));
     }
+    filter();
   });
+  window.addEventListener("beforeprint", () => { most = rows.length; filter(); });
   filter();
 
   // A link to a pair clears the filters that hide it, and opens it.
@@ -160,6 +175,7 @@
       if (which) which.value = "";
       steered.checked = false;
       unflagged.checked = false;
+      most = rows.length;
       filter();
     }
     if (row.querySelector("button.open").getAttribute("aria-expanded") !== "true") toggle(row);

@@ -18,7 +18,7 @@ MAX_LENGTH = 400
 """characters of one text that are shown"""
 MAX_MARKS = 3
 """combining marks in a row that are shown: more is decoration meant to overflow"""
-_SHOWN = {"\n": "↵", "\r": "␍", "\t": "⇥"}
+_SHOWN = {"\n": "↵", "\r": "↲", "\t": "⇥"}
 _BLANK = frozenset("\u115f\u1160\u2800\u3164\uffa0\u00a0\u2007\u202f\u3000\u034f\u17b4\u17b5")
 """printable by category, but drawn as nothing or as a space that is none"""
 _HIDDEN = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})

@@ -2,7 +2,7 @@
 // overflow are shown as their code points. The same rules as polysem.report.text; a test compares the two.
 const MAX_LENGTH = 400;
 const MAX_MARKS = 3;
-const SHOWN = new Map([["\n", "↵"], ["\r", "␍"], ["\t", "⇥"]]);
+const SHOWN = new Map([["\n", "↵"], ["\r", "↲"], ["\t", "⇥"]]);
 const BLANK = new Set([..."\u115f\u1160\u2800\u3164\uffa0\u00a0\u2007\u202f\u3000\u034f\u17b4\u17b5"]);
 const HIDDEN = /[\p{Cc}\p{Cf}\p{Cs}\p{Co}\p{Cn}\p{Zl}\p{Zp}]/u;
 const MARK = /[\p{Mn}\p{Me}]/u;

@@ -16,7 +16,14 @@ from polysem.explore import Book, make_app
 from polysem.explore.server import hosts_of, listen
 from polysem.store import io
 from polysem.store.schema import Schema
-from polysem.store.tables import TRANSFER_EFFECTS, TRANSFER_SHARED
+from polysem.store.tables import (
+    ATLAS_DENSITY,
+    ATLAS_FIT,
+    ATLAS_SAMPLE,
+    ATLAS_TOP,
+    TRANSFER_EFFECTS,
+    TRANSFER_SHARED,
+)
 from polysem.testing.synthetic import SyntheticStudy, synthetic_run
 
 CHROMIUM = os.environ.get("POLYSEM_CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
@@ -206,10 +213,47 @@ def add_transfer(folder: Path) -> None:
     io.write_json(folder / "manifest.json", {"outputs": outputs})
 
 
+def add_atlas(folder: Path) -> None:
+    """An atlas of one SAE: three predicted pushes on feature 0, a fit, and three cells of all pairs."""
+    sae = WORLD.saes[0]
+    tables = {
+        ATLAS_TOP: [
+            {"target": 0, "rank": k, "source": k + 1, "effect": (-1) ** k * (3.0 - k), "interference": 0.4}
+            for k in range(3)
+        ],
+        ATLAS_FIT: [{"stratum": "uniform", "r2": 0.91, "lo": 0.88, "hi": 0.94, "slope": 0.97, "n": 400}],
+        ATLAS_DENSITY: [
+            {"axis": "interference", "cosine_lo": x, "cosine_hi": x + 0.1, **effect, "count": 7 * 10**k}
+            for k, (x, effect) in enumerate(
+                [
+                    (-0.2, {"effect_lo": -1.0, "effect_hi": -0.1}),
+                    (0.0, {"effect_lo": -0.001, "effect_hi": 0.001}),
+                    (0.2, {"effect_lo": 0.1, "effect_hi": 1.0}),
+                ]
+            )
+        ],
+        ATLAS_SAMPLE: [],
+    }
+    outputs = {}
+    for schema, rows in tables.items():
+        file = f"00-{schema.name}.parquet"
+        found = filled(schema, [{"sae": sae, **row} for row in rows])
+        outputs[file] = io.write_table(folder / file, found, schema)
+    io.write_json(folder / "00.json", {"outputs": outputs})
+
+
 def filled(schema: Schema, rows: list[dict[str, Any]]) -> pa.Table:
     """A table of rows that name only what matters: counts are 0, what may be missing is."""
     zero = {c.name: None if c.nullable else "" if c.dtype == pa.string() else 0 for c in schema.columns}
     return pa.Table.from_pylist([zero | row for row in rows], schema=schema.arrow())
+
+
+@pytest.fixture(scope="session")
+def served_atlas(serving, tmp_path_factory) -> Served:
+    """A study with predicted pushes."""
+    made = synthetic_run(tmp_path_factory.mktemp("run"), WORLD)
+    add_atlas(made / "atlas")
+    return serving.study(made)
 
 
 @pytest.fixture(scope="session")

@@ -1,7 +1,8 @@
 """Pictures of every view for docs/explorer.md, of the study that `polysem demo` makes.
 
 POLYSEM_DEMO=RUN names the finished demo; without it, and without runs/demo, the pictures are left as they are. Those of
-presets and transfer need a run that has them: the demo with `preset = "both"`, and a transfer study in its folder.
+presets, transfer and predicted pushes need a run that has them: the demo with `preset = "both"`, a transfer study in its
+folder, `polysem atlas`.
 """
 
 import os
@@ -21,8 +22,13 @@ TALL = {
     "presets": 1250,
     "transfer": 1100,
     "live": 1500,
+    "predicted": 1150,
 }
-NEEDS = {"presets": "effects/presets.parquet", "transfer": "transfer/manifest.json"}
+NEEDS = {
+    "presets": "effects/presets.parquet",
+    "transfer": "transfer/manifest.json",
+    "predicted": "atlas/00.json",
+}
 
 
 @pytest.fixture(scope="module")
@@ -58,6 +64,7 @@ def places(chromium, demo):
         "presets": "#/results/presets",
         "transfer": "#/results/transfer",
         "tables": "#/tables/features",
+        "predicted": "#/pushes/predicted",
         "live": f"#/live?{push}&prompt=I do not think that",
     }
 
@@ -73,6 +80,10 @@ def draw(visit, demo, places, view: str, **kwargs):
     if view == "live":
         here.page.wait_for_selector("table.bars", timeout=60_000)
         here.page.wait_for_selector("button:has-text('Cancel')[disabled]", timeout=60_000)
+    if view == "predicted":
+        here.page.evaluate("document.querySelectorAll('details.panel').forEach((d) => { d.open = true; })")
+        here.page.wait_for_selector("figure svg")
+        here.settled()
     assert not here.wrong
     return here.page
 
@@ -81,7 +92,7 @@ def draw(visit, demo, places, view: str, **kwargs):
     "view",
     [
         *("home", "map", "pairs", "pushes", "pair", "feature", "hubs", "results", "presets", "transfer"),
-        *("tables", "live"),
+        *("tables", "live", "predicted"),
     ],
 )
 def test_a_picture_of_every_view(visit, demo, places, view):

@@ -317,6 +317,25 @@ def test_a_wrong_address_is_said_and_breaks_nothing(visit, served, address):
     assert here.rows()
 
 
+def test_predicted_pushes_say_how_far_to_believe_them_and_show_all_pairs(visit, served_atlas):
+    here = visit(served_atlas)
+    here.open("#/pushes")
+    here.page.click("text=Predicted")
+    here.settled()
+    assert here.hash.startswith("#/pushes/predicted")
+    effects = here.page.locator("td.col-effect").all_inner_texts()
+    assert [float(text.replace("−", "-")) for text in effects] == [3, 1, -2]
+    assert "0.910 (0.880 to 0.940)" in here.text("details.panel")
+    here.page.click("text=All pairs: does interference foretell the effect?")
+    here.page.wait_for_selector("figure svg")
+    here.settled()
+    assert "777 ordered pairs" in here.text("figure figcaption")
+    here.page.click("td.col-open a")
+    here.settled()
+    assert here.hash == f"#/pair/{SAE}/0/1"
+    assert not here.wrong
+
+
 def test_the_keyboard_is_enough(visit, served):
     here = visit(served)
     here.open("#/pairs")

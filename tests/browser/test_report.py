@@ -13,12 +13,14 @@ HOSTILE = (
     "<img src=x onerror=alert(2)>",
     "\"'><svg onload=alert(3)>",
 )
-WORLD = SyntheticStudy(n_features=80, n_targets=4, n_prompts=4, doses=(0.1, 0.2), sources_per_bin=2)
+WORLD = SyntheticStudy(
+    n_features=80, n_targets=4, n_prompts=4, doses=(0.1, 0.2), sources_per_bin=2, preset="both"
+)
 
 
 @pytest.fixture(scope="module")
-def reported(serving, world, tmp_path_factory):
-    folder = synthetic_run(tmp_path_factory.mktemp("reported") / "run", world)
+def reported(serving, tmp_path_factory):
+    folder = synthetic_run(tmp_path_factory.mktemp("reported") / "run", WORLD)
     write_report(folder)
     return serving.files(folder)
 

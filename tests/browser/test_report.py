@@ -139,7 +139,7 @@ def test_hostile_texts_execute_nothing_when_rows_are_opened(open_page, hostile):
     assert page.locator("img").count() == 0
 
 
-@pytest.mark.parametrize(("width", "dark"), [(1200, False), (390, False), (390, True)])
+@pytest.mark.parametrize(("width", "dark"), [(1200, False), (390, True)])
 def test_the_page_fits_its_window_and_axe_finds_no_serious_problem(open_page, reported, width, dark):
     axe = pytest.importorskip(
         "axe_playwright_python.sync_playwright", reason="axe-playwright-python is not installed"

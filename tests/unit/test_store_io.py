@@ -136,6 +136,27 @@ def test_truncated_arrays_are_an_error(tmp_path: Path, cut: int):
         io.read_arrays(path, rebuild=REBUILD)
 
 
+def test_arrays_one_by_one_are_those_read_together(tmp_path):
+    path = tmp_path / "a.safetensors"
+    io.write_arrays(path, {"b": np.arange(6.0).reshape(2, 3), "a": np.zeros((0, 4), np.float32)})
+    found = io.Arrays(path, rebuild=REBUILD)
+    assert list(found) == ["a", "b"]
+    assert "b" in found
+    assert "c" not in found
+    assert found.get("c") is None
+    for name, array in io.read_arrays(path, rebuild=REBUILD).items():
+        np.testing.assert_array_equal(found[name], array)
+        assert found[name].dtype == array.dtype
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(StoreError, match=r"a\.safetensors"):
+        io.Arrays(path, rebuild=REBUILD)
+    with pytest.raises(StoreError, match=r"a\.safetensors"):
+        found["b"]
+    path.unlink()
+    with pytest.raises(StoreError, match=r"a\.safetensors"):
+        io.Arrays(path, rebuild=REBUILD)
+
+
 def test_json_is_canonical_and_damage_is_named(tmp_path: Path):
     path = tmp_path / "x.json"
     assert io.write_json(path, {"b": 1, "a": "ä"}) == io.write_json(tmp_path / "y.json", {"a": "ä", "b": 1})

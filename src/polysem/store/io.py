@@ -202,6 +202,41 @@ def read_arrays(path: Path, *, rebuild: str) -> dict[str, np.ndarray]:
     return {name: arrays[name] for name in sorted(arrays)}
 
 
+class Arrays(Mapping[str, np.ndarray]):
+    """The arrays of a safetensors file, each read when it is asked for, and not kept."""
+
+    def __init__(self, path: Path, *, rebuild: str):
+        """Looks at names and sizes. Raises StoreError if the file is missing or truncated."""
+        self._path, self._rebuild = path, rebuild
+        with self._opened() as stream:
+            self._names = sorted(stream.keys())
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        if name not in self._names:
+            raise KeyError(name)
+        with self._opened() as stream:
+            return stream.get_tensor(name)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._names
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    @contextmanager
+    def _opened(self) -> Iterator[Any]:
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            with safe_open(self._path, framework="numpy") as stream:
+                yield stream
+        except (OSError, SafetensorError, ValueError) as error:
+            raise _not_read(self._path, error, rebuild=self._rebuild) from error
+
+
 def sha256(path: Path) -> str:
     """The sha256 of a file's content, in hexadecimal."""
     with path.open("rb") as stream:

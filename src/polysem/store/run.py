@@ -191,9 +191,10 @@ class RunFolder:
         """All tables of a stage, by name."""
         return {schema.name: self.table(schema.name) for schema in STAGES[stage]}
 
-    def embeddings(self) -> dict[str, np.ndarray]:
-        """Gloss embeddings by SAE label, each [n_features d_embed], rows in the order of `features`."""
-        return io.read_arrays(
+    def embeddings(self) -> Mapping[str, np.ndarray]:
+        """Gloss embeddings by SAE label, each [n_features d_embed], rows in the order of `features`; read when
+        they are asked for."""
+        return io.Arrays(
             self.root / "features" / "embeddings.safetensors", rebuild=command("features", self.root)
         )
 

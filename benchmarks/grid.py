@@ -176,7 +176,7 @@ def run(folder: Path, shape: Shape, *, n_saes: int = 0) -> Iterator[Point]:
     values = {
         "trials": plan.num_rows,
         "rows": cost.rows,
-        "plan from nothing, cpu s": planning,
+        "features, pairs and plan, repeats included, cpu s": planning,
         "estimate of all trials, cpu h": cost.cpu_seconds / 3600,
         "estimate of one SAE's share, cpu s": estimate,
         "the share run, cpu s": spent,

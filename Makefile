@@ -1,20 +1,30 @@
 # One line a verb. `make demo` and `make test` need Python 3.11 and the package index, nothing else.
 PYTHON ?= python3.11
 BIN := .venv/bin
-INPUTS := pyproject.toml zoo/pyproject.toml constraints.txt
-SOURCES := src zoo/src zoo/training tests benchmarks examples
+INPUTS := pyproject.toml zoo/pyproject.toml zoo-real/pyproject.toml constraints.txt requirements.lock requirements-dev.lock
+SOURCES := src zoo/src zoo/training zoo-real/src zoo-real/training tests benchmarks examples docs
 export HF_HUB_OFFLINE ?= 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: setup demo test lint types imports docs zoo bench validation clean
+.PHONY: setup demo test test-all lint types imports docs lock bench pictures validation clean
 
 setup: .venv/.runtime  ## what the product needs
 
 demo: .venv/.runtime  ## the embedded study; writes runs/demo/report.html
 	$(BIN)/polysem demo --out runs/demo
 
-test: .venv/.dev  ## every test
+test: .venv/.dev  ## every test but the slow ones: ten minutes of two cores
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow"
+
+test-all: .venv/.dev  ## every test
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+
+docs: .venv/.dev  ## docs/reference and the glossary's table, from the code
+	$(BIN)/python docs/generate.py
+
+lock: .venv-lock/.ready  ## requirements.lock and requirements-dev.lock
+	$(call lock,requirements.lock,)
+	$(call lock,requirements-dev.lock,--extra dev)
 
 lint: .venv/.dev  ## check mode: changes nothing
 	$(BIN)/ruff check $(SOURCES)
@@ -29,18 +39,39 @@ imports: .venv/.dev  ## the layer contract
 bench: .venv-bench/.ready  ## every figure of docs/performance.md, which it writes; ARGS="--only mining", ARGS=--json
 	OMP_NUM_THREADS=1 .venv-bench/bin/python -m benchmarks $(ARGS)
 
+pictures: .venv/.dev  ## docs/img/explorer-*.png, of the study in runs/demo
+	POLYSEM_PICTURES=docs/img OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/browser/test_screenshots.py
+
 clean:
-	rm -rf .venv .venv-bench build dist *.egg-info
+	rm -rf .venv .venv-bench .venv-lock build dist *.egg-info
 
 .venv/.runtime: $(INPUTS)
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet -c constraints.txt torch
-	$(BIN)/pip install --quiet -c constraints.txt -e . -e zoo
+	$(BIN)/pip install --quiet --no-deps --require-hashes -r requirements.lock
+	$(BIN)/pip install --quiet --no-deps -e . -e zoo -e zoo-real
 	touch $@
 
 .venv/.dev: .venv/.runtime
-	$(BIN)/pip install --quiet -c constraints.txt -e ".[dev]"
+	$(BIN)/pip install --quiet --no-deps --require-hashes -r requirements-dev.lock
 	touch $@
+
+.venv-lock/.ready:
+	$(PYTHON) -m venv .venv-lock
+	.venv-lock/bin/pip install --quiet pip-tools
+	touch $@
+
+# pip-compile keeps the versions that the file has, and takes hashes of every wheel that the index has of them
+define lock
+	.venv-lock/bin/pip-compile --quiet --generate-hashes --strip-extras --no-annotate --no-header --no-emit-index-url \
+	  --no-emit-find-links --no-emit-trusted-host --unsafe-package torch --constraint constraints.txt \
+	  $(2) --output-file $(1) pyproject.toml $(ARGS)
+	sed -i -e '/^# WARNING/,$$d' $(1)
+	printf '%s\n' '# Versions and hashes of everything that runs, but for torch: `make lock`; newer ones: `make lock ARGS=--upgrade`.' \
+	  '# torch is pinned in constraints.txt, without a hash, and installed first: its CPU wheels come from several places and' \
+	  '# differ in their bytes. Installed with --no-deps: every other dependency has a line here.' | cat - $(1) > $(1).new
+	mv $(1).new $(1)
+endef
 
 .venv-bench/.ready: $(INPUTS) benchmarks/requirements.txt  # peers live apart: they are no part of the product
 	test -x .venv-bench/bin/python || $(PYTHON) -m venv .venv-bench

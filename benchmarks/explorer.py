@@ -30,7 +30,7 @@ from polysem.config import parse_study
 from polysem.explore.book import THREADS
 from polysem.store import io
 from polysem.store import tables as t
-from polysem.store.manifest import Manifest, Output, Recipe
+from polysem.store.manifest import Manifest, Output, StageInputs
 from polysem.store.schema import Schema
 
 WORDS = [
@@ -111,8 +111,8 @@ def make_study(folder: Path, *, n_features: int, n_pairs: int) -> Path:
             file = f"{stage}/{schema.name}{part}.parquet"
             table = tables.get(schema.name, schema.empty())
             outputs[file] = Output(io.write_table(folder / file, table, schema), table.num_rows)
-        recipe = Recipe.of(parse_study(text), stage, sources={}, inputs={})  # pyright: ignore[reportArgumentType]  (two names of stages)
-        Manifest(recipe, outputs).write(folder / stage / "manifest.json")
+        made_from = StageInputs.of(parse_study(text), stage, sources={}, inputs={})  # pyright: ignore[reportArgumentType]  (two names of stages)
+        Manifest(made_from, outputs).write(folder / stage / "manifest.json")
     return folder
 
 
@@ -157,7 +157,7 @@ def _pairs(rng: np.random.Generator, n: int, count: int) -> dict[str, pa.Table]:
     numbers = {c.name: rng.uniform(0, 1, m) for c in t.PAIRS.columns if c.dtype == pa.float64()}
     z = interference * np.sqrt(768)
     columns = numbers | {
-        "sae": [LABEL] * m, "i": i, "j": j, "interference": interference, "similarity": similarity,
+        "sae": [LABEL] * m, "sae_j": [LABEL] * m, "i": i, "j": j, "interference": interference, "similarity": similarity,
         "z_isotropic": z, "z_covariance": 0.8 * z, "interference_bin": rng.integers(0, 5, m),
         "token_overlap": rng.choice([0.0, 0.05], m), "is_duplicate": np.abs(interference) > 0.7,
         "is_dense": rng.random(m) < 0.1,
@@ -168,14 +168,20 @@ def _pairs(rng: np.random.Generator, n: int, count: int) -> dict[str, pa.Table]:
     ]
     a, b = np.nonzero(grid)
     cells = {
-        "sae": [LABEL] * len(a), "interference_lo": edges[a], "interference_hi": edges[a + 1],
+        "sae": [LABEL] * len(a), "sae_j": [LABEL] * len(a), "interference_lo": edges[a], "interference_hi": edges[a + 1],
         "similarity_lo": edges[b], "similarity_hi": edges[b + 1], "count": grid[a, b].astype(int) * 1000,
     }  # fmt: skip
     levels = [-0.3, -0.2, 0.2, 0.3]
-    spectrum = {"sae": [LABEL] * 4, "threshold": levels, "n_pairs": [count] * 4, "n_isotropic": [1.0] * 4}
+    spectrum = {
+        "sae": [LABEL] * 4,
+        "sae_j": [LABEL] * 4,
+        "threshold": levels,
+        "n_pairs": [count] * 4,
+        "n_isotropic": [1.0] * 4,
+    }
     spectrum |= {"n_covariance": [1.0] * 4, "d_in": [768] * 4, "d_eff": [500.0] * 4, "mean_norm": [0.1] * 4}
     partners = {
-        "sae": [LABEL] * (n * 5), "feature": np.repeat(np.arange(n), 5), "max_similarity": [0.3] * (n * 5),
+        "sae": [LABEL] * (n * 5), "sae_j": [LABEL] * (n * 5), "feature": np.repeat(np.arange(n), 5), "max_similarity": [0.3] * (n * 5),
         "interference_bin": np.tile(np.arange(5), n), "count": rng.integers(0, 900, n * 5),
     }  # fmt: skip
     return {

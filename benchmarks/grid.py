@@ -22,17 +22,17 @@ from benchmarks.harness import Point, require
 import numpy as np
 import pyarrow.compute as pc
 import torch
+from tests.support.sae_fixtures import Weights, write_saelens_v6
 
 from benchmarks.worlds import Shape, config
 from polysem.config import parse_study
+from polysem.engine import run_study
+from polysem.engine.context import StudyContext
+from polysem.engine.cost import estimate_cost
 from polysem.store.run import RunFolder, trial_parts
 from polysem.store.tables import TRIALS
-from polysem.study import run_study
-from polysem.study.bench import Bench
-from polysem.study.cost import estimate_cost
-from polysem.testing.sae_fixtures import Weights, write_saelens_v6
-from polysem.testing.tiny import tiny_tokenizer
 from polysem.trials import run_batches
+from polysem.worlds.tiny import tiny_tokenizer
 
 torch.set_num_threads(1)
 
@@ -73,6 +73,7 @@ ENTRY = """
 ref = "{folder}/{name}"
 label = "{name}"
 max_fvu = 1e9
+allow_other_model = true
 """
 
 
@@ -160,7 +161,7 @@ def run(folder: Path, shape: Shape, *, n_saes: int = 0) -> Iterator[Point]:
     cost = estimate_cost(out)
     folder_now = RunFolder(out)
     plan, prompts = folder_now.table("plan"), folder_now.table("prompts")
-    bench = Bench(parse_study(study.read_text()), folder_now)
+    bench = StudyContext(parse_study(study.read_text()), folder_now)
     share = sorted(cost.by_sae)[len(cost.by_sae) // 2]
     mine = plan.filter(pc.equal(plan["sae"], share))
     of_share = set(mine["batch"].to_pylist())

@@ -34,8 +34,9 @@ OPEN = 1.0
 def open_prompts(model: WhiteBoxModel, corpus: str) -> list[torch.Tensor]:
     """The first prompts of the corpus after which many tokens may follow."""
     from polysem.corpus import token_rows
+    from polysem.positions import positions_of
 
-    found = token_rows(corpus, model, n_tokens=LENGTH * 200, context=LENGTH, prepend_bos=True)
+    found = token_rows(corpus, model, n_tokens=LENGTH * 200, context=LENGTH, positions=positions_of(model))
     kept = []
     for ids in torch.from_numpy(found.tokens):
         p = model.logits(ids[None], last_only=True)[0, -1].double().softmax(-1)
@@ -77,7 +78,7 @@ def rows_of_zoo() -> list[tuple[str, Site, torch.Tensor, list[list[int]]]]:
         picked = [own[int(k)] for k in chosen]
         directions = sae.W_dec.detach().double()[[r["feature"] for r in picked[:N_DIRECTIONS]]]
         sets = [r["tokens_in"] for r in picked[N_DIRECTIONS:]]
-        found.append((name, sae.site, directions, sets))
+        found.append((name, sae.writes, directions, sets))
     return found
 
 

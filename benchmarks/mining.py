@@ -147,6 +147,57 @@ def pairs(size: Size) -> Iterator[Line]:
 
 
 @benchmark
+def two_dictionaries(size: Size) -> Iterator[Line]:
+    """Mining of one dictionary against another: beside the bare product of the two, and beside as many products of
+    one dictionary with itself."""
+    n = 16_384 if size == "full" else 2896
+    world, other, square = (
+        make_world(rows, 768, 384, seed=k) for k, rows in enumerate((n, n, int(n * 2**0.5)))
+    )
+    found = mine_two(world, other)
+    cosine, similarity = world.directions @ other.directions.T, world.glosses @ other.glosses.T
+    dense = int(((cosine >= MIN_INTERFERENCE) & (similarity < MAX_SIMILARITY)).sum())
+    require(
+        abs(found.num_rows - dense) <= 2 + dense // 10_000,
+        f"{found.num_rows} pairs, the dense way has {dense}",
+    )
+    check = f"same number of pairs, {found.num_rows:,}"
+    panel = torch.empty(512, n)
+
+    def bare() -> None:
+        for start in range(0, n, 512):
+            block = world.directions[start : start + 512]
+            torch.mm(block, other.directions.T, out=panel[: len(block)])
+
+    seconds = interleaved(
+        {"ours": lambda: mine_two(world, other), "bare": bare, "square": lambda: mine_ours(square)},
+        warm=False,
+    )
+    name = f"mining {n:,} against {n:,}, 768 + 384-d gloss"
+    yield Line(name, "one bare fp32 torch.mm N x M", seconds["ours"], seconds["bare"], "cpu s", check, 3, 4.5)
+    yield Line(
+        name,
+        f"mining {int(n * 2**0.5):,} by themselves",
+        seconds["ours"],
+        seconds["square"],
+        "cpu s",
+        check,
+        0.9,
+        1.0,
+    )
+
+
+def mine_two(world: World, other: World) -> pa.Table:
+    return mine_pairs(
+        world.directions,
+        world.glosses,
+        min_interference=MIN_INTERFERENCE,
+        max_similarity=MAX_SIMILARITY,
+        against=(other.directions, other.glosses),
+    )
+
+
+@benchmark
 def range_search(size: Size) -> Iterator[Line]:
     """Mining against faiss."""
     world = make_world(24_576 if size == "full" else 4096, 768, 384)

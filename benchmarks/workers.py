@@ -114,7 +114,7 @@ def _planned(folder: Path, size: Size) -> Path:
     small = size == "quick"
     code = (
         "from pathlib import Path\nfrom benchmarks.grid import write_study\n"
-        "from polysem.study import run_study\n"
+        "from polysem.engine import run_study\n"
         f"study = write_study(Path({str(folder)!r}, 'grid'), 'Pythia-70M', d_sae=2048, n_saes=1,"
         f" n_targets={1 if small else 2}, n_prompts={4 if small else 16}, n_topics=64)\n"
         f"run_study(study, Path({str(folder)!r}, 'run'), stages=['features', 'pairs', 'plan'])\n"
@@ -140,15 +140,15 @@ def _helper(run: Path) -> None:
     import torch
 
     from benchmarks import sweep, worlds
+    from polysem.engine.context import StudyContext
     from polysem.models.linear import Linear
     from polysem.models.sweep import Sweep
     from polysem.store.run import RunFolder
-    from polysem.study.bench import Bench
     from polysem.trials import run_batches
 
     torch.set_num_threads(1)
     folder = RunFolder(run)
-    plan, prompts, bench = folder.table("plan"), folder.table("prompts"), Bench(folder.study(), folder)
+    plan, prompts, bench = folder.table("plan"), folder.table("prompts"), StudyContext(folder.study(), folder)
     args = (plan, prompts, bench.features, bench.model, bench.saes)
     parts = even_parts(plan)
     run_batches(*args, batches=parts[0])

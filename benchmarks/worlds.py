@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 
 from polysem.models.hf import HFModel
-from polysem.testing.tiny import tiny_tokenizer
 from polysem.types import Site
+from polysem.worlds.tiny import tiny_tokenizer
 
 Shape = Literal["Pythia-70M", "GPT-2"]
 MIDDLE: dict[Shape, int] = {"Pythia-70M": 3, "GPT-2": 6}

@@ -1,4 +1,4 @@
-"""GT1: toy models of superposition. Trains a pentagon and a phase diagram, pushes a feature, draws pictures.
+"""GT1: toy models of superposition. Trains a pentagon and a phase diagram, steers a feature, draws pictures.
 
 python examples/toy_models.py [--quick] [--out FOLDER]
 """

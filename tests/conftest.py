@@ -16,12 +16,30 @@ _PARTS = {part.name for part in pkgutil.iter_modules([str(REPOSITORY / "src" / "
     "cli",
     "glosses",
 }
-_ARRAYS = ("cache", "clusters", "dashboards", "embed", "embedders", "served")
+_ARRAYS = (
+    "cache",
+    "clusters",
+    "concepts",
+    "dashboards",
+    "embed",
+    "embedders",
+    "grid",
+    "lexical",
+    "served",
+    "similarity",
+)
 _CHECKED = [*(f"polysem.{name}" for name in sorted(_PARTS)), *(f"polysem.glosses.{name}" for name in _ARRAYS)]
 install_import_hook(_CHECKED, "beartype.beartype")
 
 # Thousands of small files are written: none needs to outlive a power failure.
 os.environ.setdefault("POLYSEM_SYNC", "0")
+
+
+@pytest.fixture(autouse=True)
+def no_keys(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test sees the keys of who runs it."""
+    for name in ("POLYSEM_API_KEY", "POLYSEM_API_BASE", "POLYSEM_KEYS", "OPENAI_API_KEY", "OPENAI_BASE_URL"):
+        monkeypatch.delenv(name, raising=False)
 
 
 @pytest.fixture(scope="session")
@@ -32,3 +50,27 @@ def shared() -> Path:
     if not (folder / "data").is_dir():
         pytest.skip(f"real data not found at {folder}; set POLYSEM_SHARED to the folder that holds data/")
     return folder
+
+
+def slow_tests() -> list[str]:
+    """Beginnings of the node ids of tests/slow.txt."""
+    lines = (REPOSITORY / "tests" / "slow.txt").read_text(encoding="utf-8").splitlines()
+    return [line for line in lines if line.strip() and not line.startswith("#")]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what `make test` leaves out. A name that no test of its file has is a mistake, and stops the run."""
+    beginnings = slow_tests()
+    ids = [item.nodeid.removeprefix("tests/") for item in items]
+    for item, name in zip(items, ids, strict=True):
+        if name.startswith(tuple(beginnings)):
+            item.add_marker(pytest.mark.slow)
+    whole = {name.partition("::")[0] for name in ids} if not _some_chosen(items) else set()
+    for beginning in beginnings:
+        if beginning.partition("::")[0] in whole and not any(name.startswith(beginning) for name in ids):
+            raise pytest.UsageError(f"tests/slow.txt names {beginning!r}, but no test begins so")
+
+
+def _some_chosen(items: list[pytest.Item]) -> bool:
+    """Whether single tests were asked for by name, so that a file's other tests are not here."""
+    return bool(items) and any("::" in argument for argument in items[0].config.args)

@@ -16,13 +16,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from polysem.api import estimate, make_plan, map_pairs, run_trials
+    from polysem.engine import run_study
     from polysem.features import feature_table
     from polysem.geometry import mine_pairs
     from polysem.models import load_model
     from polysem.readouts import weighted_cosine, weighted_overlap
-    from polysem.report import write_report
+    from polysem.report import open_run, write_report
     from polysem.saes import load_sae
-    from polysem.study import run_study
 
 __version__ = "0.1.0"
 
@@ -35,6 +35,7 @@ __all__ = [
     "make_plan",
     "map_pairs",
     "mine_pairs",
+    "open_run",
     "run_study",
     "run_trials",
     "weighted_cosine",
@@ -50,12 +51,27 @@ _HOMES = {
     "make_plan": "api",
     "map_pairs": "api",
     "mine_pairs": "geometry",
-    "run_study": "study",
+    "open_run": "report",
+    "run_study": "engine",
     "run_trials": "api",
     "weighted_cosine": "readouts",
     "weighted_overlap": "readouts",
     "write_report": "report",
 }
+
+_SPOKEN = {
+    "estimate": "estimates",
+    "feature_table": "features",
+    "load_model": "model",
+    "load_sae": "SAE",
+    "make_plan": "plan",
+    "map_pairs": "pairs",
+    "mine_pairs": "pairs",
+    "run_study": "",
+    "run_trials": "trials",
+    "write_report": "report",
+}
+"""doors behind which it may take long -> what a person is shown meanwhile (`polysem.progress`)"""
 
 logging.getLogger(__name__).addHandler(logging.NullHandler())
 
@@ -63,7 +79,13 @@ logging.getLogger(__name__).addHandler(logging.NullHandler())
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+    found = getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+    if name in _SPOKEN:
+        from polysem.progress import spoken
+
+        found = spoken(found, _SPOKEN[name])
+        globals()[name] = found
+    return found
 
 
 def __dir__() -> list[str]:

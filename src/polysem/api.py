@@ -6,12 +6,12 @@
 These are the stage functions that `polysem run` calls, with the settings of a study file as keywords and nothing written to disk.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pyarrow as pa
-from pydantic import BaseModel, ValidationError
 
 from polysem.config import (
     CorpusConfig,
@@ -22,33 +22,57 @@ from polysem.config import (
     PromptsConfig,
     SAEConfig,
     Study,
+    section_of,
 )
 from polysem.errors import ConfigError, MismatchError
+from polysem.pairs import GlossedFeatures, PairMap
 from polysem.progress import SILENT, Reporter
+from polysem.stats import Effects
+from polysem.store.result import Result
+from polysem.store.tables import CONTEXTS, FEATURES
+from polysem.vocabulary_findings import CLAIMS
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from polysem.features import FeatureTable
     from polysem.models import WhiteBoxModel
     from polysem.saes import SAE
 
-C = TypeVar("C", bound=BaseModel)
 
-
-@dataclass(frozen=True)
-class Pairs:
+@dataclass(frozen=True, repr=False)
+class SAEPairs(PairMap):
     """The map of pairs of one SAE, with the thresholds by which it was drawn."""
 
-    pairs: pa.Table
-    density: pa.Table
-    spectrum: pa.Table
-    partners: pa.Table
+    figure = "polysem.report.figures:pairs"
+
     label: str
     config: PairsConfig
 
+    def only(self, *wanted: tuple[int, int]) -> "SAEPairs":
+        """The same map with these pairs alone listed, in either order: a plan of it has their features as targets and them as
+        sources, beside the controls and the sources of bins below the threshold.
 
-@dataclass(frozen=True)
-class PlannedStudy:
+        Raises:
+            ConfigError: if one is not listed.
+        """
+        keys = {(min(pair), max(pair)) for pair in wanted}
+        at = {key: n for n, key in enumerate(zip(*(self.pairs[k].to_pylist() for k in "ij"), strict=True))}
+        if keys - at.keys():
+            i, j = min(keys - at.keys())
+            raise ConfigError(
+                f"pair ({i}, {j}) is not listed: its interference is below {self.config.min_interference:g}, its glosses are "
+                f"more alike than {self.config.max_similarity:g}, or one of the two has no gloss",
+                hint="map_pairs(..., min_interference=..., max_similarity=...) with other thresholds",
+            )
+        return replace(self, pairs=self.pairs.take(sorted(at[key] for key in keys)))
+
+
+@dataclass(frozen=True, repr=False)
+class PlannedStudy(Result):
     """Every trial that will be run, and what running it needs besides the model."""
+
+    figure = "polysem.report.figures:planned"
 
     plan: pa.Table
     prompts: pa.Table
@@ -57,64 +81,112 @@ class PlannedStudy:
     saes: "Mapping[str, SAE]"
 
 
-@dataclass(frozen=True)
-class TrialSet:
+@dataclass(frozen=True, repr=False)
+class TrialSet(Result):
     """One row for every planned trial, and the plan."""
+
+    figure = "polysem.report.figures:trials"
 
     trials: pa.Table
     planned: PlannedStudy
 
 
-@dataclass(frozen=True)
-class Estimates:
-    """What was found: the tables of the effects stage. `print` shows the declared contrasts."""
+@dataclass(frozen=True, repr=False)
+class Estimates(Effects):
+    """What was found: the tables of the effects stage. `print` shows the declared contrasts and what may be said of them."""
 
-    effects: pa.Table
-    pair_effects: pa.Table
-    dose_response: pa.Table
-    missing: pa.Table
-    explained: pa.Table
-    validity: pa.Table
-    specification: pa.Table
-    power: pa.Table
-    presets: pa.Table
-    checks: pa.Table
-    pair_tests: pa.Table
-    replication: pa.Table
-    reliability: pa.Table
+    figure = "polysem.report.figures:estimates"
+
+    planned: PlannedStudy | None = field(default=None, kw_only=True)
+
+    def facts(self) -> Mapping[str, object]:
+        rows = {(row["contrast"], row["group"]): row for row in self.effects.to_pylist()}
+        told = [(f, rows[f["contrast"], f["group"]]) for f in self.findings.to_pylist() if f["declared"]]
+        claims = {f"{f['contrast']} T-{f['token_set']}": f"{_number(row)}{_claim(f)}" for f, row in told}
+        return claims | {"trials": sum(row["n_trials"] for row in self.missing.to_pylist())}
 
     def __str__(self) -> str:
-        declared = [row for row in self.effects.to_pylist() if row["p_adj"] is not None]
+        claims = {(f["contrast"], f["group"]): f for f in self.findings.to_pylist() if f["declared"]}
+        declared = [row for row in self.effects.to_pylist() if (row["contrast"], row["group"]) in claims]
         rows = declared or self.effects.to_pylist()
-        lines = [_sentence(row) for row in rows]
+        lines = [_sentence(row, claims.get((row["contrast"], row["group"]))) for row in rows]
         lost = sum(row["n_trials"] for row in self.missing.to_pylist() if row["status"] != "ok")
         kept = sum(row["n_trials"] for row in self.missing.to_pylist() if row["status"] == "ok")
         return "\n".join([*lines, f"{kept} trials, {lost} more without an outcome"])
 
 
-def map_pairs(sae: "SAE", features: "FeatureTable", *, label: str | None = None, **settings: Any) -> Pairs:
+def map_pairs(
+    sae: "SAE | Tensor | np.ndarray | Mapping[str, Any]",
+    features: "FeatureTable | Tensor | np.ndarray | Sequence[str | None]",
+    *,
+    label: str | None = None,
+    embedder: str = "minilm",
+    reporter: Reporter = SILENT,
+    **settings: Any,
+) -> SAEPairs:
     """All pairs of an SAE's features: interference, gloss similarity, and what chance would give.
 
     Args:
-        sae: the SAE.
-        features: its feature table.
-        label: its name in the feature table; None takes the only one there is.
+        sae: the SAE; or tensors, as `load_sae` takes them, W_dec [d_sae d_in] alone among them.
+        features: its feature table; or one gloss (None: there is none) or one gloss embedding [d_sae d_embed] per feature.
+        label: its name in the feature table; None takes the only one there is, and `sae` where there is no table.
+        embedder: of glosses that are given as text, as `glosses.embedder` of a study.
+        reporter: is told of progress.
         **settings: keys of `[pairs]` in a study file, such as `min_interference` and `max_similarity`.
 
     Raises:
         ConfigError: if a setting is unknown or out of range.
-        MismatchError: if the feature table is of another SAE, or of several and no label is given.
+        MismatchError: if the feature table is of another SAE, or of several and no label is given; if there is not one
+            gloss or embedding per feature.
     """
     from polysem import pairs as stage
+    from polysem.saes import SAE, load_sae
 
-    config = _settings(PairsConfig, settings)
-    name = _label(features, label)
-    made = stage.map_pairs(sae, features, config=config, label=name)
-    return Pairs(made.pairs, made.density, made.spectrum, made.partners, label=name, config=config)
+    config = section_of(PairsConfig, settings)
+    # what is read of an SAE here are its directions, which are the same at any site
+    own = sae if isinstance(sae, SAE) else load_sae(sae, site="hook_embed")
+    known = features if isinstance(features, GlossedFeatures) else _glossed(own, features, embedder, reporter)
+    name = _label(known, label)
+    made = stage.map_pairs(own, known, config=config, label=name, reporter=reporter)
+    return SAEPairs(**made.tables(), label=name, config=config)
+
+
+@dataclass(frozen=True)
+class _Glossed:
+    """Glosses without a corpus: nothing is known of what the features fire on."""
+
+    features: pa.Table
+    contexts: pa.Table
+    embeddings: Mapping[str, np.ndarray]
+
+
+def _glossed(sae: "SAE", given: Any, embedder: str, reporter: Reporter) -> _Glossed:
+    from polysem.glosses import Gloss, embed_glosses
+
+    texts = not hasattr(given, "ndim") or given.ndim == 1
+    if len(given) != sae.d_sae:
+        raise MismatchError(f"{len(given)} {'glosses' if texts else 'embeddings'} for {sae.d_sae} features")
+    index = np.arange(sae.d_sae)
+    if texts:
+        # a data frame's missing text is nan
+        known = [
+            (k, text) for k, text in enumerate(given) if not (text is None or text != text or text == "")
+        ]
+        odd = next(((k, text) for k, text in known if not isinstance(text, str)), None)
+        if odd:
+            raise MismatchError(f"the gloss of feature {odd[0]} is {odd[1]!r}; expected text, or None")
+        glosses = [Gloss(k, text, "given") for k, text in known]
+        rows = embed_glosses(glosses, index, embedder, cache=None, reporter=reporter).vectors
+    else:
+        rows = np.asarray(given, np.float32)
+        rows = rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-30)
+    empty = {c.name: pa.nulls(sae.d_sae, c.dtype) for c in FEATURES.columns}
+    table = pa.table(empty | {"sae": ["sae"] * sae.d_sae, "feature": pa.array(index, pa.int32())})
+    return _Glossed(table, CONTEXTS.empty(), {"sae": rows})
 
 
 def make_plan(
-    pairs: Pairs,
+    pairs: SAEPairs,
     sae: "SAE",
     features: "FeatureTable",
     model: "WhiteBoxModel",
@@ -122,7 +194,7 @@ def make_plan(
     seed: int = 0,
     prompts: str | pa.Table = "corpus",
     n_prompts: int = 24,
-    corpus: CorpusConfig | None = None,
+    corpus: str | CorpusConfig | None = None,
     **settings: Any,
 ) -> PlannedStudy:
     """Targets, sources, controls, prompts and doses: every trial as a row, before any is run.
@@ -135,7 +207,7 @@ def make_plan(
         seed: root of every draw.
         prompts: `corpus`, `templates`, `file:PATH`, or a PROMPTS table.
         n_prompts: how many, where they are drawn.
-        corpus: where corpus prompts come from; None takes the default of a study.
+        corpus: where corpus prompts come from, as `corpus.ref` of a study or a whole section; None takes the default.
         **settings: keys of `[plan]` in a study file, such as `loci`, `n_targets`, `doses`.
 
     Raises:
@@ -143,6 +215,7 @@ def make_plan(
         MismatchError: if the parts do not belong together.
     """
     from polysem import plan as stage
+    from polysem.positions import positions_of
     from polysem.prompts import make_prompts
 
     drawn = PromptsConfig(source="corpus") if isinstance(prompts, pa.Table) else None
@@ -150,15 +223,15 @@ def make_plan(
         seed=seed,
         model=ModelConfig(ref=model.spec.ref),
         saes=(SAEConfig(ref=sae.provenance.ref, label=pairs.label),),
-        corpus=corpus or CorpusConfig(),
+        corpus=CorpusConfig(ref=corpus) if isinstance(corpus, str) else corpus or CorpusConfig(),
         pairs=pairs.config,
-        prompts=drawn or _settings(PromptsConfig, {"source": prompts, "n": n_prompts}),
-        plan=_settings(PlanConfig, settings),
+        prompts=drawn or section_of(PromptsConfig, {"source": prompts, "n": n_prompts}),
+        plan=section_of(PlanConfig, settings),
     )
     table = (
         prompts
         if isinstance(prompts, pa.Table)
-        else make_prompts(study.prompts, study.corpus, model, prepend_bos=sae.prepend_bos, seed=seed)
+        else make_prompts(study.prompts, study.corpus, model, positions=positions_of(model, sae), seed=seed)
     )
     saes = {pairs.label: sae}
     made = stage.make_plan(
@@ -197,28 +270,17 @@ def estimate(trials: TrialSet, **settings: Any) -> Estimates:
     Raises:
         ConfigError: if a setting is unknown or out of range.
     """
+    from polysem.paper.presets import PaperEstimates
     from polysem.stats import estimate as stage
 
     planned = trials.planned
-    config = _settings(EffectsConfig, settings)
-    made = stage(planned.plan, trials.trials, config=config, seed=planned.study.seed)
-    return Estimates(**made.tables())
+    config = section_of(EffectsConfig, settings)
+    study = planned.study
+    made = stage(planned.plan, trials.trials, config=config, seed=study.seed, beside=[PaperEstimates()])
+    return Estimates(**made.tables(), planned=planned)
 
 
-def _settings(section: type[C], values: Mapping[str, Any]) -> C:
-    try:
-        return section(**values)
-    except ValidationError as error:
-        problems = []
-        for item in error.errors():
-            name = ".".join(map(str, item["loc"]))
-            unknown = item["type"] == "extra_forbidden"
-            expected = f"expected one of {', '.join(section.model_fields)}" if unknown else item["msg"]
-            problems.append(f"{name} = {item['input']!r}: {expected}")
-        raise ConfigError("; ".join(problems), hint="polysem init prints every setting") from error
-
-
-def _label(features: "FeatureTable", label: str | None) -> str:
+def _label(features: GlossedFeatures, label: str | None) -> str:
     known = sorted(features.embeddings)
     if label is None and len(known) == 1:
         return known[0]
@@ -230,12 +292,23 @@ def _label(features: "FeatureTable", label: str | None) -> str:
     return label
 
 
-def _sentence(row: Mapping[str, Any]) -> str:
+def _number(row: Mapping[str, Any]) -> str:
     if row["estimate"] is None:
-        return f"{row['contrast']} [{row['group']}]: not estimated ({row['note'] or 'no data'})"
+        return f"not estimated ({row['note'] or 'no data'})"
     interval = "" if row["lo"] is None or row["hi"] is None else f" [{row['lo']:.3g}, {row['hi']:.3g}]"
+    return f"{row['estimate']:.3g}{interval} {row['unit']}"
+
+
+def _sentence(row: Mapping[str, Any], told: Mapping[str, Any] | None) -> str:
+    named = f"{row['contrast']} [{row['group']}]: {_number(row)}"
+    if row["estimate"] is None:
+        return named
     p = "" if row["p_adj"] is None else f", p_adj = {row['p_adj']:.2g}"
-    return (
-        f"{row['contrast']} [{row['group']}]: {row['estimate']:.3g}{interval} {row['unit']}{p}, "
-        f"{row['n_pairs']} pairs, {row['n_prompts']} prompts"
+    return f"{named}{p}, {row['n_pairs']} pairs, {row['n_prompts']} prompts" + (
+        "" if told is None else _claim(told)
     )
+
+
+def _claim(told: Mapping[str, Any]) -> str:
+    against = f' (against "predicts": {told["against"]})' if told["claim"] == "associated" else ""
+    return f": {CLAIMS[told['claim']].label}{against}"

@@ -1,6 +1,6 @@
-"""The linear response of every pair of an SAE: what a push along source s does to the log-odds of target T's tokens.
+"""The linear response of every pair of an SAE: what steering along source s does to the log-odds of target T's tokens.
 
-For one prompt the response to a small push v at the edited positions is g . v, with g the gradient of the
+For one prompt the response to a small vector v added at the edited positions is g . v, with g the gradient of the
 log-odds at the site, summed over those positions. Gradients are linear in what they start from, so every
 target of a prompt shares d_model backward passes at most (the Jacobian of the last normed stream), however
 many targets there are. Averaged over prompts, each in units of its own activation norm, one vector per target
@@ -8,7 +8,7 @@ remains, and the effect of every source is one dot product: E = G @ unit(W_dec).
 it is made in blocks of targets, counted into histograms over all pairs, and its largest entries per target are
 kept; G is kept whole, and gives any entry of E back.
 
-What is linear may be wrong: `verify_sample` pushes for real, at a fixed KL, and says how much of the measured
+What is linear may be wrong: `verify_sample` steers for real, at a fixed KL, and says how much of the measured
 effects the prediction explains. Cost: prompts x d_model suffix gradients, n_targets x d_sae x d_in products.
 """
 
@@ -21,14 +21,15 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from polysem.act.base import edited_positions
 from polysem.edits import Add
 from polysem.errors import ConfigError, MismatchError
-from polysem.interventions.base import edited_positions
 from polysem.models.clean import CleanRun, clean_run
 from polysem.models.gradients import head_slope, pull_back_head
 from polysem.models.hf import HFModel
 from polysem.models.replay import last_logits
 from polysem.models.sweep import sweep_of
+from polysem.positions import mean_norm
 from polysem.readouts import distinct_ids, kl, log_odds
 from polysem.seeds import rng_for
 from polysem.types import Site
@@ -53,15 +54,15 @@ def set_responses(
     *,
     positions: str = "all_but_first",
 ) -> Float[np.ndarray, "n_sets d"]:
-    """d log-odds of each token set / d (push at the edited positions, in units of the mean activation norm
+    """d log-odds of each token set / d (vector added at the edited positions, in units of the mean activation norm
     there), averaged over prompts: nats per unit of resid_norm, float64.
 
     Args:
         model: a `transformers` model.
-        site: where is pushed; not the embedding.
+        site: where is steered; not the embedding.
         prompts: token ids; each must have an edited position.
         sets: token ids of every target; neither empty nor the whole vocabulary.
-        positions: which positions are pushed, as in the plan.
+        positions: which positions are edited, as in the plan.
 
     Raises:
         ConfigError: if there are no prompts or a set is empty.
@@ -80,24 +81,85 @@ def set_responses(
 def _of_prompt(
     model: HFModel, site: Site, ids: Sequence[int], sets: tuple[Tensor, Tensor], positions: str
 ) -> Float[np.ndarray, "n_sets d"]:
-    tokens = torch.tensor([list(ids)], dtype=torch.long, device=model.spec.device)
-    model.check_tokens(tokens)
-    clean = clean_run(model, tokens)
-    mask = _mask(ids, positions)
-    norm = _norm(model, tokens, site, mask)
-    starts = _starts(model, clean, sets)
-    edited = torch.as_tensor(mask, device=tokens.device)
+    prompt = _Prompt(model, site, ids, positions)
+    starts = _starts(model, prompt.clean, sets)
+    few = len(starts) <= model.spec.d_model
+    gradient = prompt.pulled(starts) if few else starts @ prompt.pulled(prompt.basis(starts.device))
+    return (prompt.norm * gradient).cpu().numpy()
 
-    def pulled(rows: Float[Tensor, "rows d_model"]) -> Float[Tensor, "rows d"]:
-        blocks = [pull_back_head(model, clean, site, part)[:, edited].sum(1) for part in rows.split(_ROWS)]
-        return torch.cat(blocks).double()
 
-    if len(starts) <= model.spec.d_model:
-        gradient = pulled(starts)
-    else:
-        basis = torch.eye(model.spec.d_model, dtype=torch.float64, device=starts.device)
-        gradient = starts @ pulled(basis)
-    return (norm * gradient).cpu().numpy()
+class _Prompt:
+    """One prompt seen once, and gradients from its last normed stream."""
+
+    def __init__(self, model: HFModel, site: Site, ids: Sequence[int], positions: str):
+        tokens = torch.tensor([list(ids)], dtype=torch.long, device=model.spec.device)
+        model.check_tokens(tokens)
+        mask = _mask(ids, positions)
+        self.model, self.site, self.clean = model, site, clean_run(model, tokens)
+        self.norm = _norm(model, tokens, site, mask)
+        self._edited = torch.as_tensor(mask, device=tokens.device)
+
+    def basis(self, device: torch.device) -> Float[Tensor, "d_model d_model"]:
+        """What gives the Jacobian of the normed stream."""
+        return torch.eye(self.model.spec.d_model, dtype=torch.float64, device=device)
+
+    def pulled(self, rows: Float[Tensor, "rows d_model"]) -> Float[Tensor, "rows d"]:
+        """Gradient at the site of every row . normed stream, summed over edited positions."""
+        parts = rows.split(_ROWS)
+        return torch.cat(
+            [
+                pull_back_head(self.model, self.clean, self.site, part)[:, self._edited].sum(1)
+                for part in parts
+            ]
+        ).double()
+
+
+class PromptResponse(NamedTuple):
+    """All that is linear about pushes of one prompt, from one pass of d_model gradients."""
+
+    gradients: Float[np.ndarray, "n_sets d"]
+    """d log-odds of every set / d vector added at the edited positions: nats per unit of activation"""
+    fisher: Float[np.ndarray, "d d"]
+    """nats per squared unit of activation: KL = v . F v / 2 for a small v"""
+    logits: Float[np.ndarray, "d_model d"]
+    """J with |J v| = the length of the change of centred logits (soft-caps left out), up to a rotation that is the same
+    for all prompts"""
+    norm: float
+    """mean norm of the activations at the edited positions"""
+
+
+class Responder:
+    """Linear responses of a model's prompts at one site, for the same token sets each time."""
+
+    def __init__(
+        self, model: HFModel, site: Site, sets: Sequence[Sequence[int]], *, positions: str = "all_but_first"
+    ):
+        """Arguments as of `set_responses`. Sets of very different sizes may be given together."""
+        self.model, self.site, self.positions = model, site, positions
+        d_vocab = model.spec.d_vocab
+        by_size: dict[int, list[int]] = {}
+        for row, ids in enumerate(sets):
+            by_size.setdefault(len(ids).bit_length(), []).append(row)
+        self._parts = [(rows, _padded([sets[row] for row in rows], d_vocab)) for rows in by_size.values()]
+        self._n = len(sets)
+        centred = model.W_U.double() - model.W_U.double().mean(0)
+        self._root = torch.linalg.qr(centred, mode="r").R
+
+    def __call__(self, ids: Sequence[int]) -> PromptResponse:
+        """Of one prompt. Raises as `set_responses`."""
+        model, prompt = self.model, _Prompt(self.model, self.site, ids, self.positions)
+        jacobian = prompt.pulled(prompt.basis(model.W_U.device))
+        starts = torch.zeros(self._n, model.spec.d_model, dtype=torch.float64, device=jacobian.device)
+        for rows, tables in self._parts:
+            starts[torch.tensor(rows)] = _starts(model, prompt.clean, tables)
+        with torch.no_grad():
+            p = last_logits(model, prompt.clean.pre[-1][:, -1])[0].double().softmax(-1)
+            rows = model.W_U * head_slope(model, prompt.clean)[:, None]
+            mean = p.to(rows) @ rows
+            spread = (rows - mean) * p.to(rows).sqrt()[:, None]
+            fisher = jacobian.T @ (spread.T @ spread).double() @ jacobian
+        made = (starts @ jacobian, fisher, self._root @ jacobian)
+        return PromptResponse(*(part.cpu().numpy() for part in made), norm=prompt.norm)
 
 
 def _starts(model: HFModel, clean: CleanRun, sets: tuple[Tensor, Tensor]) -> Float[Tensor, "n_sets d_model"]:
@@ -142,7 +204,7 @@ def _mask(ids: Sequence[int], positions: str) -> Bool[np.ndarray, " pos"]:
 def _norm(model: HFModel, tokens: Tensor, site: Site, mask: Bool[np.ndarray, " pos"]) -> float:
     """Mean norm of the activations at the edited positions: the unit of doses."""
     seen = model.capture(tokens, [site])[site][0].cpu().double().numpy()
-    return float(np.linalg.norm(seen[mask], axis=1).mean())
+    return mean_norm(np.linalg.norm(seen, axis=1), mask)
 
 
 class Block(NamedTuple):
@@ -177,7 +239,7 @@ class Dictionary:
             if not np.isfinite(rows).all():
                 bad = int((~np.isfinite(rows)).any(1).sum())
                 raise MismatchError(
-                    f"{bad} of {len(rows)} {name} hold NaN or infinity", hint="polysem features"
+                    f"{bad} of {len(rows)} {name} hold NaN or infinity", hint="polysem features STUDY.toml"
                 )
         return cls(_unit(W_dec), _unit(embeddings))
 

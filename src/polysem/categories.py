@@ -6,21 +6,25 @@ way. Capitals do not matter.
 """
 
 import re
-import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
-from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool
 
-from polysem.errors import ConfigError, FormatError, UnknownReferenceError
-from polysem.types import Category
+from polysem.boundary.door import Door
+from polysem.boundary.files import local_path
+from polysem.boundary.text import parse_toml, read_toml
+from polysem.errors import ConfigError, FormatError
+from polysem.vocabulary import CATEGORIES
 
-DEFAULT: tuple[str, ...] = get_args(Category)
+DEFAULT: tuple[str, ...] = tuple(CATEGORIES)
+_WORD_TABLE = Door("table of words", "expected 'builtin' or a .toml file")
+QUOTED = "( — as in )?«[^»]*»?"
+"""pattern of what a gloss quotes, with the words that lead to it in glosses made from tokens"""
 _FIGURES = re.compile(r"[0-9]+")
 _WORDS = re.compile(r"[^\W_]+")
 
@@ -48,10 +52,6 @@ class Categories:
             return None
         return self._of_word(bare)
 
-    def of_word(self, text: str) -> str | None:
-        """The category of a word however it is written, for tokens that are only looked at and not predicted."""
-        return self._of_word(text.strip().casefold())
-
     def _of_word(self, word: str) -> str | None:
         if _FIGURES.fullmatch(word):
             return "number" if "number" in self.words else None
@@ -74,6 +74,16 @@ def builtin() -> Categories:
 def words_of(text: str) -> set[str]:
     """The words of a text, in small letters: runs of letters and figures."""
     return set(_WORDS.findall(text.casefold()))
+
+
+def own_words(gloss: str) -> str:
+    """A gloss without the text that it quotes between guillemets: where a feature fired once is not what it is about."""
+    return re.sub(QUOTED, " ", gloss)
+
+
+def is_about(gloss: str | None, tokens: Sequence[str], wanted: frozenset[str]) -> bool:
+    """Whether a feature's gloss, or a token that activates it, is or holds one of the words."""
+    return not wanted.isdisjoint(words_of(f"{own_words(gloss or '')} {' '.join(tokens)}"))
 
 
 def load_categories(table: str, names: Sequence[str]) -> Categories:
@@ -131,19 +141,6 @@ def read_words(source: str, *, builtin: tuple[str, str]) -> tuple[dict[str, Any]
     package, file = builtin
     if source == "builtin":
         text = files(package).joinpath(file).read_text(encoding="utf-8")
-        return _parse(text, f"the built-in {file}"), f"the built-in {file}"
-    path = Path(source).expanduser()
-    try:
-        return _parse(path.read_text(encoding="utf-8"), str(path)), str(path)
-    except (OSError, UnicodeDecodeError) as error:
-        raise UnknownReferenceError(
-            f"{source} cannot be read: {getattr(error, 'strerror', None) or error}",
-            hint="expected 'builtin' or a .toml file",
-        ) from error
-
-
-def _parse(text: str, origin: str) -> dict[str, Any]:
-    try:
-        return tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise FormatError(f"{origin} is not TOML: {error}") from error
+        return parse_toml(text, f"the built-in {file}", door=_WORD_TABLE), f"the built-in {file}"
+    path = local_path(source, door=_WORD_TABLE)
+    return read_toml(path, door=_WORD_TABLE), str(path)

@@ -5,55 +5,87 @@ should use. The defaults of thresholds and bins are the paper's (arXiv 2505.1161
 """
 
 import difflib
-import tomllib
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from polysem.boundary import text as foreign
+from polysem.boundary.door import Door
+from polysem.boundary.files import LARGEST_SETTINGS
 from polysem.errors import ConfigError
-from polysem.types import Category, Control, Locus, Positions
+from polysem.keys import checked_reference, hidden
+from polysem.places import Located
+from polysem.vocabulary import (
+    AskedUnit,
+    CategoryName,
+    ControlName,
+    LocusName,
+    Positions,
+    PresetName,
+    SimilarityRef,
+    TokenSetName,
+)
 
 
-class _Section(BaseModel):
+class Section(BaseModel):
+    """A part of a settings file: frozen, every unknown key an error."""
+
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class ModelConfig(_Section):
-    ref: str
+S = TypeVar("S", bound=BaseModel)
+_SETTINGS = Door("settings", "correct the line, then run the same command again", ConfigError, ConfigError)
+Reference = Annotated[str, AfterValidator(checked_reference)]
+"""an address in it is one that can be asked, and holds no secret"""
+FileRef = Annotated[Reference, Located()]
+NameOrFile = Annotated[Reference, Located(or_name=True)]
+"""references of which some are paths: relative ones follow the settings file"""
+
+
+class ModelConfig(Section):
+    ref: NameOrFile
     """Hub id, local folder, or zoo:NAME"""
     revision: str | None = None
     """commit of a Hub model; a branch name is resolved once and the commit recorded"""
     dtype: Literal["float32", "bfloat16", "float16", "float64"] = "float32"
     device: str = "auto"
     """auto (cuda, then mps, then cpu) or a torch device"""
+    prepend_bos: bool | None = None
+    """whether rows begin with BOS, for all SAEs and prompts; default: as each SAE was trained. A tokenizer without
+    BOS: true puts its EOS in front"""
 
 
-class SAEConfig(_Section):
-    ref: str
+class SAEConfig(Section):
+    ref: FileRef
     """saelens:RELEASE/ID, hub:REPO/PATH, zoo:NAME/SITE, or a local folder or file"""
     label: str | None = None
     """name of the SAE in tables; default: the site, made unique"""
     site: str | None = None
     """hook point, where the source does not say it or says it wrongly"""
-    glosses: str | None = None
+    glosses: NameOrFile | None = None
     """overrides glosses.source for this SAE"""
     max_fvu: Annotated[float, Field(gt=0)] = 0.7
     """fidelity gate: refuse above this fraction of variance unexplained"""
+    prepend_bos: bool | None = None
+    """whether this SAE's rows begin with BOS; default: model.prepend_bos, or else as its files say"""
     allow_other_model: bool = False
     """take an SAE that names another model, e.g. one of a base model on its instruct version"""
 
 
-class CorpusConfig(_Section):
-    ref: str = "zoo:samples"
+class CorpusConfig(Section):
+    ref: FileRef = "zoo:samples"
     """zoo:samples, or a .txt, .jsonl (key `text`) or .json (list of strings) file, or a folder of .txt/.md
     files"""
     n_tokens: Annotated[int, Field(ge=1)] = 200_000
+    """tokens that are read"""
     context: Annotated[int, Field(ge=2)] = 128
+    """tokens of a row"""
 
 
-class FeaturesConfig(_Section):
-    source: str = "harvest"
+class FeaturesConfig(Section):
+    source: NameOrFile = "harvest"
     """harvest (stream the corpus through model and SAE), zoo (the table that comes with a zoo SAE), or
     neuronpedia:FOLDER_OR_URL"""
     n_contexts: Annotated[int, Field(ge=1)] = 12
@@ -64,25 +96,27 @@ class FeaturesConfig(_Section):
     n_target_tokens: Annotated[int, Field(ge=1)] = 10
 
 
-class GlossesConfig(_Section):
-    source: str = "tokens"
-    """tokens (offline, from top activations), neuronpedia:FOLDER_OR_URL, or file:PATH (.jsonl, .csv,
-    .json)"""
-    embedder: str = "minilm"
+class GlossesConfig(Section):
+    source: NameOrFile = "tokens"
+    """tokens (offline, from top activations), zoo (the lines written for a zoo SAE; tokens for features without one),
+    neuronpedia:FOLDER_OR_URL, or file:PATH (.jsonl, .csv, .json)"""
+    embedder: Reference = "minilm"
     """minilm (offline), export (the vectors in a Neuronpedia export), sentence-transformers:NAME, or
     openai:MODEL@URL"""
-    second_embedder: str | None = None
-    """a second measure of gloss similarity, by which the noise of the first is corrected: of the second gloss where
-    features have two, otherwise of the same glosses; minilm, sentence-transformers:NAME, or openai:MODEL@URL"""
+    similarity: tuple[Annotated[SimilarityRef, AfterValidator(checked_reference)], ...] = ()
+    """measures of similarity beside the cosine of the glosses by `embedder`: gloss:EMBEDDER, tokens:glove, tokens:wordnet,
+    contexts:EMBEDDER, tokens:frequency (to hold fixed); strict calls a pair unrelated if all of them do"""
     cluster_cuts: tuple[float, ...] = (0.40, 0.30, 0.20, 0.15)
+    """gloss similarities at which features are clustered"""
 
 
-class PairsConfig(_Section):
+class PairsConfig(Section):
     min_interference: Annotated[float, Field(gt=0, lt=1)] = 0.2
     """pairs with |interference| at least this are written"""
     max_similarity: Annotated[float, Field(gt=-1, le=1)] = 0.3
     """... and gloss similarity below this"""
     bins: tuple[float, ...] = (0.0, 0.1, 0.2, 0.3, 0.4, 1.0)
+    """edges of the bins of |interference| that sources are drawn from"""
     similarity_thresholds: tuple[float, ...] = (0.40, 0.30, 0.20, 0.15)
     """for the counts of partners per bin"""
 
@@ -93,11 +127,12 @@ class PairsConfig(_Section):
         return self
 
 
-class PromptsConfig(_Section):
-    source: str = "corpus"
+class PromptsConfig(Section):
+    source: NameOrFile = "corpus"
     """corpus (contexts of the corpus), templates (built in), or file:PATH (one prompt a line, or .jsonl
     with key `text`)"""
     n: Annotated[int, Field(ge=2)] = 24
+    """prompts, of both splits together"""
     length: Annotated[int, Field(ge=2)] = 24
     """tokens of a corpus prompt, BOS not counted"""
     confirm_fraction: Annotated[float, Field(gt=0, le=1)] = 0.5
@@ -105,38 +140,44 @@ class PromptsConfig(_Section):
     """each prompt as a user's message in the model's chat template, up to where the answer begins"""
 
 
-class PlanConfig(_Section):
-    loci: tuple[Locus, ...] = ("feature",)
+class PlanConfig(Section):
+    loci: tuple[LocusName, ...] = ("feature",)
     n_targets: Annotated[int, Field(ge=1)] = 12
     """targets per SAE"""
-    about: tuple[Category, ...] = ()
+    about: tuple[CategoryName, ...] = ()
     """categories of words (location, person, ...): targets are drawn from each in turn, the features with the largest
     share of its words among the tokens that activate them first; empty: from all features at random"""
     sources_per_bin: Annotated[int, Field(ge=1)] = 3
     """interfering features per target and interference bin"""
     n_random: Annotated[int, Field(ge=0)] = 3
     """draws per target of each random control"""
-    controls: tuple[Control, ...] = ("random_feature", "random_direction")
-    """what else is pushed; the others: isotropic, cosine_matched, high_attribution, swapped_target, frozen_decoder,
-    shuffled_gloss"""
+    controls: tuple[ControlName, ...] = ("random_feature", "cosine_matched", "random_direction")
+    """what else is steered: by default the three nulls (another feature, a direction at the pair's cosine, the site's
+    covariance); all that there are stand in `vocabulary.CONTROLS`"""
     doses: tuple[float, ...] = (0.001, 0.01, 0.1)
     """absolute values, in `dose_unit`; every dose is run with both signs"""
-    dose_unit: Literal["kl", "resid_norm", "absolute"] = "kl"
+    dose_unit: AskedUnit = "kl"
     """of feature directions and token gradients: nats of KL of the next-token distribution (a dose that means the
     same for every direction, site and model), the site's mean norm, or the activation's own units; neurons take
     kl, or else `factors`"""
     factors: tuple[float, ...] = (0.5, 1.0)
     """neurons: coordinates are multiplied by 1 + factor and by 1 - factor (1 ablates)"""
+    neurons_per_bin: Annotated[int, Field(ge=0)] = 4
+    """loci of neurons: neurons of every bin of degree that are masked, ablated and amplified one by one"""
     clamps: tuple[float, ...] = (1.0,)
     """locus clamp: values that features are clamped to, in units of their largest activation (both signs are run)"""
     probe: Literal["encoder", "ones"] = "encoder"
     """token gradients: of the feature's pre-activation, or of the sum of all coordinates (the paper's)"""
+    gradient_positions: Literal["peak", "firing"] = "peak"
+    """token gradients: of the token on which the feature fires most, or summed over all tokens of the text with at least
+    0.8 times that activation (as in the paper)"""
     snippet_tokens: Annotated[int, Field(ge=1)] = 8
     """tokens that a prompt injection puts in"""
     snippet_form: Literal["prefix", "suffix", "wrapped", "parenthesised"] = "prefix"
     """plain in front of the prompt or behind it; in front between asterisks or in brackets (as in the paper)"""
     positions: Positions = "all_but_first"
-    token_sets: tuple[Literal["in", "out"], ...] = ("in", "out")
+    token_sets: tuple[TokenSetName, ...] = ("in", "out")
+    """which of a target's tokens are read: in (what it fires on), out (what its decoder row promotes)"""
     batch_rows: Annotated[int, Field(ge=1)] = 64
     """rows of one forward pass; part of the plan, so that results do not depend on how they are run"""
 
@@ -157,7 +198,7 @@ class PlanConfig(_Section):
         return self
 
 
-class EffectsConfig(_Section):
+class EffectsConfig(Section):
     level: Annotated[float, Field(gt=0, lt=1)] = 0.95
     max_kl: Annotated[float, Field(gt=0)] = 0.1
     """coherence: headline contrasts use the largest dose whose mean KL on the select prompts is below this
@@ -169,12 +210,12 @@ class EffectsConfig(_Section):
     """nats of log-odds: "no effect" is said only where the whole interval lies within this of zero"""
 
 
-class Study(_Section):
+class Study(Section):
     """A whole study."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]+$")] = "study"
     seed: Annotated[int, Field(ge=0)] = 0
-    preset: Literal["strict", "paper", "both"] = "strict"
+    preset: PresetName = "strict"
     """paper and both add the estimates that the choices of arXiv 2505.11611 give on the same trials; both also says
     what each difference from the strict ones comes from"""
     model: ModelConfig
@@ -189,46 +230,76 @@ class Study(_Section):
 
 
 def load_study(path: Path) -> Study:
-    """The study of a TOML file.
-
-    Raises:
-        ConfigError: naming the file, the key, the value and what was expected.
-    """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise ConfigError(
-            f"cannot read study file {path}: {error.strerror}", hint="polysem init > study.toml"
-        ) from error
-    return parse_study(text, origin=str(path))
+    """The study of a TOML file. Raises ConfigError as `load_section`."""
+    return load_section(Study, path, what="study file", hint="polysem init > study.toml")
 
 
 def parse_study(text: str, *, origin: str = "study") -> Study:
     """The study of TOML text; `origin` names the text in errors."""
+    return parse_section(Study, parse_toml(text, origin=origin), origin=origin)
+
+
+def load_section(kind: type[S], path: Path, *, what: str, hint: str) -> S:
+    """What a TOML file says, as `kind`.
+
+    Raises:
+        ConfigError: naming the file, the key, the value and what was expected.
+    """
+    return parse_section(
+        kind, parse_toml(read_text(path, what=what, hint=hint), origin=str(path)), origin=str(path)
+    )
+
+
+def read_text(path: Path, *, what: str, hint: str) -> str:
+    """The text of a file of settings. Raises ConfigError if it cannot be read."""
+    return foreign.read_text(path, door=Door(what, hint, ConfigError, ConfigError), ceiling=LARGEST_SETTINGS)
+
+
+def parse_toml(text: str, *, origin: str) -> dict[str, Any]:
+    """The content of TOML text. Raises ConfigError if it is none."""
+    return foreign.parse_toml(text, origin, door=_SETTINGS)
+
+
+def parse_section(kind: type[S], content: dict[str, Any], *, origin: str) -> S:
+    """Settings as `kind`. Raises ConfigError, with the key and what was expected."""
     try:
-        return Study.model_validate(tomllib.loads(text))
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"{origin} is not TOML: {error}") from error
+        return kind.model_validate(content)
     except ValidationError as error:
-        raise ConfigError(_explain(error, origin)) from error
+        # `from None`: the library's own words hold the values, secrets included
+        raise ConfigError(_explain(error, origin, kind)) from None
+    except ConfigError as error:
+        raise ConfigError(f"{origin}: {error.args[0]}", hint=error.hint) from None
 
 
-def _explain(error: ValidationError, origin: str) -> str:
+def section_of(section: type[S], values: Mapping[str, Any]) -> S:
+    """A section from keywords of Python. Raises ConfigError, with the key, the value and what was expected."""
+    try:
+        return section(**values)
+    except ValidationError as error:
+        problems = []
+        for item in error.errors():
+            name = ".".join(map(str, item["loc"]))
+            unknown = item["type"] == "extra_forbidden"
+            expected = f"expected one of {', '.join(section.model_fields)}" if unknown else item["msg"]
+            problems.append(f"{name} = {item['input']!r}: {expected}")
+        raise ConfigError("; ".join(problems), hint="see every setting: polysem init") from error
+
+
+def _explain(error: ValidationError, origin: str, kind: type[BaseModel]) -> str:
     lines = []
     for item in error.errors():
         path = ".".join(str(p) for p in item["loc"])
         if item["type"] == "extra_forbidden":
-            known = _keys_at(item["loc"][:-1])
+            known = _keys_at(kind, item["loc"][:-1])
             close = difflib.get_close_matches(str(item["loc"][-1]), known, n=1)
             meant = f"; did you mean {close[0]!r}?" if close else f"; known here: {', '.join(known)}"
             lines.append(f"unknown key {path!r}{meant}")
         else:
-            lines.append(f"{path or 'study'}: {item['msg']} (got {item['input']!r})")
+            lines.append(f"{path or 'study'}: {item['msg']} (got {hidden(repr(item['input']))[:80]})")
     return f"{origin}: " + "; ".join(lines)
 
 
-def _keys_at(location: tuple[int | str, ...]) -> list[str]:
-    model: type[BaseModel] = Study
+def _keys_at(model: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:
     for part in location:
         if isinstance(part, int):
             continue

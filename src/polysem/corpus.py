@@ -2,27 +2,50 @@
 
 A corpus is documents in a fixed order. Their tokens are laid end to end, a line break after each document,
 and cut into rows of equal length, each with its own BOS where the SAE wants one; so every token has a place
-`document:offset`, and the first rows of a corpus do not depend on how many are asked for. Documents are read
-and tokenized as they are needed. Memory: four bytes a token asked for, and one document.
+`document:offset`, and the first rows of a corpus do not depend on how many are asked for. A folder is a sample of all its
+files: they take turns, long ones in pieces, both in an order that follows from their names alone. Documents are read and
+tokenized as they are needed. Memory: four bytes a token asked for, and one file.
 """
 
-import json
+import logging
 import re
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Int
 
+from polysem.boundary import text as foreign
+from polysem.boundary.door import Door, brief
+from polysem.boundary.files import local_path, regular
 from polysem.errors import FormatError, MismatchError, UnknownReferenceError
 from polysem.models.base import WhiteBoxModel
+from polysem.positions import PositionPolicy
 from polysem.registry import zoo_path
+from polysem.seeds import rng_for, short_hash
+
+log = logging.getLogger(__name__)
 
 TEXT_SUFFIXES = (".txt", ".md")
 SUFFIXES = (*TEXT_SUFFIXES, ".jsonl", ".json")
+IN_FOLDERS = (*TEXT_SUFFIXES, ".jsonl")
+PACKED = (".gz", ".zst")
+PIECE = 2_000
+"""characters of a long text of a folder that come at one turn; eight times as many where the folder is LARGE"""
+LARGE = 64 << 20
+"""bytes of a folder; files are read again at every turn"""
+LEAST = 0.1
+"""share of the tokens asked for below which what came is no sample of what was meant"""
+_ABOUT = re.compile(r"^(readme|source|licen[cs]e|notice|citation|changelog)\b", re.IGNORECASE)
+_DOOR = Door("corpus file", "set corpus.ref in the study to a file or folder of text")
+_LINES = Door(hint='write one {"text": "..."} a line')
 _BLANK_LINES = re.compile(r"\n[ \t]*(?:\n[ \t]*)+")
-_ACCEPTED = "zoo:NAME, a .txt, .md, .jsonl or .json file, or a folder of .txt and .md files"
+_ACCEPTED = (
+    "zoo:NAME, a .txt, .md, .jsonl or .json file (packed or not), or a folder of .txt, .md and .jsonl files"
+)
 
 
 @dataclass(frozen=True)
@@ -76,11 +99,13 @@ def corpus_path(ref: str) -> Path:
     Raises:
         UnknownReferenceError: if there is nothing.
     """
-    path = zoo_path("texts", ref.removeprefix("zoo:")) if ref.startswith("zoo:") else Path(ref).expanduser()
+    path = (
+        zoo_path("texts", ref.removeprefix("zoo:")) if ref.startswith("zoo:") else local_path(ref, door=_DOOR)
+    )
     if not path.exists():
         raise UnknownReferenceError(
             f"corpus {ref!r}: no such file or folder; expected {_ACCEPTED}",
-            hint="set corpus.ref in the study",
+            hint="set corpus.ref in the study, or --corpus of train-sae",
         )
     return path
 
@@ -88,16 +113,16 @@ def corpus_path(ref: str) -> Path:
 def documents(ref: str) -> Iterator[Document]:
     """The documents of a corpus, in order; blank ones are left out.
 
-    A text file gives its blocks between blank lines, named `stem[n]` from 0; a folder gives its .txt and .md
-    files, named by relative path; .jsonl and .json give their records, `stem[n]` by line (from 1) or item
-    (from 0).
+    A text file gives its blocks between blank lines, named `stem[n]` from 0; .jsonl and .json give their records,
+    `stem[n]` by line (from 1) or item (from 0). In a folder, texts are named by relative path, pieces of long ones
+    `path[n]`, and the files take turns.
 
     Raises:
         UnknownReferenceError: if there is no such file or folder, or it cannot be read.
         FormatError: if a file is empty, not UTF-8, or not what its suffix says; names file, line and value.
     """
     path = corpus_path(ref)
-    found = _folder(path) if path.is_dir() else _file(path)
+    found = _turns(path, folder_files(path).read) if path.is_dir() else _file(path)
     return (document for document in found if document.text.strip())
 
 
@@ -112,7 +137,7 @@ def lay(ref: str, model: WhiteBoxModel) -> Iterator[Laid]:
 
 
 def token_rows(
-    ref: str, model: WhiteBoxModel, *, n_tokens: int, context: int, prepend_bos: bool
+    ref: str, model: WhiteBoxModel, *, n_tokens: int, context: int, positions: PositionPolicy
 ) -> TokenRows:
     """As many whole rows as give `n_tokens` tokens (BOS not counted), or as the corpus has; what does not
     fill a row at its end is left out.
@@ -122,13 +147,13 @@ def token_rows(
         model: whose tokenizer, BOS and context length hold.
         n_tokens: tokens of text wanted.
         context: tokens of a row, BOS included.
-        prepend_bos: put BOS in front of every row.
+        positions: says what stands in front of every row.
 
     Raises:
         FormatError: if the corpus has not one row.
-        MismatchError: if rows are longer than the model's context, or it has no BOS to put in front.
+        MismatchError: if rows are longer than the model's context.
     """
-    bos = _bos(model) if prepend_bos else []
+    bos = positions.front
     if context > model.spec.n_ctx:
         raise MismatchError(
             f"corpus.context is {context} tokens, but {model.spec.ref} reads at most {model.spec.n_ctx}",
@@ -150,6 +175,7 @@ def token_rows(
             f"corpus {ref!r} has {n_laid} tokens, not one row: corpus.context is {context}",
             hint="name a longer corpus, or lower corpus.context",
         )
+    _say_what_came(ref, n_laid, names, n_tokens=n_tokens)
     rows = np.concatenate(parts)[: n_rows * length].reshape(n_rows, length)
     front = np.tile(np.array(bos, dtype=np.int32), (n_rows, 1))
     return TokenRows(
@@ -157,46 +183,130 @@ def token_rows(
     )
 
 
-def _bos(model: WhiteBoxModel) -> list[int]:
-    if model.bos_id is None:
-        raise MismatchError(
-            f"the tokenizer of {model.spec.ref} has no BOS token, but this SAE wants one before every row",
-            hint="use an SAE trained without BOS, or give the tokenizer a bos_token",
-        )
-    return [model.bos_id]
+class FolderFiles(NamedTuple):
+    """What of a folder is read, in the order of its turns, and what is not."""
+
+    read: tuple[Path, ...]
+    ignored: tuple[str, ...]
+    """relative names"""
 
 
-def _folder(path: Path) -> Iterator[Document]:
-    files = sorted(p for p in path.rglob("*") if p.suffix in TEXT_SUFFIXES and p.is_file())
-    if not files:
+def folder_files(folder: Path) -> FolderFiles:
+    """The files of a folder that are its text: .txt, .md and .jsonl, but for those about the data (README, LICENSE ...).
+
+    Raises:
+        FormatError: if there are none.
+    """
+    every = sorted(p for p in folder.rglob("*") if not p.is_dir() and not _hidden(p.relative_to(folder)))
+    texts = [p for p in every if _suffix(p) in IN_FOLDERS]
+    data = [p for p in texts if not _ABOUT.match(p.name)] or texts
+    if not data:
         raise FormatError(
-            f"corpus folder {path} holds no {' or '.join(TEXT_SUFFIXES)} file",
+            f"corpus folder {folder} holds no {' or '.join(IN_FOLDERS)} file; it holds {len(every)} others",
             hint="set corpus.ref in the study",
         )
-    for file in files:
-        yield Document(file.relative_to(path).as_posix(), read_text(file, what="corpus file"))
+    names = {p: p.relative_to(folder).as_posix() for p in every}
+    order = sorted(data, key=lambda p: short_hash("corpus", names[p]))
+    return FolderFiles(tuple(order), tuple(names[p] for p in every if p not in set(data)))
+
+
+def _hidden(name: Path) -> bool:
+    return any(part.startswith(".") for part in name.parts)
+
+
+def _suffix(path: Path) -> str:
+    name = path.name.lower()
+    for packed in PACKED:
+        name = name.removesuffix(packed)
+    return Path(name).suffix
+
+
+def _say_what_came(ref: str, n_laid: int, names: list[str], *, n_tokens: int) -> None:
+    """One line where less came than was asked for, or files were left out. Raises FormatError below LEAST."""
+    path = corpus_path(ref)
+    files = folder_files(path) if path.is_dir() else FolderFiles((path,), ())
+    said = []
+    if n_laid < n_tokens:
+        said.append(f"{n_laid:,} of the {n_tokens:,} tokens asked for are there")
+    if files.ignored:
+        shown = ", ".join(map(brief, files.ignored[:4])) + (" ..." if len(files.ignored) > 4 else "")
+        n = len(files.ignored)
+        said.append(f"{n} of {n + len(files.read)} files are not read: {shown}")
+    if n_laid < LEAST * n_tokens:
+        raise FormatError(
+            f"corpus {ref!r}: {'; '.join(said)}",
+            hint=f"name a longer corpus, or set corpus.n_tokens = {max(1, n_laid)} in the study if this is what you mean",
+        )
+    if said:
+        log.warning("corpus %s: %s", ref, "; ".join(said))
+    log.info("corpus %s: %d tokens of %d documents, %d files", ref, n_laid, len(set(names)), len(files.read))
+
+
+def _turns(folder: Path, files: Sequence[Path]) -> Iterator[Document]:
+    """One document or piece of every file, then the next of every file that has one."""
+    piece = PIECE * (8 if sum(file.stat().st_size for file in files) > LARGE else 1)
+    going = [_pieces(file, file.relative_to(folder).as_posix(), piece) for file in files]
+    while going:
+        left = []
+        for documents_of in going:
+            document = next(documents_of, None)
+            if document is not None:
+                left.append(documents_of)
+                yield document
+        going = left
+
+
+def _pieces(file: Path, name: str, piece: int) -> Iterator[Document]:
+    if _suffix(file) == ".jsonl":
+        for n, record in json_lines(read_text(file, what=_DOOR.what), origin=f"corpus file {file}"):
+            yield Document(f"{name}[{n}]", record)
+        return
+    text = read_text(file, what=_DOOR.what)
+    cuts = _cuts(text, piece)
+    if len(cuts) == 2:
+        yield Document(name, text)
+        return
+    del text  # read again at every turn: many long files would not fit into memory together
+    for n in rng_for(0, "corpus", name).permutation(len(cuts) - 1).tolist():
+        yield Document(f"{name}[{n}]", read_text(file, what=_DOOR.what)[cuts[n] : cuts[n + 1]].strip())
+
+
+def _cuts(text: str, piece: int) -> list[int]:
+    """Where the pieces of a text begin, and its end: after a blank line, else a line, else a word."""
+    cuts = [0]
+    while len(text) - cuts[-1] > 1.5 * piece:
+        start, stop = cuts[-1] + piece // 2, cuts[-1] + piece
+        found = (
+            text.rfind(mark, start, stop) + len(mark)
+            for mark in ("\n\n", "\n", " ")
+            if mark in text[start:stop]
+        )
+        cuts.append(next(found, stop))
+    return [*cuts, len(text)]
 
 
 def _file(path: Path) -> Iterator[Document]:
-    if path.suffix not in SUFFIXES:
+    suffix, stem = _suffix(path), path.name.split(".")[0] if path.suffix in PACKED else path.stem
+    if suffix not in SUFFIXES:
+        regular(path, door=_DOOR)
         raise FormatError(
             f"corpus file {path}: suffix {path.suffix!r}; expected {', '.join(SUFFIXES)}",
             hint="set corpus.ref in the study",
         )
-    text = read_text(path, what="corpus file")
-    if path.suffix == ".jsonl":
-        for n, record in json_lines(text, origin=f"corpus file {path}"):
-            yield Document(f"{path.stem}[{n}]", record)
-    elif path.suffix == ".json":
-        yield from _json_list(path, text)
-    else:
+    text = read_text(path, what=_DOOR.what)
+    if suffix in TEXT_SUFFIXES:
         blocks = (block.strip() for block in _BLANK_LINES.split(text))
         for n, block in enumerate(block for block in blocks if block):
-            yield Document(f"{path.stem}[{n}]", block)
+            yield Document(f"{stem}[{n}]", block)
+    elif foreign.is_lines(text, named_lines=suffix == ".jsonl"):
+        for n, record in json_lines(text, origin=f"corpus file {path}"):
+            yield Document(f"{stem}[{n}]", record)
+    else:
+        yield from _json_list(path, text, stem)
 
 
 def read_text(path: Path, *, what: str) -> str:
-    """The text of a UTF-8 file, with line breaks as "\\n" and without a byte-order mark.
+    """The text of a file in Unicode, packed or not, with line breaks as "\\n" and without a byte-order mark.
 
     Args:
         path: the file.
@@ -204,53 +314,38 @@ def read_text(path: Path, *, what: str) -> str:
 
     Raises:
         UnknownReferenceError: if it cannot be read.
-        FormatError: if it is blank or not UTF-8; names the byte.
+        FormatError: if it is blank, not UTF-8, or too long; names the byte.
     """
-    try:
-        text = path.read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise FormatError(
-            f"{what} {path} is not UTF-8: byte {error.start} is {error.object[error.start]:#04x}",
-            hint=f"convert it: iconv -f LATIN1 -t UTF-8 {path.name}",
-        ) from error
-    except OSError as error:
-        raise UnknownReferenceError(
-            f"{what} {path} cannot be read: {error.strerror}", hint="check the path in the study"
-        ) from error
+    door = Door(what, "check the path in the study")
+    text = foreign.read_text(path, door=door, page=False)
     if not text.strip():
-        raise FormatError(f"{what} {path} is empty", hint="check the path in the study")
+        raise FormatError(f"{what} {path} is empty", hint=door.hint)
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
 def json_lines(text: str, *, origin: str) -> Iterator[tuple[int, str]]:
-    """(line number from 1, its string `text`) of JSON lines; blank lines are left out.
+    """(line number from 1, its string `text`) of JSON lines; blank lines are left out. Logs how many lone surrogates became
+    U+FFFD.
 
     Raises:
         FormatError: for a line that is no object with a string `text`; begins with `origin` and the line.
     """
-    # Not splitlines(): JSON strings may hold U+2028, U+0085 and other characters that it takes for breaks.
-    for n, line in enumerate(text.split("\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            record = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise FormatError(f"{origin}, line {n}: not JSON: {error.msg}, in {line[:60]!r}") from error
+    counts: Counter[str] = Counter()
+    for n, record in foreign.json_lines(text, origin, door=_LINES, counts=counts):
         if not isinstance(record, dict) or not isinstance(record.get("text"), str):
-            raise FormatError(
-                f"{origin}, line {n}: expected an object with a string `text`, not {line[:60]!r}"
+            raise _LINES.refuse(
+                f"{origin}:{n}", f"expected an object with a string `text`, not {brief(record)}"
             )
         yield n, record["text"]
+    for what, n in counts.items():
+        log.warning("%s: %d %s by U+FFFD", origin, n, what)
 
 
-def _json_list(path: Path, text: str) -> Iterator[Document]:
-    try:
-        items = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise FormatError(f"corpus file {path}: not JSON: {error}") from error
+def _json_list(path: Path, text: str, stem: str) -> Iterator[Document]:
+    items = foreign.parse_json(text, path, door=_DOOR)
     if not isinstance(items, list):
-        raise FormatError(f"corpus file {path}: expected a list of strings, got {type(items).__name__}")
+        raise _DOOR.refuse(path, f"expected a list of strings, got {type(items).__name__}")
     for n, item in enumerate(items):
         if not isinstance(item, str):
-            raise FormatError(f"corpus file {path}, item {n}: expected a string, got {item!r:.80}")
-        yield Document(f"{path.stem}[{n}]", item)
+            raise _DOOR.refuse(path, f"item {n}: expected a string, got {brief(item)}")
+        yield Document(f"{stem}[{n}]", item)

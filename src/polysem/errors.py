@@ -1,15 +1,16 @@
 """Everything that polysem raises on purpose.
 
-    PolysemError ├── ConfigError        a study file or an argument is not what it must be ├──
-    UnknownReferenceError  a model, SAE, gloss or zoo reference cannot be resolved ├── FormatError        a
-    file is missing, truncated, or not in the format it claims ├── MismatchError      two inputs do not
-    belong together (SAE and model, glosses and SAE, tokenizer and model) ├── FidelityError      an SAE does
-    not reconstruct the activations it was loaded for ├── SiteError          a hook point does not exist in
-    this model family ├── StoreError         a table or manifest on disk is damaged, stale or foreign └──
-    NumericsError      a number that must be finite is not
+    PolysemError
+    ├── ConfigError            a study file or an argument is not what it must be
+    ├── UnknownReferenceError  a model, SAE, gloss or zoo reference cannot be resolved
+    ├── FormatError            a file is missing, truncated, or not in the format it claims
+    ├── MismatchError          two inputs do not belong together (SAE and model, glosses and SAE, tokenizer and model)
+    ├── FidelityError          an SAE does not reconstruct the activations it was loaded for
+    ├── SiteError              a hook point does not exist in this model family
+    ├── StoreError             a table or manifest on disk is damaged, stale or foreign
+    └── NumericsError          a number that must be finite is not
 
-Each carries what happened, the value seen and the value expected in its message, and in `hint` what to do
-next.
+Each carries what happened, the value seen and the value expected in its message, and in `hint` what to do next.
 """
 
 

@@ -15,11 +15,13 @@ from pathlib import Path
 
 import pyarrow as pa
 
+from polysem.boundary.files import local_path
 from polysem.config import CorpusConfig, PromptsConfig
 from polysem.corpus import json_lines, lay, read_text
 from polysem.errors import ConfigError, FormatError
 from polysem.models.base import WhiteBoxModel
-from polysem.models.chat import chat_frame
+from polysem.models.text import chat_row
+from polysem.positions import PositionPolicy, Tokenized
 from polysem.seeds import rng_for, short_hash
 from polysem.store.tables import PROMPTS
 
@@ -65,7 +67,7 @@ TEMPLATES = (
 
 
 def make_prompts(
-    config: PromptsConfig, corpus: CorpusConfig, model: WhiteBoxModel, *, prepend_bos: bool, seed: int
+    config: PromptsConfig, corpus: CorpusConfig, model: WhiteBoxModel, *, positions: PositionPolicy, seed: int
 ) -> pa.Table:
     """PROMPTS: `config.n` distinct prompts (fewer where the source has fewer), with their split.
 
@@ -73,7 +75,8 @@ def make_prompts(
         config: source, number, length and share of the confirm half.
         corpus: where corpus prompts come from.
         model: whose tokenizer and context length hold.
-        prepend_bos: put one BOS in front of every prompt.
+        positions: says what stands in front of every prompt; in front of a chat template stands nothing that it does
+            not write itself.
         seed: root seed of the study.
 
     Raises:
@@ -86,11 +89,11 @@ def make_prompts(
     elif config.source == "templates":
         found = [(text, f"template {n}") for n, text in enumerate(TEMPLATES)]
     elif config.source.startswith("file:"):
-        found = list(_from_file(Path(config.source.removeprefix("file:")).expanduser()))
+        found = list(_from_file(local_path(config.source.removeprefix("file:"))))
     else:
         raise ConfigError(
             f"unknown source of prompts {config.source!r}; expected corpus, templates or file:PATH",
-            hint="set prompts.source in the study",
+            hint="set prompts.source = 'corpus' in the study",
         )
     distinct = _distinct(found)
     if len(distinct) > config.n:
@@ -106,7 +109,7 @@ def make_prompts(
         log.warning(
             "%d distinct prompts from %s, fewer than the %d asked for", len(distinct), config.source, config.n
         )
-    return _table(distinct, model, config, prepend_bos=prepend_bos, seed=seed)
+    return _table(distinct, model, config, positions=positions, seed=seed)
 
 
 def _distinct(found: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
@@ -122,18 +125,18 @@ def _table(
     model: WhiteBoxModel,
     config: PromptsConfig,
     *,
-    prepend_bos: bool,
+    positions: PositionPolicy,
     seed: int,
 ) -> pa.Table:
     order = rng_for(seed, "prompts", "split").permutation(len(distinct))
     n_confirm = min(max(1, round(config.confirm_fraction * len(distinct))), len(distinct) - 1)
     confirm = set(order[:n_confirm].tolist())
-    rows, (head, tail) = [], chat_frame(model) if config.chat_template else ([], [])
-    if head and head[0] == model.bos_id:
-        prepend_bos, head = True, head[1:]  # the template writes the BOS itself
-    bos = model.tokenize("", prepend_bos=prepend_bos)
+    rows = []
     for n, (text, source) in enumerate(distinct):
-        ids = [*bos, *head, *model.tokenize(text, prepend_bos=False), *tail]
+        if config.chat_template:
+            ids = chat_row(model, text).ids
+        else:
+            ids = positions.row(model.tokenize(text, prepend_bos=False))
         if len(ids) > model.spec.n_ctx:
             raise FormatError(
                 f"prompt {source} has {len(ids)} tokens, but {model.spec.ref} reads {model.spec.n_ctx}",
@@ -151,14 +154,16 @@ def _table(
     return PROMPTS.conform(pa.Table.from_pylist(rows, schema=PROMPTS.arrow()))
 
 
-def span_of(token_ids: Sequence[int], text: Sequence[int]) -> tuple[int, int] | None:
+def span_of(token_ids: Sequence[int], text: str, model: WhiteBoxModel) -> tuple[int, int] | None:
     """Where the tokens of a prompt's own text lie among all its tokens, [start, stop); None if they end them, as they
     do without a chat template, or are not found."""
-    n = len(text)
-    for start in range(len(token_ids) - n, -1, -1):
-        if list(token_ids[start : start + n]) == list(text):
-            return None if start + n == len(token_ids) else (start, start + n)
-    return None
+    if not (isinstance(model, Tokenized) and model.tokenizer.chat_template):
+        return None
+    ids, own = list(token_ids), model.tokenize(text, prepend_bos=False)
+    if ids[len(ids) - len(own) :] == own:
+        return None
+    framed = chat_row(model, text)
+    return framed.span if framed.ids == ids else None
 
 
 def _from_corpus(config: PromptsConfig, corpus: CorpusConfig, model: WhiteBoxModel) -> list[tuple[str, str]]:

@@ -23,7 +23,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from polysem.categories import builtin
 from polysem.errors import ConfigError, MismatchError, NumericsError
+from polysem.vocabulary import CATEGORIES, OUTCOMES, attribute
 
 SUM_TOLERANCE = 1e-3
 """how far probabilities may sum from 1: a float32 softmax over 10^5 tokens stays within 1e-4, a cast to
@@ -219,11 +221,11 @@ class TokenSets:
 
 
 class SetReadouts(NamedTuple):
-    """One number per row and set."""
+    """One number per row and set; fields are named as the outcomes are."""
 
     cosine: Float[Tensor, "rows n_sets"]
     mass: Float[Tensor, "rows n_sets"]
-    log_odds: Float[Tensor, "rows n_sets"]
+    logodds: Float[Tensor, "rows n_sets"]
 
 
 def read_sets(logits: Float[Tensor, "rows d_vocab"], sets: TokenSets) -> SetReadouts:
@@ -242,12 +244,43 @@ def read_sets(logits: Float[Tensor, "rows d_vocab"], sets: TokenSets) -> SetRead
 def _read_rows(z: Float[Tensor, "rows d_vocab"], sets: TokenSets) -> SetReadouts:
     weights = (z - z.amax(-1, keepdim=True)).exp_()
     total = weights.sum(-1, keepdim=True)
-    within, without = weights @ sets.inside.T, weights @ sets.outside.T
+    within, odds = _odds(z, weights, sets.inside, sets.outside)
+    return SetReadouts(cosine=(weights @ sets.similarity.T) / total, mass=within / total, logodds=odds)
+
+
+def _odds(
+    z: Float[Tensor, "rows d_vocab"],
+    weights: Float[Tensor, "rows d_vocab"],
+    inside: Float[Tensor, "n_sets d_vocab"],
+    outside: Float[Tensor, "n_sets d_vocab"],
+) -> tuple[Float[Tensor, "rows n_sets"], Float[Tensor, "rows n_sets"]]:
+    """Sums of the weights e^(z - max) inside each set, and its log-odds."""
+    within, without = weights @ inside.T, weights @ outside.T
     odds = within.log() - without.log()
     for row, column in ((within < _TINY) | (without < _TINY)).nonzero().tolist():
-        inside = sets.inside[column] > 0
-        odds[row, column] = z[row, inside].logsumexp(-1) - z[row, ~inside].logsumexp(-1)
-    return SetReadouts(cosine=(weights @ sets.similarity.T) / total, mass=within / total, log_odds=odds)
+        own = inside[column] > 0
+        odds[row, column] = z[row, own].logsumexp(-1) - z[row, ~own].logsumexp(-1)
+    return within, odds
+
+
+def log_odds_of_sets(
+    logits: Float[Tensor, "rows d_vocab"], inside: Float[Tensor, "n_sets d_vocab"]
+) -> Float[Tensor, "rows n_sets"]:
+    """Log-odds (nats, float64) of several sets under every row: `log_odds`, without the embedding that `read_sets` needs.
+
+    Args:
+        logits: of next-token distributions.
+        inside: 1 for tokens of the set, 0 elsewhere, float64; no set is empty or everything.
+
+    Raises:
+        NumericsError: if a logit is not finite.
+    """
+    z, outside = _finite(logits, "logits"), 1.0 - inside
+    parts = [
+        _odds(rows, (rows - rows.amax(-1, keepdim=True)).exp_(), inside, outside)[1]
+        for rows in z.split(_ROWS)
+    ]
+    return torch.cat(parts) if parts else z.new_empty(0, len(inside))
 
 
 def _similarities(
@@ -334,42 +367,91 @@ def _like(given: np.ndarray | Tensor, result: Tensor) -> np.ndarray | Tensor | n
     return result if isinstance(given, Tensor) else result.numpy()[()]
 
 
+def read_outcomes(
+    logits: Float[Tensor, "rows d_vocab"], sets: TokenSets
+) -> dict[str, Float[Tensor, "rows n_sets"]]:
+    """Every outcome of `vocabulary.OUTCOMES` that a distribution shows, by name; those with the same `read` come of one
+    call."""
+    made: dict[str, Any] = {}
+    found: dict[str, Tensor] = {}
+    for name, outcome in OUTCOMES.items():
+        if not outcome.read:
+            continue
+        if outcome.read not in made:
+            made[outcome.read] = attribute(outcome.read)(logits, sets)
+        values = made[outcome.read]
+        found[name] = values if isinstance(values, Tensor) else getattr(values, name)
+    return found
+
+
+def read_top(
+    logits: Float[Tensor, "rows d_vocab"], sets: TokenSets, top: int
+) -> dict[str, Float[Tensor, "rows n_sets"]]:
+    """c and w as sums over the `top` most likely tokens of every row, not renormalised (arXiv 2505.11611, prompts and
+    neurons).
+
+    Raises:
+        NumericsError: if a logit is not finite.
+    """
+    p = _finite(logits, "logits").softmax(-1)
+    kept = p.topk(min(top, p.shape[-1]), dim=-1)
+    p = torch.zeros_like(p).scatter_(-1, kept.indices, kept.values)
+    return {"cosine": p @ sets.similarity.T, "mass": p @ sets.inside.T}
+
+
 class Outcomes(NamedTuple):
     """Every outcome of the finite rows of a batch, for every set read: plain numbers, by row and set."""
 
     base: dict[str, list[float]]
     edit: dict[str, list[list[float]]]
-    whole: dict[str, list[Any]]
+    kl: list[float]
 
     @classmethod
     def of(
-        cls, base: Float[Tensor, "1 d_vocab"], edited: Float[Tensor, "rows d_vocab"], sets: TokenSets
+        cls,
+        base: Float[Tensor, "1 d_vocab"],
+        edited: Float[Tensor, "rows d_vocab"],
+        sets: TokenSets,
+        direct: Float[Tensor, "rows d_vocab"] | None = None,
+        *,
+        top: int = 0,
     ) -> "Outcomes":
-        before, after = read_sets(base, sets), read_sets(edited, sets)
-        names = ("cosine", "mass", "logodds")
+        """From logits.
+
+        Args:
+            base: of the unedited prompt.
+            edited: of every row.
+            sets: what is read.
+            direct: where what a row adds at the last position passes final norm and unembedding alone; None where the edit
+                has no such path that is known, and `beyond` no number.
+            top: c and w are sums over that many of the most likely tokens; 0 for all.
+        """
+        before, after = read_outcomes(base, sets), read_outcomes(edited, sets)
+        before["beyond"] = before["logodds"]
+        if direct is None:
+            after["beyond"] = torch.full_like(after["logodds"], torch.nan)
+        else:
+            after["beyond"] = after["logodds"] - read_outcomes(direct, sets)["logodds"] + before["logodds"]
+        if top:
+            before |= read_top(base, sets, top)
+            after |= read_top(edited, sets, top)
         moved = torch.as_tensor(kl(base, edited))
+        rho = share_of_shift(before["logodds"][0], after["logodds"], moved)
         return cls(
-            base={f"{name}_base": values[0].tolist() for name, values in zip(names, before, strict=True)},
-            edit={f"{name}_edit": values.tolist() for name, values in zip(names, after, strict=True)}
-            | {"rho": share_of_shift(before.log_odds[0], after.log_odds, moved).tolist()},
-            whole={
-                "kl": moved.tolist(),
-                "top1_kept": [bool(same) for same in edited.argmax(-1) == base.argmax(-1)],
-            },
+            base={f"{name}_base": values[0].tolist() for name, values in before.items()},
+            edit={f"{name}_edit": values.tolist() for name, values in after.items()} | {"rho": rho.tolist()},
+            kl=moved.tolist(),
         )
 
-    def at(self, row: int, column: int) -> dict[str, Any]:
-        """The outcomes of one row for one set."""
-        found = (
-            {name: values[column] for name, values in self.base.items()}
-            | {name: values[row][column] for name, values in self.edit.items()}
-            | {name: values[row] for name, values in self.whole.items()}
-        )
-        return found | {"rho": None if math.isnan(found["rho"]) else found["rho"]}
+    def at(self, row: int, column: int) -> dict[str, float | None]:
+        """The outcomes of one row for one set; None where there is no number."""
+        found = {name: values[column] for name, values in self.base.items()}
+        found |= {name: values[row][column] for name, values in self.edit.items()}
+        return {name: None if math.isnan(v) else v for name, v in found.items()} | {"kl": self.kl[row]}
 
 
 def set_problem(ids: Sequence[int], W_E: Float[Tensor, "d_vocab d_model"]) -> str | None:
-    """The word of REASONS for which a target set cannot be read; None if it can."""
+    """The word of `vocabulary.REASONS` for which a target set cannot be read; None if it can."""
     if not ids:
         return "empty_target_set"
     if min(ids) < 0 or max(ids) >= len(W_E):
@@ -379,3 +461,35 @@ def set_problem(ids: Sequence[int], W_E: Float[Tensor, "d_vocab d_model"]) -> st
     if bool((W_E[torch.as_tensor(ids, device=W_E.device)].abs().amax(-1) == 0).any()):
         return "zero_embedding"
     return None
+
+
+@dataclass(frozen=True)
+class CategoryWords:
+    """The tokens of every category of words (`vocabulary.CATEGORIES`) that a vocabulary has some of."""
+
+    names: tuple[str, ...]
+    """in the order of the vocabulary"""
+    inside: Float[Tensor, "n_categories d_vocab"]
+    """1 for a token of the category, float64"""
+
+    @classmethod
+    def of(cls, strings: Sequence[str], *, word_start: bool) -> "CategoryWords":
+        """Those of a vocabulary.
+
+        Args:
+            strings: the text of every token, by id.
+            word_start: whether what comes next begins with a space, as it does but for answers in a chat.
+        """
+        inside = torch.from_numpy(builtin().inside(strings, word_start=word_start)).double()
+        size = inside.sum(-1)
+        read = ((size > 0) & (size < len(strings))).nonzero()[:, 0]
+        names = list(builtin().names)
+        return cls(tuple(names[k] for k in read.tolist()), inside[read])
+
+    def change(
+        self, base: Float[Tensor, "1 d_vocab"], edited: Float[Tensor, "rows d_vocab"]
+    ) -> list[dict[str, float]]:
+        """For every row the change in the log-odds (nats) of every category, by its column of TRIALS."""
+        moved = log_odds_of_sets(edited, self.inside) - log_odds_of_sets(base, self.inside)
+        columns = [CATEGORIES[name].column for name in self.names]
+        return [dict(zip(columns, row, strict=True)) for row in moved.tolist()]

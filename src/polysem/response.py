@@ -11,39 +11,45 @@ footprints, and 8 backward passes per sampled pair, dose and token set.
 """
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from polysem.interventions.base import Recipe, edited_positions
-from polysem.interventions.strengths import own_strengths
+from polysem.act.base import Recipe, edited_positions
+from polysem.act.steering import steered_at_kl
+from polysem.edits import Add
 from polysem.linear.compensation import compensation, crosstalk_floor
 from polysem.linear.decompose import (
     STREAM,
     Decomposition,
     clean_tokens,
-    common_mode,
     decompose,
+    mean_direction,
     mean_of,
     split_push,
 )
-from polysem.linear.footprint import Prompt, footprint_metrics
+from polysem.linear.footprint import PromptFootprint, footprint_metrics
 from polysem.linear.metrics import pair_metrics
-from polysem.linear.replicated import Side, replicated_pairs
+from polysem.linear.replicated import SeedSide, replicated_pairs
 from polysem.linear.response import log_odds_of, membership, odd_change, odds_gradients, path_gradients
 from polysem.models.base import WhiteBoxModel
-from polysem.plan import Features
+from polysem.models.sweep import sweep_of
+from polysem.plan.index import FeatureRows
+from polysem.plan.strengths import own_strengths
+from polysem.positions import PLAIN, ordinary_rows
 from polysem.progress import SILENT, Reporter
 from polysem.readouts import set_problem
 from polysem.saes.base import SAE
 from polysem.seeds import rng_for
 from polysem.store.tables import STAGES
 from polysem.types import Site
+from polysem.vocabulary import TOKEN_SETS
 
 DECOMPOSED_PROMPTS = 2
 """confirm prompts, in the order of their ids (hashes, so a sample), on which effects are taken apart"""
@@ -53,6 +59,8 @@ COMPARED_FEATURES = 2000
 """features that lambda's matrix has besides the targets; more change it by less than its interval"""
 REPLICATED_PROMPTS = 8
 """confirm prompts on which SAEs of one site are compared"""
+REPLICATED_KL = 0.1
+"""nats at which they are compared"""
 PATH_PAIRS = 24
 """pairs of every SAE along whose pushes the gradient is averaged"""
 MATRIX_SOURCES = 200
@@ -66,7 +74,7 @@ def respond(
     plan: pa.Table,
     prompts: pa.Table,
     trials: pa.Table,
-    features: Features,
+    features: FeatureRows,
     model: WhiteBoxModel,
     saes: Mapping[str, SAE],
     *,
@@ -106,13 +114,10 @@ def respond(
         rows["compensation"] += compensations
         rows["gradient_matrix"] += matrix
         for other in parts:
-            if other.sae.site == one.sae.site:
+            if other.sae.writes == one.sae.writes:
                 rows["replicated"] += _replicated(other, one, seed=seed)
         parts.append(one)
-    return {
-        name: schema.conform(pa.Table.from_pylist(rows[name], schema=schema.arrow()))
-        for name, schema in schemas.items()
-    }
+    return {name: schema.of(rows[name]) for name, schema in schemas.items()}
 
 
 def _replicated(first: "_OneSAE", second: "_OneSAE", *, seed: int) -> Rows:
@@ -122,10 +127,42 @@ def _replicated(first: "_OneSAE", second: "_OneSAE", *, seed: int) -> Rows:
     at = [first.prompt(name, places[name]) for name in names]
     rows: Rows = []
     for tokens in sorted({name for _, name in first.keys} & {name for _, name in second.keys}) if at else []:
-        here, there = (Side(one.label, one.sae, one.all_sets(tokens)) for one in (first, second))
+        here, there = (SeedSide(one.label, one.sae, one.all_sets(tokens)) for one in (first, second))
         rng = rng_for(seed, "replicated", first.label, second.label, tokens)
-        rows += replicated_pairs(here, there, first.model, at, token_set=tokens, rng=rng)
+        rows += replicated_pairs(
+            *(here, there, first.model, at),
+            token_set=tokens,
+            steered=partial(steered_odds, first.model),
+            rng=rng,
+        )
     return rows
+
+
+def steered_odds(
+    model: WhiteBoxModel,
+    side: SeedSide,
+    prompt: PromptFootprint,
+    directions: Float[Tensor, "n d"],
+    inside: Bool[Tensor, "n_sets d_vocab"],
+) -> Float[Tensor, "n_sets n"]:
+    """Odd change of every set's log-odds along every unit direction, each sign brought to REPLICATED_KL; NaN where a
+    sign did not reach it."""
+    site, n = side.sae.writes, len(directions)
+    sweep, pushed = sweep_of(model), prompt.pushed.to(model.spec.device)
+    signed = torch.cat([directions, directions]).to(device=model.spec.device, dtype=model.W_U.dtype)
+    base = model.logits(prompt.tokens[None], last_only=True)[:, -1].double().cpu()
+    norm = float(model.capture(prompt.tokens[None], [site])[site][0][pushed].double().norm(dim=-1).mean())
+
+    def run(rows: Int[np.ndarray, " m"], strength: Float[np.ndarray, " m"]) -> Tensor:
+        added = signed[rows] * torch.as_tensor(strength).to(signed)[:, None]
+        tokens, mask = (t.expand(len(rows), -1) for t in (prompt.tokens, pushed))
+        return sweep.logits(tokens, [Add(site, added, mask)]).double().cpu()
+
+    doses = REPLICATED_KL * np.repeat([1.0, -1.0], n)
+    _, logits, unreached = steered_at_kl(run, doses, base, first=0.05 * norm)
+    odds = log_odds_of(logits[:, None], inside)
+    odds[torch.as_tensor(unreached)] = torch.nan
+    return ((odds[:n] - odds[n:]) / 2).T
 
 
 _CELL = ("sae", "locus", "relation", "target", "source", "draw", "token_set", "prompt_id", "positions")
@@ -159,7 +196,7 @@ class _OneSAE:
         label: str,
         sae: SAE,
         model: WhiteBoxModel,
-        features: Features,
+        features: FeatureRows,
         cells: Rows,
         tokens: Mapping[str, Sequence[int]],
     ):
@@ -188,10 +225,10 @@ class _OneSAE:
         for prompt in sorted(positions):
             ids, pushed = self.prompt(prompt, positions[prompt])
             at = {"pushed": pushed, "inside": self.inside}
-            self.gradients[prompt] = odds_gradients(self.model, ids, site=self.sae.site, **at)
+            self.gradients[prompt] = odds_gradients(self.model, ids, site=self.sae.writes, **at)
             last = pushed.clone()
             last[:-1] = False
-            if self.sae.site.point in STREAM:
+            if self.sae.writes.point in STREAM:
                 g = odds_gradients(self.model, ids, site=end, pushed=last, inside=self.inside)
                 self.direct[prompt] = g
 
@@ -202,9 +239,9 @@ class _OneSAE:
         sets = {r["feature"]: r[f"tokens_{tokens}"] for r in rows}
         return {k: ids for k, ids in sets.items() if set_problem(ids, self.model.W_E) is None}
 
-    def prompt(self, prompt: str, positions: str) -> Prompt:
+    def prompt(self, prompt: str, positions: str) -> PromptFootprint:
         ids = torch.as_tensor(self.tokens[prompt], dtype=torch.long).to(self.model.spec.device)
-        return Prompt(ids, torch.as_tensor(edited_positions(positions, len(ids))))
+        return PromptFootprint(ids, torch.as_tensor(edited_positions(positions, len(ids))))
 
     def responses(self) -> Rows:
         """RESPONSE: means over prompts."""
@@ -231,15 +268,15 @@ class _OneSAE:
         return rows
 
     def decompositions(self) -> Rows:
-        """DECOMPOSITION of pairs at the smallest dose of the first locus, on the `in` tokens where planned."""
+        """DECOMPOSITION of pairs at the smallest dose of the first locus, for every token set."""
         pairs = self._pairs()
-        if not pairs:
-            return []
-        tokens = "in" if any(c["token_set"] == "in" for c in pairs) else "out"
-        locus, size = pairs[0]["locus"], min(c["size"] for c in pairs)
-        mine = [c for c in pairs if (c["token_set"], c["locus"], c["size"]) == (tokens, locus, size)]
+        size = min((c["size"] for c in pairs), default=0.0)
+        return [row for tokens in TOKEN_SETS for row in self._decomposed(pairs, tokens, size)]
+
+    def _decomposed(self, pairs: Rows, tokens: str, size: float) -> Rows:
+        mine = [c for c in pairs if (c["token_set"], c["size"]) == (tokens, size)]
         chosen = sorted({c["prompt_id"] for c in mine})[:DECOMPOSED_PROMPTS]
-        basis = common_mode(self.sae.W_dec)
+        basis = mean_direction(self.sae.W_dec)
         found: dict[tuple[int, int], list[Decomposition]] = {}
         for prompt in chosen:
             here = [c for c in mine if c["prompt_id"] == prompt]
@@ -298,7 +335,7 @@ class _OneSAE:
         lengths = torch.tensor([c["length_mean"] for c in part], dtype=torch.float64)[:, None]
         pushes = lengths * self.unit[[c["source"] for c in part]]
         places = [self.row[c["target"], c["token_set"]] for c in part]
-        at = {"site": self.sae.site, "pushed": pushed, "pushes": pushes}
+        at = {"site": self.sae.writes, "pushed": pushed, "pushes": pushes}
         plus, minus = (log_odds_of(z, self.inside[places]) for z in odd_change(self.model, ids, **at))
         average = path_gradients(self.model, ids, inside=self.inside[places], **at)
         linear = (self.gradients[prompt][places] * pushes).sum(-1)
@@ -315,7 +352,7 @@ class _OneSAE:
         return decompose(
             self.model,
             ids,
-            site=self.sae.site,
+            site=self.sae.writes,
             pushed=pushed,
             parts=split_push(pushes, self.unit[target], basis),
             inside=inside,
@@ -332,14 +369,14 @@ class _OneSAE:
         activations = []
         for prompt in self.gradients:
             ids, _ = self.prompt(prompt, "all")
-            seen = self.model.capture(ids[None], [self.sae.site])[self.sae.site][0, 1:]
-            activations.append(seen.double().cpu().numpy())
-        stream = self.sae.site.point in STREAM
+            seen = self.model.capture(ids[None], [self.sae.writes])[self.sae.writes][0]
+            activations.append(seen.double().cpu().numpy()[PLAIN.counted(len(seen))])
+        stream = self.sae.writes.point in STREAM
         values = pair_metrics(
             self.sae,
             np.array(pairs),
             W_U=self.model.W_U if stream else None,
-            activations=np.concatenate(activations),
+            activations=ordinary_rows(np.concatenate(activations)),
         )
         values |= self._footprints(np.array(pairs))
         return [
@@ -351,12 +388,14 @@ class _OneSAE:
     def _footprints(self, pairs: np.ndarray) -> dict[str, np.ndarray]:
         """Jacobian and Fisher interference of (source, target) features on a sample of prompts."""
         places = {c["prompt_id"]: c["positions"] for c in self.cells}
-        prompts = [Prompt(*self.prompt(name, places[name])) for name in sorted(places)[:DECOMPOSED_PROMPTS]]
+        prompts = [
+            PromptFootprint(*self.prompt(name, places[name])) for name in sorted(places)[:DECOMPOSED_PROMPTS]
+        ]
         used, code = np.unique(pairs, return_inverse=True)
         return footprint_metrics(
             self.model,
             prompts,
-            site=self.sae.site,
+            site=self.sae.writes,
             directions=self.unit[used.tolist()],
             pairs=code.reshape(pairs.shape),
         )

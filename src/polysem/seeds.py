@@ -3,6 +3,7 @@
 import hashlib
 
 import numpy as np
+from jaxtyping import Float
 
 
 def rng_for(root: int, *path: str | int) -> np.random.Generator:
@@ -18,3 +19,9 @@ def rng_for(root: int, *path: str | int) -> np.random.Generator:
 def short_hash(*parts: object, digits: int = 16) -> str:
     """A hexadecimal name for a specification: sha256 over the parts' text, cut to `digits`."""
     return hashlib.sha256("\x1f".join(repr(p) for p in parts).encode()).hexdigest()[:digits]
+
+
+def random_rotation(n: int, rng: np.random.Generator) -> Float[np.ndarray, "n n"]:
+    """An orthogonal matrix, uniformly at random; its columns are the directions of a rotated basis."""
+    Q, R = np.linalg.qr(rng.standard_normal((n, n)))
+    return Q * np.sign(np.diag(R))

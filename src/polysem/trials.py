@@ -6,7 +6,7 @@ The unedited prompt is run once, alone. Nothing that a batch computes depends on
 with it, so any split of the plan gives the same tables.
 
 Every planned trial leaves a row: `ok` with all outcomes; `skipped` where it was known beforehand that there
-is nothing to measure; `failed` where it was tried and gave no number. The reasons are closed (`REASONS`),
+is nothing to measure; `failed` where it was tried and gave no number. The reasons are closed (`vocabulary.REASONS`),
 and no value is ever put in the place of one that is missing. Anything unexpected stops the run.
 """
 
@@ -22,47 +22,34 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from polysem.errors import ConfigError, MismatchError, NumericsError
-from polysem.interventions.base import (
-    LOCI,
-    RESOLUTION_REASONS,
-    Bench,
+from polysem.act.base import (
+    EditedPrompt,
     Intervention,
-    Prompt,
-    Push,
     Recipe,
     Refused,
+    SiteContext,
+    Steer,
+    decoder_row,
     edited_positions,
+    intervention,
+    unit,
 )
-from polysem.interventions.feature import decoder_row, unit
-from polysem.interventions.mlp import site_of
-from polysem.interventions.pushes import pushes_at_kl
+from polysem.act.steering import steered_at_kl
+from polysem.errors import ConfigError, MismatchError, NumericsError
+from polysem.linear.direct import direct_logits, promoted
 from polysem.models.base import WhiteBoxModel
 from polysem.models.sweep import sweep_of
-from polysem.plan import Features
+from polysem.plan.index import FeatureRows
+from polysem.positions import PLAIN, mean_norm, ordinary_rows
 from polysem.progress import SILENT, Reporter
 from polysem.prompts import span_of
-from polysem.readouts import Outcomes, TokenSets, set_problem
+from polysem.readouts import CategoryWords, Outcomes, TokenSets, set_problem
 from polysem.saes.base import SAE
 from polysem.store.tables import PROMPTS, TRIALS
 from polysem.types import Site
+from polysem.vocabulary import CONTROLS, DOSE_UNITS, REASONS, TOKEN_SETS, attribute
 
 log = logging.getLogger(__name__)
-
-SKIPPED = (
-    "empty_target_set",
-    "full_target_set",
-    "token_out_of_vocab",
-    "zero_embedding",
-    "empty_prompt",
-    "prompt_too_long",
-    "prompt_out_of_vocab",
-    "no_edited_position",
-    *RESOLUTION_REASONS,
-)
-FAILED = ("non_finite_baseline", "zero_activation", "non_finite_logits", "kl_not_reached")
-REASONS = (*SKIPPED, *FAILED)
-"""Why a trial has no outcome: known beforehand, or found when it was tried."""
 
 _EMPTY: dict[str, None] = dict.fromkeys(TRIALS.arrow().names)
 _CACHED_PROMPTS = 256
@@ -73,11 +60,12 @@ _COVARIANCE_PROMPTS = 64
 def run_batches(
     plan: pa.Table,
     prompts: pa.Table,
-    features: Features,
+    features: FeatureRows,
     model: WhiteBoxModel,
     saes: Mapping[str, SAE],
     *,
     batches: Sequence[int],
+    word_start: bool = True,
     reporter: Reporter = SILENT,
 ) -> pa.Table:
     """The TRIALS rows of some batches of a plan: one for every planned trial in them.
@@ -89,6 +77,7 @@ def run_batches(
         model: the model that the SAEs belong to.
         saes: by label, as in the plan.
         batches: numbers of the batches to run, each once, in any order.
+        word_start: whether what comes next begins with a space, as it does but for answers in a chat.
         reporter: is told of every batch.
 
     Raises:
@@ -99,18 +88,19 @@ def run_batches(
     known = set(pc.unique(plan["batch"]).to_pylist())
     if unknown := sorted(set(batches) - known):
         raise MismatchError(
-            f"batch {unknown[0]} is not in the plan, which has {len(known)} batches", hint="polysem plan"
+            f"batch {unknown[0]} is not in the plan, which has {len(known)} batches",
+            hint="polysem plan STUDY.toml",
         )
     if len(set(batches)) < len(batches):
         raise ConfigError(f"a batch is asked for twice in {sorted(batches)}; expected each once")
     mine = plan.filter(pc.is_in(plan["batch"], pa.array(list(batches), pa.int32())))
     mine = mine.sort_by([("batch", "ascending"), ("trial_id", "ascending")])
-    bench = _Workbench(mine, PROMPTS.conform(prompts), features.features, model, saes)
+    run = _Running(mine, PROMPTS.conform(prompts), features.features, model, saes, word_start=word_start)
     rows: list[dict[str, object]] = []
     numbers, starts = np.unique(mine["batch"].to_numpy(), return_index=True)
     spans = list(zip(starts, [*starts[1:], mine.num_rows], strict=True))
     for start, stop in reporter.track(spans, total=len(numbers), label="trials"):
-        rows += bench.run(mine.slice(start, stop - start).to_pylist())
+        rows += run.batch(mine.slice(start, stop - start).to_pylist())
     missing = sum(row["status"] != "ok" for row in rows)
     log.info("%d trials in %d batches, %d of them without an outcome", len(rows), len(numbers), missing)
     return TRIALS.conform(pa.Table.from_pylist(rows, schema=TRIALS.arrow()))
@@ -123,21 +113,29 @@ class _Key(NamedTuple):
     dose: float
 
 
-class _Site(NamedTuple):
+class _Shared(NamedTuple):
     """What all trials of a batch share."""
 
     sae: str
+    """of the targets"""
+    edited: str
+    """dictionary whose site is edited: that of the sources"""
     site: str
     locus: str
     prompt_id: str
     positions: str
     dose_unit: str
 
+    @property
+    def bare(self) -> bool:
+        """Whether the prompt is read without its BOS."""
+        return self.positions == "all_no_bos"
+
 
 class _Unedited(NamedTuple):
     """A prompt before any edit."""
 
-    prompt: Prompt
+    prompt: EditedPrompt
     logits: Tensor
     norm: float
 
@@ -149,20 +147,48 @@ class _Edited(NamedTuple):
     logits: Tensor
     strengths: Float[np.ndarray, " rows"]
     """signed, in the units of the locus: of the activation, or relative"""
+    direct: Tensor | None
+    """logits of the direct path, row by row; None where it is not known"""
     unreached: Bool[np.ndarray, " rows"]
     """rows whose KL could not be brought to the dose"""
+    norms: Float[np.ndarray, " rows"]
+    """of what the edits do to the site; NaN where it is not known"""
     refused: dict[str, str]
+
+
+class _Read(NamedTuple):
+    """A target set: whose, which, the tokens that the plan names in its place (() where it names none), and relation and seed
+    of trials that bring a row in the place of the target's own, where the set is chosen by that row."""
+
+    target: int
+    name: str
+    given: tuple[int, ...]
+    relation: str = ""
+    seed: int = 0
+
+
+def _read_key(row: Mapping[str, Any]) -> _Read:
+    own = _Read(row["target"], row["token_set"], tuple(row["reads"] or ()))
+    name = row["relation"]
+    if (
+        own.given
+        or not TOKEN_SETS[own.name].by_row
+        or name not in CONTROLS
+        or not CONTROLS[name].row_of_target
+    ):
+        return own
+    return own._replace(relation=name, seed=Recipe.parse(row["recipe"]).integer("seed"))
 
 
 class _Sets(NamedTuple):
     """The target sets that can be read, and why the others cannot."""
 
-    rows: dict[tuple[int, str], int]
+    rows: dict[_Read, int]
     sets: TokenSets | None
-    refused: dict[tuple[int, str], str]
+    refused: dict[_Read, str]
 
 
-class _Workbench:
+class _Running:
     """What stays the same over the batches of one call. Each cached value is a function of the inputs
     alone."""
 
@@ -173,6 +199,8 @@ class _Workbench:
         features: pa.Table,
         model: WhiteBoxModel,
         saes: Mapping[str, SAE],
+        *,
+        word_start: bool,
     ):
         self.model = model
         self.sweep = sweep_of(model)
@@ -181,22 +209,26 @@ class _Workbench:
         self.features = features
         self.prompts = {row["prompt_id"]: tuple(row["token_ids"]) for row in prompts.to_pylist()}
         self.texts = dict(zip(prompts["prompt_id"].to_pylist(), prompts["text"].to_pylist(), strict=True))
-        self.bench = lru_cache(maxsize=None)(self._bench)
+        self.context = lru_cache(maxsize=None)(self._context)
         self.token_sets = lru_cache(maxsize=2)(self._token_sets)  # batches come SAE by SAE
+        self.words = CategoryWords.of(model.token_strings(range(model.spec.d_vocab)), word_start=word_start)
         self.base_logits = lru_cache(maxsize=_CACHED_PROMPTS)(self._base_logits)
+        self.text_span = lru_cache(maxsize=_CACHED_PROMPTS)(self._text_span)
         self.norm = lru_cache(maxsize=_CACHED_PROMPTS)(self._norm)
         self.activations = lru_cache(maxsize=1)(self._activations)
         self.realise = lru_cache(maxsize=4096)(self._realise)
         self.alignment = lru_cache(maxsize=None)(self._alignment)
+        self.captured = lru_cache(maxsize=2)(self._captured)
+        self.coordinate = lru_cache(maxsize=4096)(self._coordinate)
 
-    def run(self, trials: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    def batch(self, trials: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """The rows of one batch."""
-        shared = {_Site(*(trial[name] for name in _Site._fields)) for trial in trials}
+        shared = {_shared(trial) for trial in trials}
         if len(shared) > 1:
             raise MismatchError(
-                f"batch {trials[0]['batch']} mixes {len(shared)} combinations of {', '.join(_Site._fields)}; "
+                f"batch {trials[0]['batch']} mixes {len(shared)} combinations of {', '.join(_Shared._fields)}; "
                 "expected one",
-                hint="polysem plan",
+                hint="polysem plan STUDY.toml",
             )
         where = shared.pop()
         try:
@@ -209,88 +241,145 @@ class _Workbench:
             return [self._without(trial, refusal.reason) for trial in trials]
         return self._read(trials, where, unedited, edited)
 
-    def _unedited(self, where: _Site) -> _Unedited:
-        bench = self.bench(where.sae)
-        if where.site != str(site_of(where.locus, bench.sae)):
+    def _unedited(self, where: _Shared) -> _Unedited:
+        context, acts = self.context(where.edited), intervention(where.locus)
+        if where.site != str(acts.site(context.sae)):
             raise MismatchError(
-                f"the plan edits {where.site} for SAE {where.sae!r}, which reads {bench.sae.site}",
-                hint="polysem plan",
+                f"the plan edits {where.site} for SAE {where.edited!r}, which writes {context.sae.writes}",
+                hint="polysem plan STUDY.toml",
             )
         if where.prompt_id not in self.prompts:
             raise MismatchError(
-                f"the plan's prompt {where.prompt_id!r} is not in the prompts table", hint="polysem plan"
+                f"the plan's prompt {where.prompt_id!r} is not in the prompts table",
+                hint="polysem plan STUDY.toml",
             )
-        ids = self._token_ids(where.prompt_id)
-        span = self._text_span(where.prompt_id) if where.locus == "prompt" else None
-        prompt = Prompt(token_ids=ids, edited=edited_positions(where.positions, len(ids)), text_span=span)
+        ids = self._token_ids(where.prompt_id, bare=where.bare)
+        span = self.text_span(where.prompt_id) if acts.inside_text else None
+        prompt = EditedPrompt(
+            token_ids=ids, edited=edited_positions(where.positions, len(ids)), text_span=span
+        )
         if not prompt.edited.any():
             raise Refused("no_edited_position")
-        norm = self.norm(where.prompt_id, bench.sae.site, where.positions)
+        norm = self.norm(where.prompt_id, context.sae.writes, where.positions, where.bare)
         if norm == 0.0 and where.dose_unit in ("resid_norm", "kl"):
             raise Refused("zero_activation")
-        return _Unedited(prompt=prompt, logits=self.base_logits(where.prompt_id), norm=norm)
+        return _Unedited(prompt=prompt, logits=self.base_logits(where.prompt_id, where.bare), norm=norm)
 
-    def _forward(self, trials: list[dict[str, Any]], where: _Site, unedited: _Unedited) -> _Edited:
-        bench, intervention = self.bench(where.sae), LOCI[where.locus]
+    def _forward(self, trials: list[dict[str, Any]], where: _Shared, unedited: _Unedited) -> _Edited:
+        context, acts = self.context(where.edited), intervention(where.locus)
         directions: dict[str, np.ndarray] = {}
         refused: dict[str, str] = {}
         for recipe in sorted({trial["recipe"] for trial in trials}):
             try:
-                directions[recipe] = self.realise(where.sae, where.locus, recipe)
+                directions[recipe] = self.realise(where.edited, where.locus, recipe)
             except Refused as refusal:
                 refused[recipe] = refusal.reason
+        centres = {recipe: Recipe.parse(recipe).centre for recipe in directions}
         keys = sorted({_Key(t["recipe"], t["dose"]) for t in trials if t["recipe"] in directions})
         scale = unedited.norm if where.dose_unit == "resid_norm" else 1.0
         strengths = np.array([key.dose * scale for key in keys])
 
         def run(rows: Int[np.ndarray, " m"], strength: Float[np.ndarray, " m"]) -> Tensor:
-            pushes = [Push(directions[keys[k].recipe], float(s)) for k, s in zip(rows, strength, strict=True)]
-            return self._logits(pushes, intervention, unedited.prompt, bench)
+            steers = [
+                Steer(directions[keys[k].recipe], float(s), centres[keys[k].recipe])
+                for k, s in zip(rows, strength, strict=True)
+            ]
+            return self._logits(steers, acts, unedited.prompt, context)
 
         if where.dose_unit == "kl":
-            relative = where.locus in ("neuron", "mlp_neuron")
-            strengths, logits, unreached = pushes_at_kl(
+            strengths, logits, unreached = steered_at_kl(
                 run,
                 np.array([key.dose for key in keys]),
                 unedited.logits,
-                first=0.2 if relative else 0.05 * unedited.norm,
+                first=0.2 if acts.relative else 0.05 * unedited.norm,
             )
         else:
             logits, unreached = run(np.arange(len(keys)), strengths), np.zeros(len(keys), dtype=bool)
-        return _Edited({key: k for k, key in enumerate(keys)}, logits, strengths, unreached, refused)
+        steers = [Steer(directions[key.recipe], float(s)) for key, s in zip(keys, strengths, strict=True)]
+        norms = np.abs(strengths) if acts.adds else self._push_norms(steers, acts, unedited, where)
+        rows = {key: k for k, key in enumerate(keys)}
+        direct = self._direct(steers, where, unedited, logits)
+        return _Edited(rows, logits, strengths, direct, unreached, norms, refused)
+
+    def _push_norms(
+        self, steers: list[Steer], acts: Intervention, unedited: _Unedited, where: _Shared
+    ) -> Float[np.ndarray, " rows"]:
+        """Mean norm of the change of the site's activations at the edited positions; where text was put in, at the tokens
+        behind it. NaN where there is none, or no finite activation."""
+        if not steers:
+            return np.empty(0)
+        context, prompt = self.context(where.edited), unedited.prompt
+        tokens, edits = acts.prepare(steers, prompt, context)
+        try:
+            seen = (
+                self.model.capture(tokens, [context.sae.writes], edits)[context.sae.writes]
+                .cpu()
+                .double()
+                .numpy()
+            )
+        except NumericsError:
+            if len(steers) == 1:
+                return np.array([np.nan])
+            return np.concatenate([self._push_norms([one], acts, unedited, where) for one in steers])
+        before, at = self._captured(where.prompt_id, context.sae.writes, where.bare), prompt.edited
+        n, put = len(prompt.token_ids), tokens.shape[1] - len(prompt.token_ids)
+        if put:
+            own, rows = np.array(prompt.token_ids), tokens.cpu().numpy()
+            last_other = np.flatnonzero((rows[:, put:] != own).any(0)).max(initial=-1)
+            at = (np.arange(n) > last_other) & bool((rows[:, :n] != own).any())  # nothing is behind a suffix
+        change = np.linalg.norm(seen[:, put:] - before, axis=-1)[:, at]
+        return change.mean(axis=1) if at.any() else np.full(len(steers), np.nan)
+
+    def _direct(
+        self, steers: list[Steer], where: _Shared, unedited: _Unedited, logits: Float[Tensor, "rows d_vocab"]
+    ) -> Float[Tensor, "rows d_vocab"] | None:
+        """Logits of the direct path of every row; None where it is not known."""
+        context, prompt = self.context(where.edited), unedited.prompt
+        acts = intervention(where.locus)
+        return direct_logits(
+            self.model,
+            context.rows(len(steers), prompt),
+            acts.prepare(steers, prompt, context).edits if steers else [],
+            base=unedited.logits,
+            edited=logits,
+            seen=lambda site: torch.as_tensor(self._captured(where.prompt_id, site, where.bare)),
+        )
 
     def _logits(
-        self, pushes: list[Push], intervention: Intervention, prompt: Prompt, bench: Bench
+        self, steers: list[Steer], acts: Intervention, prompt: EditedPrompt, context: SiteContext
     ) -> Float[Tensor, "rows d_vocab"]:
-        """Last-position logits of every push, float64 on the CPU; NaN rows where they are not finite."""
-        if not pushes:
+        """Last-position logits of every row, float64 on the CPU; NaN rows where they are not finite."""
+        if not steers:
             return torch.empty(0, self.model.spec.d_vocab, dtype=torch.float64)
-        tokens, edits = intervention.prepare(pushes, prompt, bench)
+        tokens, edits = acts.prepare(steers, prompt, context)
         try:
             return self.sweep.logits(tokens, edits).detach().cpu().double()
         except NumericsError:
-            if len(pushes) == 1:
+            if len(steers) == 1:
                 return torch.full((1, self.model.spec.d_vocab), torch.nan, dtype=torch.float64)
             # One bad row must not take the batch with it: each alone says which it was.
-            return torch.cat([self._logits([push], intervention, prompt, bench) for push in pushes])
+            return torch.cat([self._logits([steer], acts, prompt, context) for steer in steers])
 
     def _read(
-        self, trials: list[dict[str, Any]], where: _Site, unedited: _Unedited, edited: _Edited
+        self, trials: list[dict[str, Any]], where: _Shared, unedited: _Unedited, edited: _Edited
     ) -> list[dict[str, Any]]:
         known = self.token_sets(where.sae)
-        wanted = sorted({(t["target"], t["token_set"]) for t in trials} & set(known.rows))
+        wanted = sorted({_read_key(t) for t in trials} & set(known.rows))
         column = {key: k for k, key in enumerate(wanted)}
         finite = torch.isfinite(edited.logits.sum(-1))  # a sum shows any entry that is not
         if not bool(finite.all()):
             finite = torch.isfinite(edited.logits).all(-1)
         position = (finite.cumsum(0) - 1).tolist()
+        toward = self.words.change(unedited.logits, edited.logits[finite])
         seen = None
         if known.sets is not None and wanted and bool(finite.any()):
             sets = known.sets.take([known.rows[key] for key in wanted])
-            seen = Outcomes.of(unedited.logits, edited.logits[finite], sets)
+            top = DOSE_UNITS[where.dose_unit].top
+            direct = None if edited.direct is None else edited.direct[finite]
+            seen = Outcomes.of(unedited.logits, edited.logits[finite], sets, direct, top=top)
         rows = []
         for trial in trials:
-            key, target = _Key(trial["recipe"], trial["dose"]), (trial["target"], trial["token_set"])
+            key, target = _Key(trial["recipe"], trial["dose"]), _read_key(trial)
             reason = edited.refused.get(key.recipe) or known.refused.get(target)
             if reason is None and edited.unreached[edited.rows[key]]:
                 reason = "kl_not_reached"
@@ -305,50 +394,69 @@ class _Workbench:
                     trial,
                     status="ok",
                     **seen.at(position[edited.rows[key]], column[target]),
-                    alignment=self.alignment(where.sae, where.locus, key.recipe, trial["target"]),
+                    **toward[position[edited.rows[key]]],
+                    alignment=self.alignment(
+                        where.sae, where.edited, where.locus, key.recipe, trial["target"]
+                    ),
                     dose_absolute=float(edited.strengths[edited.rows[key]]),
+                    push_norm=_known(edited.norms[edited.rows[key]]),
                     resid_norm=unedited.norm,
+                    coordinate=self.coordinate(where, key.recipe),
                 )
             )
         return rows
 
     def _without(self, trial: dict[str, Any], reason: str) -> dict[str, Any]:
-        return self._row(trial, status="failed" if reason in FAILED else "skipped", reason=reason)
+        return self._row(trial, status=REASONS[reason].status, reason=reason)
 
     def _row(self, trial: dict[str, Any], **values: object) -> dict[str, Any]:
         return {**_EMPTY, "trial_id": trial["trial_id"], "dtype": self.model.spec.dtype, **values}
 
-    def _alignment(self, label: str, locus: str, recipe: str, target: int) -> float | None:
-        """Cosine of a realised direction with the target's; None where one of the two has no direction."""
-        if not LOCI[locus].steers:
+    def _alignment(self, sae: str, edited: str, locus: str, recipe: str, target: int) -> float | None:
+        """Cosine of a realised direction with the target's; None where one of the two has no direction, or they have
+        not one width."""
+        context = self.context(sae)
+        if not intervention(locus).steers or self.context(edited).sae.d_in != context.sae.d_in:
             return None
         try:
-            return float(self.realise(label, locus, recipe) @ unit(decoder_row(self.bench(label), target)))
+            return float(self.realise(edited, locus, recipe) @ unit(decoder_row(context, target)))
         except Refused:
             return None
 
-    def _bench(self, label: str) -> Bench:
+    def _coordinate(self, where: _Shared, recipe: str) -> float | None:
+        """What a relative strength multiplies, mean over the edited positions; None where none does."""
+        acts = intervention(where.locus)
+        if not acts.relative:
+            return None
+        seen = self.captured(where.prompt_id, acts.site(self.context(where.edited).sae), where.bare)
+        along = self.realise(where.edited, where.locus, recipe)
+        return float((seen[edited_positions(where.positions, len(seen))] @ along).mean())
+
+    def _context(self, label: str) -> SiteContext:
         if label not in self.saes:
             raise MismatchError(
-                f"the plan's SAE {label!r} is not among {', '.join(sorted(self.saes))}", hint="polysem plan"
+                f"the plan's SAE {label!r} is not among {', '.join(sorted(self.saes))}",
+                hint="polysem plan STUDY.toml",
             )
         sae = self.saes[label]
-        width = self.model.site_width(sae.site)
-        if width != sae.d_in:
+        width = self.model.site_width(sae.writes)
+        if width != sae.d_out:
             raise MismatchError(
-                f"SAE {label!r} is {sae.d_in} wide but {sae.site} of {self.model.spec.ref} is {width} wide",
+                f"SAE {label!r} is {sae.d_out} wide but {sae.writes} of {self.model.spec.ref} is {width} wide",
                 hint="load the SAE's own model, or name the right site in the study",
             )
-        return Bench(
-            label, sae, self.model.spec, activations=lambda: self.activations(sae.site), model=self.model
+        return SiteContext(
+            label, sae, self.model.spec, activations=lambda: self.activations(sae.writes), model=self.model
         )
 
     def _realise(self, label: str, locus: str, recipe: str) -> np.ndarray:
-        return LOCI[locus].realise(Recipe.parse(recipe), self.bench(label))
+        return intervention(locus).realise(Recipe.parse(recipe), self.context(label))
 
-    def _token_ids(self, prompt_id: str) -> tuple[int, ...]:
-        """Token ids of a prompt. Raises Refused if the model cannot read them."""
+    def _token_ids(self, prompt_id: str, *, bare: bool = False) -> tuple[int, ...]:
+        """Token ids of a prompt, of a bare one without its BOS. Raises Refused if the model cannot read them."""
         ids = self.prompts[prompt_id]
+        if bare and ids and ids[0] == self.model.bos_id:
+            ids = ids[1:]
         if not ids:
             raise Refused("empty_prompt")
         if len(ids) > self.model.spec.n_ctx:
@@ -359,69 +467,97 @@ class _Workbench:
 
     def _text_span(self, prompt_id: str) -> tuple[int, int] | None:
         """Where the prompt's own text lies among its tokens; None where it ends them, as without a chat template."""
-        text = self.model.tokenize(self.texts[prompt_id], prepend_bos=False)
-        return span_of(self._token_ids(prompt_id), text)
+        return span_of(self._token_ids(prompt_id), self.texts[prompt_id], self.model)
 
-    def _tokens(self, prompt_id: str) -> Tensor:
-        return torch.tensor([self._token_ids(prompt_id)], device=self.model.spec.device)
+    def _tokens(self, prompt_id: str, bare: bool) -> Tensor:
+        return torch.tensor([self._token_ids(prompt_id, bare=bare)], device=self.model.spec.device)
 
-    def _base_logits(self, prompt_id: str) -> Float[Tensor, "1 d_vocab"]:
+    def _base_logits(self, prompt_id: str, bare: bool) -> Float[Tensor, "1 d_vocab"]:
         try:
-            logits = self.model.logits(self._tokens(prompt_id), last_only=True)[:, -1].detach().cpu().double()
+            logits = (
+                self.model.logits(self._tokens(prompt_id, bare), last_only=True)[:, -1]
+                .detach()
+                .cpu()
+                .double()
+            )
         except NumericsError as error:
             raise Refused("non_finite_baseline") from error
         if not bool(torch.isfinite(logits).all()):
             raise Refused("non_finite_baseline")
         return logits
 
-    def _captured(self, prompt_id: str, site: Site) -> Float[np.ndarray, "pos d"]:
+    def _captured(self, prompt_id: str, site: Site, bare: bool = False) -> Float[np.ndarray, "pos d"]:
         """The site's activations on one unedited prompt, float64."""
         try:
-            seen = self.model.capture(self._tokens(prompt_id), [site])[site][0].cpu().double().numpy()
+            seen = self.model.capture(self._tokens(prompt_id, bare), [site])[site][0].cpu().double().numpy()
         except NumericsError as error:
             raise Refused("non_finite_baseline") from error
         if not np.isfinite(seen).all():
             raise Refused("non_finite_baseline")
         return seen
 
-    def _norm(self, prompt_id: str, site: Site, positions: str) -> float:
-        """Mean norm of the site's activations at the edited positions."""
-        seen = self._captured(prompt_id, site)
-        return float(np.linalg.norm(seen[edited_positions(positions, len(seen))], axis=1).mean())
+    def _norm(self, prompt_id: str, site: Site, positions: str, bare: bool) -> float:
+        """Mean norm of the site's activations at the edited positions, massive ones left out where others are edited."""
+        norms = np.linalg.norm(self._captured(prompt_id, site, bare), axis=1)
+        return mean_norm(norms, edited_positions(positions, len(norms)))
 
     def _activations(self, site: Site) -> Float[np.ndarray, "n d"]:
-        """Activations of the site on the plan's prompts, all positions but the first; prompts that cannot
-        run give none."""
+        """Activations of the site on the plan's prompts at the positions that are counted; prompts that cannot run give
+        none."""
         seen = [np.empty((0, self.model.site_width(site)))]
         for prompt_id in sorted(self.prompts)[:_COVARIANCE_PROMPTS]:
             try:
-                seen.append(self._captured(prompt_id, site)[1:])
+                here = self._captured(prompt_id, site)
+                seen.append(here[PLAIN.counted(len(here), span=self.text_span(prompt_id))])
             except Refused as refusal:
                 log.debug("prompt %s gives no activations: %s", prompt_id, refusal.reason)
-        return np.concatenate(seen)
+        return ordinary_rows(np.concatenate(seen))
 
     def _token_sets(self, label: str) -> _Sets:
         """The target sets of one SAE that the planned batches read."""
         rows = self.planned.filter(pc.equal(self.planned["sae"], label))
-        wanted = rows.group_by(["target", "token_set"]).aggregate([]).to_pylist()
-        own = self.features.filter(pc.equal(self.features["sae"], label))
-        own = own.filter(pc.is_in(own["feature"], pa.array({w["target"] for w in wanted}, pa.int32())))
-        tokens = {
-            row["feature"]: {"in": row["tokens_in"], "out": row["tokens_out"]} for row in own.to_pylist()
+        wanted = {
+            _read_key(row): row["recipe"]
+            for row in rows.select(["target", "token_set", "reads", "relation", "recipe"]).to_pylist()
         }
-        found: dict[tuple[int, str], list[int]] = {}
-        refused: dict[tuple[int, str], str] = {}
+        own = self.features.filter(pc.equal(self.features["sae"], label))
+        own = own.filter(pc.is_in(own["feature"], pa.array({key.target for key in wanted}, pa.int32())))
+        tokens = {
+            row["feature"]: {name: row[kind.column] for name, kind in TOKEN_SETS.items()}
+            for row in own.to_pylist()
+        }
+        found: dict[_Read, list[int]] = {}
+        refused: dict[_Read, str] = {}
         W_E = self.model.W_E
-        for target, name in sorted((w["target"], w["token_set"]) for w in wanted):
+        for key in sorted(wanted):
+            target, name, given = key[:3]
             if target not in tokens:
                 raise MismatchError(
                     f"the plan's target {target} of SAE {label!r} is not in the feature table",
-                    hint="polysem plan",
+                    hint="polysem plan STUDY.toml",
                 )
-            reason = set_problem(tokens[target][name], W_E)
+            ids = list(given) or tokens[target][name]
+            if key.relation:
+                ids = self._promoted(key, wanted[key], label, n=len(ids))
+            reason = set_problem(ids, W_E)
             if reason is None:
-                found[target, name] = tokens[target][name]
+                found[key] = ids
             else:
-                refused[target, name] = reason
+                refused[key] = reason
         sets = TokenSets.of(list(found.values()), W_E) if found else None
         return _Sets({key: k for k, key in enumerate(found)}, sets, refused)
+
+    def _promoted(self, key: _Read, recipe: str, label: str, *, n: int) -> list[int]:
+        """The n tokens that the row which stands in for the target's own promotes most through the unembedding."""
+        context = self.context(label)
+        row = attribute(CONTROLS[key.relation].row_of_target)(Recipe.parse(recipe), key.target, context)
+        return promoted(self.model.W_U, torch.as_tensor(row), n)
+
+
+def _shared(trial: Mapping[str, Any]) -> _Shared:
+    own = {name: trial[name] for name in _Shared._fields if name != "edited"}
+    return _Shared(edited=Recipe.parse(trial["recipe"]).dictionary(trial["sae"]), **own)
+
+
+def _known(value: float) -> float | None:
+    return float(value) if np.isfinite(value) else None

@@ -1,4 +1,4 @@
-"""Shared value types: hook points, array aliases, closed choices.
+"""Shared value types: hook points and feature references.
 
 A `Site` names one place in a model's forward pass. It is parsed once, at the edge, from the name that the
 field uses (`blocks.5.hook_resid_post`, `blocks.3.mlp.hook_post`, `hook_embed`) and printed the same way.
@@ -25,50 +25,6 @@ BlockPoint = Literal[
     "mlp.hook_post",
     "mlp.hook_out",
 ]
-Positions = Literal["last", "all", "all_but_first"]
-DoseUnit = Literal[
-    "absolute",
-    "resid_norm",
-    "kl",
-    "factor",
-    "injection",
-    "max_act",
-    "paper_scale",
-    "paper_factor",
-    "paper_injection",
-]
-PAPER_UNITS = ("paper_scale", "paper_factor", "paper_injection")
-"""units of the strengths that presets `paper` and `both` add to a study's own"""
-Locus = Literal["feature", "clamp", "gradient", "prompt", "neuron", "mlp_neuron"]
-Relation = Literal[
-    "pair",
-    "split_pair",
-    "self",
-    "random_feature",
-    "random_direction",
-    "isotropic",
-    "cosine_matched",
-    "high_attribution",
-    "swapped_target",
-    "frozen_decoder",
-    "shuffled_gloss",
-    "rotated",
-]
-Control = Literal[
-    "random_feature",
-    "random_direction",
-    "isotropic",
-    "cosine_matched",
-    "high_attribution",
-    "swapped_target",
-    "frozen_decoder",
-    "shuffled_gloss",
-]
-Category = Literal["location", "science", "number", "person", "emotion", "animal", "color", "time"]
-"""categories of words that come with the library"""
-Split = Literal["select", "confirm"]
-TrialStatus = Literal["ok", "skipped", "failed"]
-
 _BLOCK = re.compile(r"^blocks\.(\d+)\.(.+)$")
 
 
@@ -104,3 +60,15 @@ class Site:
     def layer_type(self) -> str:
         """Short label of the point, as used in regressions: `resid_post`, `mlp_out`, `attn_out`, ..."""
         return self.point.rsplit(".", 1)[-1].removeprefix("hook_") if "." not in self.point else self.point
+
+
+@dataclass(frozen=True, order=True)
+class FeatureRef:
+    """One feature: a row of one dictionary, whichever dictionary its partner is of."""
+
+    dictionary: str
+    """label, as in tables"""
+    index: int
+
+    def __str__(self) -> str:
+        return f"{self.dictionary}/{self.index}"

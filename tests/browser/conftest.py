@@ -14,7 +14,6 @@ import pytest
 
 from polysem.explore import Book, make_app
 from polysem.explore.server import hosts_of, listen
-from polysem.store import io
 from polysem.store.schema import Schema
 from polysem.store.tables import (
     ATLAS_DENSITY,
@@ -24,7 +23,7 @@ from polysem.store.tables import (
     TRANSFER_EFFECTS,
     TRANSFER_SHARED,
 )
-from polysem.testing.synthetic import SyntheticStudy, synthetic_run
+from support.synthetic import SyntheticStudy, finish_beside, synthetic_run
 
 CHROMIUM = os.environ.get("POLYSEM_CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
 TOKEN = "token-of-the-browser-tests"
@@ -184,7 +183,7 @@ def world() -> SyntheticStudy:
 @pytest.fixture(scope="session")
 def folder(tmp_path_factory) -> Path:
     made = synthetic_run(tmp_path_factory.mktemp("run"), WORLD)
-    add_transfer(made / "transfer")
+    add_transfer(made)
     return made
 
 
@@ -203,14 +202,9 @@ def add_transfer(folder: Path) -> None:
                     effects.append(key | found | p | words | {"noise_floor": 0.05})
     shared = {"source_a": "one", "source_b": "two", "n_matched": 300, "n_shared": 60, "expected": 12.0}
     shared |= {"lift": 5.0, "lift_lo": 4.0, "lift_hi": 6.0, "p": 0.001, "level": 0.95}
-    outputs: dict[str, Any] = {}
-    for schema, rows in ((TRANSFER_EFFECTS, effects), (TRANSFER_SHARED, [shared])):
-        file = f"{schema.name}.parquet"
-        outputs[file] = {
-            "rows": len(rows),
-            "sha256": io.write_table(folder / file, filled(schema, rows), schema),
-        }
-    io.write_json(folder / "manifest.json", {"outputs": outputs})
+    tables = ((TRANSFER_EFFECTS, effects), (TRANSFER_SHARED, [shared]))
+    files = {f"{schema.name}.parquet": (filled(schema, rows), schema) for schema, rows in tables}
+    finish_beside(folder, "transfer", files)
 
 
 def add_atlas(folder: Path) -> None:
@@ -234,12 +228,11 @@ def add_atlas(folder: Path) -> None:
         ],
         ATLAS_SAMPLE: [],
     }
-    outputs = {}
-    for schema, rows in tables.items():
-        file = f"00-{schema.name}.parquet"
-        found = filled(schema, [{"sae": sae, **row} for row in rows])
-        outputs[file] = io.write_table(folder / file, found, schema)
-    io.write_json(folder / "00.json", {"outputs": outputs})
+    files = {
+        f"00-{schema.name}.parquet": (filled(schema, [{"sae": sae, **row} for row in rows]), schema)
+        for schema, rows in tables.items()
+    }
+    finish_beside(folder, "atlas", files)
 
 
 def filled(schema: Schema, rows: list[dict[str, Any]]) -> pa.Table:
@@ -252,7 +245,7 @@ def filled(schema: Schema, rows: list[dict[str, Any]]) -> pa.Table:
 def served_atlas(serving, tmp_path_factory) -> Served:
     """A study with predicted pushes."""
     made = synthetic_run(tmp_path_factory.mktemp("run"), WORLD)
-    add_atlas(made / "atlas")
+    add_atlas(made)
     return serving.study(made)
 
 

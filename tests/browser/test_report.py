@@ -6,7 +6,7 @@ import pytest
 from polysem.report import write_report
 from polysem.store import io
 from polysem.store.tables import FEATURES
-from polysem.testing.synthetic import SyntheticStudy, synthetic_run
+from support.synthetic import SyntheticStudy, synthetic_run
 
 HOSTILE = (
     "</template><script>alert(1)</script>",
@@ -110,18 +110,19 @@ def test_a_link_to_a_pair_opens_it_even_where_a_filter_hides_it(open_page, hosti
     again.wait_for_selector(f"{wanted} + tr.detail")
 
 
-def test_a_long_table_begins_short_and_is_searched_whole(open_page, reported):
-    page = open_page(reported)
+@pytest.mark.parametrize("width", [1200, 390])
+def test_a_long_table_begins_short_and_is_searched_whole(open_page, reported, width):
+    page = open_page(reported, width=width)
     rows = page.locator("tr.pair")
-    assert rows.count() > 40
-    assert page.locator("tr.pair:visible").count() == 40
+    assert rows.count() > 12
+    assert page.locator("tr.pair:visible").count() == 12
     page.locator("[data-sort=x]").click()  # the strongest first: what is shown are the first of the order
     page.locator("[data-sort=x]").click()
     weakest = min(float(row.get_attribute("data-x")) for row in rows.all())
     assert float(page.locator("tr.pair:visible").first.get_attribute("data-x")) == weakest
     name = rows.last.get_attribute("id")
     assert not page.locator(f"#{name}").is_visible()
-    page.fill("#find", page.locator(f"#{name} .gloss").first.locator("bdi").text_content())
+    page.fill("#find", page.locator(f"#{name} .gloss .id").first.text_content())
     assert page.locator(f"#{name}").is_visible()
     page.fill("#find", "")
     page.click("#all")
@@ -135,6 +136,7 @@ def test_hostile_texts_execute_nothing_when_rows_are_opened(open_page, hostile):
     for button in page.locator("button.open").all()[:4]:
         button.click()
     assert "</template><script>alert(1)</script>" in page.inner_text("#pairs")
+    page.evaluate("document.querySelectorAll('#toward details').forEach((d) => { d.open = true; })")
     assert "<img src=x" in page.inner_text("#toward")
     assert page.locator("img").count() == 0
 
@@ -156,3 +158,18 @@ def test_the_page_fits_its_window_and_axe_finds_no_serious_problem(open_page, re
         if p["impact"] in ("serious", "critical")
     ]
     assert not serious
+
+
+def test_on_paper_nothing_stays_folded(open_page, reported):
+    """Printing opens what is folded and all rows, and closes it again; without the script the style does it."""
+    page = open_page(reported)
+    folded = page.locator("details.fold")
+    assert folded.count() >= 5
+    assert page.locator("details.fold[open]").count() == 0
+    page.evaluate("window.dispatchEvent(new Event('beforeprint'))")
+    assert page.locator("details.fold[open]").count() == folded.count()
+    assert page.locator("tr.pair:visible").count() == page.locator("tr.pair").count()
+    page.evaluate("window.dispatchEvent(new Event('afterprint'))")
+    assert page.locator("details.fold[open]").count() == 0
+    page.emulate_media(media="print")
+    assert folded.first.locator("dl").first.is_visible()

@@ -4,7 +4,7 @@ import shutil
 
 import pytest
 
-from polysem.testing.synthetic import synthetic_run
+from support.synthetic import synthetic_run
 
 
 def test_a_running_study_shows_how_far_it_is_and_fills_in(visit, serving, folder, world, tmp_path):
@@ -26,9 +26,9 @@ def test_a_running_study_shows_how_far_it_is_and_fills_in(visit, serving, folder
 
 
 @pytest.fixture(scope="module")
-def pushing(serving, tmp_path_factory):
+def steerable(serving, tmp_path_factory):
     pytest.importorskip("polysem_zoo", reason="polysem-zoo is not installed")
-    from polysem.study import run_study
+    from polysem.engine import run_study
 
     folder = tmp_path_factory.mktemp("live")
     study = folder / "study.toml"
@@ -46,13 +46,13 @@ def bars(here) -> list[str]:
     )
 
 
-def test_a_live_push_changes_the_bars_and_is_in_the_address(visit, pushing):
-    here = visit(pushing)
+def test_a_live_push_changes_the_bars_and_is_in_the_address(visit, steerable):
+    here = visit(steerable)
     here.open("#/live")
     here.page.fill("#live-prompt", "It was a dark and stormy night; the rain fell in")
     here.page.fill("#live-source", "5")
     here.page.fill("#live-target", "9")
-    here.page.click("button.main:has-text('Push')")
+    here.page.click("button.main:has-text('Steer')")
     here.page.wait_for_selector("table.bars", timeout=30_000)
     here.page.wait_for_selector("button:has-text('Cancel')[disabled]", timeout=30_000)
     first = bars(here)
@@ -61,7 +61,7 @@ def test_a_live_push_changes_the_bars_and_is_in_the_address(visit, pushing):
     here.page.evaluate(
         "document.querySelector('#live-dose').value = -0.4; document.querySelector('#live-dose').dispatchEvent(new Event('input'))"
     )
-    here.page.click("button.main:has-text('Push')")
+    here.page.click("button.main:has-text('Steer')")
     here.page.wait_for_selector("button:has-text('Cancel'):not([disabled])")
     here.page.wait_for_selector("button:has-text('Cancel')[disabled]", timeout=30_000)
     second = bars(here)
@@ -75,18 +75,18 @@ def test_a_live_push_changes_the_bars_and_is_in_the_address(visit, pushing):
     assert not here.wrong
 
 
-def test_a_push_can_be_cancelled_and_a_wrong_one_is_said(visit, pushing):
-    here = visit(pushing)
+def test_a_push_can_be_cancelled_and_a_wrong_one_is_said(visit, steerable):
+    here = visit(steerable)
     here.open("#/live")
     here.page.fill("#live-source", "5")
     here.page.fill("#live-target", "99999")
-    here.page.click("button.main:has-text('Push')")
+    here.page.click("button.main:has-text('Steer')")
     here.page.wait_for_selector("[role=alert]", timeout=30_000)
     assert "has no feature 99999" in here.text(".live-out")
     assert all("Failed to load resource" in text for text in here.wrong)
 
 
-def test_live_needs_this_origin_and_json(visit, pushing):
+def test_live_needs_this_origin_and_json(visit, steerable):
     import httpx
 
     asked = {
@@ -98,18 +98,22 @@ def test_live_needs_this_origin_and_json(visit, pushing):
         "unit": "scale",
         "dose": 0.1,
     }
-    with httpx.Client(base_url=pushing.base, headers={"authorization": f"Bearer {pushing.token}"}) as client:
+    with httpx.Client(
+        base_url=steerable.base, headers={"authorization": f"Bearer {steerable.token}"}
+    ) as client:
         assert client.post("/live", json=asked).status_code == 403
         assert client.post("/live", json=asked, headers={"origin": "http://evil.example"}).status_code == 403
         assert (
             client.post(
-                "/live", content="x", headers={"origin": pushing.base, "content-type": "text/plain"}
+                "/live", content="x", headers={"origin": steerable.base, "content-type": "text/plain"}
             ).status_code
             == 403
         )
-        assert client.post("/live", json=asked, headers={"origin": pushing.base}).status_code == 200
-        assert client.post("/live", json={"prompt": 3}, headers={"origin": pushing.base}).status_code == 400
+        assert client.post("/live", json=asked, headers={"origin": steerable.base}).status_code == 200
+        assert client.post("/live", json={"prompt": 3}, headers={"origin": steerable.base}).status_code == 400
         assert (
-            client.post("/live", json={"prompt": "x" * 100_000}, headers={"origin": pushing.base}).status_code
+            client.post(
+                "/live", json={"prompt": "x" * 100_000}, headers={"origin": steerable.base}
+            ).status_code
             == 400
         )

@@ -6,7 +6,7 @@ import unicodedata
 import pytest
 
 from polysem.report.text import visible
-from polysem.testing.synthetic import SyntheticStudy, synthetic_run
+from support.synthetic import SyntheticStudy, synthetic_run
 
 RLO, ZWSP, BELL = "\u202e", "\u200b", "\x07"
 HOSTILE = (
@@ -29,7 +29,7 @@ VIEWS = [
     "#/home",
     "#/map?box=-0.5,0.3,0.25,0.6",
     "#/pairs",
-    "#/pushes",
+    "#/steering",
     "#/hubs",
     "#/results",
     "#/results/presets",
@@ -141,7 +141,7 @@ def test_axe_finds_no_serious_problem(chromium, served, width, dark, rules):
     page = context.new_page()
     page.goto(served.address)
     page.wait_for_selector("main:not([aria-busy]) h1")
-    page.goto(f"{served.base}/#/pushes")
+    page.goto(f"{served.base}/#/steering")
     page.wait_for_selector("table.grid a.open")
     pair = page.get_attribute("table.grid tbody a.open", "href")
     feature = f"#/feature/{pair.split('/')[2]}/{pair.split('/')[3]}"
@@ -160,7 +160,7 @@ def test_axe_finds_no_serious_problem(chromium, served, width, dark, rules):
 
 
 @pytest.mark.parametrize(
-    "view", ["#/home", "#/map", "#/pairs", "#/pushes", "#/hubs", "#/results", "#/tables/plan"]
+    "view", ["#/home", "#/map", "#/pairs", "#/steering", "#/hubs", "#/results", "#/tables/plan"]
 )
 def test_a_phone_scrolls_one_way(visit, served, view):
     here = visit(served, width=390, height=844)

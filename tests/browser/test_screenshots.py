@@ -1,8 +1,8 @@
-"""Pictures of every view for docs/explorer.md, of the study that `polysem demo` makes.
+"""Pictures of the explorer, of every view, on a finished demo.
 
-POLYSEM_DEMO=RUN names the finished demo; without it, and without runs/demo, the pictures are left as they are. Those of
-presets, transfer and predicted pushes need a run that has them: the demo with `preset = "both"`, a transfer study in its
-folder, `polysem atlas`.
+A test writes them to a folder of its own and looks at their size. `make pictures` names docs/img by POLYSEM_PICTURES: so the
+documentation's are taken. Without a browser, and without runs/demo, nothing is drawn. Those of presets, transfer and
+predicted effects need a run that has them: the demo with `preset = "both"`, a transfer study in its folder, `polysem atlas`.
 """
 
 import os
@@ -13,7 +13,6 @@ import pytest
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 DEMO = Path(os.environ.get("POLYSEM_DEMO", REPOSITORY / "runs" / "demo"))
-PICTURES = REPOSITORY / "docs" / "img"
 TALL = {
     "pair": 1500,
     "feature": 1100,
@@ -27,8 +26,14 @@ TALL = {
 NEEDS = {
     "presets": "effects/presets.parquet",
     "transfer": "transfer/manifest.json",
-    "predicted": "atlas/00.json",
+    "predicted": "atlas/manifest.json",
 }
+
+
+@pytest.fixture
+def pictures(tmp_path) -> Path:
+    """Where pictures go: a folder of the test, unless another is named."""
+    return Path(os.environ.get("POLYSEM_PICTURES", tmp_path))
 
 
 @pytest.fixture(scope="module")
@@ -40,23 +45,23 @@ def demo(serving):
 
 @pytest.fixture(scope="module")
 def places(chromium, demo):
-    """View -> address, by way of the strongest push."""
+    """View -> address, by way of the largest effect."""
     context = chromium.new_context()
     page = context.new_page()
     page.goto(demo.address)
     page.wait_for_selector("main:not([aria-busy]) h1")
     row = page.evaluate(
-        "fetch('data/rows/pushes?f=relation=pair&f=locus=feature&f=token_set=in&f=interference>=0.2&f=similarity<0.3&sort=-logodds&limit=1').then((r) => r.json())"
+        "fetch('data/rows/steering?f=relation=pair&f=locus=feature&f=token_set=in&f=interference>=0.2&f=similarity<0.3&sort=-logodds&limit=1').then((r) => r.json())"
     )["rows"][0]
     places = page.get_attribute(".kinds a:has-text('places')", "href")
     context.close()
     sae, i, j = row["sae"], *sorted((row["source"], row["target"]))
-    push = f"sae={sae}&source={row['source']}&target={row['target']}&unit=kl&dose=0.3&locus=feature"
+    steered = f"sae={sae}&source={row['source']}&target={row['target']}&unit=kl&dose=0.3&locus=feature"
     return {
         "home": "#/home",
         "map": f"#/map?sae={sae}&box=-0.05,0.2,0.35,0.6",
         "pairs": "#/pairs?f=is_duplicate=false&f=is_dense=false&q=London, street",
-        "pushes": places,
+        "steering": places,
         "pair": f"#/pair/{sae}/{i}/{j}",
         "feature": f"#/feature/{sae}/{row['target']}",
         "hubs": "#/hubs",
@@ -64,8 +69,8 @@ def places(chromium, demo):
         "presets": "#/results/presets",
         "transfer": "#/results/transfer",
         "tables": "#/tables/features",
-        "predicted": "#/pushes/predicted",
-        "live": f"#/live?{push}&prompt=I do not think that",
+        "predicted": "#/steering/predicted",
+        "live": f"#/live?{steered}&prompt=I do not think that",
     }
 
 
@@ -91,28 +96,28 @@ def draw(visit, demo, places, view: str, **kwargs):
 @pytest.mark.parametrize(
     "view",
     [
-        *("home", "map", "pairs", "pushes", "pair", "feature", "hubs", "results", "presets", "transfer"),
+        *("home", "map", "pairs", "steering", "pair", "feature", "hubs", "results", "presets", "transfer"),
         *("tables", "live", "predicted"),
     ],
 )
-def test_a_picture_of_every_view(visit, demo, places, view):
+def test_a_picture_of_every_view(visit, demo, places, pictures, view):
     if view in NEEDS and not has(view):
         pytest.skip(f"the run at {DEMO} has no {view}")
     page = draw(visit, demo, places, view, width=1200, height=820)
     tall = min(TALL.get(view, 820), page.evaluate("document.documentElement.scrollHeight"))
-    PICTURES.mkdir(parents=True, exist_ok=True)
+    pictures.mkdir(parents=True, exist_ok=True)
     shot = page.screenshot(full_page=True, clip={"x": 0, "y": 0, "width": 1200, "height": tall})
     assert len(shot) < 400_000
-    (PICTURES / f"explorer-{view}.png").write_bytes(shot)
+    (pictures / f"explorer-{view}.png").write_bytes(shot)
 
 
 @pytest.mark.parametrize(("view", "name"), [("map", "map-dark"), ("pair", "pair-dark")])
-def test_pictures_in_the_dark(visit, demo, places, view, name):
+def test_pictures_in_the_dark(visit, demo, places, pictures, view, name):
     page = draw(visit, demo, places, view, width=1200, height=820, dark=True)
-    (PICTURES / f"explorer-{name}.png").write_bytes(page.screenshot())
+    (pictures / f"explorer-{name}.png").write_bytes(page.screenshot())
 
 
-@pytest.mark.parametrize(("view", "name"), [("pushes", "pushes-phone"), ("pair", "pair-phone")])
-def test_pictures_on_a_phone(visit, demo, places, view, name):
+@pytest.mark.parametrize(("view", "name"), [("steering", "steering-phone"), ("pair", "pair-phone")])
+def test_pictures_on_a_phone(visit, demo, places, pictures, view, name):
     page = draw(visit, demo, places, view, width=390, height=844)
-    (PICTURES / f"explorer-{name}.png").write_bytes(page.screenshot())
+    (pictures / f"explorer-{name}.png").write_bytes(page.screenshot())

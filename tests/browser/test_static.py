@@ -11,10 +11,10 @@ VIEWS = [
     "#/pairs?f=similarity<=0&f=interference!=0.5&q=horses, ship&sort=gloss_j&page=2",
     "#/pairs?f=gloss_i~RIVER&f=is_dense=false&sort=-similarity",
     "#/pairs?all=1&near=7&sort=interference",
-    "#/pushes",
-    "#/pushes?f=target~danube, oath&f=relation=pair&sort=-logodds",
-    "#/pushes?f=target~@location, oath&sort=logodds",
-    "#/pushes?all=1&sort=-similarity&page=3",
+    "#/steering",
+    "#/steering?f=target~danube, oath&f=relation=pair&sort=-logodds",
+    "#/steering?f=target~@location, oath&sort=logodds",
+    "#/steering?all=1&sort=-similarity&page=3",
     "#/hubs",
     "#/hubs/coordinates",
     "#/results",
@@ -56,7 +56,7 @@ def test_a_pair_card_and_its_neighbours_read_the_same(visit, served, exported):
     words = []
     for place in (served, exported):
         here = visit(place)
-        here.open("#/pushes")
+        here.open("#/steering")
         here.page.click("table.grid tbody a.open")
         here.settled()
         words.append(here.text())

@@ -10,7 +10,7 @@ SAE = "blocks.2.hook_resid_post"
 
 def first_push(visit) -> tuple[str, int, int]:
     """SAE and features of a pair that was pushed."""
-    visit.open("#/pushes")
+    visit.open("#/steering")
     href = visit.page.get_attribute("table.grid tbody a.open", "href")
     sae, i, j = re.fullmatch(r"#/pair/([^/]+)/(\d+)/(\d+)", href).groups()
     return urllib.parse.unquote(sae), int(i), int(j)
@@ -27,7 +27,7 @@ def test_the_first_page_says_what_the_study_holds(visit, served):
 
 def test_nothing_is_loaded_from_elsewhere(visit, served):
     here = visit(served)
-    for view in ("map", "pairs", "pushes", "hubs", "results", "tables"):
+    for view in ("map", "pairs", "steering", "hubs", "results", "tables"):
         here.open(f"#/{view}")
     assert all(url.startswith((served.base, "blob:")) for url in here.requests)
     assert not here.wrong
@@ -35,11 +35,11 @@ def test_nothing_is_loaded_from_elsewhere(visit, served):
 
 def test_from_the_first_page_to_what_pushes_the_model_toward_something(visit, served):
     here = visit(served)
-    here.page.fill("#toward", "ship, river")
+    here.page.fill("#toward", "keel, danube")
     here.page.click("text=Show")
     here.settled()
     rows = here.rows()
-    assert here.page.inner_text("h1") == "Pushes"
+    assert here.page.inner_text("h1") == "Steering"
     total = int(re.search(r"of (\d+) row", here.text(".summary")).group(1))
     assert 0 < len(rows) == min(50, total)
     targets = here.page.eval_on_selector_all(
@@ -56,22 +56,38 @@ def test_from_the_first_page_to_what_pushes_the_model_toward_something(visit, se
     assert not here.wrong
 
 
-def test_a_category_says_why_a_target_counts_as_about_it(visit, served):
+def test_a_category_opens_the_features_that_move_its_own_words_though_they_are_not_about_it(visit, served):
     here = visit(served)
-    here.page.click(".kinds >> text=places")
+    here.page.click(".kinds >> text=people")
+    here.page.wait_for_selector("td.col-gloss_source")
+    here.settled()
+    rows = here.page.evaluate("fetch('data/rows/toward?f=category=person&limit=1000').then((r) => r.json())")[
+        "rows"
+    ]
+    wanted = [r for r in rows if r["unrelated"] and r["moves"] and r["dose"] == 0.2]
+    assert wanted, "the test must have something to find"
+    wanted.sort(key=lambda r: -r["select_lo"])
+    seen = here.page.eval_on_selector_all("td.col-gloss_source .id", "nodes => nodes.map(n => n.textContent)")
+    assert seen == [f"feature {r['source']}" for r in wanted[:50]]
+    assert not here.wrong
+
+
+def test_a_category_says_why_a_target_counts(visit, served):
+    here = visit(served)
+    here.open("#/steering?f=target~%40color&sort=-logodds")
+    here.page.wait_for_selector("td.col-gloss_target")
     here.settled()
     words = set(
-        here.page.evaluate("fetch('data/overview.json').then((r) => r.json())")["categories"]["location"]
+        here.page.evaluate("fetch('data/overview.json').then((r) => r.json())")["categories"]["color"]
     )
     targets = here.page.eval_on_selector_all("td.col-gloss_target", "nodes => nodes.map(n => n.textContent)")
     assert targets
     for text in targets:
-        said = re.findall(r" · (?:gloss names|fires on|writes): ([^·]+)", text)
-        assert said
-        assert {word.strip() for part in said for word in part.split(", ")} <= words
+        (said,) = re.findall(r" · (?:fires on|writes): ([^·]+)", text)
+        assert {word.strip() for word in said.split(", ")} <= words
     here.page.click("text=All features about it")
     here.settled()
-    assert here.hash == "#/hubs?f=feature~%40location"
+    assert here.hash == "#/hubs?f=feature~%40color"
     assert here.rows()
     assert not here.wrong
 
@@ -285,7 +301,7 @@ def test_hubs_coordinates_results_and_tables(visit, served):
     here.settled()
     assert here.hash == "#/hubs/coordinates"
     here.open("#/results")
-    assert "slope on interference" in here.text()
+    assert "slope of the effect on interference" in here.text()
     assert len(here.page.query_selector_all("svg.chart")) >= 4
     here.open("#/tables")
     for name in ("plan", "trials", "missing", "dose_response"):
@@ -319,10 +335,10 @@ def test_a_wrong_address_is_said_and_breaks_nothing(visit, served, address):
 
 def test_predicted_pushes_say_how_far_to_believe_them_and_show_all_pairs(visit, served_atlas):
     here = visit(served_atlas)
-    here.open("#/pushes")
+    here.open("#/steering")
     here.page.click("text=Predicted")
     here.settled()
-    assert here.hash.startswith("#/pushes/predicted")
+    assert here.hash.startswith("#/steering/predicted")
     effects = here.page.locator("td.col-effect").all_inner_texts()
     assert [float(text.replace("−", "-")) for text in effects] == [3, 1, -2]
     assert "0.910 (0.880 to 0.940)" in here.text("details.panel")

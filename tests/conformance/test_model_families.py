@@ -6,8 +6,8 @@ import torch
 from polysem.edits import Add
 from polysem.models.hf import HFModel
 from polysem.testing.conformance import check_model
-from polysem.testing.tiny import TINY_FAMILIES, tiny_model
 from polysem.types import Site
+from polysem.worlds.tiny import TINY_FAMILIES, tiny_model
 
 VARIANTS = {family: {} for family in TINY_FAMILIES}
 VARIANTS["gpt_neox sequential"] = {"use_parallel_residual": False}

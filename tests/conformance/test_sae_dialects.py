@@ -1,7 +1,7 @@
 """Every SAE dialect against sae-lens, or, where sae-lens cannot read the format or reads it wrongly, against
 its written rule.
 
-The files are made here, by the writers of `polysem.testing.sae_fixtures`; sae-lens loads the same files
+The files are made here, by the writers of `support.sae_fixtures`; sae-lens loads the same files
 through its own loaders.
 """
 
@@ -15,8 +15,8 @@ import torch
 
 from polysem.saes import load_sae
 from polysem.saes.base import SAE
-from polysem.testing import sae_fixtures as fx
 from polysem.testing.conformance_sae import check_sae_loader
+from support import sae_fixtures as fx
 
 pytestmark = [
     # sae-lens warns about kwargs of the model and about its own settings; none of it concerns the comparison.

@@ -8,8 +8,8 @@ import torch
 from scipy.stats import kendalltau, spearmanr
 from tokenizers import Tokenizer
 
+from polysem.paper.selection import PAPER_GRID, null_inflation, select
 from polysem.rank import SetRanks, id_list_correlation, rank_correlation
-from polysem.stats.selection import PAPER_GRID, null_inflation, select
 
 SETS = {  # target, high, medium, random, high&medium, random&high, random&medium
     "location": (2705, 654, 41797, 20143, 321, 77, 6547),

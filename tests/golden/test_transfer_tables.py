@@ -2,7 +2,7 @@
 
 import pytest
 
-from polysem.transfer.paper_tables import (
+from polysem.paper.tables import (
     holm_survivors,
     printed_cells,
     sign_counts,

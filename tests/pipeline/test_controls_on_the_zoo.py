@@ -13,20 +13,20 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from polysem.act.base import Recipe, SiteContext, decoder_row, unit
+from polysem.act.directions import cosine_matched_direction, frozen_row
 from polysem.config import CorpusConfig, PairsConfig, PlanConfig, PromptsConfig
 from polysem.edits import Add
-from polysem.interventions.atlas import Atlas
-from polysem.interventions.base import Bench, Recipe
-from polysem.interventions.controls import cosine_matched_direction
-from polysem.interventions.feature import decoder_row, unit
-from polysem.interventions.negative import frozen_row, negative_arms
 from polysem.linear.decompose import split_push
 from polysem.linear.response import log_odds_of, membership, odds_gradients
 from polysem.models import load_model
+from polysem.plan.index import FeatureIndex
+from polysem.positions import positions_of
 from polysem.prompts import make_prompts
 from polysem.saes import load_sae
 from polysem.stats.regress import clustered_ols
-from polysem.store.tables import PAIRS, PARTNERS
+from polysem.store.tables import CONTEXTS, PAIRS, PARTNERS
+from support.arms import arms_of
 
 REPLICATES = 60
 N_TARGETS = 24
@@ -44,15 +44,15 @@ def zoo():
     features = pq.read_table(zoo_path("features", f"gpt2/{LABEL}") / "features.parquet")
     # words of the glosses instead of an embedder: the same glosses, in a second
     vectors = HashingVectorizer(n_features=256).transform([g or "" for g in features["gloss"].to_pylist()])
-    atlas = Atlas.of(
+    atlas = FeatureIndex.of(
         LABEL, sae, features=features, embeddings=vectors.toarray(),
-        pairs=PAIRS.empty(), partners=PARTNERS.empty(),
+        pairs=PAIRS.empty(), partners=PARTNERS.empty(), contexts=CONTEXTS.empty(),
     )  # fmt: skip
     prompts = make_prompts(
         PromptsConfig(n=6, length=16),
         CorpusConfig(n_tokens=100_000),
         model,
-        prepend_bos=sae.prepend_bos,
+        positions=positions_of(model, sae),
         seed=0,
     )
     ok = np.flatnonzero(atlas.usable & atlas.glossed & np.array([len(t) > 0 for t in atlas.tokens_in]))
@@ -66,7 +66,7 @@ def zoo():
     return SimpleNamespace(
         model=model, sae=sae, atlas=atlas, rows=rows, targets=targets, inside=inside,
         gradients=gradients, mean=torch.stack(gradients).mean(0).numpy(),
-        bench=Bench(LABEL, sae, model.spec, activations=lambda: np.zeros((0, sae.d_in)), model=model),
+        bench=SiteContext(LABEL, sae, model.spec, activations=lambda: np.zeros((0, sae.d_in)), model=model),
     )  # fmt: skip
 
 
@@ -76,9 +76,10 @@ def p_values(zoo, control, wanted):
     found, estimates = [], []
     for seed in range(REPLICATES):
         targets = sorted(np.random.default_rng(seed).choice(zoo.targets, N_TARGETS, replace=False).tolist())
-        arms = negative_arms(
+        drawn = arms_of(
             zoo.atlas, targets, pairs=PairsConfig(), plan=PlanConfig(controls=(control,)), seed=seed
         )
+        arms = [arm for arm in drawn if arm.relation == control]
         if control == "frozen_decoder":
             push = [frozen_row(a.source, zoo.sae.d_in, seed=seed, label=LABEL) for a in arms]
         else:
@@ -136,7 +137,9 @@ def test_the_mean_of_cosine_matched_controls_is_their_closed_form(zoo):
                 for draw in (0, 1)
             ]
             parts = split_push(
-                torch.from_numpy(real[source])[None], torch.from_numpy(real[target])[None], bench.common_mode
+                torch.from_numpy(real[source])[None],
+                torch.from_numpy(real[target])[None],
+                bench.mean_direction,
             )
             kept = (parts.shared + parts.common)[0]
             for ids, gradient in zip(zoo.rows[:3], zoo.gradients[:3], strict=True):

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from polysem.interventions.base import Bench, Recipe, Refused
-from polysem.interventions.gradient import MIN_AGREEMENT, in_double, token_gradient
+from polysem.act.base import Recipe, Refused, SiteContext
+from polysem.act.gradient import MIN_AGREEMENT, in_double, token_gradient
 from polysem.models import HFModel, load_model
 from polysem.models.gradients import probe_gradient
 from polysem.saes import load_sae
@@ -37,7 +37,7 @@ def centred(uncentred) -> HFModel:
 
 def bench_of(model, site):
     sae = load_sae(f"zoo:gpt2/{site}")
-    return Bench(site, sae, model.spec, activations=lambda: np.zeros((0, sae.d_in)), model=model)
+    return SiteContext(site, sae, model.spec, activations=lambda: np.zeros((0, sae.d_in)), model=model)
 
 
 def recipe_of(model, probe):

@@ -10,6 +10,7 @@ from polysem.corpus import token_rows
 from polysem.linear.response import membership
 from polysem.linear.validity import linear_validity
 from polysem.models import load_model
+from polysem.positions import positions_of
 from polysem.saes import load_sae
 from polysem.seeds import rng_for
 from polysem.types import Site
@@ -20,7 +21,9 @@ OPEN = 1.0
 
 
 def open_prompts(model, n):
-    rows = token_rows("zoo:samples", model, n_tokens=1200, context=12, prepend_bos=True).tokens
+    rows = token_rows(
+        "zoo:samples", model, n_tokens=1200, context=12, positions=positions_of(model, True)
+    ).tokens
     for ids in torch.from_numpy(rows):
         p = model.logits(ids[None], last_only=True)[0, -1].double().softmax(-1)
         if float(torch.special.entr(p).sum()) >= OPEN:

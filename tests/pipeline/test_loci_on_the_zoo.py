@@ -11,7 +11,9 @@ from polysem.config import CorpusConfig, PromptsConfig, parse_study
 from polysem.features import FeatureTable
 from polysem.models import load_model
 from polysem.pairs import map_pairs
+from polysem.paper.presets import PaperEstimates
 from polysem.plan import describe_plan, make_plan
+from polysem.positions import positions_of
 from polysem.prompts import make_prompts
 from polysem.saes import load_sae
 from polysem.stats.effects import estimate
@@ -64,7 +66,7 @@ def whole():
         PromptsConfig(n=4, length=14),
         CorpusConfig(n_tokens=100_000),
         model,
-        prepend_bos=sae.prepend_bos,
+        positions=positions_of(model, sae),
         seed=0,
     )
     pairs = map_pairs(sae, features, config=study.pairs, label=LABEL)
@@ -72,7 +74,12 @@ def whole():
     batches = list(range(describe_plan(plan)["batches"]))
     trials = run_batches(plan.plan, plan.prompts, features, model, {LABEL: sae}, batches=batches)
     effects = estimate(
-        plan.plan, trials, config=study.effects, seed=0, preset=study.preset, signals=plan.signals
+        plan.plan,
+        trials,
+        config=study.effects,
+        seed=0,
+        beside=[PaperEstimates(study.preset)],
+        similarities=plan.similarities,
     )
     return plan, trials, effects
 
@@ -172,13 +179,14 @@ def test_choosing_among_the_papers_strengths_adds_to_directions_that_aim_at_noth
 def test_the_paper_is_pushed_on_the_same_arms_everywhere_and_the_study_as_it_says(whole):
     table = whole[0].plan
     paper = pc.is_in(table["dose_unit"], pa.array(["paper_scale", "paper_factor", "paper_injection"]))
-    assert set(table.filter(paper)["positions"].to_pylist()) == {"all"}
-    assert set(table.filter(paper)["locus"].to_pylist()) == {"feature", "gradient", "prompt", "neuron"}
+    columns = (table.filter(paper)[name].to_pylist() for name in ("locus", "positions"))
+    no_bos = {(locus, "all_no_bos") for locus in ("feature", "gradient", "neuron")}
+    assert set(zip(*columns, strict=True)) == no_bos | {("prompt", "all")}
     assert set(table.filter(pc.invert(paper))["positions"].to_pylist()) == {"all_but_first"}
     probes = {
         '"probe":"ones"' in recipe
         for recipe, p in zip(table["recipe"].to_pylist(), paper.to_pylist(), strict=True)
-        if p and '"kind":"gradient"' in recipe
+        if p and '"kind":"gradient_sum"' in recipe
     }
     assert probes == {True}
 

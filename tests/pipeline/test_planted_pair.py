@@ -18,8 +18,8 @@ from polysem.plan import describe_plan, make_plan
 from polysem.stats.effects import estimate
 from polysem.stats.rows import parse_group
 from polysem.store.tables import CLUSTERS
-from polysem.testing.planted import LABEL, SIMILARITY, planted_study
 from polysem.trials import run_batches
+from support.planted import LABEL, SIMILARITY, planted_study
 
 GAIN = 4.0
 DOSES = (0.05, 0.1)

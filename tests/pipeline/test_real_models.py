@@ -9,12 +9,14 @@ import pytest
 import torch
 
 from polysem.config import parse_study
+from polysem.engine import run_study
 from polysem.models import load_model
+from polysem.positions import positions_of
 from polysem.store.run import RunFolder
-from polysem.study import run_study
-from polysem.testing.sae_fixtures import WRITERS, planted
-from polysem.testing.tiny import TINY_FAMILIES, save_tiny_model
 from polysem.types import Site
+from polysem.worlds.tiny import TINY_FAMILIES
+from support.sae_fixtures import WRITERS, planted
+from support.tiny import save_tiny_model
 
 TRAINING = Path(__file__).resolve().parents[2] / "zoo" / "training"
 
@@ -26,6 +28,7 @@ device = "cpu"
 [[saes]]
 ref = "{sae}"
 site = "{site}"
+allow_other_model = true
 max_fvu = {max_fvu}
 [corpus]
 ref = "{corpus}"
@@ -91,7 +94,9 @@ def test_a_study_of_stories260k_with_an_sae_trained_on_it(shared, tmp_path, monk
     model = load_model(str(folder), device="cpu")
     site = Site.parse("blocks.2.hook_resid_post")
     rows = torch.from_numpy(
-        token_rows(str(corpus), model, n_tokens=60_000, context=64, prepend_bos=True).tokens
+        token_rows(
+            str(corpus), model, n_tokens=60_000, context=64, positions=positions_of(model, True)
+        ).tokens
     )
     acts = torch.cat([model.capture(r, [site])[site][:, 1:].flatten(0, 1) for r in rows.split(64)]).numpy()
     sae = tmp_path / "sae"

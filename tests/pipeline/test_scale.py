@@ -16,20 +16,21 @@ import pytest
 import torch
 
 from polysem.config import parse_study
+from polysem.engine import atlas as atlas_stage
+from polysem.engine import make_atlas, run_study, workers
+from polysem.engine.atlas import AtlasOptions
+from polysem.engine.context import StudyContext
+from polysem.engine.cost import _per_block, _places, _Sample, _Stopwatch, _Stretch, estimate_cost
 from polysem.errors import ConfigError, StoreError
 from polysem.plan import Plan, describe_plan
 from polysem.saes import load_sae
 from polysem.store import io
 from polysem.store.run import RunFolder, trial_parts
 from polysem.store.tables import ATLAS_DENSITY, ATLAS_TOP
-from polysem.study import atlas as atlas_stage
-from polysem.study import run_study, workers
-from polysem.study.atlas import AtlasOptions, make_atlas
-from polysem.study.bench import Bench
-from polysem.study.cost import _per_block, _places, _Sample, _Stopwatch, _Stretch, estimate_cost
-from polysem.testing.sae_fixtures import WRITERS, planted
-from polysem.testing.tiny import save_tiny_model, tiny_model
 from polysem.trials import run_batches
+from polysem.worlds.tiny import tiny_model
+from support.sae_fixtures import WRITERS, planted
+from support.tiny import save_tiny_model
 
 STUDY = """
 name = "scale"
@@ -40,6 +41,7 @@ device = "cpu"
 ref = "{folder}/sae"
 site = "blocks.0.hook_resid_post"
 max_fvu = 1e6
+allow_other_model = true
 [corpus]
 ref = "{folder}/text.txt"
 n_tokens = 1000
@@ -231,8 +233,8 @@ def test_a_ray_task_killed_in_the_middle(cluster, out, serial, caplog):
 
 
 def test_a_ray_node_with_other_versions_is_refused(cluster, out, monkeypatch):
+    from polysem.engine import ray as on_ray
     from polysem.errors import MismatchError
-    from polysem.study import ray as on_ray
 
     # Tasks import the module anew, so that only the driver has the other version.
     real = on_ray._version
@@ -293,7 +295,7 @@ def test_a_finished_atlas_is_left_alone_and_a_damaged_or_other_one_made_again(ou
 
 def test_an_atlas_without_a_plan_is_refused(out):
     (out / "plan" / "manifest.json").unlink()
-    with pytest.raises(StoreError, match="the atlas needs plan"):
+    with pytest.raises(StoreError, match="atlas needs plan"):
         make_atlas(out, ATLAS)
     with pytest.raises(ConfigError, match="token set 'both'"):
         make_atlas(out, replace(ATLAS, token_set="both"))
@@ -318,7 +320,7 @@ def test_the_cost_of_a_plan_counts_its_rows_and_foretells_its_time(out):
     assert cost.batches == counts["batches"]
     assert counts["forward_rows"] <= cost.rows <= counts["forward_rows"] + counts["unmatched"]
     run = RunFolder(out)
-    plan, prompts, bench = run.table("plan"), run.table("prompts"), Bench(run.study(), run)
+    plan, prompts, bench = run.table("plan"), run.table("prompts"), StudyContext(run.study(), run)
     args = (plan, prompts, bench.features, bench.model, bench.saes)
     parts = trial_parts(plan)
     run_batches(*args, batches=parts[0])

@@ -10,7 +10,7 @@ from polysem.cli.app import app
 from polysem.cli.selftest import _write
 from polysem.errors import ConfigError, StoreError
 from polysem.report.selftest import section_of
-from polysem.saes import codec
+from polysem.saes import base as codec
 from polysem.selftest import Line, Verdict, run, runner, to_json, to_markdown
 from polysem.selftest.lines import Measured, at_least, at_most, exactly, near, rate, reported
 from polysem.selftest.record import curve_points, from_json, latest

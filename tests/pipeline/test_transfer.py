@@ -1,7 +1,9 @@
 """Transfer studies as a user runs them: two zoo sources to the zoo's Llama, in this process and over HTTP; a run that is
 killed pays for nothing twice."""
 
+import json
 import multiprocessing
+import re
 import signal
 from pathlib import Path
 
@@ -10,13 +12,15 @@ import pytest
 
 pytest.importorskip("polysem_zoo", reason="polysem-zoo is not installed")
 
+from polysem.engine import defend, run_status, run_transfer, verify_run
 from polysem.errors import ConfigError, StoreError
 from polysem.http import Retries
 from polysem.models import load_model
 from polysem.targets import LocalTarget
-from polysem.testing.served import Books, Server, distribution_of
-from polysem.transfer import read_transfer, run_transfer
+from polysem.transfer import read_transfer
+from polysem.transfer.config import load_transfer
 from polysem.transfer.result import FOLDER
+from support.served import Books, Server, distribution_of
 
 FAST = Retries(attempts=5, first=0.001, sleep=lambda seconds: None)
 VOCABULARY = 4096
@@ -119,7 +123,7 @@ def test_white_box(white_box):
 
 
 def test_the_report_shows_every_declared_category_and_loads_nothing(white_box):
-    from polysem.report.transfer import write_transfer_report
+    from polysem.report.transfer_section import write_transfer_report
 
     page = write_transfer_report(white_box[0]).read_text(encoding="utf-8")
     rows = read_transfer(white_box[0])["transfer_effects"].to_pylist()
@@ -196,25 +200,27 @@ def test_costs_are_of_the_claimed_dose(white_box):
 def test_status_and_verify_know_transfer_studies(white_box, tmp_path):
     import shutil
 
-    from polysem.transfer.check import transfer_status, verify_transfer
+    def where(out):
+        (status,) = (found for found in run_status(out) if found.stage == "transfer")
+        return status.state, status.reason
 
-    assert transfer_status(white_box[0]).state == "fresh"
-    assert verify_transfer(white_box[0]) == []
+    assert where(white_box[0]) == ("fresh", "")
+    assert verify_run(white_box[0]) == []
     out = tmp_path / "copy"
     shutil.copytree(white_box[0], out)
     file = out / FOLDER / "transfer_effects.parquet"
     file.write_bytes(file.read_bytes()[:-1] + b"x")
-    assert transfer_status(out) == ("stale", "transfer_effects.parquet is not the file that was written")
-    assert verify_transfer(out) == [
-        "transfer: stale: transfer_effects.parquet is not the file that was written"
-    ]
+    state, reason = where(out)
+    assert state == "stale"
+    assert reason.startswith("transfer/transfer_effects.parquet is not the file that was written")
+    assert f"transfer: stale: {reason}" in verify_run(out)
     toml = out / "transfer.toml"
     toml.write_text(toml.read_text().replace("seed = 3", "seed = 4"))
-    assert transfer_status(out) == ("stale", "seed of transfer.toml changed")
+    assert where(out)[1].startswith("seed was 3, is 4")
     (out / FOLDER / "manifest.json").unlink()
-    assert transfer_status(out).state == "partial"
+    assert where(out)[0] == "partial"
     shutil.rmtree(out / FOLDER)
-    assert transfer_status(out).state == "absent"
+    assert where(out)[0] == "absent"
 
 
 def test_effects_that_do_not_follow_from_the_trials_are_noticed(white_box, tmp_path):
@@ -226,7 +232,6 @@ def test_effects_that_do_not_follow_from_the_trials_are_noticed(white_box, tmp_p
 
     from polysem.store import io
     from polysem.store.tables import TRANSFER_EFFECTS
-    from polysem.transfer.check import verify_transfer
 
     out = tmp_path / "copy"
     shutil.copytree(white_box[0], out)
@@ -236,9 +241,9 @@ def test_effects_that_do_not_follow_from_the_trials_are_noticed(white_box, tmp_p
     table = table.set_column(at, "treated", pc.add(table["treated"], pa.scalar(0.5)))
     digest = io.write_table(file, TRANSFER_EFFECTS.conform(table), TRANSFER_EFFECTS)
     manifest = json.loads((out / FOLDER / "manifest.json").read_text())
-    manifest["outputs"][file.name]["sha256"] = digest  # a careful forger mends the hash, too
+    manifest["outputs"][f"{FOLDER}/{file.name}"]["sha256"] = digest  # a careful forger mends the hash, too
     (out / FOLDER / "manifest.json").write_text(json.dumps(manifest))
-    (finding,) = verify_transfer(out)
+    (finding,) = verify_run(out)
     assert "do not follow from the trials" in finding
 
 
@@ -246,7 +251,6 @@ def test_defences_are_judged_on_the_studys_own_prompts(white_box):
     from polysem.report.defence import write_defence_page
     from polysem.store import io
     from polysem.store.tables import DEFENCES, PROTECTED
-    from polysem.transfer.audit import defend
 
     folder = defend(white_box[0], n_clean=40, say=lambda text: None)
     rows = io.read_table(folder / "defences.parquet", DEFENCES, rebuild="again").to_pylist()
@@ -297,6 +301,17 @@ def test_http_gives_the_same_numbers_within_its_bounds(k, white_box, llama, tmp_
         assert about["missing"] == 0
     else:
         assert about["missing"] > 0.01
+        estimate, sd = lists(b, "logodds"), lists(b, "logodds_sd")
+        known = ~np.isnan(estimate)
+        assert known.any()
+        error = np.abs(estimate - truth)[known]
+        assert error.mean() < (1 / 3) * np.abs(truth[known]).mean()
+        assert (error <= 1.96 * sd[known] + ROUNDING).mean() > 0.9
+        for name, row in others.items():
+            lost = row["estimate"] is None and ours[name]["estimate"] is not None
+            if row["contrast"] == "logodds" and lost:
+                assert "not measurable: " in row["note"]
+                assert row["p"] is row["p_adj"] is None
         bounded = 0
         for name, row in others.items():
             true = ours[name]["estimate"]
@@ -368,10 +383,84 @@ def test_the_budget_is_said_and_held_before_anything_is_sent(tmp_path):
         with pytest.raises(ConfigError, match=r"budget is too small: \d+ requests"):
             run_transfer(path, tmp_path / "out", say=said.append, retries=FAST)
         assert any("EUR" in line and "to send" in line for line in said)
+        assert any("the budget pays for pools.n_reference = 0: no arm has the 19" in line for line in said)
+        said.clear()
         run_transfer(
             study(tmp_path, served(server.url, k=12)), tmp_path / "out", say=said.append, estimate_only=True
         )
         assert server.received == 0
+        (line,) = [line for line in said if "such studies show changes" in line]
+        assert re.search(
+            r"with 19 reference pools .* from: person [\d.]+, time [\d.]+; spreads as on the zoo", line
+        )
+
+
+def looked(folder: Path, url: str, futility: float) -> Path:
+    """The study with a look at 19 of 39 reference pools, at a level of which each can show something."""
+    path = study(folder, served(url, k=12))
+    text = path.read_text().replace("n_reference = 19", "n_reference = 39")
+    path.write_text(f"{text}level = 0.85\nlooks = [19]\nfutility = {futility}\n", encoding="utf-8")
+    return path
+
+
+def test_an_arm_that_is_decided_is_asked_no_further(tmp_path):
+    """Ended at the first look or not, a rerun asks nothing, effects follow from the trials, and requests are counted as sent."""
+    with Server(words_distribution) as server:
+        for futility, reached in ((0.001, 19), (1.0, 39)):
+            said: list[str] = []
+            out = tmp_path / str(reached)
+            path = looked(tmp_path, server.url, futility)
+            run_transfer(path, out, say=said.append, retries=FAST)
+            assert any("if every arm is decided at the first look:" in line for line in said)
+            assert any("shared: decided after 19 of 39 reference pools" in line for line in said) == (
+                reached == 19
+            )
+            rows = read_transfer(out)["transfer_effects"].to_pylist()
+            tested = [r for r in rows if r["arm"] == "shared" and r["contrast"] == "logodds"]
+            assert tested
+            assert {r["n_reference"] for r in tested} == {reached}
+            ended = {r["note"] for r in tested}
+            assert ended == (
+                {"ended after 19 of 39 reference pools; p and interval hold at every look"}
+                if reached == 19
+                else {None}
+            )
+            assert all(r["p"] is not None and r["p_adj"] >= 1 / 40 for r in tested)
+            (row,) = read_transfer(out)["transfer_targets"].to_pylist()
+            pools = {
+                r["pool"] for r in read_transfer(out)["transfer_trials"].to_pylist() if r["arm"] == "shared"
+            }
+            assert min(pools) == -reached
+            received, said = server.received, []
+            run_transfer(path, out, say=said.append, retries=FAST, estimate_only=True)
+            assert any("spreads of answers kept here" in line for line in said)
+            run_transfer(path, out, say=said.append, retries=FAST)
+            assert server.received == received
+            assert verify_run(out) == []
+            asked = len({json.dumps(body, sort_keys=True) for body in server.bodies if "prompt" in body})
+            assert row["n_prompts"] <= asked + 4 * 2  # repeats of baselines are prompts of their own
+    assert len(list((tmp_path / "19" / FOLDER / "trials").iterdir())) < len(
+        list((tmp_path / "39" / FOLDER / "trials").iterdir())
+    )
+
+
+def test_looks_that_can_show_nothing_are_refused(tmp_path):
+    path = study(tmp_path, LOCAL)
+    for looks, why in (("[19]", "end below pools.n_reference"), ("[50, 40]", "must rise")):
+        path.write_text(STUDY.format(targets=LOCAL, k=10) + f"looks = {looks}\n", encoding="utf-8")
+        with pytest.raises(ConfigError, match=why):
+            load_transfer(path)
+    text = STUDY.format(targets=LOCAL, k=10).replace("n_reference = 19", "n_reference = 199")
+    path.write_text(text + "looks = [49, 199]\n", encoding="utf-8")
+    with pytest.raises(ConfigError, match="must rise"):
+        load_transfer(path)
+    path.write_text(text + "looks = [49]\n", encoding="utf-8")
+    with pytest.raises(
+        ConfigError, match=r"look at 49 reference pools cannot show anything: it may spend 0\.25 of the level"
+    ):
+        load_transfer(path)
+    path.write_text(text + "looks = [99]\n", encoding="utf-8")
+    assert load_transfer(path).test.looks == (99,)
 
 
 def test_top_30_is_not_told_from_20(tmp_path):

@@ -141,3 +141,60 @@ def test_neighbours_are_the_largest_canonical_cosines_whatever_the_pass(world, k
         assert made.index[i].tolist() == expected.tolist()
         np.testing.assert_array_equal(made.cosine[i, : len(order)], cosine[order])
         assert np.isnan(made.cosine[i, len(order) :]).all()
+
+
+@PROFILE
+@given(
+    world=dictionaries(),
+    low=st.sampled_from([-1.0, 0.0, 0.2, 1.0]),
+    high=st.sampled_from([None, 0.3, 1.1]),
+    signed=st.booleans(),
+    screen=st.sampled_from(["fp32", "bf16", "int8"]),
+    tile=st.sampled_from([8, 32, 2048]),
+)
+def test_a_matrix_against_itself_is_the_square_twice_and_the_diagonal(world, low, high, signed, screen, tile):
+    x, e = world
+    given_ = {
+        "min_interference": low,
+        "max_similarity": high,
+        "signed": signed,
+        "screen": screen,
+        "tile": tile,
+    }
+    square, whole = mine_pairs(x, e, **given_), mine_pairs(x, e, against=(x.copy(), e.copy()), **given_)
+    i, j = whole["i"].to_numpy(), whole["j"].to_numpy()
+    assert whole.filter(i < j).equals(square)
+    turned = whole.filter(i > j).rename_columns(["j", "i", *whole.column_names[2:]])
+    order = [("i", "ascending"), ("j", "ascending")]
+    assert turned.select(whole.column_names).sort_by(order).equals(square)
+    counts, both = (
+        count_joint(x, e, bins=BINS, similarity_thresholds=THRESHOLDS, against=other, tile=tile)
+        for other in (None, (x, e))
+    )
+    glossed = np.flatnonzero(counts.glossed)
+    rows, glosses = prepare_rows(x, name="x"), prepare_rows(e, name="e")
+    own = (canonical_cosines(side, glossed, glossed) for side in (rows, glosses))
+    diagonal = np.histogram2d(*own, bins=[counts.edges] * 2)[0]
+    np.testing.assert_array_equal(both.histogram, 2 * counts.histogram + diagonal)
+    np.testing.assert_array_equal(both.partners, both.partners_j)
+    np.testing.assert_array_equal(counts.partners, counts.partners_j)
+
+
+@PROFILE
+@given(world=dictionaries(), other=dictionaries(), k=st.integers(1, 5), tile=st.sampled_from([8, 64]))
+def test_two_matrices_in_turned_order_give_the_same_pairs(world, other, k, tile):
+    (x, e), (y, f) = world, other
+    d, w = min(x.shape[1], y.shape[1]), min(e.shape[1], f.shape[1])
+    x, y, e, f = x[:, :d], y[:, :d], e[:, :w], f[:, :w]
+    given_ = {"min_interference": 0.1, "max_similarity": None, "tile": tile}
+    there, back = mine_pairs(x, e, against=(y, f), **given_), mine_pairs(y, f, against=(x, e), **given_)
+    turned = back.rename_columns(["j", "i", *back.column_names[2:]]).select(back.column_names)
+    assert turned.sort_by([("i", "ascending"), ("j", "ascending")]).equals(there)
+    near = nearest(x, k=k, among=y, tile=tile)
+    i, j = np.indices((len(x), len(y)))
+    cosine = canonical_cosines(
+        prepare_rows(x, name="x"), i.ravel(), j.ravel(), other=prepare_rows(y, name="y")
+    )
+    best = np.sort(np.where(np.isnan(cosine), -np.inf, cosine).reshape(i.shape), axis=1)[:, ::-1][:, :k]
+    found = np.where(near.index >= 0, near.cosine, -np.inf)[:, : best.shape[1]]
+    np.testing.assert_array_equal(found, best)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from polysem.config import EffectsConfig
 from polysem.stats import estimate
 from polysem.stats.regress import clustered_ols
-from polysem.testing.synthetic import SyntheticStudy, synthetic_tables
+from support.synthetic import SyntheticStudy, synthetic_tables
 
 SMALL = SyntheticStudy(n_targets=4, n_prompts=4, doses=(0.2,), n_features=80, sources_per_bin=2)
 
@@ -37,7 +37,7 @@ def test_order_of_rows_changes_no_bit(tables, effects):
 def test_target_and_source_numbers_are_only_names(tables, effects):
     plan, trials = tables
     other = plan
-    for column in ("target", "source"):
+    for column in ("target", "source", "pair_target", "pair_source"):
         renamed = pc.subtract(1000, plan[column]).cast(pa.int32())
         other = other.set_column(other.column_names.index(column), column, renamed)
     again = estimate(other, trials, config=EffectsConfig(), seed=0).tables()["effects"]

@@ -10,8 +10,8 @@ from polysem.edits import Add
 from polysem.errors import ConfigError, MismatchError
 from polysem.models.hf import HFModel
 from polysem.readouts import log_odds
-from polysem.testing.tiny import TINY_FAMILIES, tiny_model
 from polysem.types import Site
+from polysem.worlds.tiny import TINY_FAMILIES, tiny_model
 
 RNG = np.random.default_rng(0)
 PROMPTS = [RNG.integers(0, 64, n).tolist() for n in (6, 9)]

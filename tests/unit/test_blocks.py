@@ -6,14 +6,23 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
+import torch
 
+from polysem.act.base import Recipe, SiteContext
+from polysem.act.gradient import GRADIENT
+from polysem.act.snippets import Contexts, FiringContext
 from polysem.config import parse_study
-from polysem.interventions.base import Recipe
-from polysem.interventions.strengths import PAPER_CHANGES, PAPER_SCALES, own_strengths, paper_strengths
+from polysem.models.gradients import probe_gradient
 from polysem.pairs import map_pairs
+from polysem.paper.blocks import nearest
+from polysem.paper.strengths import PAPER_CHANGES, PAPER_SCALES, T_F_RATIO, T_F_TOKENS
 from polysem.plan import make_plan
+from polysem.plan.strengths import own_strengths, paper_strengths
 from polysem.store.tables import CONTEXTS
-from polysem.testing.planted import LABEL, planted_study
+from polysem.types import Site
+from polysem.worlds.tables import plain_sae
+from polysem.worlds.tiny import tiny_model
+from support.planted import LABEL, planted_study
 
 STUDY = """
 [model]
@@ -73,7 +82,7 @@ def test_a_strict_study_has_none_of_them(tables):
 
 def test_the_papers_rows_are_on_the_same_arms_and_prompts_at_its_strengths_and_everywhere(tables):
     paper, own = paper_strengths(tables["both"]), own_strengths(tables["both"])
-    assert set(paper["positions"].to_pylist()) == {"all"}
+    assert set(paper["positions"].to_pylist()) == {"all_no_bos"}
     assert set(own["positions"].to_pylist()) == {"all_but_first"}
     for locus, unit, doses in (
         ("feature", "paper_scale", PAPER_SCALES),
@@ -117,7 +126,13 @@ def test_gradients_and_snippets_are_the_papers(planted):
         for f in range(planted.sae.d_sae)
     ]  # fmt: skip
     contexts = pa.Table.from_pylist(rows, schema=CONTEXTS.arrow())
-    features = SimpleNamespace(features=planted.features, embeddings=planted.embeddings, contexts=contexts)
+    features = SimpleNamespace(
+        features=planted.features,
+        embeddings=planted.embeddings,
+        contexts=contexts,
+        glosses=planted.glosses,
+        clusters=planted.clusters,
+    )
     study = study_of('loci = ["gradient", "prompt"]\nsnippet_tokens = 2').model_copy(
         update={"preset": "both"}
     )
@@ -125,9 +140,14 @@ def test_gradients_and_snippets_are_the_papers(planted):
     probes = {
         (unit, Recipe.parse(r).text_of("probe"))
         for r, unit in distinct(table, "recipe", "dose_unit")
-        if Recipe.parse(r).kind == "gradient"
+        if Recipe.parse(r).kind in ("gradient", "gradient_sum")
     }
     assert probes == {(study.plan.dose_unit, "encoder"), ("paper_scale", "ones")}
+    kinds = {(unit, Recipe.parse(r).kind) for r, unit in distinct(table, "recipe", "dose_unit")}
+    assert {(study.plan.dose_unit, "gradient"), ("paper_scale", "gradient_sum")} <= kinds
+    positions = dict(distinct(table, "dose_unit", "positions"))
+    assert positions["paper_scale"] == "all_no_bos"
+    assert positions["paper_injection"] == "all"
     forms = {
         (unit, Recipe.parse(r).text_of("form"), bool(np.sign(dose) > 0))
         for r, unit, dose in distinct(table, "recipe", "dose_unit", "dose")
@@ -138,3 +158,64 @@ def test_gradients_and_snippets_are_the_papers(planted):
         ("injection", "prefix", False),
         ("paper_injection", "wrapped", True),
     }
+
+
+def test_the_papers_gradient_is_summed_over_all_tokens_that_fire():
+    context = FiringContext([9, 4, 7, 5], 2, (0.0, 8.5, 10.0, 7.9))
+    assert context.firing(0.8) == [1, 2]
+    assert FiringContext([9, 4], 1).firing(0.8) == [1]
+    model, site = tiny_model("gpt2", d_model=16), Site.parse("blocks.0.hook_mlp_out")
+    sae = plain_sae(np.random.default_rng(0).standard_normal((6, 16)), site=site)
+    at = SiteContext("s", sae, model.spec, activations=lambda: np.empty((0, 16)), model=model)
+    made = {
+        kind: GRADIENT.realise(Recipe.of(kind, feature=3, probe="encoder", tokens="9 4 7", **where), at)
+        for kind, where in (("gradient", {"position": 2}), ("gradient_sum", {"positions": "1 2"}))
+    }
+    tokens, probe = torch.tensor([[9, 4, 7]]), sae.W_enc[:, 3]
+    each = [probe_gradient(model, tokens, site, k, probe).double().numpy() for k in (1, 2)]
+    for vector, expected in ((made["gradient"], each[1]), (made["gradient_sum"], each[0] + each[1])):
+        np.testing.assert_allclose(vector, expected / np.linalg.norm(expected), atol=1e-5)
+
+
+def test_the_papers_tokens_are_the_five_best_with_half_the_largest_activation():
+    best = FiringContext([1, 2, 3, 4, 5], 0, (10.0, 9.0, 8.0, 7.0, 4.9))
+    other = FiringContext([2, 6, 7, 8], 1, (1.0, 9.5, 5.0, 5.1))
+    contexts = Contexts({0: [best, other], 1: [FiringContext([3], 0)]}, {}, {})
+    assert contexts.top_tokens(0, T_F_TOKENS, ratio=T_F_RATIO) == [1, 6, 2, 3, 4]
+    assert contexts.top_tokens(0, 9, ratio=T_F_RATIO) == [1, 6, 2, 3, 4, 8, 7]
+    assert contexts.top_tokens(1, 5, ratio=0.5) == []  # no activation is known
+
+
+def test_of_neurons_the_nearest_tokens_to_the_strongest_are_read():
+    embedding = np.array([[1.0, 0.0], [0.0, 0.0], [2.0, 0.2], [-1.0, 0.0], [0.5, 0.5], [0.0, 3.0]])
+    assert nearest(embedding, 0, 3) == (0, 2, 4)
+    assert 1 not in nearest(embedding, 0, 6)  # without an embedding
+
+
+def test_what_the_paper_reads_stands_in_the_plan_and_the_strict_rows_read_their_own(planted):
+    contexts = pa.Table.from_pylist(
+        [
+            {
+                "sae": LABEL,
+                "feature": f,
+                "rank": 0,
+                "max_value": 2.0,
+                "position": 1,
+                "token_ids": [f, f + 1, f + 2],
+            }
+            | {"tokens": ["a", "b", "c"], "values": [1.2, 2.0, 0.9], "source": ""}
+            for f in range(planted.sae.d_sae)
+        ],
+        schema=CONTEXTS.arrow(),
+    )
+    parts = ("features", "embeddings", "glosses", "clusters")
+    features = SimpleNamespace(contexts=contexts, **{name: getattr(planted, name) for name in parts})
+    study = study_of('loci = ["feature"]', "both")
+    table = plan_of(planted, study, features=features).plan
+    for row in table.to_pylist():
+        f = row["target"]
+        of_paper = row["dose_unit"] == "paper_scale" and row["token_set"] == "in"
+        assert row["reads"] == ([f + 1, f] if of_paper else None)
+    assert len(set(table["trial_id"].to_pylist())) == table.num_rows
+    strict = plan_of(planted, study_of('loci = ["feature"]'), features=features).plan
+    assert set(strict["trial_id"].to_pylist()) <= set(table["trial_id"].to_pylist())

@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 import torch
 
+from polysem.act.base import EditedPrompt, Recipe, Refused, SiteContext, Steer, intervention
+from polysem.act.mlp import mlp_writes, neurons_of
 from polysem.edits import Scale
 from polysem.errors import ConfigError, MismatchError, SiteError
-from polysem.interventions.base import LOCI, Bench, Prompt, Push, Recipe, Refused
-from polysem.interventions.mlp import mlp_writes, site_of
-from polysem.testing.planted import plain_sae
-from polysem.testing.tiny import TINY_FAMILIES, tiny_model
 from polysem.types import Site
+from polysem.worlds.tables import plain_sae
+from polysem.worlds.tiny import TINY_FAMILIES, tiny_model
 
 IDS = (1, 5, 9, 13, 2)
 D = 16
@@ -22,17 +22,17 @@ def bench_of(family="gpt2", site="blocks.1.hook_resid_post", **changes):
     model = tiny_model(family)
     rows = np.linalg.qr(np.random.default_rng(0).standard_normal((D, D)))[0][:6]
     sae = dataclasses.replace(plain_sae(rows, site=Site.parse(site)), **changes)
-    return Bench("s", sae, model.spec, activations=lambda: np.zeros((0, D)), model=model)
+    return SiteContext("s", sae, model.spec, activations=lambda: np.zeros((0, D)), model=model)
 
 
 def prompt_of(first=1):
-    return Prompt(IDS, np.arange(len(IDS)) >= first)
+    return EditedPrompt(IDS, np.arange(len(IDS)) >= first)
 
 
 def clamp(bench, doses, feature=2, largest=1.5, prompt=None):
     recipe = Recipe.of("clamp", feature=feature, largest=largest)
-    realised = LOCI["clamp"].realise(recipe, bench)
-    return LOCI["clamp"].prepare([Push(realised, d) for d in doses], prompt or prompt_of(), bench)
+    realised = intervention("clamp").realise(recipe, bench)
+    return intervention("clamp").prepare([Steer(realised, d) for d in doses], prompt or prompt_of(), bench)
 
 
 @pytest.mark.parametrize(
@@ -88,7 +88,7 @@ def test_clamping_to_what_is_there_changes_nothing():
     acts = bench.sae.encode(h)[-1]
     feature = int(acts.argmax())
     assert float(acts[feature]) > 0
-    last = Prompt(IDS, np.arange(len(IDS)) == len(IDS) - 1)
+    last = EditedPrompt(IDS, np.arange(len(IDS)) == len(IDS) - 1)
     tokens, edits = clamp(bench, (1.0,), feature=feature, largest=float(acts[feature]), prompt=last)
     assert torch.equal(bench.model.logits(tokens, edits), bench.model.logits(tokens))
 
@@ -96,10 +96,10 @@ def test_clamping_to_what_is_there_changes_nothing():
 def test_a_feature_without_activation_cannot_be_clamped():
     for largest in (0.0, -1.0, float("inf"), 3):
         with pytest.raises(Refused) as refusal:
-            LOCI["clamp"].realise(Recipe.of("clamp", feature=2, largest=largest), bench_of())
+            intervention("clamp").realise(Recipe.of("clamp", feature=2, largest=largest), bench_of())
         assert refusal.value.reason == "no_activation"
     with pytest.raises(MismatchError, match="feature 9"):
-        LOCI["clamp"].realise(Recipe.of("clamp", feature=9, largest=1.0), bench_of())
+        intervention("clamp").realise(Recipe.of("clamp", feature=9, largest=1.0), bench_of())
 
 
 @pytest.mark.parametrize("family", TINY_FAMILIES)
@@ -111,7 +111,7 @@ def test_what_a_neuron_writes_is_its_row_of_w_out(family, point):
             mlp_writes(bench.model, bench.sae)
         return
     writes = mlp_writes(bench.model, bench.sae)
-    assert writes.shape == (bench.model.site_width(site_of("mlp_neuron", bench.sae)), D)
+    assert writes.shape == (bench.model.site_width(neurons_of(bench.sae)), D)
     if family == "gpt2":
         weight = bench.model.model.transformer.h[1].mlp.c_proj.weight.detach().double().numpy()
         np.testing.assert_allclose(writes, weight, atol=1e-5)
@@ -123,15 +123,15 @@ def test_what_a_neuron_writes_is_its_row_of_w_out(family, point):
 
 @pytest.mark.parametrize("family", TINY_FAMILIES)
 def test_a_neuron_of_the_mlp_is_multiplied(family):
-    bench, locus = bench_of(family), LOCI["mlp_neuron"]
-    site = site_of("mlp_neuron", bench.sae)
+    bench, locus = bench_of(family), intervention("mlp_neuron")
+    site = neurons_of(bench.sae)
     along = locus.realise(Recipe.of("mlp_neuron", neuron=7), bench)
-    tokens, edits = locus.prepare([Push(along, -1.0), Push(along, 0.5)], prompt_of(), bench)
+    tokens, edits = locus.prepare([Steer(along, -1.0), Steer(along, 0.5)], prompt_of(), bench)
     mask = torch.as_tensor(prompt_of().edited).repeat(2, 1)
     scale = Scale(site, torch.tensor([7, 7]), torch.tensor([0.0, 1.5]), mask)
     ours, theirs = (bench.model.logits(tokens, e) for e in (edits, [scale]))
     torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
-    tokens, edits = locus.prepare([Push(along, 0.0)] * 2, prompt_of(), bench)
+    tokens, edits = locus.prepare([Steer(along, 0.0)] * 2, prompt_of(), bench)
     assert torch.equal(bench.model.logits(tokens, edits), bench.model.logits(tokens))
     with pytest.raises(MismatchError, match=r"neuron 999 of blocks\.1\.mlp\.hook_post"):
         locus.realise(Recipe.of("mlp_neuron", neuron=999), bench)
@@ -139,7 +139,7 @@ def test_a_neuron_of_the_mlp_is_multiplied(family):
 
 def test_a_rotated_neuron_of_the_mlp_writes_at_the_same_angle():
     """Its output has the cosine with the target that the neuron's has, and it is no neuron."""
-    bench, locus = bench_of(), LOCI["mlp_neuron"]
+    bench, locus = bench_of(), intervention("mlp_neuron")
     writes = mlp_writes(bench.model, bench.sae)
     target = bench.sae.W_dec[3].double().numpy()
     share = writes @ target / np.linalg.norm(writes, axis=1) / np.linalg.norm(target)

@@ -1,15 +1,21 @@
 """The command line: what it prints, where, and how it ends."""
 
 import json
+import logging
+import re
 import subprocess
 import sys
 
 import pytest
+import typer
 from typer.testing import CliRunner
 
-from polysem.cli.app import app
+from polysem.cli.app import app, hoisted
+from polysem.cli.said import say_findings
 from polysem.config import Study, parse_study
-from polysem.testing.synthetic import SyntheticStudy, synthetic_run
+from polysem.progress import SILENT, on_stderr
+from polysem.report.source import Run
+from support.synthetic import SyntheticStudy, synthetic_run
 
 
 def polysem(*arguments: str):
@@ -81,6 +87,39 @@ def test_status_as_text_and_as_json(finished):
     assert {row["stage"] for row in stages} >= {"features", "pairs", "plan", "trials", "effects", "report"}
 
 
+def test_a_run_of_an_earlier_format_is_stale_with_the_command_that_goes_on_and_each_finding_once(tmp_path):
+    run = synthetic_run(tmp_path / "run", SyntheticStudy())
+    manifest = run / "pairs" / "manifest.json"
+    manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "format": 1}))
+    ended = polysem("status", str(run))
+    assert "pairs     stale    " in ended.stdout
+    assert ended.stderr == f"  next: polysem run {run}/study.toml --out {run}\n"
+    findings = polysem("verify", str(run), "--sample", "0").stdout.splitlines()
+    assert sum(str(manifest) in line for line in findings) == 1
+
+
+def test_a_run_all_of_an_earlier_format_is_told_in_one_line_with_one_next(tmp_path):
+    run = synthetic_run(tmp_path / "run", SyntheticStudy())
+    for manifest in run.glob("*/manifest.json"):
+        manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "format": 1}))
+    told = f"{run} was written by another version of polysem: its manifests are of format 1, expected 2"
+    again = f"  next: polysem run {run}/study.toml --out {run}\n"
+    ended = polysem("status", str(run))
+    assert (ended.exit_code, ended.stdout, ended.stderr) == (0, f"stale    {told}\n", again)
+    for verb in (
+        ("verify", str(run)),
+        ("explore", str(run)),
+        ("explore", str(run), "--export", str(tmp_path / "site")),
+    ):
+        ended = polysem(*verb)
+        assert (ended.exit_code, ended.stdout, ended.stderr) == (1, "", f"error: {told}\n{again}")
+    assert not (tmp_path / "site").exists()
+    assert {row["state"] for row in json.loads(polysem("status", str(run), "--json").stdout)} <= {
+        "stale",
+        "absent",
+    }
+
+
 def test_verify_ends_with_1_where_a_byte_was_changed(tmp_path):
     run = synthetic_run(tmp_path / "run", SyntheticStudy())
     file = run / "pairs" / "pairs.parquet"
@@ -116,9 +155,117 @@ def test_help_and_version_need_no_torch():
         "verify",
     ):
         assert verb in ended.stdout
-    printed = polysem("--version").stdout.strip()
-    assert printed
-    assert printed[0].isdigit()
+    printed = polysem("--version").stdout.splitlines()
+    assert printed[0][0].isdigit()
+    for package in ("python", "torch", "transformers", "numpy"):
+        assert any(re.match(rf"{package} \d", line) for line in printed[1:])
+
+
+def test_help_cuts_nothing_at_80_columns():
+    said = CliRunner().invoke(app, ["--help"], env={"COLUMNS": "80"}).stdout
+    assert max(map(len, said.splitlines())) <= 80
+    commands = said[said.index("Commands:") : said.index("Exit codes")]
+    assert "..." not in commands
+    for name, verb in typer.main.get_command(app).commands.items():
+        assert re.search(rf"^  {name} ", commands, re.M), name
+        assert verb.help
+
+
+def test_options_of_every_verb_may_stand_behind_it():
+    given = ["compare", "A", "-vv", "B", "--quiet", "--json"]
+    assert hoisted(given) == ["-vv", "--quiet", "compare", "A", "B", "--json"]
+    assert hoisted(["run", "a-v.toml"]) == ["run", "a-v.toml"]
+
+
+def test_a_warning_is_said_once_an_empty_one_never_and_none_when_quiet(capsys):
+    polysem("zoo")
+    log = logging.getLogger("polysem.saes")
+    for _ in range(2):
+        log.warning("mind %s", "the gap")
+        log.warning(" ")
+    assert capsys.readouterr().err == "WARNING polysem.saes: mind the gap\n"
+    polysem("-q", "zoo")
+    log.warning("another")
+    log.error("broken")
+    assert capsys.readouterr().err == "ERROR polysem.saes: broken\n"
+    assert on_stderr() is SILENT
+    polysem("zoo")
+    assert on_stderr() is not SILENT
+
+
+def test_two_runs_side_by_side(finished, tmp_path):
+    weak = synthetic_run(tmp_path / "weak", SyntheticStudy(slope=0.0, n_prompts=12), name="weak")
+    said = polysem("compare", str(finished), str(weak)).stdout
+    assert re.search(r"prompts.n +16 +12", said)
+    assert "the intervals do not overlap" in said
+    assert max(map(len, said.splitlines())) <= 120
+    found = json.loads(polysem("compare", str(finished), str(weak), "--json").stdout)
+    slope = found["findings"][0]
+    effects = {
+        name: next(
+            row
+            for row in Run.open(run).effects.to_pylist()
+            if row["contrast"] == "slope_interference" and "sae=*; outcome=logodds; tokens=in" in row["group"]
+        )
+        for name, run in (("a", finished), ("b", weak))
+    }
+    for (
+        name,
+        row,
+    ) in effects.items():  # told over the reach of interference: by one factor, sign and zero kept
+        ratio = slope[name]["estimate"] / row["estimate"]
+        assert slope[name]["lo"] / row["lo"] == pytest.approx(ratio)
+        assert 0 < ratio < 1
+    assert slope["intervals_overlap"] is False
+    listed = [
+        set(map(tuple, Run.open(r).pairs.select(["sae", "i", "j"]).to_pandas().to_numpy()))
+        for r in (finished, weak)
+    ]
+    assert found["pairs"]["listed"] == [len(own) for own in listed]
+    assert found["pairs"]["listed_in_both"] == len(listed[0] & listed[1])
+
+
+def test_a_run_beside_itself_is_the_same(finished):
+    found = json.loads(polysem("compare", str(finished), str(finished), "--json").stdout)
+    assert found["settings"] == {}
+    assert found["pairs"]["rank_correlation"] == pytest.approx(1.0)
+    assert found["pairs"]["same_sign"] == 1.0
+    assert all(f["a"] == f["b"] for f in found["findings"])
+
+
+def test_a_run_without_effects_can_be_compared(finished, tmp_path):
+    half = synthetic_run(tmp_path / "half", SyntheticStudy(), stages=("features", "pairs"))
+    found = json.loads(polysem("compare", str(finished), str(half), "--json").stdout)
+    assert found["sizes"]["trials"][1] is None
+    assert all(f["b"] is None for f in found["findings"])
+    assert "not asked" in polysem("compare", str(finished), str(half)).stdout
+
+
+def test_a_run_ends_with_four_findings_and_the_next_command(finished, capsys):
+    say_findings(finished)
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 5
+    assert lines[0].startswith(
+        "  Does interference predict how much the tokens that activate the target move? predicts: +"
+    )
+    assert lines[-1] == f"  next: polysem explore {finished} --live"
+
+
+@pytest.mark.parametrize("verb", ["status", "verify", "compare"])
+def test_results_are_json_where_asked(verb, finished):
+    runs = [str(finished)] * (2 if verb == "compare" else 1)
+    more = ["--sample", "0"] if verb == "verify" else []
+    assert json.loads(polysem(verb, *runs, "--json", *more).stdout)
+
+
+def test_check_as_json_names_problem_and_next_step(tmp_path):
+    study = tmp_path / "s.toml"
+    study.write_text('name = "s"\n[model]\nref = "./none"\n[[saes]]\nref = "./nor-this"\n')
+    ended = polysem("check", str(study), "--json")
+    found = json.loads(ended.stdout)
+    assert ended.exit_code == 2
+    assert found["problems"]
+    assert all(p["problem"] and "next" in p for p in found["problems"])
 
 
 def test_zoo_lists_what_a_study_may_name():

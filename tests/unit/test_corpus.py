@@ -7,7 +7,8 @@ import pytest
 
 from polysem.corpus import corpus_path, documents, lay, token_rows
 from polysem.errors import FormatError, MismatchError, UnknownReferenceError
-from polysem.testing.tiny import tiny_model
+from polysem.positions import positions_of
+from polysem.worlds.tiny import tiny_model
 
 WORDS = "the sea and the old man had gone to the forest with the king"
 
@@ -48,7 +49,7 @@ def test_folder_gives_its_text_files_whole_by_relative_name(tmp_path):
     (tmp_path / "b" / "x.md").write_text("later\n\nstill the same")
     (tmp_path / "a.txt").write_text("first")
     (tmp_path / "c.csv").write_text("not,text")
-    assert read(tmp_path) == [("a.txt", "first"), ("b/x.md", "later\n\nstill the same")]
+    assert sorted(read(tmp_path)) == [("a.txt", "first"), ("b/x.md", "later\n\nstill the same")]
 
 
 @pytest.mark.parametrize(
@@ -57,10 +58,10 @@ def test_folder_gives_its_text_files_whole_by_relative_name(tmp_path):
         ("a.txt", b" \n", r"a\.txt is empty"),
         ("a.txt", b"caf\xe9", r"a\.txt is not UTF-8: byte 3 is 0xe9"),
         ("a.csv", b"x", r"suffix '\.csv'; expected \.txt, \.md, \.jsonl, \.json"),
-        ("a.jsonl", b'{"text": "a"}\n{"text": ', r"a\.jsonl, line 2: not JSON"),
-        ("a.jsonl", b'{"text": "a"}\n{"text": 3}', r"a\.jsonl, line 2: expected an object with a string"),
-        ("a.jsonl", b"[1]", r"line 1: expected an object"),
-        ("a.json", b'["a"', r"a\.json: not JSON"),
+        ("a.jsonl", b'{"text": "a"}\n{"text": ', r"a\.jsonl:2 is not JSON"),
+        ("a.jsonl", b'{"text": "a"}\n{"text": 3}', r"a\.jsonl:2: expected an object with a string"),
+        ("a.jsonl", b"[1]", r"item 0: expected a string"),
+        ("a.json", b'["a"', r"a\.json is not JSON"),
         ("a.json", b'{"text": "a"}', r"expected a list of strings, got dict"),
         ("a.json", b'["a", {"text": "b"}]', r"item 1: expected a string, got \{'text': 'b'\}"),
     ],
@@ -75,7 +76,7 @@ def test_bad_files_are_refused_by_name_and_place(tmp_path, name, content, says):
 def test_missing_corpora_are_refused(tmp_path):
     with pytest.raises(UnknownReferenceError, match=r"nowhere\.txt.*no such file(?s:.*)corpus\.ref"):
         read(tmp_path / "nowhere.txt")
-    with pytest.raises(FormatError, match=r"holds no \.txt or \.md file"):
+    with pytest.raises(FormatError, match=r"holds no \.txt or \.md or \.jsonl file"):
         read(tmp_path)
 
 
@@ -107,7 +108,7 @@ def test_rows_are_the_documents_end_to_end(texts, bos, context):
     stream = [i for text in items if text for i in model.tokenize(text + "\n", prepend_bos=False)]
     length = context - bos
     n_rows = len(stream) // length
-    rows = token_rows(str(path), model, n_tokens=10**6, context=context, prepend_bos=bos)
+    rows = token_rows(str(path), model, n_tokens=5_000, context=context, positions=positions_of(model, bos))
     assert rows.tokens.shape == (n_rows, context)
     assert rows.n_tokens == n_rows * length
     assert rows.tokens[:, int(bos) :].reshape(-1).tolist() == stream[: n_rows * length]
@@ -119,7 +120,7 @@ def test_rows_are_the_documents_end_to_end(texts, bos, context):
 def test_sources_lead_back_to_the_token(texts, bos):
     path, items = texts
     model = tiny_model("gpt2")
-    rows = token_rows(str(path), model, n_tokens=10**6, context=9, prepend_bos=bos)
+    rows = token_rows(str(path), model, n_tokens=5_000, context=9, positions=positions_of(model, bos))
     row, position = (grid.reshape(-1) for grid in np.indices(rows.tokens.shape))
     documents_seen = set()
     for r, p, source in zip(row, position, rows.sources(row, position), strict=True):
@@ -136,7 +137,8 @@ def test_first_rows_do_not_depend_on_how_many_are_asked_for(texts, n_tokens, n_r
     path, _ = texts
     model = tiny_model("llama")
     some, most = (
-        token_rows(str(path), model, n_tokens=n, context=9, prepend_bos=True) for n in (n_tokens, 200)
+        token_rows(str(path), model, n_tokens=n, context=9, positions=positions_of(model, True))
+        for n in (n_tokens, 200)
     )
     assert len(some.tokens) == n_rows
     np.testing.assert_array_equal(some.tokens, most.tokens[:n_rows])
@@ -149,9 +151,11 @@ def test_documents_are_laid_only_as_far_as_asked(tmp_path):
     path.write_text(json.dumps({"text": WORDS}) + "\nnot json")
     model = tiny_model("gpt2")
     assert next(iter(lay(str(path), model))).name == "a[1]"
-    assert token_rows(str(path), model, n_tokens=8, context=8, prepend_bos=False).tokens.shape == (1, 8)
-    with pytest.raises(FormatError, match="line 2"):
-        token_rows(str(path), model, n_tokens=800, context=8, prepend_bos=False)
+    assert token_rows(
+        str(path), model, n_tokens=8, context=8, positions=positions_of(model, False)
+    ).tokens.shape == (1, 8)
+    with pytest.raises(FormatError, match=r"a\.jsonl:2"):
+        token_rows(str(path), model, n_tokens=800, context=8, positions=positions_of(model, False))
 
 
 def test_words_of_neighbouring_documents_do_not_touch(tmp_path):
@@ -171,18 +175,21 @@ def test_rows_that_cannot_be_made_are_refused(tmp_path):
     model = tiny_model("gpt2")
     n = len(model.tokenize("the sea\n", prepend_bos=False))
     with pytest.raises(FormatError, match=f"has {n} tokens, not one row: corpus.context is 64"):
-        token_rows(str(path), model, n_tokens=100, context=64, prepend_bos=False)
+        token_rows(str(path), model, n_tokens=100, context=64, positions=positions_of(model, False))
     with pytest.raises(
         MismatchError, match=r"is 129 tokens, .* reads at most 128(?s:.*)corpus.context = 128"
     ):
-        token_rows(str(path), model, n_tokens=100, context=129, prepend_bos=False)
+        token_rows(str(path), model, n_tokens=100, context=129, positions=positions_of(model, False))
 
 
-def test_model_without_bos_is_refused_where_one_is_wanted(tmp_path, monkeypatch):
+def test_rows_of_a_model_without_bos_begin_with_their_text(tmp_path, monkeypatch):
     path = tmp_path / "a.txt"
     path.write_text(WORDS)
     model = tiny_model("gpt2")
     monkeypatch.setattr(type(model), "bos_id", None)
-    with pytest.raises(MismatchError, match="no BOS token"):
-        token_rows(str(path), model, n_tokens=8, context=8, prepend_bos=True)
-    assert token_rows(str(path), model, n_tokens=8, context=8, prepend_bos=False).n_tokens == 8
+    asked, not_asked = (
+        token_rows(str(path), model, n_tokens=8, context=8, positions=positions_of(model, bos))
+        for bos in (True, False)
+    )
+    assert asked.tokens.tolist() == not_asked.tokens.tolist()
+    assert (asked.n_special, asked.n_tokens) == (0, 8)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from polysem.errors import MismatchError
-from polysem.interventions.degrees import Neurons, degree_tables, tied
+from polysem.plan.degrees import Neurons, degree_tables, tied
 
 
 def test_ties_by_hand():

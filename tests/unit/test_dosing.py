@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from polysem.interventions.dosing import MAX_STEPS, TOLERANCE, doses_at_kl
+from polysem.act.dosing import MAX_STEPS, TOLERANCE, doses_at_kl
 
 
 def solved(law, wanted, start):

@@ -14,7 +14,7 @@ from polysem.explore.query import Query, Sql
 from polysem.store import io
 from polysem.store.manifest import Manifest, Output
 from polysem.store.tables import ATLAS_TOP, TRANSFER_SETS
-from polysem.testing.synthetic import SyntheticStudy, synthetic_run
+from support.synthetic import SyntheticStudy, finish_beside, synthetic_run
 
 WORLD = SyntheticStudy(n_features=60, n_targets=3, n_prompts=4, doses=(0.1,), sources_per_bin=1)
 
@@ -34,7 +34,7 @@ def rewrite_manifest(folder, stage, change):
     path = folder / stage / "manifest.json"
     manifest = Manifest.read(path, rebuild="")
     outputs = change(dict(manifest.outputs))
-    Manifest(manifest.recipe, outputs, manifest.facts, manifest.made).write(path)
+    Manifest(manifest.made_from, outputs, manifest.facts, manifest.made).write(path)
 
 
 def test_a_folder_that_is_no_run_is_said(tmp_path):
@@ -53,8 +53,8 @@ def test_a_manifest_cannot_name_a_file_outside(folder, tmp_path):
         ),
     )
     book = Book(folder)
-    assert "lies outside" in book.problems["pairs"]
-    with pytest.raises(StoreError, match="lies outside"):
+    assert "expected a path below" in book.problems["pairs"]
+    with pytest.raises(StoreError, match="expected a path below"):
         book.relation("pairs")
     assert book.page(Query.parse(book.relation("features")))[1] == 120  # the rest is there
 
@@ -63,7 +63,7 @@ def test_a_link_out_of_the_folder_is_not_followed(folder, tmp_path):
     target = folder / "pairs" / "pairs.parquet"
     target.rename(tmp_path / "elsewhere.parquet")
     target.symlink_to(tmp_path / "elsewhere.parquet")
-    assert "lies outside" in Book(folder).problems["pairs"]
+    assert "is a link that leads out of" in Book(folder).problems["pairs"]
 
 
 def test_duckdb_cannot_reach_out(folder, tmp_path):
@@ -102,7 +102,7 @@ def test_a_damaged_manifest_is_said(folder):
     (folder / "effects" / "manifest.json").write_text("{")
     book = Book(folder)
     assert "manifest.json" in book.problems["effects"]
-    assert "pushes" not in book.relations
+    assert "steering" not in book.relations
     assert "pairs" in book.relations
 
 
@@ -151,7 +151,7 @@ def test_a_part_made_from_other_tables_does_not_count(whole, tmp_path):
     folder = shutil.copytree(whole, tmp_path / "run")
     manifest = Manifest.read(folder / "pairs" / "manifest.json", rebuild="")
     (folder / "pairs" / "manifest.json").unlink()
-    recipe = manifest.recipe
+    recipe = manifest.made_from
     old = Manifest(
         type(recipe)(**{**vars(recipe), "inputs": {"features/features.parquet": "0" * 64}}), manifest.outputs
     )
@@ -176,7 +176,7 @@ def write_part(folder, whole, manifest, k, sae):
         file = f"pairs/{schema.name}-{k:05d}-of-00002.parquet"
         mine = table.filter(pc.equal(table["sae"], sae))
         outputs[file] = Output(io.write_table(folder / file, mine, schema), mine.num_rows)
-    Manifest(manifest.recipe, outputs).write(folder / "pairs" / f"part-{k:05d}-of-00002.json")
+    Manifest(manifest.made_from, outputs).write(folder / "pairs" / f"part-{k:05d}-of-00002.json")
 
 
 def test_tables_of_other_commands_are_shown(folder):
@@ -193,15 +193,11 @@ def test_tables_of_other_commands_are_shown(folder):
         for k in range(2)
     ]
     table = pa.Table.from_pylist(rows, schema=ATLAS_TOP.arrow())
-    digest = io.write_table(folder / "atlas" / "00-atlas_top.parquet", table, ATLAS_TOP)
-    io.write_json(folder / "atlas" / "00.json", {"outputs": {"00-atlas_top.parquet": digest}})
+    finish_beside(folder, "atlas", {"00-atlas_top.parquet": (table, ATLAS_TOP)})
     sets = {"category": "location", "arm": "shared", "n_strings": 3, "n_treated": 1, "n_reference": 2}
     sets |= {"overlap": "{}", "imbalance": "{}", "reason": None}
     table = pa.Table.from_pylist([sets], schema=TRANSFER_SETS.arrow())
-    digest = io.write_table(folder / "transfer" / "transfer_sets.parquet", table, TRANSFER_SETS)
-    io.write_json(
-        folder / "transfer" / "manifest.json", {"outputs": {"transfer_sets.parquet": {"sha256": digest}}}
-    )
+    finish_beside(folder, "transfer", {"transfer_sets.parquet": (table, TRANSFER_SETS)})
     book = Book(folder)
     found, total = book.page(Query.parse(book.relation("atlas_top"), sort="-effect"))
     assert total == 2
@@ -222,7 +218,7 @@ def test_a_change_is_seen_at_the_next_look(folder, monkeypatch):
     assert book.look() == before  # looked a moment ago
     book._looked -= 7200
     assert book.look() != before
-    assert "pushes" not in book.relations
+    assert "steering" not in book.relations
 
 
 def test_documents_are_plain_json(folder):

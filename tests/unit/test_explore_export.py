@@ -3,13 +3,14 @@
 import json
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 from polysem.errors import StoreError
 from polysem.explore import Book, export_static
 from polysem.explore.documents import feature
 from polysem.explore.query import Query
-from polysem.testing.synthetic import SyntheticStudy, synthetic_run
+from support.synthetic import SyntheticStudy, synthetic_run
 
 WORLD = SyntheticStudy(n_features=80, n_targets=3, n_prompts=4, doses=(0.1,), sources_per_bin=1)
 
@@ -24,7 +25,7 @@ def folder(book, tmp_path_factory):
     return export_static(book, tmp_path_factory.mktemp("out") / "export")
 
 
-@pytest.mark.parametrize("name", ["pairs", "pushes", "features", "effects", "hubs", "missing"])
+@pytest.mark.parametrize("name", ["pairs", "steering", "features", "effects", "hubs", "missing"])
 def test_columns_hold_what_the_server_answers(book, folder, name):
     relation = book.relation(name)
     rows, total = book.page(Query.parse(relation, limit=1000))
@@ -66,6 +67,23 @@ def test_an_export_replaces_an_export_and_nothing_else(book, folder, tmp_path):
     with pytest.raises(StoreError, match="is not empty"):
         export_static(book, tmp_path)
     assert (tmp_path / "thesis.tex").read_text() == "five years"
+
+
+def test_a_study_without_a_table_to_show_is_not_exported(tmp_path):
+    """Nothing made yet, or every table of another version: an empty page would say that there is nothing to see."""
+    run = synthetic_run(tmp_path / "run", WORLD)
+    for table in run.glob("*/*.parquet"):
+        old = pq.read_table(table)
+        meta = {**(old.schema.metadata or {}), b"polysem_version": b"0"}
+        pq.write_table(old.replace_schema_metadata(meta), table)
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    (bare / "study.toml").write_text((run / "study.toml").read_text())
+    for folder, why in ((run, "holds features version 0"), (bare, "no stage is finished")):
+        with pytest.raises(StoreError, match=f"nothing that can be exported: .*{why}") as caught:
+            export_static(Book(folder), tmp_path / "site")
+        assert caught.value.hint == f"polysem run {folder}/study.toml --out {folder}"
+    assert not (tmp_path / "site").exists()
 
 
 def test_equal_tables_give_equal_exports(book, folder, tmp_path):

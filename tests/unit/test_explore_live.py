@@ -9,7 +9,7 @@ import torch
 
 from polysem.errors import ConfigError, StoreError
 from polysem.explore.live import WAITING
-from polysem.explore.push import KL_WITHIN, Asked, dose_for_kl
+from polysem.explore.steer import KL_WITHIN, Asked, dose_for_kl
 
 ASKED = {
     "prompt": "It was the best",
@@ -73,9 +73,9 @@ def test_a_kl_out_of_reach_is_said():
 def live(tmp_path_factory):
     """A small study of the zoo, as far as its plan, with its model."""
     pytest.importorskip("polysem_zoo", reason="polysem-zoo is not installed")
+    from polysem.engine import run_study
     from polysem.explore import Book
     from polysem.explore.live import Live
-    from polysem.study import run_study
 
     folder = tmp_path_factory.mktemp("live")
     study = folder / "study.toml"
@@ -252,5 +252,5 @@ def test_what_cannot_be_pushed_is_said(live, change, said):
 
 
 def test_an_unknown_job_is_said(live):
-    with pytest.raises(StoreError, match="no push"):
+    with pytest.raises(StoreError, match="no request"):
         live.look("nothing")

@@ -11,7 +11,7 @@ from polysem.explore import Book
 from polysem.explore.query import Query, category_words
 from polysem.store import io
 from polysem.store.tables import FEATURES
-from polysem.testing.synthetic import SyntheticStudy, synthetic_run
+from support.synthetic import SyntheticStudy, synthetic_run
 
 WORLD = SyntheticStudy(n_features=90, n_targets=4, n_prompts=4, doses=(0.1, 0.2), sources_per_bin=2)
 
@@ -52,7 +52,7 @@ def keys(rows):
         (["i=7"], lambda r: r["i"] == 7),
         (["i!=7", "strength>0.4"], lambda r: r["i"] != 7 and abs(r["interference"]) > 0.4),
         (["gloss_i~SHIP"], lambda r: "ship" in r["gloss_i"]),
-        (["pushes>=1"], lambda r: r["pushes"] >= 1),
+        (["steered>=1"], lambda r: r["steered"] >= 1),
     ],
 )
 def test_filters_keep_what_a_loop_keeps(book, pairs, filters, keeps):
@@ -80,12 +80,12 @@ def test_search_looks_into_both_glosses_for_any_word(book, pairs):
 
 
 def test_a_feature_is_found_by_its_tokens(book):
-    rows, total = ask(book, "pushes", filters=["target~danube"], limit=1000)
-    everything, _ = ask(book, "pushes", limit=1000)
+    rows, total = ask(book, "steering", filters=["target~danube"], limit=1000)
+    everything, _ = ask(book, "steering", limit=1000)
     assert all(r["gloss_target"] == "names of rivers" for r in rows)
     assert total == len(rows)
     assert rows or not any(r["gloss_target"] == "names of rivers" for r in everything)
-    by_gloss, n = ask(book, "pushes", filters=["source~ship"], limit=1000)
+    by_gloss, n = ask(book, "steering", filters=["source~ship"], limit=1000)
     assert n
     assert {r["gloss_source"] for r in by_gloss} == {"parts of a ship"}
 
@@ -122,14 +122,14 @@ def test_a_push_toward_a_word_is_one_of_the_tokens_that_were_read(tmp_path):
         table = table.set_column(k, table.schema.field(k), pa.array(values, type=table.schema.field(k).type))
     io.write_table(path, table, FEATURES)
     own = Book(run)
-    everything, _ = ask(own, "pushes", limit=1000)
+    everything, _ = ask(own, "steering", limit=1000)
     assert {r["token_set"] for r in everything} == {"in", "out"}
     for words in ("target~london", "target~@location"):
-        rows, total = ask(own, "pushes", filters=[words], limit=1000)
+        rows, total = ask(own, "steering", filters=[words], limit=1000)
         assert {r["token_set"] for r in rows} == {"out"}
         assert total == sum(r["token_set"] == "out" for r in everything)
     # of a source nothing was read: any of its tokens counts
-    _, total = ask(own, "pushes", filters=["source~london"], limit=1000)
+    _, total = ask(own, "steering", filters=["source~london"], limit=1000)
     assert total == sum(r["source"] >= 0 for r in everything)
     own.close()
 
@@ -167,7 +167,7 @@ def test_near_and_among_are_about_numbers_of_features(book, pairs):
 def test_intervals_of_pushes_are_student_t(book):
     from scipy.stats import t
 
-    rows, _ = ask(book, "pushes", filters=["relation=pair"], limit=5)
+    rows, _ = ask(book, "steering", filters=["relation=pair"], limit=5)
     for row in rows:
         half = t.ppf(0.975, row["n_prompts"] - 1) * row["logodds_se"]
         assert row["lo"] == pytest.approx(row["logodds"] - half, rel=1e-9)
@@ -183,7 +183,9 @@ def test_hubs_count_both_sides(book, pairs):
         assert row["strongest"] == max(abs(r["interference"]) for r in mine)
 
 
-@pytest.mark.parametrize("name", ["pairs", "pushes", "features", "effects", "plan", "trials", "coordinates"])
+@pytest.mark.parametrize(
+    "name", ["pairs", "steering", "features", "effects", "plan", "trials", "coordinates"]
+)
 def test_every_relation_can_be_sorted_and_read_by_every_column(book, name):
     relation = book.relation(name)
     for field in relation.fields:

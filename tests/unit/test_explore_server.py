@@ -1,20 +1,27 @@
 """The server: who is answered, what is sent along, what files it gives."""
 
+import asyncio
 import csv
 import io
 import json
+import socket
 import subprocess
 import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pyarrow.parquet as pq
 import pytest
 from starlette.testclient import TestClient
 
+from polysem.errors import ConfigError
 from polysem.explore import Book, make_app
+from polysem.explore import server as server_module
 from polysem.explore.guard import POLICY
 from polysem.explore.output import cell
-from polysem.explore.server import hosts_of
-from polysem.testing.synthetic import SyntheticStudy, synthetic_run
+from polysem.explore.server import hosts_of, impatient, listen, root_of
+from support.synthetic import SyntheticStudy, synthetic_run
 
 TOKEN = "the-token-of-this-test"
 HERE = "http://127.0.0.1:8000"
@@ -71,7 +78,135 @@ def test_another_host_name_is_refused_even_with_the_token(known, host):
 
 def test_hosts_that_are_answered():
     assert hosts_of("127.0.0.1", 80) == ["127.0.0.1:80", "[::1]:80", "localhost:80"]
-    assert hosts_of("0.0.0.0", 80, more=["box.lan"]) == ["0.0.0.0:80", "box.lan:80"]
+    assert hosts_of("10.0.0.7", 80, more=["box.lan", "x:9"]) == ["10.0.0.7:80", "box.lan", "x:9"]
+    assert "localhost:80" in hosts_of("0.0.0.0", 80)
+    for wrong in ("http://box.lan", "box.lan/x", "box:0", "box:99999", "a b", "", "*:x", "me@box"):
+        with pytest.raises(ConfigError, match="is no host; expected NAME or NAME:PORT"):
+            hosts_of("127.0.0.1", 80, more=[wrong])
+
+
+@pytest.mark.parametrize(
+    ("allowed", "host", "answered"),
+    [
+        ("localhost:9999", "localhost:9999", True),  # ssh -L 9999:localhost:8000
+        ("localhost:9999", "localhost:9998", False),
+        ("localhost:9999", "127.0.0.1:9999", False),
+        ("localhost", "localhost:4711", True),
+        ("hub.example.org", "hub.example.org", True),
+        ("hub.example.org", "HUB.example.org:8443", True),
+        ("hub.example.org:443", "hub.example.org", True),
+        ("hub.example.org:9999", "hub.example.org", False),
+        ("hub.example.org", "hub.example.org.evil.example", False),
+        ("hub.example.org", "evil.example", False),
+        ("[::1]:9999", "[::1]:9999", True),
+        ("::1", "[::1]:9999", True),
+        ("localhost", "localhost:port", False),
+        ("localhost", "evil.example@localhost", False),
+    ],
+)
+def test_names_that_are_allowed(book, allowed, host, answered):
+    app = make_app(book, token=TOKEN, hosts=hosts_of("127.0.0.1", 8000, more=[allowed]))
+    client = TestClient(app, base_url=HERE, headers={"authorization": f"Bearer {TOKEN}"})
+    assert client.get("/data/overview.json", headers={"host": host}).status_code == (200 if answered else 421)
+    assert client.get("/data/overview.json").status_code == 200
+
+
+def test_a_refused_name_is_told_what_to_do(client):
+    answer = client.get("/", headers={"host": "localhost:9999"})
+    assert answer.status_code == 421
+    assert "polysem explore RUN --allow-host localhost:9999\n" in answer.text
+    assert "--root-path" in answer.text
+    assert answer.headers["content-type"].startswith("text/plain")
+    assert "<" not in client.get("/", headers={"host": "<b>\x1b[0m"}).text.replace("<b>", "")
+
+
+@pytest.mark.parametrize("strips", [True, False])
+def test_behind_a_path(book, strips):
+    """As jupyter-server-proxy does it: under /proxy/PORT the path is taken off, under /proxy/absolute/PORT it stays."""
+    root = root_of("user/me%40x/proxy/{port}/", 8000)
+    assert root == "/user/me%40x/proxy/8000"
+    app = make_app(
+        book, token=TOKEN, hosts=hosts_of("127.0.0.1", 8000, more=["hub.example"]), root=root, live=Bench()
+    )
+    client = TestClient(app, base_url="http://hub.example", follow_redirects=False)
+    above = "" if strips else root
+    first = client.get(f"{above}/?token={TOKEN}")
+    assert (first.status_code, first.headers["location"]) == (303, f"{root}/")
+    assert f"Path={root}/;" in first.headers["set-cookie"]
+    cookie = first.headers["set-cookie"].partition(";")[0]
+    for path in ("/", "/static/main.js", "/data/overview.json"):
+        assert client.get(above + path, headers={"cookie": cookie}).status_code == 200
+        assert client.get(above + path, headers={"cookie": ""}).status_code == 401
+    assert (
+        client.get("/user/other/proxy/8000/data/overview.json", headers={"cookie": cookie}).status_code == 404
+    )
+    post = {"cookie": cookie, "content-type": "application/json"}
+    for origin, status in (
+        ("https://hub.example", 200),
+        ("http://hub.example", 200),
+        ("https://evil.example", 403),
+        ("", 403),
+    ):
+        assert (
+            client.post(f"{above}/live", content="{}", headers={**post, "origin": origin}).status_code
+            == status
+        )
+    for wrong in ("a b", "/../x", "x?y", "/a//b", "\nx"):
+        with pytest.raises(ConfigError, match="is no path"):
+            root_of(wrong, 1)
+    assert root_of("", 1) == root_of("/", 1) == ""
+
+
+class Bench:
+    """In the place of `Live`."""
+
+    def start(self, asked):
+        return {"job": "1"}
+
+    def close(self):
+        pass
+
+
+def test_two_host_headers_are_none(book):
+    seen = []
+
+    async def send(message):
+        seen.append(message)
+
+    scope = {"type": "http", "method": "GET", "path": "/", "query_string": b"", "headers": [
+        (b"host", b"127.0.0.1:8000"), (b"host", b"evil.example"), (b"authorization", f"Bearer {TOKEN}".encode())]}  # fmt: skip
+    app = make_app(book, token=TOKEN, hosts=hosts_of("127.0.0.1", 8000))
+    with ThreadPoolExecutor(1) as pool:  # a browser's loop may be running in this thread
+        pool.submit(lambda: asyncio.run(app(scope, None, send))).result()
+    assert seen[0]["status"] == 421
+
+
+def test_headers_that_do_not_come_end_the_connection(book, monkeypatch):
+    """A first request that stops in its headers, and one after a good one; a request that is at work is not touched."""
+    import uvicorn
+
+    monkeypatch.setattr(server_module, "HEADERS_WITHIN", 0.3)
+    app = make_app(book, token=TOKEN, hosts=["127.0.0.1"])
+    bound = listen("127.0.0.1", 0)
+    config = uvicorn.Config(app, http=impatient(), log_level="error", server_header=False, date_header=False)
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]}, daemon=True)
+    thread.start()
+    whole = f"GET /data/progress.json HTTP/1.1\r\nhost: 127.0.0.1\r\nauthorization: Bearer {TOKEN}\r\n\r\n".encode()
+    try:
+        for before in (b"", whole):
+            with socket.create_connection(bound.getsockname(), timeout=10) as slow:
+                slow.sendall(before)
+                if before:
+                    assert b"200 OK" in slow.recv(1 << 16)
+                slow.sendall(b"GET / HTTP/1.1\r\nhost: 127.0")
+                begun = time.monotonic()
+                while slow.recv(1 << 16):
+                    pass
+                assert 0.1 < time.monotonic() - begun < 4
+    finally:
+        server.should_exit = True
+        thread.join(timeout=10)
 
 
 @pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "PATCH", "OPTIONS"])

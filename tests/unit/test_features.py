@@ -17,10 +17,11 @@ from polysem.features import build_features, feature_table
 from polysem.features.best import HarvestPlan
 from polysem.features.encoder import ActiveEncoder
 from polysem.features.harvest import harvest
+from polysem.positions import positions_of
 from polysem.saes.base import SAE, Provenance
 from polysem.store.tables import CONTEXTS, FEATURES
-from polysem.testing.tiny import tiny_model
 from polysem.types import Site
+from polysem.worlds.tiny import tiny_model
 
 SITE = Site.parse("blocks.0.hook_resid_post")
 D_SAE = 24
@@ -39,7 +40,8 @@ def random_sae(d_in: int, *, seed: int = 0, bos: bool = True, site: Site = SITE,
         b_enc=bias,
         b_dec=torch.zeros(d_in),
         activation="relu",
-        site=site,
+        reads=site,
+        writes=site,
         model_id=None,
         model_revision=None,
         provenance=Provenance("memory", "memory", "test"),
@@ -79,7 +81,7 @@ def test_harvest_equals_dense_activations(family, rule, n_special):
     states = harvest(model, saes, rows, plan=HarvestPlan(n_contexts=5, window=6, n_tokens=4))
     for label, sae in saes.items():
         got, acts = states[label], dense(model, sae, rows)
-        live = acts[:, n_special:]
+        live = acts[:, 1:]  # the first position is a sink, BOS or not
         assert (live > 0).any(), "the test needs active features"
         assert got.n_active.tolist() == (live > 0).sum((0, 1)).tolist()
         assert got.max_act.tolist() == live.max((0, 1)).clip(0).tolist()
@@ -89,7 +91,7 @@ def test_harvest_equals_dense_activations(family, rule, n_special):
             row, start = got.context_row[f, rank], got.context_start[f, rank]
             np.testing.assert_array_equal(got.context_acts[f, rank], acts[row, start : start + 6, f])
         for f, rank in zip(*np.nonzero(got.token_id >= 0), strict=True):
-            where = rows.tokens[:, n_special:] == got.token_id[f, rank]
+            where = rows.tokens[:, 1:] == got.token_id[f, rank]
             assert got.token_act[f, rank] == live[..., f][where].max()
 
 
@@ -151,7 +153,7 @@ def test_features_follow_the_papers_rules(corpus):
     table = feature_table(sae, model, corpus=str(corpus), n_tokens=600, context=16, label="a")
     rows = table.features.to_pylist()
     assert [row["feature"] for row in rows] == list(range(D_SAE))
-    text = token_rows(str(corpus), model, n_tokens=600, context=16, prepend_bos=True)
+    text = token_rows(str(corpus), model, n_tokens=600, context=16, positions=positions_of(model, True))
     acts = dense(model, sae, text)[:, 1:]
     alive = [row for row in rows if row["n_active"]]
     assert len(alive) > 5
@@ -326,9 +328,9 @@ def test_a_short_corpus_is_used_whole_and_said(corpus, caplog):
     model = tiny_model("gpt2")
     with caplog.at_level(logging.WARNING):
         table = feature_table(
-            random_sae(model.spec.d_model), model, corpus=str(corpus), n_tokens=10**6, context=16
+            random_sae(model.spec.d_model), model, corpus=str(corpus), n_tokens=9_000, context=16
         )
-    assert "fewer than the 1000000 asked for" in caplog.text
+    assert "of the 9,000 tokens asked for are there" in caplog.text
     assert table.features.num_rows == D_SAE
 
 

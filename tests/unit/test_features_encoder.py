@@ -31,7 +31,8 @@ def make_sae(kind: str, *, d_in: int = 20, d_sae: int = 70, seed: int = 0, sprea
         b_enc=normal(d_sae) * 2 - 3,
         b_dec=normal(d_in),
         activation="relu",
-        site=Site.parse("blocks.0.hook_resid_post"),
+        reads=Site.parse("blocks.0.hook_resid_post"),
+        writes=Site.parse("blocks.0.hook_resid_post"),
         model_id=None,
         model_revision=None,
         provenance=Provenance("memory", "memory", "test"),
@@ -53,7 +54,7 @@ def make_sae(kind: str, *, d_in: int = 20, d_sae: int = 70, seed: int = 0, sprea
 
 def exactly(sae: SAE, x: torch.Tensor) -> np.ndarray:
     """Activations in float64 from the same float32 input of the encoder, rounded once."""
-    from polysem.saes.codec import _activate, encoder_input
+    from polysem.saes.base import _activate, encoder_input
 
     def wide(value):
         if isinstance(value, tuple):

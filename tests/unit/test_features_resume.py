@@ -12,8 +12,8 @@ from polysem.features.best import HarvestPlan
 from polysem.features.harvest import harvest
 from polysem.saes.base import SAE, Provenance
 from polysem.store.io import write_arrays
-from polysem.testing.tiny import tiny_model
 from polysem.types import Site
+from polysem.worlds.tiny import tiny_model
 
 D_SAE = 12
 PLAN = HarvestPlan(3, 5, 3)
@@ -28,7 +28,8 @@ def make_sae(seed: int) -> SAE:
         b_enc=torch.full((D_SAE,), -4.0),
         b_dec=torch.zeros(16),
         activation="relu",
-        site=Site.parse("blocks.0.hook_resid_post"),
+        reads=Site.parse("blocks.0.hook_resid_post"),
+        writes=Site.parse("blocks.0.hook_resid_post"),
         model_id=None,
         model_revision=None,
         provenance=Provenance("memory", "memory", "test"),

@@ -221,7 +221,7 @@ def test_margins_hold_for_the_products_as_made(kind):
         i, j = np.meshgrid(np.arange(64) + 64 * a, np.arange(64) + 64 * b, indexing="ij")
         exact = canonical_cosines(rows, i.ravel(), j.ravel()).reshape(64, 64)
         product = made.products(slice(64 * a, 64 * a + 64), b)[:64, :64].double().numpy()
-        product /= made.scale[a] * made.scale[b]
+        product /= made.rows.scale[a] * made.columns.scale[b]
         rounding = np.abs(product) * (2.0**-8 if made.arithmetic == "bf16" else 0)
         assert (np.abs(product - exact) <= made.margin(a, b) + rounding).all()
     assert made.margin(1, 1) < made.margin(0, 0) or kind != "int8"

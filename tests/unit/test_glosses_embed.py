@@ -20,7 +20,6 @@ from polysem.errors import (
 from polysem.glosses import Gloss, embed_glosses, embed_texts
 from polysem.glosses.cache import VectorCache
 from polysem.glosses.embedders import minilm_folder
-from polysem.glosses.served import endpoint, key_from
 from polysem.http import Retries
 
 TEXTS = ["the sea, ships and sailing", "names of women", "punctuation; such as: commas", "a", "of the " * 300]
@@ -175,38 +174,20 @@ def test_busy_server_is_asked_again():
     assert server.slept == [3.0, 2.0]
 
 
-def test_key_is_sent_where_it_belongs(monkeypatch):
-    for name in ("POLYSEM_EMBEDDINGS_API_KEY", "OPENAI_API_KEY", "OPENAI_BASE_URL"):
-        monkeypatch.delenv(name, raising=False)
+def test_key_is_sent_where_it_belongs(monkeypatch, caplog):
     server = Server()
     server.embed(["a"], api_key="given")
     server.embed(["b"])
+    assert not caplog.text
     monkeypatch.setenv("OPENAI_API_KEY", "secret")
     server.embed(["c"])
+    assert "http://host.test is sent no key: OPENAI_API_KEY is for https://api.openai.com" in caplog.text
     server.embed(["d"], reference="openai:text-3")
-    monkeypatch.setenv("POLYSEM_EMBEDDINGS_API_KEY", "general")
+    monkeypatch.setenv("POLYSEM_API_KEY", "general")
     server.embed(["e"])
-    assert server.keys == ["Bearer given", None, None, "Bearer secret", "Bearer general"]
-
-
-def test_key_of_openai_goes_to_the_address_in_the_environment():
-    environment = {"OPENAI_API_KEY": "k", "OPENAI_BASE_URL": "http://localhost:8000/v1"}
-    assert key_from(environment, "http://localhost:8000/v1/embeddings") == "k"
-    assert key_from(environment, "https://api.openai.com.evil.test/v1/embeddings") is None
-
-
-@pytest.mark.parametrize(
-    ("url", "expected"),
-    [
-        ("http://host:8000", "http://host:8000/v1/embeddings"),
-        ("http://host:8000/", "http://host:8000/v1/embeddings"),
-        ("https://host/v1/", "https://host/v1/embeddings"),
-        ("https://host/openai/v1", "https://host/openai/v1/embeddings"),
-        ("https://host/v1/embeddings", "https://host/v1/embeddings"),
-    ],
-)
-def test_endpoint(url, expected):
-    assert endpoint(url) == expected
+    monkeypatch.setenv("POLYSEM_API_BASE", "http://host.test/v1")
+    server.embed(["f"])
+    assert server.keys == ["Bearer given", None, None, "Bearer secret", None, "Bearer general"]
 
 
 def test_answers_that_are_none():
@@ -217,10 +198,10 @@ def test_answers_that_are_none():
     with pytest.raises(NumericsError, match="vector 0 has length 0"):
         Server(spoil="zero").embed(["a"])
     with pytest.raises(FormatError, match="no list of embeddings"):
-        Server(before=[httpx.Response(200, text="<html>")]).embed(["a"])
+        Server(before=[httpx.Response(200, json={"embeddings": []})]).embed(["a"])
     with pytest.raises(UnknownReferenceError, match=r"HTTP 404 for model 'other'.*no model other"):
         Server().embed(["a"], reference="openai:other@http://host.test")
-    with pytest.raises(UnknownReferenceError, match="POLYSEM_EMBEDDINGS_API_KEY"):
+    with pytest.raises(UnknownReferenceError, match=r"POLYSEM_API_BASE=http://host\.test"):
         Server(before=[httpx.Response(401, text="who?")]).embed(["a"])
 
 
@@ -263,7 +244,60 @@ def test_what_was_paid_for_is_kept_when_the_server_fails_later(tmp_path):
     with pytest.raises(UnknownReferenceError, match="quota"):
         failing.embed(texts, cache=tmp_path)
     server.embed(texts, cache=tmp_path)
-    assert len(server.texts) == 1300 - 1024
+    assert len(server.texts) == 1300 - len(failing.texts)
+
+
+LLAMA_CPP = "input is too large to process. increase the physical batch size"
+
+
+@pytest.mark.parametrize(
+    "refusal",
+    [
+        httpx.Response(500, json={"error": {"code": 500, "message": LLAMA_CPP, "type": "server_error"}}),
+        httpx.Response(400, json={"error": {"message": "This model's maximum context length is 512 tokens"}}),
+        httpx.Response(413, json={"error": "`inputs` must have less than 512 tokens. Given: 3001"}),
+        httpx.Response(
+            200, json={"error": {"code": 400, "message": "the input length exceeds the context length"}}
+        ),
+        httpx.Response(500, text="Internal Server Error"),
+    ],
+    ids=["llama.cpp", "vllm", "tei", "in a good answer", "unsaid"],
+)
+def test_a_batch_that_is_too_large_is_split_and_the_gloss_that_is_named(refusal, tmp_path):
+    class Small(Server):
+        """Takes 1,000 characters in a request."""
+
+        def __call__(self, request: httpx.Request) -> httpx.Response:
+            large = sum(map(len, json.loads(request.content)["input"])) > 1000
+            if large:
+                self.keys.append("refused")
+            return refusal if large else super().__call__(request)
+
+    texts = [f"gloss {n:03d} " + "x" * 90 for n in range(40)]
+    fitting = Small()
+    np.testing.assert_allclose(fitting.embed(texts).vectors, [unit(t) for t in texts], rtol=1e-6)
+    long = "gloss 017 and " + "a word " * 3000
+    server = Small()
+    with pytest.raises(
+        UnknownReferenceError, match=r"text of 21014 characters that begins with 'gloss 017 and"
+    ) as caught:
+        server.embed([*texts, long], cache=tmp_path)
+    assert "network" not in str(caught.value)
+    if "Internal" not in refusal.text:
+        assert caught.value.hint.startswith("shorten or leave out this gloss")
+        assert not server.slept, "what is too large is not tried again as it is"
+    again = Server()
+    again.embed(texts, cache=tmp_path)
+    assert len(again.texts) == len(texts) - len(server.texts) < len(texts), (
+        "what was embedded before it is kept"
+    )
+
+
+def test_another_model_is_not_split_for():
+    server = Server(before=[httpx.Response(200, json={"model": "text-4", "data": []})])
+    with pytest.raises(UnknownReferenceError, match="asked for the model 'text-3' and answers as 'text-4'"):
+        server.embed(["a", "b"])
+    assert len(server.keys) == 1
 
 
 def test_damaged_cache_is_named(tmp_path):

@@ -8,9 +8,8 @@ import pytest
 
 from polysem.errors import MismatchError
 from polysem.glosses import read_glosses, read_neuronpedia_features, token_glosses
-from polysem.glosses.files import read_files
 from polysem.glosses.raw import read_rows
-from polysem.glosses.read import read_gloss_source
+from polysem.glosses.read import read_files, read_gloss_source
 from polysem.glosses.select import Collection, Expected
 from polysem.types import Site
 

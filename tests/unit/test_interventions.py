@@ -6,15 +6,17 @@ import numpy as np
 import pytest
 import torch
 
+from polysem.act.base import EditedPrompt, Recipe, Refused, SiteContext, Steer, intervention, unit
+from polysem.act.directions import covariance_direction
 from polysem.edits import Add
 from polysem.errors import FormatError, MismatchError, UnknownReferenceError
-from polysem.interventions.base import KINDS, LOCI, Bench, Prompt, Push, Recipe, Refused
-from polysem.interventions.controls import density_deciles, matched_features
-from polysem.interventions.feature import unit
+from polysem.plan.arms import matched_features
+from polysem.plan.index import density_deciles
 from polysem.seeds import rng_for
-from polysem.testing.planted import LABEL, plain_sae, planted_study
-from polysem.testing.tiny import TINY_FAMILIES, tiny_model
 from polysem.types import Site
+from polysem.worlds.tables import plain_sae
+from polysem.worlds.tiny import TINY_FAMILIES, tiny_model
+from support.planted import LABEL, planted_study
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +26,7 @@ def planted():
 
 def bench_of(planted, activations=None):
     seen = np.zeros((0, planted.sae.d_in)) if activations is None else activations
-    return Bench(LABEL, planted.sae, planted.model.spec, activations=lambda: seen)
+    return SiteContext(LABEL, planted.sae, planted.model.spec, activations=lambda: seen)
 
 
 def test_recipe_text_is_canonical_and_reads_back():
@@ -40,7 +42,6 @@ def test_recipe_text_is_canonical_and_reads_back():
         "",
         "[]",
         "{}",
-        '{"kind":"nothing"}',
         '{"kind": "decoder", "feature": 1}',
         '{"feature":[],"kind":"decoder"}',
     ],
@@ -52,26 +53,33 @@ def test_what_is_no_recipe_is_refused(text):
         Recipe.of("decoder", feature="x").integer("feature")
 
 
+def test_a_recipe_of_another_kind_is_refused_by_the_locus(planted):
+    with pytest.raises(FormatError, match=r"nothing.* is of no kind in decoder, covariance"):
+        intervention("feature").realise(Recipe.of("nothing"), bench_of(planted))
+
+
 def test_unknown_locus_names_the_known_ones():
     with pytest.raises(
-        UnknownReferenceError, match="unknown locus 'telepathy'; expected one of clamp, feature"
+        UnknownReferenceError, match="unknown locus 'telepathy'; expected one of feature, clamp"
     ):
-        LOCI["telepathy"]
+        intervention("telepathy")
 
 
 def test_decoder_direction_is_the_unit_row(planted):
     for feature in (0, 7):
         row = planted.sae.W_dec[feature].double().numpy()
-        seen = LOCI["feature"].realise(Recipe.of("decoder", feature=feature), bench_of(planted))
+        seen = intervention("feature").realise(Recipe.of("decoder", feature=feature), bench_of(planted))
         assert np.allclose(seen, row / np.sqrt((row**2).sum()), atol=1e-15)
     with pytest.raises(MismatchError, match="feature 999 of SAE 'planted'"):
-        LOCI["feature"].realise(Recipe.of("decoder", feature=999), bench_of(planted))
+        intervention("feature").realise(Recipe.of("decoder", feature=999), bench_of(planted))
 
 
 def test_prepare_makes_one_row_per_push_and_edits_only_the_mask(planted):
-    prompt = Prompt((0, 5, 6), np.array([False, True, True]))
+    prompt = EditedPrompt((0, 5, 6), np.array([False, True, True]))
     a, b = np.eye(planted.sae.d_in)[:2]
-    tokens, (edit,) = LOCI["feature"].prepare([Push(a, 2.0), Push(b, -0.5)], prompt, bench_of(planted))
+    tokens, (edit,) = intervention("feature").prepare(
+        [Steer(a, 2.0), Steer(b, -0.5)], prompt, bench_of(planted)
+    )
     assert tokens.tolist() == [[0, 5, 6]] * 2
     assert isinstance(edit, Add)
     assert edit.site == planted.sae.site
@@ -86,9 +94,9 @@ def test_prepare_makes_one_row_per_push_and_edits_only_the_mask(planted):
 
 
 def test_a_dose_of_zero_is_the_identity_to_the_bit(planted):
-    prompt = Prompt((0, 5, 6), np.array([False, True, True]))
+    prompt = EditedPrompt((0, 5, 6), np.array([False, True, True]))
     direction = unit(planted.sae.W_dec[3].double().numpy())
-    tokens, edits = LOCI["feature"].prepare([Push(direction, 0.0)] * 3, prompt, bench_of(planted))
+    tokens, edits = intervention("feature").prepare([Steer(direction, 0.0)] * 3, prompt, bench_of(planted))
     assert torch.equal(planted.model.logits(tokens, edits), planted.model.logits(tokens))
 
 
@@ -97,12 +105,12 @@ def test_a_dose_of_zero_is_the_identity_to_the_bit_in_every_family(family):
     model = tiny_model(family)
     site = Site.parse("blocks.1.hook_resid_post")
     sae = plain_sae(np.random.default_rng(0).standard_normal((4, 16)), site=site)
-    bench = Bench("s", sae, model.spec, activations=lambda: np.zeros((0, 16)))
-    direction = LOCI["feature"].realise(Recipe.of("decoder", feature=2), bench)
-    prompt = Prompt((1, 5, 6, 9), np.array([False, True, True, True]))
-    tokens, edits = LOCI["feature"].prepare([Push(direction, 0.0)] * 3, prompt, bench)
+    bench = SiteContext("s", sae, model.spec, activations=lambda: np.zeros((0, 16)))
+    direction = intervention("feature").realise(Recipe.of("decoder", feature=2), bench)
+    prompt = EditedPrompt((1, 5, 6, 9), np.array([False, True, True, True]))
+    tokens, edits = intervention("feature").prepare([Steer(direction, 0.0)] * 3, prompt, bench)
     assert torch.equal(model.logits(tokens, edits), model.logits(tokens))
-    tokens, edits = LOCI["feature"].prepare([Push(direction, 1.0)] * 3, prompt, bench)
+    tokens, edits = intervention("feature").prepare([Steer(direction, 1.0)] * 3, prompt, bench)
     assert not torch.equal(model.logits(tokens, edits), model.logits(tokens))
 
 
@@ -129,7 +137,7 @@ def test_covariance_direction_has_the_covariance_of_the_activations(planted):
     seen[:, 1] += rng.standard_normal(400)
     bench = bench_of(planted, seen)
     draws = [
-        KINDS["covariance"](Recipe.of("covariance", target=1, draw=k, seed=0), bench) for k in range(2000)
+        covariance_direction(Recipe.of("covariance", target=1, draw=k, seed=0), bench) for k in range(2000)
     ]
     draws = np.stack(draws)
     assert np.allclose(np.linalg.norm(draws, axis=1), 1.0)
@@ -143,10 +151,10 @@ def test_covariance_direction_depends_on_seed_sae_target_and_draw_only(planted):
 
     def draw(bench=bench, **arguments):
         recipe = Recipe.of("covariance", **{"target": 1, "draw": 0, "seed": 0} | arguments)
-        return KINDS["covariance"](recipe, bench)
+        return covariance_direction(recipe, bench)
 
     assert np.array_equal(draw(), draw())
-    other_label = Bench("other", planted.sae, planted.model.spec, activations=bench.activations)
+    other_label = SiteContext("other", planted.sae, planted.model.spec, activations=bench.activations)
     for other in (draw(target=2), draw(draw=1), draw(seed=1), draw(bench=other_label)):
         assert abs(float(draw() @ other)) < 0.7
 
@@ -161,13 +169,15 @@ def test_covariance_direction_depends_on_seed_sae_target_and_draw_only(planted):
 )
 def test_covariance_without_variation_is_refused(planted, activations, reason):
     with pytest.raises(Refused) as refusal:
-        KINDS["covariance"](Recipe.of("covariance", target=0, draw=0, seed=0), bench_of(planted, activations))
+        covariance_direction(
+            Recipe.of("covariance", target=0, draw=0, seed=0), bench_of(planted, activations)
+        )
     assert refusal.value.reason == reason
 
 
 def test_unmatched_control_is_refused(planted):
     with pytest.raises(Refused) as refusal:
-        LOCI["feature"].realise(Recipe.of("unmatched"), bench_of(planted))
+        intervention("feature").realise(Recipe.of("unmatched"), bench_of(planted))
     assert refusal.value.reason == "control_unmatched"
 
 

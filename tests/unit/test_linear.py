@@ -11,8 +11,8 @@ from polysem.linear.decompose import (
     Decomposition,
     check_identities,
     clean_tokens,
-    common_mode,
     decompose,
+    mean_direction,
     split_push,
 )
 from polysem.linear.metrics import pair_metrics
@@ -26,9 +26,9 @@ from polysem.linear.validity import dose_scales, linear_validity
 from polysem.readouts import kl, log_odds
 from polysem.saes.base import SAE, Provenance
 from polysem.seeds import rng_for
-from polysem.testing.linear import SITE, LinearWorld
-from polysem.testing.tiny import TINY_FAMILIES, tiny_model
 from polysem.types import Site
+from polysem.worlds.linear import SITE, LinearWorld
+from polysem.worlds.tiny import TINY_FAMILIES, tiny_model
 
 IDENTITY = 1e-5
 REPLICATES = 300
@@ -115,7 +115,7 @@ def test_doses_are_reached_and_unreachable_ones_are_refused():
 
 def test_parts_of_a_push_add_up_and_are_orthogonal():
     W = torch.as_tensor(rng_for(0, "W").standard_normal((60, 12)) + 0.8)
-    basis = common_mode(W, components=2)
+    basis = mean_direction(W, components=2)
     torch.testing.assert_close(basis @ basis.T, torch.eye(3, dtype=torch.float64), atol=1e-10, rtol=0)
     unit = W / W.norm(dim=-1, keepdim=True)
     push, target = 2.5 * unit[:9], unit[20:29]
@@ -123,7 +123,7 @@ def test_parts_of_a_push_add_up_and_are_orthogonal():
     torch.testing.assert_close(parts.shared + parts.common + parts.own, push)
     for a, b in ((parts.shared, parts.common), (parts.shared, parts.own), (parts.common, parts.own)):
         assert float((a * b).sum(-1).abs().max()) < 1e-10
-    # Nothing of the common mode is left in the own part but what lies along the target.
+    # Nothing of the shared mean direction is left in the own part but what lies along the target.
     outside = basis - (basis @ target[0])[:, None] * target[0]
     assert float((outside @ parts.own[0]).abs().max()) < 1e-10
 
@@ -132,7 +132,7 @@ def test_parts_of_a_push_add_up_and_are_orthogonal():
 def test_identities_hold_in_every_family(family):
     model = tiny_model(family, n_layers=3)
     W = directions(20, 16, family)
-    basis = common_mode(W)
+    basis = mean_direction(W)
     parts = split_push(0.3 * W[:4], W[4:8], basis)
     inside = membership([[k, k + 9] for k in range(4)], model.spec.d_vocab)
     for site in (Site(0, "hook_attn_out"), Site(1, "hook_resid_post")):
@@ -148,7 +148,7 @@ def test_identities_hold_in_every_family(family):
 def test_the_last_stream_is_all_direct_and_earlier_positions_all_indirect():
     model = tiny_model("llama", n_layers=3)
     W = directions(8, 16)
-    parts = split_push(0.5 * W[:4], W[4:], common_mode(W))
+    parts = split_push(0.5 * W[:4], W[4:], mean_direction(W))
     inside = membership([[k] for k in range(4)], model.spec.d_vocab)
     end = decompose(
         model,
@@ -177,7 +177,7 @@ def test_a_readout_of_the_target_direction_alone_is_all_shared():
         torch.randn(20, d, dtype=torch.float64, generator=torch.Generator().manual_seed(0)), W_U
     )
     W = directions(30, d, "others")
-    parts = split_push(0.2 * W[:5], target.expand(5, -1), common_mode(W))
+    parts = split_push(0.2 * W[:5], target.expand(5, -1), mean_direction(W))
     inside = membership([[0, 1, 2]] * 5, 20)
     clean = inside.clone()
     clean[:, 1:] = False
@@ -289,7 +289,8 @@ def test_metrics_are_their_formulas():
         b_enc=torch.zeros(40),
         b_dec=torch.zeros(12),
         activation="relu",
-        site=SITE,
+        reads=SITE,
+        writes=SITE,
         model_id=None,
         model_revision=None,
         provenance=Provenance("memory", "memory", "test"),

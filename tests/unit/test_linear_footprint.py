@@ -1,21 +1,25 @@
 """Jacobian and Fisher interference, and the same pairs in two SAEs, against closed forms and brute force."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
+from scipy.optimize import brentq
 
-from polysem.linear.footprint import Prompt, footprint_metrics, logit_footprints
+from polysem.linear.footprint import PromptFootprint, footprint_metrics, logit_footprints
 from polysem.linear.matching import match_features
 from polysem.linear.metrics import pair_metrics
-from polysem.linear.replicated import Side, replicated_pairs
+from polysem.linear.replicated import SeedSide, replicated_pairs
 from polysem.linear.response import odd_change
-from polysem.readouts import kl
+from polysem.readouts import kl, log_odds
+from polysem.response import REPLICATED_KL, steered_odds
 from polysem.saes.base import SAE, Provenance
 from polysem.seeds import rng_for
 from polysem.stats.explain import held_out_r2
-from polysem.testing.linear import SITE, LinearWorld
-from polysem.testing.tiny import tiny_model
 from polysem.types import Site
+from polysem.worlds.linear import SITE, LinearWorld
+from polysem.worlds.tiny import tiny_model
 
 PAIRS = np.array([[0, 1], [2, 3], [3, 2], [0, 4]])
 
@@ -29,7 +33,7 @@ def prompt_of(model, n=8, seed=0):
     tokens = torch.as_tensor(rng_for(seed, "tokens").integers(0, model.spec.d_vocab, n))
     pushed = torch.ones(n, dtype=torch.bool)
     pushed[0] = False
-    return Prompt(tokens, pushed)
+    return PromptFootprint(tokens, pushed)
 
 
 def sae_of(W_dec, W_enc=None, site=SITE):
@@ -40,7 +44,8 @@ def sae_of(W_dec, W_enc=None, site=SITE):
         b_enc=torch.zeros(d_sae),
         b_dec=torch.zeros(d),
         activation="relu",
-        site=site,
+        reads=site,
+        writes=site,
         model_id=None,
         model_revision=None,
         provenance=Provenance("memory", "memory", "test"),
@@ -119,10 +124,11 @@ def test_the_same_pairs_in_two_saes_of_a_site():
     W = torch.as_tensor(rng.standard_normal((9, 12)))
     order = rng.permutation(9)
     sides = [
-        Side(label, sae_of(rows), {k: [int(3 * i), int(3 * i + 1)] for k, i in enumerate(who)})
+        SeedSide(label, sae_of(rows), {k: [int(3 * i), int(3 * i + 1)] for k, i in enumerate(who)})
         for label, rows, who in (("a", W, np.arange(9)), ("b", 2 * W[order], order))
     ]
-    rows = replicated_pairs(*sides, world, [prompt_of(world)], token_set="in", rng=rng_for(0, "draw"))
+    at = {"token_set": "in", "steered": partial(steered_odds, world)}
+    rows = replicated_pairs(*sides, world, [prompt_of(world)], **at, rng=rng_for(0, "draw"))
     assert len(rows) == 9 * 8
     assert all(order[r["other_target"]] == r["target"] for r in rows)
     np.testing.assert_allclose([r["linear"] for r in rows], [r["other_linear"] for r in rows], rtol=1e-6)
@@ -134,8 +140,25 @@ def test_the_same_pairs_in_two_saes_of_a_site():
     weight = np.where(inside, p / p[inside].sum(), -p / p[~inside].sum())
     d = (W[r["source"]] / W[r["source"]].norm()).numpy()
     assert r["linear"] == pytest.approx(weight @ W_U.numpy() @ d, rel=1e-4)
-    lonely = Side("c", sae_of(-W), sides[0].tokens)
-    assert replicated_pairs(sides[0], lonely, world, [prompt_of(world)], token_set="in", rng=rng) == []
+    # the world adds what is pushed at the last position to the stream that W_U reads: each sign is brought to 0.1 nats
+    np.testing.assert_allclose([r["steered"] for r in rows], [r["other_steered"] for r in rows], rtol=1e-6)
+    odds = []
+    for sign in (1, -1):
+
+        def spent(size, sign=sign):
+            q = z + sign * size * (W_U.numpy() @ d)
+            return float(kl(torch.as_tensor(z)[None], torch.as_tensor(q)[None]))
+
+        size = brentq(lambda size: spent(size) - REPLICATED_KL, 1e-4, 50.0)
+        odds.append(
+            float(
+                log_odds(torch.as_tensor(z + sign * size * (W_U.numpy() @ d)), sides[0].tokens[r["target"]])
+            )
+        )
+    assert r["steered"] == pytest.approx((odds[0] - odds[1]) / 2, rel=0.02)
+    assert {r["n_steered"] for r in rows} == {1}
+    lonely = SeedSide("c", sae_of(-W), sides[0].tokens)
+    assert replicated_pairs(sides[0], lonely, world, [prompt_of(world)], **at, rng=rng) == []
 
 
 RACERS = ("decoder_cosine", "enc_dec", "whitened", "causal", "coactivation", "fisher")

@@ -7,15 +7,14 @@ import torch
 
 from polysem.linear.decompose import decompose, split_push
 from polysem.linear.response import membership
-from polysem.report.decomposition import decomposition_panels
+from polysem.report.why import decomposition_panels
 from polysem.response import DECOMPOSED_PROMPTS, respond
 from polysem.selftest.studies import study_of
 from polysem.types import Site
 from polysem.worlds.compiled import MIDDLE, compiled_world
 from polysem.worlds.linear import LinearWorld
 from polysem.worlds.model import WorldModel
-from polysem.worlds.planted import plain_sae
-from polysem.worlds.tables import FeatureRow, Parts, feature_table, random_prompts, unit_rows
+from polysem.worlds.tables import FeatureRow, WorldTables, feature_table, plain_sae, random_prompts, unit_rows
 
 N, D, TOKENS = 16, 12, 3
 SITE = Site(0, "hook_resid_post")
@@ -49,29 +48,34 @@ def parts(*, direct):
     ids = [list(range(1 + k * TOKENS, 1 + (k + 1) * TOKENS)) for k in range(N)]
     rows = [FeatureRow(tokens, tokens, f"feature {k}") for k, tokens in enumerate(ids)]
     table = feature_table("world", rows, site=SITE, W_dec=W_dec, embeddings=np.eye(N))
-    return Parts(model, {"world": sae}, table, random_prompts(4, model.spec.d_vocab, rng))
+    return WorldTables(model, {"world": sae}, table, random_prompts(4, model.spec.d_vocab, rng))
 
 
 @pytest.mark.parametrize("direct", [True, False])
 def test_a_study_says_by_which_path(direct):
     world = parts(direct=direct)
-    made = study_of(world, seed=0, n_targets=8, sources_per_bin=2, doses=(0.1,), n_random=1)
+    made = study_of(
+        world, seed=0, n_targets=8, sources_per_bin=2, doses=(0.1,), n_random=1, token_sets=("in", "out")
+    )
     tables = respond(
         made.plan.plan, made.plan.prompts, made.trials, world.features, world.model, world.saes, seed=0
     )
     found = tables["decomposition"]
     total, straight, around = (found[n].to_numpy() for n in ("total", "direct", "indirect"))
-    assert len(total) >= 8
+    assert set(found["token_set"].to_pylist()) == {"in", "out"}
+    assert len(total) >= 16
     assert np.abs(total).min() > 1e-4
     np.testing.assert_allclose(straight + around, total, atol=1e-5)
     np.testing.assert_allclose(straight / total, 1.0 if direct else 0.0, atol=0.02)
     response = tables["response"].filter(pc.equal(tables["response"]["relation"], "pair"))
     share = response["linear_direct"].to_numpy() / response["linear"].to_numpy()
     np.testing.assert_allclose(share, 1.0 if direct else 0.0, atol=1e-6)
-    said = str(decomposition_panels(found)[0].drawing)
-    assert (
-        "direct 100 % · through later blocks 0 %" if direct else "direct 0 % · through later blocks 100 %"
-    ) in said
+    figures = list(decomposition_panels(found))
+    assert len(figures) == 2
+    for figure in figures:
+        assert (
+            "direct 100 % · through later blocks 0 %" if direct else "direct 0 % · through later blocks 100 %"
+        ) in str(figure.drawing)
 
 
 @pytest.mark.parametrize("neighbours", [True, False])
@@ -94,7 +98,7 @@ def test_leakage_is_what_neighbours_of_the_sources_tokens_carry(neighbours):
     table = feature_table("world", rows, site=SITE, W_dec=W_dec, embeddings=np.eye(N))
     prompts = random_prompts(4, len(W_E), rng)
     made = study_of(
-        Parts(model, {"world": plain_sae(W_dec, site=SITE)}, table, prompts),
+        WorldTables(model, {"world": plain_sae(W_dec, site=SITE)}, table, prompts),
         **{"seed": 0, "response": True, "n_targets": 8, "sources_per_bin": 2, "doses": (0.1,), "n_random": 1},
     )
     lengths = {r["trial_id"]: r["dose_absolute"] for r in made.trials.to_pylist() if r["status"] == "ok"}

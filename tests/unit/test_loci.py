@@ -6,27 +6,36 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from polysem.act.base import (
+    EditedPrompt,
+    Recipe,
+    Refused,
+    SiteContext,
+    Steer,
+    decoder_row,
+    edited_positions,
+    unit,
+)
+from polysem.act.directions import cosine_matched_direction, isotropic_direction
+from polysem.act.feature import FEATURE
+from polysem.act.neuron import NEURON
+from polysem.act.prompt import PROMPT
+from polysem.act.snippets import Contexts
 from polysem.edits import Scale
 from polysem.errors import FormatError, MismatchError
-from polysem.interventions.base import Bench, Prompt, Push, Recipe, Refused, edited_positions
-from polysem.interventions.controls import cosine_matched_direction, isotropic_direction
-from polysem.interventions.feature import FEATURE, decoder_row, unit
-from polysem.interventions.neuron import NEURON
-from polysem.interventions.prompt import PROMPT
-from polysem.interventions.snippets import Contexts
 from polysem.linear.decompose import split_push
 from polysem.models.gradients import EMBEDDING, probe_gradient
 from polysem.readouts import kl, share_of_shift
 from polysem.saes.base import SAE, Provenance
 from polysem.store.tables import CONTEXTS
-from polysem.testing.tiny import TINY_FAMILIES, tiny_model
 from polysem.types import Site
+from polysem.worlds.tiny import TINY_FAMILIES, tiny_model
 
 D, N = 16, 40
 
 
 @pytest.fixture(scope="module")
-def bench() -> Bench:
+def bench() -> SiteContext:
     model = tiny_model("gpt2")
     rng = np.random.default_rng(0)
     shared = rng.standard_normal(D)
@@ -38,23 +47,24 @@ def bench() -> Bench:
         b_enc=torch.zeros(N),
         b_dec=torch.zeros(D),
         activation="relu",
-        site=site,
+        reads=site,
+        writes=site,
         model_id=None,
         model_revision=None,
         provenance=Provenance(ref="test", revision="test", dialect="test"),
     )
-    return Bench("s", sae, model.spec, activations=lambda: np.zeros((0, D)), model=model)
+    return SiteContext("s", sae, model.spec, activations=lambda: np.zeros((0, D)), model=model)
 
 
-def prompt_of(ids, positions="all_but_first") -> Prompt:
-    return Prompt(tuple(ids), edited_positions(positions, len(ids)))
+def prompt_of(ids, positions="all_but_first") -> EditedPrompt:
+    return EditedPrompt(tuple(ids), edited_positions(positions, len(ids)))
 
 
 @given(st.integers(0, D - 1), st.floats(-1.5, 3.0), st.sampled_from(["last", "all", "all_but_first"]))
 def test_a_neuron_is_multiplied(bench, neuron, dose, positions):
     prompt = prompt_of([0, 5, 9, 12], positions)
     along = NEURON.realise(Recipe.of("neuron", neuron=neuron), bench)
-    tokens, edits = NEURON.prepare([Push(along, dose)], prompt, bench)
+    tokens, edits = NEURON.prepare([Steer(along, dose)], prompt, bench)
     scale = Scale(
         bench.sae.site,
         torch.tensor([neuron]),
@@ -74,7 +84,7 @@ def test_a_dose_of_zero_changes_no_bit(bench):
         (NEURON, Recipe.of("neuron", neuron=3)),
         (FEATURE, Recipe.of("decoder", feature=3)),
     ):
-        tokens, edits = locus.prepare([Push(locus.realise(recipe, bench), 0.0)], prompt, bench)
+        tokens, edits = locus.prepare([Steer(locus.realise(recipe, bench), 0.0)], prompt, bench)
         assert torch.equal(bench.model.logits(tokens, edits), clean)
 
 
@@ -91,12 +101,12 @@ def test_a_rotated_coordinate_keeps_its_share_of_the_target(bench):
         NEURON.realise(Recipe.of("neuron", neuron=99), bench)
 
 
-def test_a_cosine_matched_direction_keeps_the_angle_and_the_common_mode(bench):
-    basis = bench.common_mode.numpy()
+def test_a_cosine_matched_direction_keeps_the_angle_and_the_mean_direction(bench):
+    basis = bench.mean_direction.numpy()
     means = []
     for target, source in ((1, 2), (5, 30), (17, 4)):
         d_j, d_i = (unit(decoder_row(bench, f)) for f in (target, source))
-        parts = split_push(torch.from_numpy(d_i)[None], torch.from_numpy(d_j)[None], bench.common_mode)
+        parts = split_push(torch.from_numpy(d_i)[None], torch.from_numpy(d_j)[None], bench.mean_direction)
         kept = (parts.shared + parts.common)[0].numpy()
         both = [
             cosine_matched_direction(
@@ -161,7 +171,7 @@ def test_prompts_with_snippets(bench):
         ("parenthesised", lambda some: [prompt.token_ids[0], *left, *some, *right, *prompt.token_ids[1:]]),
     ):
         both = PROMPT.realise(Recipe.of("snippet", form=form, **texts), bench)
-        tokens, edits = PROMPT.prepare([Push(both, 1.0), Push(both, -1.0)], prompt, bench)
+        tokens, edits = PROMPT.prepare([Steer(both, 1.0), Steer(both, -1.0)], prompt, bench)
         assert edits == []
         assert tokens.tolist() == [expected(ids), expected(match)]
 
@@ -170,13 +180,13 @@ def test_inside_a_chat_template_snippets_stay_in_the_message(bench):
     ids = bench.model.tokenize("the sea", prepend_bos=False)
     text = " ".join(map(str, ids))
     edited = edited_positions("all", 6)
-    prompt = Prompt((0, 50, 5, 9, 51, 52), edited, text_span=(2, 4))  # 5 9 is the message
+    prompt = EditedPrompt((0, 50, 5, 9, 51, 52), edited, text_span=(2, 4))  # 5 9 is the message
     for form, expected in (
         ("prefix", [0, 50, *ids, 5, 9, 51, 52]),
         ("suffix", [0, 50, 5, 9, *ids, 51, 52]),
     ):
         both = PROMPT.realise(Recipe.of("snippet", form=form, tokens=text, match=text), bench)
-        tokens, _ = PROMPT.prepare([Push(both, 1.0)], prompt, bench)
+        tokens, _ = PROMPT.prepare([Steer(both, 1.0)], prompt, bench)
         assert tokens.tolist() == [expected]
 
 
@@ -189,7 +199,7 @@ def test_snippets_that_cannot_be_injected(bench):
         PROMPT.realise(Recipe.of("snippet", form="prefix", tokens="a b", match=fits), bench)
     both = PROMPT.realise(Recipe.of("snippet", form="prefix", tokens=fits, match=fits), bench)
     with pytest.raises(Refused, match="prompt_too_long"):
-        PROMPT.prepare([Push(both, 1.0)], prompt_of([0] + [5] * (bench.spec.n_ctx - 1)), bench)
+        PROMPT.prepare([Steer(both, 1.0)], prompt_of([0] + [5] * (bench.spec.n_ctx - 1)), bench)
 
 
 def test_snippets_avoid_tokens_and_match_in_form():

@@ -9,9 +9,9 @@ from polysem.edits import Add
 from polysem.models.anatomy import Tap
 from polysem.models.hf import HFModel
 from polysem.models.hooks import apply_edit
-from polysem.testing import tiny
 from polysem.testing.conformance import check_model
 from polysem.types import Site
+from polysem.worlds import tiny
 
 
 class _Subclassed(HFModel):

@@ -8,9 +8,9 @@ from polysem.errors import MismatchError, SiteError
 from polysem.models.clean import clean_run
 from polysem.models.gradients import logit_gradients, pull_back
 from polysem.models.linear import FrozenLinears
-from polysem.testing.linear import LinearWorld
-from polysem.testing.tiny import TINY_FAMILIES, tiny_model
 from polysem.types import Site
+from polysem.worlds.linear import LinearWorld
+from polysem.worlds.tiny import TINY_FAMILIES, tiny_model
 
 TOLERANCE = 1e-6
 """times the largest entry: float32 sums in another order"""

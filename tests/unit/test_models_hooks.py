@@ -9,8 +9,8 @@ from polysem.errors import MismatchError, NumericsError, SiteError, UnknownRefer
 from polysem.models.anatomy import FAMILIES, anatomy_of
 from polysem.models.hf import HFModel
 from polysem.models.hooks import apply_edit, hooked
-from polysem.testing.tiny import tiny_model
 from polysem.types import Site
+from polysem.worlds.tiny import tiny_model
 
 SITE = Site(0, "hook_resid_post")
 ALL = torch.ones(2, 3, dtype=torch.bool)

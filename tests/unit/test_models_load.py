@@ -15,8 +15,9 @@ from safetensors.torch import load_file, save_file
 
 from polysem.errors import ConfigError, FormatError, MismatchError, StoreError, UnknownReferenceError
 from polysem.models import load, load_model
-from polysem.testing.tiny import TINY_FAMILIES, save_tiny_model, tiny_model, tiny_tokenizer
 from polysem.types import Site
+from polysem.worlds.tiny import TINY_FAMILIES, tiny_model, tiny_tokenizer
+from support.tiny import save_tiny_model
 
 COMMIT = "607a30d783dfa663caf39e06633721c8d4cfcd7e"
 TOKENS = torch.tensor([[0, 5, 9, 33]])
@@ -216,7 +217,8 @@ def test_a_folder_without_a_configuration(folder):
 
 
 @pytest.mark.parametrize(
-    ("text", "match"), [("{", "is not JSON"), ("[]", "no model_type"), ('{"d_in": 3}', "no model_type")]
+    ("text", "match"),
+    [("{", "is not JSON"), ("[]", "expected a JSON object, got list"), ('{"d_in": 3}', "no model_type")],
 )
 def test_a_configuration_that_is_none(folder, text, match):
     (folder / "config.json").write_text(text)
@@ -249,7 +251,7 @@ def test_truncated_weights(folder, keep):
     file = folder / "model.safetensors"
     file.write_bytes(file.read_bytes()[:keep])
     with pytest.raises(
-        FormatError, match=r"model\.safetensors \(\d+ bytes\) is not a whole safetensors file"
+        FormatError, match=r"model\.safetensors.* (is truncated or no safetensors file|is empty)"
     ):
         load_model(str(folder))
 
@@ -301,7 +303,7 @@ def test_a_folder_without_a_tokenizer(folder):
 
 def test_a_tokenizer_that_is_damaged(folder):
     (folder / "tokenizer.json").write_text('{"version": "1.0", "model"')
-    with pytest.raises(FormatError, match="the tokenizer cannot be read"):
+    with pytest.raises(FormatError, match=r"tokenizer.* cannot be read|is not JSON"):
         load_model(str(folder))
 
 

@@ -14,9 +14,9 @@ from polysem.models import sweep as sweeps
 from polysem.models.hf import HFModel
 from polysem.models.sweep import Sweep, sweep_of
 from polysem.readouts import weighted_cosine
-from polysem.testing.linear import LinearWorld
-from polysem.testing.tiny import TINY_FAMILIES, tiny_model
 from polysem.types import Site
+from polysem.worlds.linear import LinearWorld
+from polysem.worlds.tiny import TINY_FAMILIES, tiny_model
 
 ROWS, POS, LAYERS = 5, 9, 3
 C_TOLERANCE = 1e-6

@@ -10,7 +10,8 @@ from transformers import PreTrainedTokenizerFast
 from polysem.errors import MismatchError
 from polysem.models import load_model
 from polysem.models.hf import HFModel
-from polysem.testing.tiny import save_tiny_model, tiny_model
+from polysem.worlds.tiny import tiny_model
+from support.tiny import save_tiny_model
 
 
 def with_tokenizer(backend: Tokenizer, **special: str) -> HFModel:

@@ -6,12 +6,14 @@ import numpy as np
 import pyarrow.compute as pc
 import pytest
 
+from polysem.act.base import Recipe, SiteContext, intervention
 from polysem.config import parse_study
-from polysem.interventions.atlas import Atlas
-from polysem.interventions.base import LOCI, Bench, Recipe
-from polysem.interventions.negative import frozen_decoder, negative_arms, shuffled_glosses
-from polysem.store.tables import PAIRS, PARTNERS
-from polysem.testing.planted import LABEL, planted_study
+from polysem.plan.index import FeatureIndex
+from polysem.plan.negative import frozen_decoder, shuffled_glosses
+from polysem.store.tables import CONTEXTS, PAIRS, PARTNERS
+from polysem.vocabulary import RELATIONS
+from support.arms import arms_of
+from support.planted import LABEL, planted_study
 
 STUDY = """
 [model]
@@ -31,16 +33,17 @@ def planted():
 
 @pytest.fixture(scope="module")
 def atlas(planted):
-    return Atlas.of(
+    return FeatureIndex.of(
         LABEL, planted.sae, features=planted.features, embeddings=planted.embeddings[LABEL],
-        pairs=PAIRS.empty(), partners=PARTNERS.empty(),
+        pairs=PAIRS.empty(), partners=PARTNERS.empty(), contexts=CONTEXTS.empty(),
     )  # fmt: skip
 
 
 def arms(atlas, targets=(0, 1, 2), seed=0, **changes):
     study = parse_study(STUDY)
     plan = study.plan.model_copy(update=changes)
-    return negative_arms(atlas, targets, pairs=study.pairs, plan=plan, seed=seed)
+    found = arms_of(atlas, targets, pairs=study.pairs, plan=plan, seed=seed)
+    return [arm for arm in found if RELATIONS[arm.relation].role == "null"]
 
 
 def of(found, relation):
@@ -50,12 +53,14 @@ def of(found, relation):
 def test_frozen_pairs_lie_in_the_bins_of_the_frozen_cosine(planted, atlas):
     rows = frozen_decoder(atlas, seed=0)
     assert np.allclose(np.linalg.norm(rows, axis=1), 1.0)
-    bench = Bench(LABEL, planted.sae, planted.model.spec, activations=lambda: np.zeros((0, planted.sae.d_in)))
+    bench = SiteContext(
+        LABEL, planted.sae, planted.model.spec, activations=lambda: np.zeros((0, planted.sae.d_in))
+    )
     edges = parse_study(STUDY).pairs.bins
     found = of(arms(atlas), "frozen_decoder")
     assert {a.interference_bin for a in found} >= {0, 1}
     for arm in found:
-        pushed = LOCI["feature"].realise(Recipe.parse(arm.recipe), bench)
+        pushed = intervention("feature").realise(Recipe.parse(arm.recipe), bench)
         assert np.array_equal(pushed, rows[arm.source])
         assert arm.interference == pytest.approx(float(rows[arm.source] @ rows[arm.target]), abs=1e-12)
         assert edges[arm.interference_bin] <= arm.interference < edges[arm.interference_bin + 1]
@@ -78,12 +83,12 @@ def test_a_frozen_decoder_knows_nothing_of_the_real_one(planted, atlas):
 def test_shuffled_glosses_are_the_same_glosses_elsewhere(planted, atlas):
     dealt = shuffled_glosses(atlas, seed=0)
     glossed = atlas.glossed
-    assert np.array_equal(dealt.glossed, glossed)
-    assert np.array_equal(np.sort(dealt.embeddings, axis=0), np.sort(atlas.embeddings, axis=0))
-    moved = (dealt.embeddings[glossed] != atlas.embeddings[glossed]).any(axis=1)
+    assert np.array_equal(np.abs(dealt).max(axis=1) > 0, glossed)
+    assert np.array_equal(np.sort(dealt, axis=0), np.sort(atlas.embeddings, axis=0))
+    moved = (dealt[glossed] != atlas.embeddings[glossed]).any(axis=1)
     assert moved.mean() > 0.95
     bare = planted.forbidden["unglossed"]
-    assert not dealt.embeddings[bare].any()
+    assert not dealt[bare].any()
 
 
 def test_shuffled_pairs_obey_the_cut_of_the_shuffled_similarity(planted, atlas):
@@ -91,7 +96,7 @@ def test_shuffled_pairs_obey_the_cut_of_the_shuffled_similarity(planted, atlas):
     found = of(arms(atlas), "shuffled_gloss")
     assert len(found) >= 3 * 2
     for arm in found:
-        vectors = dealt.embeddings[[arm.source, arm.target]].astype(np.float64)
+        vectors = dealt[[arm.source, arm.target]].astype(np.float64)
         a, b = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
         assert arm.similarity == pytest.approx(float(a @ b), abs=1e-6)
         assert arm.similarity < 0.3

@@ -1,21 +1,23 @@
 """`polysem judge` and `polysem explain` on a study of known glosses, against a scripted server."""
 
 import json
+import shutil
 
 import numpy as np
 import pyarrow as pa
 import pytest
 
+from polysem.engine import explain_run, judge_run
 from polysem.errors import ConfigError, StoreError
 from polysem.glosses import read_glosses
 from polysem.http import Retries
 from polysem.report.interpret import write_explain_page, write_judge_page
 from polysem.store import io
 from polysem.store.tables import CONTEXTS, JUDGED, JUDGEMENTS, PAIRS, WRITTEN_GLOSSES
-from polysem.testing.served import Server
-from polysem.testing.synthetic import _SAE, SyntheticStudy, synthetic_run
-from polysem.transfer.interpret import chosen_pairs, explain_run, judge_run
+from polysem.transfer.interpret import chosen_pairs
 from polysem.transfer.panel import load_panel
+from support.served import Server
+from support.synthetic import _SAE, SyntheticStudy, synthetic_run
 
 ONCE = Retries(attempts=1)
 SAE = "blocks.2.hook_resid_post"
@@ -110,6 +112,26 @@ def test_judges_annotate_agree_and_choose(run, tmp_path):
         assert what in page
     assert "<script" not in page
     assert "http://" not in page
+
+
+def test_a_model_that_cannot_write_json_is_said_and_its_retries_are_in_the_estimate(run, tmp_path):
+    copy = tmp_path / "run"
+    shutil.copytree(run, copy, ignore=shutil.ignore_patterns("panel", "judge", "explain"))
+    said = []
+    with Server(reply=lambda messages: "Sure! They are related.") as server:
+        panel = panel_of(tmp_path, server.url)
+        judge_run(copy, panel, say=said.append, retries=ONCE)
+        sent = server.received
+        pairs, _ = chosen_pairs(copy, panel)
+        assert sent % 3 == 0
+        (estimate,) = (line for line in said if "to send" in line)
+        assert f"{sent} to send" in estimate
+        assert f"at most ({sent // 3} to send if every reply is the JSON that is asked for)" in estimate
+        assert any(f"ann: {len(pairs)} of {len(pairs)} pairs have no answer" in line for line in said)
+        fresh = tmp_path / "fresh"
+        shutil.copytree(run, fresh, ignore=shutil.ignore_patterns("panel", "judge", "explain"))
+        with pytest.raises(ConfigError, match=f"raise max_requests to {sent}"):
+            judge_run(fresh, panel_of(tmp_path, server.url, budget=sent - 1), say=said.append, retries=ONCE)
 
 
 def test_matched_pairs_are_matched(run, tmp_path):

@@ -10,13 +10,16 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 
+from polysem.act.arms import Arm
+from polysem.act.base import Recipe
 from polysem.config import parse_study
 from polysem.errors import ConfigError, MismatchError
-from polysem.interventions.arms import arms_of, draw_targets
-from polysem.interventions.base import Recipe
 from polysem.plan import describe_plan, make_plan
-from polysem.store.tables import PAIRS, PARTNERS, PLAN
-from polysem.testing.planted import LABEL, TOKENS, plain_sae, planted_study
+from polysem.plan.targets import draw_targets
+from polysem.store.tables import CLUSTERS, CONTEXTS, GLOSSES, PAIRS, PARTNERS, PLAN
+from polysem.worlds.tables import plain_sae
+from support.arms import arms_of
+from support.planted import LABEL, TOKENS, planted_study
 
 STUDY = """
 seed = {seed}
@@ -64,13 +67,14 @@ def brute_pairs(planted, config):
             filled = dict.fromkeys([c.name for c in PAIRS.columns], 0.0)
             pairs.append(
                 filled
-                | {"sae": LABEL, "i": i, "j": j, "interference": cosine, "similarity": gloss}
+                | {"sae": LABEL, "sae_j": LABEL, "i": i, "j": j, "interference": cosine, "similarity": gloss}
                 | {"interference_bin": index, "is_dense": max(rows[i]["density"], rows[j]["density"]) > 0.1}
                 | {"is_duplicate": abs(cosine) > 0.7 or len(a & b) / len(a | b) > 0.2}
             )
     partners = [
         {
             "sae": LABEL,
+            "sae_j": LABEL,
             "feature": f,
             "max_similarity": config.max_similarity,
             "interference_bin": b,
@@ -95,7 +99,13 @@ def plan_of(planted, study, **changes):
 
 
 def features_of(features, embeddings):
-    return SimpleNamespace(features=features, embeddings=embeddings)
+    return SimpleNamespace(
+        features=features,
+        embeddings=embeddings,
+        contexts=CONTEXTS.empty(),
+        glosses=GLOSSES.empty(),
+        clusters=CLUSTERS.empty(),
+    )
 
 
 def distinct(table, *columns):
@@ -177,7 +187,7 @@ def test_a_control_without_match_is_planned_and_counted(caplog):
 def test_rows_are_arms_by_prompts_by_sets_by_signed_doses(planted):
     result = plan_of(planted, study_of())
     plan = result.plan
-    arms = 3 * (5 + 1 + 2 + 2)
+    arms = 3 * (5 + 1 + 2 + 2 + 10)  # pairs, self, two random controls, two directions matched to every pair
     assert plan.num_rows == arms * 6 * 2 * 4
     assert {d for (d,) in distinct(plan, "dose")} == {-0.2, -0.1, 0.1, 0.2}
     assert {s for (s,) in distinct(plan, "token_set")} == {"in", "out"}
@@ -250,7 +260,10 @@ def test_trial_ids_differ_between_saes(planted):
 
     def relabel(table):
         names = pa.array(["other"] * table.num_rows, pa.string())
-        return table.set_column(table.column_names.index("sae"), table.schema.field("sae"), names)
+        for column in {"sae", "sae_j"} & set(table.column_names):
+            at = table.column_names.index(column)
+            table = table.set_column(at, table.schema.field(column), names)
+        return table
 
     doubled = features_of(
         pa.concat_tables([planted.features, relabel(planted.features)]),
@@ -339,12 +352,17 @@ def test_choices_that_make_no_plan_are_refused_in_the_study(line):
 def test_draws_do_not_depend_on_other_draws(planted):
     """A target's arms are the same whichever other targets are drawn, and a draw whichever other draws
     are."""
-    from polysem.interventions.atlas import Atlas
+    from polysem.plan.index import FeatureIndex
 
     study = study_of()
     tables = brute_pairs(planted, study.pairs)
-    atlas = Atlas.of(
-        LABEL, planted.sae, features=planted.features, embeddings=planted.embeddings[LABEL], **tables
+    atlas = FeatureIndex.of(
+        LABEL,
+        planted.sae,
+        features=planted.features,
+        embeddings=planted.embeddings[LABEL],
+        contexts=planted.contexts,
+        **tables,
     )
     three = study.plan.model_copy(update={"n_random": 3})
     few = arms_of(atlas, [2], pairs=study.pairs, plan=study.plan, seed=0)
@@ -358,7 +376,7 @@ def test_draws_do_not_depend_on_other_draws(planted):
 
 def atlas_about(planted, texts):
     """The atlas of the planted study with other activating tokens, by feature."""
-    from polysem.interventions.atlas import Atlas
+    from polysem.plan.index import FeatureIndex
 
     study = study_of()
     rows = [
@@ -366,7 +384,14 @@ def atlas_about(planted, texts):
     ]
     features = pa.Table.from_pylist(rows, schema=planted.features.schema)
     tables = brute_pairs(planted, study.pairs)
-    return Atlas.of(LABEL, planted.sae, features=features, embeddings=planted.embeddings[LABEL], **tables)
+    return FeatureIndex.of(
+        LABEL,
+        planted.sae,
+        features=features,
+        embeddings=planted.embeddings[LABEL],
+        contexts=planted.contexts,
+        **tables,
+    )
 
 
 def test_targets_are_drawn_from_every_category_in_turn(planted):
@@ -405,3 +430,57 @@ def test_a_study_names_categories_that_there_are():
         study_of('about = ["location", "location"]')
     with pytest.raises(ConfigError, match="location"):
         study_of('about = ["places"]')
+
+
+def test_targets_and_arms_are_drawn_once(planted, caplog):
+    """A plan with a model screens its pairs, and says what it has to say of the targets one time."""
+    many = study_of().model_copy(update={"plan": study_of().plan.model_copy(update={"n_targets": 99})})
+    made = plan_of(planted, many, model=planted.model)
+    assert made.signals.num_rows > 0
+    said = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert len([line for line in said if "targets of 99 asked for" in line]) == 1
+    assert len(set(said)) == len(said)
+
+
+def test_rows_name_the_dictionary_of_their_source(planted):
+    table = plan_of(planted, study_of()).plan
+    assert pc.all(pc.equal(table["source"].is_null(), table["source_sae"].is_null())).as_py()
+    assert set(table["source_sae"].drop_null().to_pylist()) == {LABEL}
+
+
+def test_covariates_are_attribution_overlap_and_frequency_of_the_planned_sources(planted):
+    """By brute force from the unembedding, the tokens and the densities."""
+    from polysem.plan.covariates import covariates
+    from polysem.plan.index import FeatureIndex
+
+    study = study_of()
+    made = plan_of(planted, study)
+    arms = {(r["target"], r["source"]) for r in of(made.plan, "pair").to_pylist()}
+    table = made.covariates.to_pylist()
+    assert arms <= {(r["target"], r["source"]) for r in table}
+    assert {r["token_set"] for r in table} == set(study.plan.token_sets)
+    rows = {r["feature"]: r for r in planted.features.to_pylist()}
+    for r in table:
+        read = set(rows[r["target"]][f"tokens_{r['token_set']}"])
+        own = set(rows[r["source"]]["tokens_in"]) | set(rows[r["source"]]["tokens_out"])
+        assert r["overlap"] == pytest.approx(len(read & own) / len(read)) if read else r["overlap"] is None
+        assert r["frequency"] == pytest.approx(np.log10(rows[r["source"]]["density"]))
+        assert r["attribution"] is None  # no model
+    sae = planted.saes[LABEL]
+    W_U = planted.model.W_U.double().numpy()
+    index = FeatureIndex.of(
+        LABEL,
+        sae,
+        features=planted.features,
+        embeddings=planted.embeddings[LABEL],
+        pairs=PAIRS.empty(),
+        partners=PARTNERS.empty(),
+        contexts=CONTEXTS.empty(),
+    )
+    target, source = sorted(arms)[0]
+    arm = Arm("pair", target, source, 0, "", 0, 0.3, 0.1)
+    (found,) = covariates(index, [arm], ["in"], planted.model).to_pylist()
+    direction = sae.W_dec[source].double().numpy()
+    logits = W_U @ (direction / np.linalg.norm(direction))
+    wanted = logits[rows[target]["tokens_in"]].mean() - logits.mean()
+    assert found["attribution"] == pytest.approx(wanted, rel=1e-6)

@@ -6,14 +6,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 
-from polysem.cli.presets import lines_of, say_presets
+from polysem.cli.said import lines_of, say_presets
 from polysem.config import EffectsConfig
+from polysem.paper.presets import PaperEstimates
 from polysem.stats import estimate
 from polysem.stats.arms import join_trials
-from polysem.stats.glosses import gloss_reliability
 from polysem.stats.guard import stopped
-from polysem.store.tables import PLAN, SIGNALS, TRIALS
-from polysem.testing.synthetic import SyntheticStudy, synthetic_run, synthetic_tables
+from polysem.stats.similarity import gloss_reliability
+from polysem.store.tables import PLAN, SIMILARITIES, TRIALS
+from support.synthetic import SyntheticStudy, synthetic_run, synthetic_tables
 
 CONFIG = EffectsConfig()
 WORLD = SyntheticStudy(n_features=120, n_targets=6, n_prompts=6, doses=(0.1, 0.2), preset="both")
@@ -50,7 +51,7 @@ def made():
 
 @pytest.fixture(scope="module")
 def found(made):
-    return [estimate(*tables, config=CONFIG, seed=0, preset="both") for tables in made[:2]]
+    return [estimate(*tables, config=CONFIG, seed=0, beside=[PaperEstimates("both")]) for tables in made[:2]]
 
 
 def walk(effects, question, path="walk", relation="pair"):
@@ -137,14 +138,20 @@ def test_reliability_of_glosses_is_estimated_at_every_locus(made, found):
     plan = made[0][0]
     pairs = plan.filter(pc.equal(plan["relation"], "pair")).select(["sae", "target", "source", "similarity"])
     rng = np.random.default_rng(0)
-    rows = [
-        dict.fromkeys(SIGNALS.arrow().names)
-        | {k: r[k] for k in ("sae", "target", "source")}
-        | {"interference": 0.0, "flagged": False, "similarity_2": r["similarity"] + 0.05 * rng.standard_normal(), "measure_2": "m"}
-        for r in pairs.group_by(pairs.column_names, use_threads=False).aggregate([]).to_pylist()
-    ]  # fmt: skip
-    signals = pa.Table.from_pylist(rows, schema=SIGNALS.arrow())
-    table = estimate(*made[0], config=CONFIG, seed=0, signals=signals).reliability
+    planned = pairs.group_by(pairs.column_names, use_threads=False).aggregate([]).to_pylist()
+
+    def measured(noise):
+        """The study's own similarity, and a second measure of it."""
+        given = [
+            {"sae": r["sae"], "target": r["target"], "source": r["source"], "random": False, "limit": 0.3, "half_1": None}
+            | {"measure": name, "place": place, "value": value, "split": "", "made_by": "test", "half_2": None}
+            for r in planned
+            for place, (name, value) in enumerate({"gloss:minilm": r["similarity"], "tokens:glove": noise(r)}.items())
+        ]  # fmt: skip
+        return estimate(*made[0], config=CONFIG, seed=0, similarities=SIMILARITIES.of(given))
+
+    effects = measured(lambda r: r["similarity"] + 0.05 * rng.standard_normal())
+    table = effects.reliability
     assert {(r["locus"], r["token_set"]) for r in table.to_pylist()} == {
         ("feature", "in"),
         ("feature", "out"),
@@ -153,13 +160,50 @@ def test_reliability_of_glosses_is_estimated_at_every_locus(made, found):
         assert 0 < r["r"] < 1
         assert r["r_lo"] < r["r"] < r["r_hi"]
         assert r["lo"] < r["corrected"] < r["hi"]
-        assert r["measure"] == "m"
+        assert r["measure"] == "tokens:glove"
         assert r["n_pairs"] > 20
-    same = pa.Table.from_pylist([r | {"similarity_2": 0.3} for r in rows], schema=SIGNALS.arrow())
-    stuck = estimate(*made[0], config=CONFIG, seed=0, signals=same).reliability.to_pylist()
+    stuck = measured(lambda r: 0.3).reliability.to_pylist()
     assert {r["r"] for r in stuck} == {None}
     assert all("does not vary" in r["note"] for r in stuck)
-    assert gloss_reliability(SIGNALS.empty(), []).num_rows == 0
+    assert gloss_reliability(None, []).num_rows == 0
+    curve = effects.specification.to_pylist()
+    own = estimate(*made[0], config=CONFIG, seed=0).specification.to_pylist()
+    assert [{k: v for k, v in r.items() if k != "p_joint"} for r in curve if r["similarity"] == "gloss"] == [
+        {k: v for k, v in r.items() if k != "p_joint"} for r in own
+    ]
+    assert {r["similarity"] for r in own} == {"gloss"}
+    assert len(effects.latent_similarity) == len(planned)
+
+
+def test_further_measures_are_an_axis_of_the_specification_curve(made):
+    """A measure that calls every second pair related: its specifications have the other half, by brute force."""
+    plan = made[0][0]
+    pairs = plan.filter(pc.equal(plan["relation"], "pair")).select(["sae", "target", "source", "similarity"])
+    planned = pairs.group_by(pairs.column_names, use_threads=False).aggregate([]).to_pylist()
+    saes = sorted({r["sae"] for r in planned})
+    drawn = [
+        {"sae": sae, "target": 1000 + k, "source": 2000 + k, "similarity": k / 100, "random": True}
+        for sae in saes
+        for k in range(100)
+    ]
+    rows = []
+    for k, r in enumerate([*planned, *drawn]):
+        second = r["similarity"] if r.get("random") else float(5 * (k % 2) - 1)
+        for place, value in enumerate((r["similarity"], second)):
+            rows.append({"half_1": None, "half_2": None, "random": False, "limit": 0.3, "split": "", "made_by": "t"} | r
+                        | {"measure": ("gloss:minilm", "tokens:glove")[place], "place": place, "value": value})  # fmt: skip
+    curve = estimate(*made[0], config=CONFIG, seed=0, similarities=SIMILARITIES.of(rows)).specification
+    told = {
+        (r["similarity"], r["max_similarity"], r["token_set"], r["min_interference"], r["fixed_effects"]): r[
+            "n_pairs"
+        ]
+        for r in curve.to_pylist()
+    }
+    whole = told["gloss", 1.0, "in", 0.0, "target"]
+    half = told["tokens:glove", 1.0, "in", 0.0, "target"]
+    assert abs(half - whole / 2) <= 2
+    assert {key[0] for key in told} == {"gloss", "tokens:glove", "all"}
+    assert told["all", 1.0, "in", 0.0, "target"] <= min(half, whole)
 
 
 def test_the_command_line_says_both_ends_side_by_side(tmp_path, capsys):
@@ -170,7 +214,7 @@ def test_the_command_line_says_both_ends_side_by_side(tmp_path, capsys):
     lines = said.err.splitlines()
     head = next(line for line in lines if "the paper's way" in line)
     assert "the strict way" in head
-    assert "Do pairs do more than random pushes?" in " ".join(said.err.split())
+    assert "Do pairs do more than random" in " ".join(said.err.split())
     assert "why they differ: " in said.err
     assert "choosing among 4 strengths, interfering features" in said.err
     assert max(map(len, lines)) <= 110

@@ -10,15 +10,22 @@ import pytest
 from polysem.config import CorpusConfig, PromptsConfig
 from polysem.corpus import token_rows
 from polysem.errors import ConfigError, FormatError, UnknownReferenceError
+from polysem.positions import positions_of
 from polysem.prompts import TEMPLATES, _sentence_start, make_prompts, span_of
 from polysem.store.tables import PROMPTS
-from polysem.testing.tiny import tiny_model
+from polysem.worlds.tiny import tiny_model
 
 NO_CORPUS = CorpusConfig(ref="nowhere.txt")
 
 
 def prompts(config, corpus=NO_CORPUS, *, model=None, bos=True, seed=0):
-    return make_prompts(config, corpus, model or tiny_model("gpt2"), prepend_bos=bos, seed=seed)
+    return make_prompts(
+        config,
+        corpus,
+        model or tiny_model("gpt2"),
+        positions=positions_of(model or tiny_model("gpt2"), bos),
+        seed=seed,
+    )
 
 
 @pytest.mark.parametrize("bos", [False, True])
@@ -97,9 +104,9 @@ def test_templates_are_distinct_and_end_inside_a_sentence():
         ),
         ("p.txt", b"\n\n", FormatError, r"p\.txt is empty"),
         ("p.txt", b"fine\ncaf\xe9", FormatError, r"p\.txt is not UTF-8: byte 8 is 0xe9"),
-        ("p.jsonl", b'{"text": "a"}\n{"txet": "b"}\n', FormatError, r"p\.jsonl, line 2: expected an object"),
+        ("p.jsonl", b'{"text": "a"}\n{"txet": "b"}\n', FormatError, r"p\.jsonl:2: expected an object"),
         ("p.jsonl", b'{"text": "a"}\n{"text": " "}\n', FormatError, r"p\.jsonl, line 2: `text` is blank"),
-        ("p.jsonl", b'{"text": "a"\n', FormatError, r"p\.jsonl, line 1: not JSON"),
+        ("p.jsonl", b'{"text": "a"\n', FormatError, r"p\.jsonl:1 is not JSON"),
     ],
 )
 def test_what_is_refused(tmp_path, name, content, error, says):
@@ -201,7 +208,9 @@ def test_corpus_prompts_are_beyond_the_harvest(story, bos):
     corpus, texts, model = story
     rows = prompts(PromptsConfig(n=5, length=8), corpus, model=model, bos=bos).to_pylist()
     assert len(rows) == 5
-    harvested = token_rows(corpus.ref, model, n_tokens=corpus.n_tokens, context=32, prepend_bos=bos)
+    harvested = token_rows(
+        corpus.ref, model, n_tokens=corpus.n_tokens, context=32, positions=positions_of(model, bos)
+    )
     last = np.array([len(harvested.tokens) - 1]), np.array([31])
     name, _, offset = harvested.sources(*last)[0].rpartition(":")
     end = int(name.removeprefix("story[").removesuffix("]")), int(offset)
@@ -265,20 +274,26 @@ class Chat:
         return getattr(self._model, name)
 
 
-def test_a_chat_template_stands_around_the_same_tokens():
-    """One BOS, which the template writes itself; the message's tokens are those of the bare prompt."""
+def test_a_chat_template_is_tokenized_whole_and_the_message_found_by_its_characters():
+    """One BOS, which the template writes itself; all tokens are those that transformers makes of the whole."""
     bare = prompts(PromptsConfig(source="templates", n=3)).to_pylist()
     model = Chat()
     framed = prompts(PromptsConfig(source="templates", n=3, chat_template=True), model=model).to_pylist()
-    head = model.tokenizer("user: ", add_special_tokens=False)["input_ids"]
-    tail = model.tokenizer("\nassistant:", add_special_tokens=False)["input_ids"]
     assert [r["prompt_id"] for r in framed] == [r["prompt_id"] for r in bare]
     for one, other in zip(framed, bare, strict=True):
-        own = other["token_ids"][1:]
-        assert one["token_ids"] == [model.bos_id, *head, *own, *tail]
-        assert span_of(one["token_ids"], own) == (1 + len(head), 1 + len(head) + len(own))
-        assert span_of(other["token_ids"], own) is None
+        message = [{"role": "user", "content": one["text"]}]
+        whole = model.tokenizer.apply_chat_template(message, add_generation_prompt=True)["input_ids"]
+        assert one["token_ids"] == whole
         assert one["token_ids"].count(model.bos_id) == 1
+        start, stop = span_of(one["token_ids"], one["text"], model)
+        assert model.detokenize(whole[start:stop]).strip() == model.detokenize(other["token_ids"][1:]).strip()
+        assert span_of(other["token_ids"], other["text"], model) is None
+
+
+def test_in_front_of_a_template_stands_nothing_that_it_does_not_write():
+    model = Chat("user: {{ messages[0]['content'] }}\nassistant:")
+    framed = prompts(PromptsConfig(source="templates", n=3, chat_template=True), model=model).to_pylist()
+    assert all(model.bos_id not in row["token_ids"] for row in framed)
 
 
 @pytest.mark.parametrize(

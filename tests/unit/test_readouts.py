@@ -165,7 +165,7 @@ def test_many_sets_at_once_are_the_single_readouts(world, monkeypatch):
     for k, T in enumerate(sets):
         assert torch.allclose(seen.cosine[:, k], weighted_cosine(p, T, E), atol=EXACT, rtol=0)
         assert torch.allclose(seen.mass[:, k], weighted_overlap(p, T), atol=EXACT, rtol=0)
-        assert torch.allclose(seen.log_odds[:, k], log_odds(z, T), atol=1e-11, rtol=0)
+        assert torch.allclose(seen.logodds[:, k], log_odds(z, T), atol=1e-11, rtol=0)
         assert np.allclose(
             target_similarity(T, world["E"]), loop_similarity(world["E"], T), atol=EXACT, rtol=0
         )
@@ -176,7 +176,7 @@ def test_many_sets_at_once_are_the_single_readouts(world, monkeypatch):
 def test_many_sets_survive_underflow():
     E = torch.eye(3, dtype=torch.float64)
     z = torch.tensor([[2000.0, 0.0, -2000.0]], dtype=torch.float64)
-    seen = read_sets(z, TokenSets.of([[0], [2], [1, 2]], E)).log_odds
+    seen = read_sets(z, TokenSets.of([[0], [2], [1, 2]], E)).logodds
     assert torch.allclose(seen, torch.tensor([[2000.0, -4000.0, -2000.0]], dtype=torch.float64), atol=1e-9)
 
 

@@ -14,17 +14,24 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
+from markupsafe import escape
 
 from polysem.errors import StoreError
 from polysem.report import write_report
-from polysem.report.charts import Bar, Curve, dose_chart, dot_plot
-from polysem.report.findings import finding, verdict
-from polysem.report.heatmap import Cell, chance_bound, heat_map
-from polysem.report.svg import Scale, el, padded
+from polysem.report.charts import Bar, Curve, dose_chart, dot_plot, intervals
+from polysem.report.findings import finding
+from polysem.report.heatmap import HeatCell, chance_bound, heat_map
+from polysem.report.sure import axis_of, pair_sentences, specification_panels
+from polysem.report.svg import Axis, el, padded
 from polysem.report.text import count, embed_json, fixed, interval, number, p_value, visible
-from polysem.testing.synthetic import SyntheticStudy, synthetic_run
+from polysem.store import io
+from polysem.store.tables import STAGES
+from polysem.vocabulary import RELATIONS
+from polysem.vocabulary_findings import CLAIMS
+from support.synthetic import SyntheticStudy, synthetic_run
 
 WORLD = SyntheticStudy(n_features=90, n_targets=4, n_prompts=4, doses=(0.1, 0.2), sources_per_bin=2)
+SCHEMAS = {schema.name: schema for schema in STAGES["effects"]}
 RLO, ZWSP, BELL = "\u202e", "\u200b", "\x07"
 HOSTILE = (
     "</script><script>alert(1)</script>",
@@ -87,7 +94,18 @@ def hostile(tmp_path_factory):
 def test_sections_and_numbers_are_there(run, html):
     page = Page(html)
     ids = {a["id"] for _, a in page.tags if "id" in a}
-    assert {"findings", "asked", "map", "pairs", "effects", "dose", "missing", "method", "rerun"} <= ids
+    assert {
+        "findings",
+        "asked",
+        "map",
+        "pairs",
+        "effects",
+        "sure",
+        "why",
+        "missing",
+        "method",
+        "rerun",
+    } <= ids
     svgs = [a for tag, a in page.tags if tag == "svg" and a.get("role") == "img"]
     assert len([a for a in svgs if "heat" in a["class"]]) == 2
     assert len(svgs) >= 2 + 2 + 2 + 3  # maps, scatters, means and slopes, dose and KL
@@ -96,11 +114,16 @@ def test_sections_and_numbers_are_there(run, html):
     effects = pq.read_table(run / "effects/effects.parquet").to_pylist()
     group = "locus=feature; sae=*; outcome=logodds; tokens=in; dose=0.2"
     slope = next(r for r in effects if (r["contrast"], r["group"]) == ("slope_interference", group))
-    assert number(0.5 * slope["estimate"], sign=True) in page.text
+    found = pq.read_table(run / "effects/findings.parquet").to_pylist()
+    reach = next(f["reach"] for f in found if (f["contrast"], f["group"]) == ("slope_interference", group))
+    assert reach < 0.95 * max(
+        abs(r["interference"] or 0) for r in pq.read_table(run / "plan/plan.parquet").to_pylist()
+    )
+    assert number(reach * slope["estimate"], sign=True) in page.text
     assert f"{slope['n_pairs']} pairs, {slope['n_targets']} targets" in page.text
     assert page.text.count("zero_activation") == 0  # reasons are put in words
     assert "activations are zero" in page.text
-    assert html.count("polysem explore RUN") == 3  # at the top, where pushes end, and among the commands
+    assert html.count("polysem explore RUN") == 3  # at the top, where steering ends, and among the commands
 
 
 def test_every_figure_says_what_it_is(html):
@@ -234,28 +257,17 @@ def test_measured_pairs_come_first_and_show_their_effect(run, html):
 # ---- words
 
 
-@pytest.mark.parametrize(
-    ("p", "p_adj", "p_equivalent", "kind", "words"),
-    [
-        (0.01, 0.04, 0.9, "found", "resolved"),
-        (0.01, 0.06, 0.9, "open", "not resolved"),  # the raw p alone resolves nothing
-        (0.01, 0.04, 0.01, "null", "too small to matter"),
-        (0.4, 1.0, 0.01, "null", "no effect"),
-        (0.4, 1.0, 0.06, "open", "not resolved"),  # no evidence of absence
-        (0.01, None, 0.9, "open", "not a declared question"),
-        (None, None, None, "none", "no interval"),
-    ],
-)
-def test_verdict_follows_the_adjusted_p_and_the_equivalence_test(p, p_adj, p_equivalent, kind, words):
-    row = {"estimate": 0.1, "level": 0.95, "p": p, "p_adj": p_adj, "p_equivalent": p_equivalent}
-    assert verdict(row) == (kind, words)
-    assert verdict(row | {"estimate": None}) == (("none", "not estimated"))
+LINES = [
+    {"line": "linearity", "grade": "robust", "verdict": "agrees", "said": "no bend is seen (p = 0.4)"},
+    {"line": "each_sae", "grade": "robust", "verdict": "untested", "said": "there is one SAE"},
+]
 
 
-def effect(contrast, estimate, lo, hi, **other):
+def effect(contrast, estimate, lo, hi, *, claim="predicts", declared=True, against=None, **other):
     counts = dict.fromkeys(("n_pairs", "n_targets", "n_sources", "n_prompts", "n_missing"), 3)
     row = {
         "contrast": contrast,
+        "group": "tokens=in",
         "estimate": estimate,
         "lo": lo,
         "hi": hi,
@@ -264,36 +276,157 @@ def effect(contrast, estimate, lo, hi, **other):
         "p_adj": 0.006,
         "p_equivalent": 0.9,
     }
-    return finding(row | counts | {"note": None} | other, {"tokens": "in"}, margin=0.05)
+    grades = dict.fromkeys(("significant", "robust", "predictive"), "agrees")
+    told = {
+        "claim": claim,
+        "token_set": "in",
+        "declared": declared,
+        "reach": 0.4,
+        "locus": "feature",
+        "against": against,
+    } | grades
+    return finding(row | counts | {"note": None} | other, told, LINES, margin=0.05)
 
 
-def test_findings_say_no_more_than_the_interval():
-    slope = effect("slope_interference", 0.4, 0.2, 0.6)
-    assert "0.200 nats more" in slope.answer
+def test_findings_say_no_more_than_the_claim():
+    slope = effect("slope_interference", 0.5, 0.25, 0.75)
+    assert slope.answer.startswith("It predicts it")
+    assert "0.200 nats higher" in slope.answer  # over the reach of .4
+    assert "at interference 0.40" in slope.answer
     assert "1.22 times" in slope.answer  # exp(.2)
     assert "+0.100 to +0.300" in slope.evidence
-    open_ = effect("slope_interference", 0.4, -0.2, 1.0, p=0.2, p_adj=0.4)
+    assert slope.robustness == "No bend is seen (p = 0.4); there is one SAE."
+    weak = effect(
+        "slope_interference", 0.5, 0.25, 0.75, claim="associated", against="SAE a alone has p = 0.8"
+    )
+    assert weak.answer.startswith("Associated, short of “predicts”")
+    assert weak.robustness.startswith("Against “predicts”: SAE a alone has p = 0.8.")
+    assert (weak.mark, weak.claim) == ("hint", "associated")
+    open_ = effect("slope_interference", 0.4, -0.2, 1.0, p=0.2, p_adj=0.4, claim="not_resolved")
     assert open_.answer.startswith("Not resolved")
     assert "effect" not in open_.answer
-    unlucky = effect("slope_interference", 0.4, 0.1, 0.7, p=0.02, p_adj=0.1)
-    assert unlucky.verdict_text == "not resolved"
+    assert open_.robustness == ""
+    unlucky = effect("slope_interference", 0.4, 0.1, 0.7, p=0.02, p_adj=0.1, claim="not_resolved")
     assert "several questions were asked at once" in unlucky.answer
-    absent = effect("slope_interference", 0.0, -0.08, 0.08, p=0.9, p_adj=1.0, p_equivalent=0.01)
-    assert absent.verdict_text == "no effect"
+    other = effect("slope_interference", 0.4, 0.1, 0.7, p_adj=None, claim="undeclared", declared=False)
+    assert other.answer.startswith("A description, not a claim")
+    assert other.grades == []
     share = effect("sign_agreement", 0.7, 0.6, 0.8)
     assert "70 % of the pairs" in share.answer
     assert share.lo == pytest.approx(0.1)
     assert effect("sign_agreement", 0.3, 0.2, 0.4).answer.startswith("No, the opposite way")
     none = effect(
-        "sign_agreement", None, None, None, p=None, p_adj=None, note="not estimated: only one target"
+        "sign_agreement",
+        None,
+        None,
+        None,
+        p=None,
+        p_adj=None,
+        claim="not_estimated",
+        note="not estimated: only one target",
     )
-    assert (none.verdict, none.answer) == ("none", "No number can be given.")
+    assert (none.mark, none.answer) == ("none", "No number can be given.")
     assert "only one target" in none.note
 
 
 def test_no_stars_anywhere(html):
     assert "***" not in html
-    assert "significant" not in Page(html).text.lower()
+
+
+def test_the_page_takes_its_claims_from_the_table(run, html):
+    """Each card has the claim, the grades and the lines of its row; no card says more."""
+    import pyarrow.parquet as pq
+
+    found = pq.read_table(run / "effects/findings.parquet").to_pylist()
+    assert len(found) == 5
+    cards = html[html.index('<ol class="findings">') : html.index("</ol>")].split('<li class="')
+    said = re.findall(r'<span class="verdict">([^<]*)</span>', html)
+    assert sorted(said) == sorted(CLAIMS[f["claim"]].label for f in found)
+    for f in found:
+        if f["claim"] == "associated":
+            assert any(escape(f["against"]) in card for card in cards)
+    assert "These questions were declared before anything ran" in html
+
+
+def test_loci_beside_the_first_are_described_and_not_called_declared(tmp_path):
+    """The same run with its effects told of two loci: the second stands folded, without a claim."""
+    folder = synthetic_run(tmp_path / "two", WORLD)
+    for name in ("effects", "findings", "graded", "pair_effects", "dose_response", "missing"):
+        schema = SCHEMAS[name]
+        path = folder / "effects" / f"{name}.parquet"
+        rows = io.read_table(path, schema, rebuild="").to_pylist()
+        more = [json.loads(json.dumps(r).replace("locus=feature", "locus=clamp")) for r in rows]
+        for row in more:
+            row |= {"locus": "clamp"} if "locus" in row else {}
+            row |= {"p_adj": None} if "p_adj" in row else {}
+            row |= {"declared": False, "claim": "undeclared"} if "claim" in row else {}
+        io.write_table(path, schema.of(rows + more), schema)
+    html = write_report(folder).read_text(encoding="utf-8")
+    first, second = html.split('<ol class="findings">')[1:3]
+    assert "not a declared question" not in first.split("</ol>")[0]
+    assert html.count("These questions were declared before anything ran") == 1
+    assert second.split("</ol>")[0].count("not a declared question") == 5
+    assert "Clamped features: described, not a declared question" in html
+
+
+def test_what_is_folded_is_shown_on_paper(html):
+    page = Page(html)
+    assert sum(a.get("class") == "fold" for t, a in page.tags if t == "details") >= 5
+    style, script = (
+        next(t for a, t in page.blocks if a["tag"] == tag and "type" not in a) for tag in ("style", "script")
+    )
+    assert "beforeprint" in script
+    assert re.search(r"@media print\{details::details-content\{[^}]*content-visibility:visible", style)
+
+
+def test_the_axis_of_a_specification_curve_is_not_stretched_by_one_interval():
+    rows = [(0.1 * k, 0.1 * k - 1.0, 0.1 * k + 1.0, f"s{k}") for k in range(20)]
+    lo, hi = axis_of([r[:3] for r in rows])
+    assert lo <= -1.0
+    assert hi >= 2.9  # all of them fit
+    wild = (1.0, -390.0, 400.0, "wild")
+    assert axis_of([r[:3] for r in [*rows, wild]]) == pytest.approx((lo, hi), rel=0.2)
+    drawn = str(intervals([*rows, wild], title="t", told="", y_range=(lo, hi)))
+    assert drawn.count('class="beyond"') == 2  # an arrow at each end, and nothing outside the frame
+    ys = [float(v) for v in re.findall(r'y[12]="([-\d.]+)"', drawn)]
+    assert min(ys) >= 0
+    assert max(ys) <= 300
+
+
+def test_the_curve_says_which_intervals_run_beyond_its_axis():
+    key = {
+        "locus": "feature",
+        "token_set": "in",
+        "similarity": "gloss",
+        "max_similarity": 0.3,
+        "fixed_effects": "target",
+        "n_pairs": 9,
+        "p_joint": 0.2,
+    }
+    rows = [
+        key | {"min_interference": k / 10, "estimate": 1.0 + k / 10, "lo": k / 10, "hi": 2.0 + k / 10}
+        for k in range(4)
+    ]
+    rows[1] |= {"lo": -390.0, "hi": 392.0}
+    (figure,) = specification_panels(SCHEMAS["specification"].of(rows), "feature", level=0.95)
+    assert "1 interval runs beyond the axis (arrows), the furthest to ±392" in figure.caption
+
+
+def test_single_pairs_that_no_plan_could_name_are_called_untestable():
+    def said(n_null):
+        rows = [
+            {"locus": "feature", "sae": "a", "token_set": "in", "target": k, "source": k + 1, "effect": 0.1}
+            | {"p": 0.5, "q_bh": 0.9, "q_by": 1.0, "n_null": n_null}
+            for k in range(325)
+        ]
+        return list(pair_sentences(SCHEMAS["pair_tests"].of(rows), "feature", level=0.95))
+
+    (untestable,) = said(30)
+    assert untestable.startswith("Not testable with this plan")
+    assert "406 random features" in untestable
+    assert "to name a single one, 6\u2009499" in untestable
+    assert "0 pairs" not in untestable
+    assert "0 pairs of 325 move" in said(406)[0]
 
 
 # ---- text
@@ -348,10 +481,10 @@ def test_elements_escape_text_and_attributes():
 
 
 def test_scales_and_ticks():
-    scale = Scale(0.0, 10.0, 100.0, 200.0)
+    scale = Axis(0.0, 10.0, 100.0, 200.0)
     assert (scale(0), scale(5), scale(10)) == (100, 150, 200)
     assert scale.ticks() == [0, 2, 4, 6, 8, 10]
-    decades = Scale(0.001, 1.0, 0.0, 300.0, logarithmic=True)
+    decades = Axis(0.001, 1.0, 0.0, 300.0, logarithmic=True)
     assert decades(0.01) == pytest.approx(100)
     assert decades.ticks() == pytest.approx([0.001, 0.01, 0.1, 1.0])
     assert padded([]) == (-1.0, 1.0)
@@ -369,7 +502,11 @@ def test_chance_bound_is_the_quantile_of_random_cosines():
 
 
 def test_heat_map_places_cells_and_corner():
-    cells = [Cell(0.0, 0.5, 0.0, 0.5, 1000), Cell(0.5, 1.0, 0.0, 0.5, 1), Cell(-0.5, 0.0, -0.5, 0.0, 0)]
+    cells = [
+        HeatCell(0.0, 0.5, 0.0, 0.5, 1000),
+        HeatCell(0.5, 1.0, 0.0, 0.5, 1),
+        HeatCell(-0.5, 0.0, -0.5, 0.0, 0),
+    ]
     drawn = str(
         heat_map(cells, label="x", min_interference=0.25, max_similarity=0.25, n_listed=(7, 2), chance=[])
     )
@@ -423,18 +560,21 @@ def contrast(a, b):
 
 def test_contrast_of_text_and_marks_in_both_schemes(html):
     style = next(t for a, t in Page(html).blocks if a["tag"] == "style")
-    light, dark = (
+    blocks = [
         dict(re.findall(r"--([\w-]+):(#[0-9a-f]{6})", block))
         for block in re.findall(r":root\{(.*?)\}", style, flags=re.S)
-    )
+    ]
+    # The colours of relations, for light and dark, then once more as light-dark(); then the page's own.
+    light, dark = blocks[0] | blocks[3], blocks[1] | blocks[4]
+    relations = [f"k-{name}" for name in (*RELATIONS, "other")]
     for scheme in (light, light | dark):
         for ground in ("paper", "card", "wash"):
             for ink in ("ink", "soft", "accent"):
                 assert contrast(scheme[ink], scheme[ground]) >= 4.5, (ink, ground)  # WCAG 2 AA, text
-        for ink in ("found", "null", "open", "none"):
+        for ink in ("found", "hint", "null", "open", "none"):
             assert contrast(scheme[ink], scheme["card"]) >= 4.5, ink
         assert contrast(scheme["warn-ink"], scheme["warn-bg"]) >= 4.5
-        for mark in ("pair", "rf", "rd", "self", "fit", "corner", "mark"):
+        for mark in (*relations, "fit", "corner", "mark"):
             assert contrast(scheme[mark], scheme["card"]) >= 3.0, mark  # WCAG 2 AA, graphics
     ramp = [luminance(light[f"v{k}"]) for k in range(17)]
     assert ramp == sorted(ramp, reverse=True)  # more pairs are darker on paper, and lighter in the dark

@@ -4,12 +4,12 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from polysem.report.nested import stops, validity_rows
+from polysem.report.why import stops, validity_rows
 from polysem.stats import POOLED
 from polysem.stats.arms import collect_arms, join_trials
 from polysem.stats.explain import validity
 from polysem.store.tables import GRADIENT_PATH, VALIDITY
-from polysem.testing.synthetic import SyntheticStudy, synthetic_tables
+from support.synthetic import SyntheticStudy, synthetic_tables
 
 
 def table(*rows):

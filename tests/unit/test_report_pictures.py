@@ -1,7 +1,6 @@
 """The pictures that a report shares with the explorer: single pairs over dose, activations, hubs, pushes by category,
 transfer at a glance."""
 
-import math
 import re
 from html.parser import HTMLParser
 
@@ -12,19 +11,19 @@ import pyarrow.parquet as pq
 import pytest
 from scipy.stats import t as student
 
+from polysem.categories import own_words
 from polysem.report import cards, panels, write_report
-from polysem.report.charts import Curve
+from polysem.report.charts import Curve, Floor, histogram, pair_doses
 from polysem.report.hubs import hubs_section
-from polysem.report.matrix import matrix
 from polysem.report.network import Edge, Node, layout, neighbourhood
-from polysem.report.page import dose_words
 from polysem.report.pairs import pair_rows
-from polysem.report.small_charts import Floor, histogram, pair_doses
 from polysem.report.source import Run
-from polysem.report.toward import own_words, toward_section
+from polysem.report.text import fixed, interval
+from polysem.report.toward import toward_section
+from polysem.report.transfer_section import matrix
 from polysem.store import io
 from polysem.store.tables import FEATURES
-from polysem.testing.synthetic import SyntheticStudy, synthetic_run
+from support.synthetic import SyntheticStudy, synthetic_run
 
 WORLD = SyntheticStudy(n_features=90, n_targets=4, n_prompts=6, doses=(0.1, 0.2), sources_per_bin=2)
 
@@ -57,9 +56,7 @@ def run(folder):
 
 @pytest.fixture(scope="module")
 def locus(run):
-    (found,) = panels.loci(
-        run.table("effects"), run.table("pair_effects"), run.table("dose_response"), layer_types={}
-    )
+    (found,) = panels.loci(run)
     return found
 
 
@@ -69,7 +66,7 @@ def rows(run, locus):
 
 
 def drawn_curves(run, locus, rows):
-    return cards.curves([locus], rows, study=run.study, units={"feature": dose_words(run.study, "feature")})
+    return cards.curves([locus], rows, level=run.study.effects.level)
 
 
 def test_every_measured_pair_is_drawn_with_the_numbers_of_the_table(run, locus, rows):
@@ -115,7 +112,7 @@ def test_no_more_curves_than_a_report_can_bear(run, locus, rows, monkeypatch):
 
 
 def test_a_dose_axis_by_root_puts_a_quarter_of_the_dose_in_the_middle():
-    curve = Curve("1 pushed, 2 read", "pair", [(0.025, 0.5, 0.4, 0.6), (0.1, 1.0, 0.9, None)])
+    curve = Curve("1 steered, 2 read", "pair", [(0.025, 0.5, 0.4, 0.6), (0.1, 1.0, 0.9, None)])
     floor = [Floor(0.025, -0.1, 0.1), Floor(0.1, -0.2, 0.2)]
     at = {}
     for by_root in (True, False):
@@ -128,7 +125,9 @@ def test_a_dose_axis_by_root_puts_a_quarter_of_the_dose_in_the_middle():
         assert len(drawing.all("path", class_="floor")) == 1
         # the second point has no upper end, so it has no bar
         assert len([a for a in drawing.all("line") if "class" not in a]) == 1
-        assert "1 pushed, 2 read: +1.00 nats (no interval) at dose 0.1" in drawing.all("svg")[0]["aria-label"]
+        assert (
+            "1 steered, 2 read: +1.00 nats (no interval) at dose 0.1" in drawing.all("svg")[0]["aria-label"]
+        )
     assert at[True] == pytest.approx(0.5, abs=0.01)
     assert at[False] == pytest.approx(0.25, abs=0.01)
 
@@ -213,43 +212,44 @@ def places(tmp_path_factory):
     return folder
 
 
-def test_pushes_toward_places_are_those_on_targets_about_places(places):
+def test_pushes_toward_places_are_read_on_the_words_of_places_whatever_the_target(places):
+    """Features below 30 fire on a place and are not unrelated; of the others those are shown that move the category's own
+    words on both halves of the prompts, ordered on one, as measured on the other."""
     run = Run.open(places)
-    (locus,) = panels.loci(
-        run.table("effects"), run.table("pair_effects"), run.table("dose_response"), layer_types={}
-    )
+    (locus,) = panels.loci(run)
     rows = pair_rows(run, panels.measured(locus))[0]
     pushes = [
-        r for r in locus.pair_effects.to_pylist()
-        if r["relation"] == "pair" and r["target"] < 30 and r["token_set"] == "in"
-    ]  # fmt: skip
-    pushes.sort(key=lambda r: -r["logodds"])
-    assert pushes, "the test must have something to find"
-    (found,) = toward_section(run, locus, rows)
-    assert found["name"] == "places"
-    assert [r["ids"] for r in found["rows"]] == [(r["source"], r["target"]) for r in pushes[:6]]
-    assert {r["why"] for r in found["rows"]} == {"1 of 2 tokens that activate it: paris"}
-    assert found["said"].startswith(
-        f"{len(pushes)} effects on {len({(r['sae'], r['target']) for r in pushes})} targets"
-    )
-    controls = [
-        r for r in locus.pair_effects.to_pylist()
-        if r["relation"] == "random_direction" and r["token_set"] == "in"
-        and (r["sae"], r["target"]) in {(p["sae"], p["target"]) for p in pushes}
-    ]  # fmt: skip
+        r for r in run.table("toward").to_pylist() if r["category"] == "location" and r["dose"] == locus.dose
+    ]
 
-    def t(row):
-        return student.ppf(0.975, max(1, row["n_prompts"] - 1))
+    def ends(row, mean, n):
+        half = student.ppf(0.975, row[n] - 1) * row[f"{mean}_se"]
+        return row[mean] - half, row[mean] + half
 
-    def share(effects):
-        known = [
-            r | {"logodds_se": math.inf if r["logodds_se"] is None else r["logodds_se"]} for r in effects
+    def moving(some):
+        return [
+            r for r in some if ends(r, "effect", "n_prompts")[0] > 0 and ends(r, "select", "n_select")[0] > 0
         ]
-        return f"{100 * np.mean([r['logodds'] > t(r) * r['logodds_se'] for r in known]):.0f} %"
 
-    assert f"({share(pushes)}) with an interval above 0, and {share(controls)} of those of" in found["said"]
-    at = found["rows"][0]["place"]
-    assert {rows[at].i, rows[at].j} == set(found["rows"][0]["ids"])
+    unrelated = [r for r in pushes if r["source"] >= 30]
+    shown = sorted(moving(unrelated), key=lambda r: -ends(r, "select", "n_select")[0])[:6]
+    assert len(shown) > 2, "the test must have something to find"
+    (found,) = [c for c in toward_section(run, locus, rows) if c["name"] == "places"]
+    assert [r["id"] for r in found["rows"]] == [r["source"] for r in shown]
+    assert [r["effect"] for r in found["rows"]] == [fixed(r["effect"], sign=True) for r in shown]
+    assert [r["interval"] for r in found["rows"]] == [
+        interval(*ends(r, "effect", "n_prompts")) for r in shown
+    ]
+    controls = [r for r in pushes if r["relation"] == "random_direction"]
+    related = sum(0 <= r["source"] < 30 for r in pushes)
+    assert found["said"] == (
+        f"{len(unrelated)} features that are not about it ({related} more are); "
+        f"{len(moving(unrelated))} of {len(unrelated)} ({100 * len(moving(unrelated)) / len(unrelated):.0f} %) move the "
+        f"model toward it, and {len(moving(controls))} of {len(controls)} "
+        f"({100 * len(moving(controls)) / len(controls):.0f} %) random directions."
+    )
+    at = next(r["place"] for r in found["rows"] if r["place"] is not None)
+    assert {rows[at].i, rows[at].j} & {r["id"] for r in found["rows"]}
     assert toward_section(run, None, rows) == []
 
 
@@ -269,7 +269,7 @@ def test_what_a_gloss_quotes_is_left_out(gloss, left):
 def test_the_page_holds_the_drawings_where_the_script_finds_them(places, folder):
     html = write_report(places).read_text(encoding="utf-8")
     assert (
-        html.index('<section id="toward">') < html.index('<section id="hubs">') < html.index('id="effects"')
+        html.index('id="effects"') < html.index('<section id="toward">') < html.index('<section id="hubs">')
     )
     assert html.count('href="#toward"') == 2  # in the first lines, and among the sections
     template = re.search(r'<template id="drawn">(.*?)</template>', html, re.DOTALL)

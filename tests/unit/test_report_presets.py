@@ -10,7 +10,7 @@ from polysem.report import write_report
 from polysem.report.presets import presets_section
 from polysem.report.source import Run
 from polysem.report.text import number
-from polysem.testing.synthetic import SyntheticStudy, synthetic_run
+from support.synthetic import SyntheticStudy, synthetic_run
 
 WORLD = {"n_features": 90, "n_targets": 4, "n_prompts": 4, "doses": (0.1, 0.2), "sources_per_bin": 2}
 
@@ -50,7 +50,7 @@ def test_both_ends_and_what_lies_between_are_told_with_their_numbers(runs, html)
             scale = 100 if row["unit"].startswith("relative") else 1
             assert number(scale * row["estimate"], sign=True) in text
         assert f"{walk[0]['n_rows']} trials of" in text
-    assert "pairs in place of trials, errors clustered by target and source: the interval is" in text
+    assert "pairs in place of trials, errors clustered by target, source and prompt: the interval is" in text
     assert "log-odds in place of relative change of c: now" in text
     assert "why they differ" in text
     assert 'href="#presets"' in html
@@ -96,12 +96,12 @@ def test_numbers_that_are_not_there_are_reasons(tmp_path, runs):
     """Without an isotropic arm the paper's difference has a dash, a reason and no invented explanation."""
     table = presets_section(Run.open(runs["both"]))
     assert table is not None
-    question = next(q for q in table["parts"][0]["questions"] if "random pushes" in q["asked"])
+    question = next(q for q in table["parts"][0]["questions"] if "random directions" in q["asked"])
     assert question["why"]
     lacking = synthetic_run(tmp_path / "a", SyntheticStudy(**WORLD, preset="both", isotropic=False))
     table = presets_section(Run.open(lacking))
     assert table is not None
-    question = next(q for q in table["parts"][0]["questions"] if "random pushes" in q["asked"])
+    question = next(q for q in table["parts"][0]["questions"] if "random directions" in q["asked"])
     assert question["paper"]["estimate"] == "–"
     assert "add 'isotropic' to plan.controls" in question["paper"]["interval"]
     assert [w for w in question["why"] if "strength" in w] == []

@@ -24,7 +24,7 @@ from polysem.errors import (
 from polysem.saes import load_sae
 from polysem.saes.names import hub_id, same_model, site_of_hook, site_of_module
 from polysem.saes.releases import find, find_by_path, releases
-from polysem.testing import sae_fixtures as fx
+from support import sae_fixtures as fx
 
 
 def edit_weights(folder: Path, **changes: torch.Tensor | None) -> None:

@@ -9,13 +9,15 @@ import pytest
 import torch
 
 from polysem.errors import ConfigError, FidelityError, MismatchError, NumericsError, SiteError
+from polysem.positions import positions_of
 from polysem.saes import load_sae
 from polysem.saes.base import SAE, Provenance
-from polysem.saes.fidelity import check_fidelity, fidelity, measure, sample_rows
+from polysem.saes.fidelity import fidelity, measure, sample_rows
+from polysem.saes.gate import check_fidelity
 from polysem.saes.load import check_match
 from polysem.saes.names import site_of_hook
-from polysem.testing import sae_fixtures as fx
-from polysem.testing.tiny import tiny_model
+from polysem.worlds.tiny import tiny_model
+from support import sae_fixtures as fx
 
 HERE = "blocks.1.hook_resid_post"
 
@@ -23,6 +25,7 @@ HERE = "blocks.1.hook_resid_post"
 class Spec:
     def __init__(self, ref: str):
         self.ref, self.n_ctx = ref, 64
+        self.family, self.n_layers, self.d_model, self.norm, self.named = "gpt2", 12, 768, "layer", ""
 
 
 class Recorded:
@@ -69,7 +72,8 @@ def perfect(d: int = 12, *, seed: int = 0, b_dec: float = 0.0, **facts) -> tuple
         b_enc=torch.zeros(4 * d),
         b_dec=b_dec * basis.sum(dim=0),
         activation="relu",
-        site=site_of_hook(HERE),
+        reads=site_of_hook(HERE),
+        writes=site_of_hook(HERE),
         model_id="gpt2-small",
         model_revision=None,
         provenance=Provenance(ref="perfect", revision="0", dialect="test"),
@@ -82,7 +86,7 @@ def in_subspace(basis: torch.Tensor, *, n: int = 2000, seed: int = 5) -> torch.T
 
 
 def gate(sae: SAE, model: Recorded, *, max_fvu: float = 0.7):
-    rows = sample_rows(model, prepend_bos=True)
+    rows = sample_rows(model, positions=positions_of(model, True))
     return check_fidelity(sae, model, rows, max_fvu=max_fvu)
 
 
@@ -123,7 +127,7 @@ def test_first_positions_are_left_out():
     sae, basis = perfect()
     x = in_subspace(basis)
     clean = Recorded({HERE: x})
-    rows = sample_rows(clean, prepend_bos=True)
+    rows = sample_rows(clean, positions=positions_of(clean, True))
     spoiled = x.clone()
     spoiled[: rows.numel() : rows.shape[1]] += 1e4
     assert fidelity(sae, Recorded({HERE: spoiled}), rows) == fidelity(sae, clean, rows)
@@ -131,17 +135,17 @@ def test_first_positions_are_left_out():
 
 def test_sample_rows_are_equal_long_begin_with_bos_and_respect_the_context():
     model = Recorded({})
-    rows = sample_rows(model, prepend_bos=True, context=16, n_tokens=64)
+    rows = sample_rows(model, positions=positions_of(model, True), context=16, n_tokens=64)
     assert tuple(rows.shape) == (4, 16)
     assert (rows[:, 0] == 0).all()
     assert not (rows[:, 1:] == 0).any()
-    without = sample_rows(model, prepend_bos=False, context=16, n_tokens=64)
+    without = sample_rows(model, positions=positions_of(model, False), context=16, n_tokens=64)
     assert without.flatten().tolist()[:15] == rows[0, 1:].tolist()
 
 
 def test_text_that_is_too_short_is_an_error():
     with pytest.raises(ConfigError, match="has 0 tokens"):
-        sample_rows(Recorded({}), [""], prepend_bos=True)
+        sample_rows(Recorded({}), [""], positions=positions_of(Recorded({}), True))
 
 
 def test_activations_that_overflow():
@@ -311,10 +315,25 @@ def test_the_same_model_under_another_name_fits(ref: str, folder: Path):
     load_sae(str(folder), model=Recorded({HERE: in_subspace(basis)}, ref=ref))
 
 
-def test_a_model_in_a_local_folder_has_no_id_to_compare(folder: Path, tmp_path: Path):
+def test_a_model_in_a_local_folder_is_compared_by_what_is_known_of_the_name(
+    folder: Path, tmp_path: Path, caplog
+):
+    """The files name gpt2-small; the folder holds a model of another family, depth or width."""
     _, basis = perfect(fx.D_IN)
     (tmp_path / "my-model").mkdir()
-    load_sae(str(folder), model=Recorded({HERE: in_subspace(basis)}, ref=str(tmp_path / "my-model")))
+    here = Recorded({HERE: in_subspace(basis)}, ref=str(tmp_path / "my-model"))
+    for family, layers, width in (("llama", 12, 768), ("gpt2", 2, 768), ("gpt2", 12, 16)):
+        here.spec.family, here.spec.n_layers, here.spec.d_model = family, layers, width
+        with pytest.raises(
+            MismatchError, match=f"{family} of {layers} layers, width {width}, not gpt2 of 12, 768"
+        ):
+            load_sae(str(folder), model=here)
+        load_sae(str(folder), model=here, allow_other_model=True)
+    here.spec.family, here.spec.n_layers, here.spec.d_model = "gpt2", 12, 768
+    load_sae(str(folder), model=here)
+    here.spec.named = "openai-community/gpt2-medium"
+    with pytest.raises(MismatchError, match="its configuration says openai-community/gpt2-medium"):
+        load_sae(str(folder), model=here)
 
 
 def test_another_width_is_a_mismatch(folder: Path):
@@ -353,7 +372,7 @@ def test_on_a_tiny_model_the_gate_finds_the_layer(family: str):
     the layer before."""
     model = tiny_model(family, n_layers=3)
     site = site_of_hook("blocks.1.hook_resid_post")
-    rows = sample_rows(model, prepend_bos=True)
+    rows = sample_rows(model, positions=positions_of(model, True))
     x = model.capture(rows, [site])[site][:, 1:].flatten(0, 1)
     mean = x.mean(dim=0)
     top = torch.linalg.svd(x - mean, full_matrices=False).Vh[: x.shape[1] // 2]
@@ -365,13 +384,14 @@ def test_on_a_tiny_model_the_gate_finds_the_layer(family: str):
         W_dec=W_dec,
         b_enc=torch.zeros(W_dec.shape[0]),
         b_dec=mean,
-        site=site,
+        reads=site,
+        writes=site,
         model_id=None,
     )
     here = fidelity(sae, model, rows)
     total = torch.linalg.svdvals(x - mean) ** 2
     assert here.fvu == pytest.approx(float(total[x.shape[1] // 2 :].sum() / total.sum()), rel=1e-3)
     check_fidelity(sae, model, rows, max_fvu=here.fvu + 0.01)
-    elsewhere = replace(sae, site=site_of_hook("blocks.0.hook_resid_pre"))
+    elsewhere = sae.at(site_of_hook("blocks.0.hook_resid_pre"))
     with pytest.raises(FidelityError, match=r"blocks\.1\.hook_resid_post"):
         check_fidelity(elsewhere, model, rows, max_fvu=here.fvu + 0.01)

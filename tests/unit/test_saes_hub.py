@@ -22,7 +22,7 @@ from huggingface_hub.errors import (
 
 from polysem.errors import FormatError, UnknownReferenceError
 from polysem.saes import load_sae
-from polysem.testing import sae_fixtures as fx
+from support import sae_fixtures as fx
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 

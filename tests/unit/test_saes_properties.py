@@ -7,8 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from polysem.saes.base import SAE, Provenance
-from polysem.saes.codec import decoder_norms
+from polysem.saes.base import SAE, Provenance, decoder_norms
 from polysem.saes.parts import fold_decoder_norm, fold_input_scale
 from polysem.types import Site
 
@@ -44,7 +43,8 @@ class Spec(NamedTuple):
             b_enc=0.1 * noise(d_sae),
             b_dec=noise(d_in),
             activation=self.activation,
-            site=Site(0, "hook_resid_post"),
+            reads=Site(0, "hook_resid_post"),
+            writes=Site(0, "hook_resid_post"),
             model_id=None,
             model_revision=None,
             provenance=Provenance(ref="random", revision="0", dialect="test"),

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from polysem.errors import ConfigError, MismatchError
-from polysem.interventions.splitting import Signals, splitting_signals
-from polysem.testing.planted import plain_sae
+from polysem.plan.splitting import Signals, splitting_signals
+from polysem.worlds.tables import plain_sae
 
 NO_TOKENS = [frozenset()] * 8
 

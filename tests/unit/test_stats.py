@@ -9,11 +9,12 @@ import pytest
 
 from polysem.config import EffectsConfig
 from polysem.errors import MismatchError, NumericsError
+from polysem.paper.presets import PaperEstimates
 from polysem.stats import HYPOTHESES, POOLED, estimate, parse_group
 from polysem.stats.effects import adjust
 from polysem.stats.rows import group_label
 from polysem.store.tables import PLAN, TRIALS
-from polysem.testing.synthetic import SyntheticStudy, synthetic_tables
+from support.synthetic import SyntheticStudy, synthetic_tables
 
 CONFIG = EffectsConfig()
 SITE = "blocks.1.hook_mlp_out"
@@ -47,7 +48,8 @@ def outcome(plan_row, change, *, kl=0.01, base=-2.0, cosine=(0.2, 0.2), mass=(0.
     row = {
         **{"trial_id": plan_row["trial_id"], "status": "ok", "reason": None, "kl": kl, "dtype": "float32"},
         **{"cosine_base": cosine[0], "cosine_edit": cosine[1], "mass_base": mass[0], "mass_edit": mass[1]},
-        **{"logodds_base": base, "logodds_edit": base + change, "top1_kept": True, "alignment": 0.25},
+        **{"logodds_base": base, "logodds_edit": base + change, "alignment": 0.25},
+        **{"beyond_base": base, "beyond_edit": base + change},
         **{"dose_absolute": plan_row["dose"], "resid_norm": 1.0},
     }
     if other.get("status"):
@@ -63,7 +65,7 @@ def tables(rows):
 
 
 def run(rows, config=CONFIG):
-    return estimate(*tables(rows), config=config, seed=0)
+    return estimate(*tables(rows), config=config, seed=0, beside=[PaperEstimates()])
 
 
 def found(effects, contrast, **parts):
@@ -193,9 +195,8 @@ def test_degenerate_groups_are_said_in_words():
     assert (slope["estimate"], slope["lo"], slope["p"]) == (None, None, None)
     assert "interference does not vary" in slope["note"]
     agreement = found(effects, "sign_agreement", outcome="logodds")
-    assert (agreement["estimate"], agreement["lo"], agreement["p"]) == (pytest.approx(1.0), None, None)
-    assert "no interval" in agreement["note"]
-    assert "the pairs all agree" in agreement["note"]
+    assert (agreement["estimate"], agreement["lo"], agreement["p"]) == (None, None, None)
+    assert "no target has pairs of both signs of interference in one bin" in agreement["note"]
     mass = found(effects, "mean_effect", outcome="mass", relation="pair")
     assert (mass["estimate"], mass["lo"]) == (0.0, None)
     assert mass["note"].count("exactly zero") == 1

@@ -9,18 +9,19 @@ import pyarrow as pa
 import pytest
 
 from polysem.linear.matching import match_features
-from polysem.report.checks import check_rows, pair_sentences, replication_sentences
+from polysem.report.sure import check_rows, pair_sentences, replication_sentences
 from polysem.seeds import rng_for
 from polysem.stats import POOLED
 from polysem.stats.arms import collect_arms, join_trials
-from polysem.stats.checks import checks_of, checks_table, qap_checks
+from polysem.stats.checks import checks_of, qap_checks
 from polysem.stats.contrasts import sign_agreement, slopes
-from polysem.stats.discovery import conformal_p, pair_tests, pair_tests_table, smallest_find
+from polysem.stats.discovery import MAX_SHARE, conformal_p, nameable, pair_tests
 from polysem.stats.mixed import mixed_model
+from polysem.stats.multiple import adjust_p
 from polysem.stats.replication import replicate, replications
 from polysem.stats.rows import View
-from polysem.store.tables import GRADIENT_MATRIX, REPLICATED
-from polysem.testing.synthetic import SyntheticStudy, synthetic_tables
+from polysem.store.tables import CHECKS, GRADIENT_MATRIX, PAIR_TESTS, REPLICATED
+from support.synthetic import SyntheticStudy, synthetic_tables
 
 FOLDER = Path(__file__).resolve().parents[1] / "references"
 LME4_RTOL = 1e-3
@@ -157,16 +158,16 @@ def test_missing_trials_that_depend_on_the_arm_are_said(view):
     share = float((pair & strong).sum() / pair.sum())
     even = np.where(pair, strong, rng.random(len(pair)) < share)
     assert said(even)["verdict"] == "not_random"
-    words = check_rows(checks_table([said(even)]), "feature")[0]["answer"]
+    words = check_rows(CHECKS.of([said(even)]), "feature")[0]["answer"]
     assert "not missing at random" in words
 
 
 def test_pairs_that_all_agree_have_no_interval(view):
-    """Perfect separation: every effect has the sign of its interference."""
-    y = np.sign(view.columns["interference"]) * (0.1 + np.abs(view.columns["interference"]))
-    row = sign_agreement(
-        replace(view, columns={**view.columns, "logodds": y}), sae=POOLED, tokens="in", outcome="logodds"
-    )
+    """Perfect separation: every effect has the sign of its interference, be it positive or negative."""
+    signs = np.where(rng_for(0, "signs").random(len(view.place)) < 0.5, -1.0, 1.0)
+    signed = signs * (0.1 + np.abs(view.columns["interference"]))
+    columns = {**view.columns, "interference": signed, "logodds": signed}
+    row = sign_agreement(replace(view, columns=columns), sae=POOLED, tokens="in", outcome="logodds")
     assert row["estimate"] == pytest.approx(1.0, abs=1e-12)
     assert row["lo"] is row["hi"] is row["p"] is row["p_equivalent"] is None
     assert "no variance" in row["note"]
@@ -200,8 +201,23 @@ def test_relabelling_finds_the_angle_and_nothing_where_there_is_nothing(study):
 def test_conformal_p_by_hand():
     p = conformal_p(np.array([5.0, 0.5, 2.0]), np.array([1.0, 2.0, 3.0, 4.0]))
     np.testing.assert_allclose(p, [1 / 5, 1.0, 4 / 5])
-    assert smallest_find(200, 99, alpha=0.05) == 40
-    assert smallest_find(10, 9999, alpha=0.05) == 1
+    assert nameable(200, 99, alpha=0.05).together == 40
+    assert nameable(10, 9999, alpha=0.05).together == 1
+
+
+def test_what_it_takes_to_name_a_pair_is_what_the_adjustment_does():
+    """At the number that is said to be needed Benjamini-Hochberg names the pairs, with one random feature less not."""
+    for n in (10, 40, 325):
+        able = nameable(n, 30, alpha=0.05)
+        most = max(1, int(MAX_SHARE * n))
+        for nulls, found in ((able.needed, most), (able.needed_for_one, 1)):
+            for fewer in (0, 1):
+                p = np.ones(n)
+                p[:found] = 1 / (nulls - fewer + 1)
+                assert ((adjust_p(p, method="bh") <= 0.05 + 1e-12).sum() == found) == (not fewer), (n, nulls)
+        assert nameable(n, able.needed, alpha=0.05).testable
+        assert not nameable(n, able.needed - 1, alpha=0.05).testable
+    assert nameable(325, 30, alpha=0.05).needed_for_one == 6499
 
 
 def test_single_pairs_keep_the_share_of_false_finds(view):
@@ -232,15 +248,15 @@ def test_single_pairs_keep_the_share_of_false_finds(view):
 
 
 def test_what_a_study_cannot_name_is_said(view):
-    table = pair_tests_table(pair_tests(view))
+    table = PAIR_TESTS.of(pair_tests(view))
     rows = table.slice(0, 0)
     assert list(pair_sentences(rows, "feature", level=0.95)) == []
     quiet = table.set_column(
         table.column_names.index("q_bh"), table.schema.field("q_bh"), pa.array(np.ones(table.num_rows))
     )
     for said in pair_sentences(quiet, "feature", level=0.95):
-        assert "0 pairs of" in said
-        assert "exceed all of them before any could be named" in said
+        assert said.startswith("Not testable with this plan")
+        assert "0 pairs" not in said  # that none was named says nothing
 
 
 # ---- another SAE
@@ -253,14 +269,25 @@ def test_replication_in_words():
         shared = float(rng.standard_normal())
         key = {"sae": "a", "other": "b", "token_set": "in", "target": j, "source": i}
         seen = {"linear": shared, "other_linear": shared + 0.1 * float(rng.standard_normal())}
+        seen |= {
+            "steered": shared,
+            "other_steered": shared + 3 * float(rng.standard_normal()),
+            "n_steered": 2,
+        }
         match = {"other_target": j, "other_source": i, "matched": 0.31, "best_cosine": 0.5, "n_prompts": 2}
         rows.append(key | seen | match)
     made = replications(pa.Table.from_pylist(rows, schema=REPLICATED.arrow()), level=0.95, seed=0)
-    (said,) = replication_sentences(made)
-    assert made["correlation"][0].as_py() > 0.95
-    assert "31 % of the features" in said
-    assert "144 pairs" in said
+    steered, linear = replication_sentences(made)
+    found = {r["measure"]: r["correlation"] for r in made.to_pylist()}
+    assert found["linear"] > 0.95 > 0.6 > found["steered"] > 0
+    assert "31 % of the features" in steered
+    for said, what in ((steered, "steered effects"), (linear, "the gradients' effects")):
+        assert f"144 pairs of features that both have, {what} correlate at" in said
+    # a push that never reached its KL is no effect, and takes only its own pair along
+    lost = [r | {"steered": None} if k < 4 else r for k, r in enumerate(rows)]
+    made = replications(pa.Table.from_pylist(lost, schema=REPLICATED.arrow()), level=0.95, seed=0)
+    assert {r["measure"]: r["n_pairs"] for r in made.to_pylist()} == {"steered": 140, "linear": 144}
     few = replications(pa.Table.from_pylist(rows[:3], schema=REPLICATED.arrow()), level=0.95, seed=0)
-    (said,) = replication_sentences(few)
+    said, _ = replication_sentences(few)
     assert few["correlation"][0].as_py() is None
     assert "cannot be said: 3 pairs of 1 targets are in both" in said

@@ -10,11 +10,12 @@ from scipy import stats
 
 from polysem.config import EffectsConfig, parse_study
 from polysem.errors import ConfigError
+from polysem.paper.estimators import plain_ols, stars, welch
+from polysem.paper.grid import Grid, effects_of, means_by_arm
+from polysem.paper.presets import PaperEstimates
 from polysem.stats import estimate, parse_group
-from polysem.stats.grid import Grid, effects_of, means_by_arm
-from polysem.stats.paper import plain_ols, stars, success, top_k_success, welch
 from polysem.store.tables import PRESETS
-from polysem.testing.synthetic import SyntheticStudy, synthetic_tables
+from support.synthetic import SyntheticStudy, synthetic_tables
 
 CONFIG = EffectsConfig()
 WORLD = SyntheticStudy(n_features=120, n_targets=6, n_prompts=6, doses=(0.1, 0.2), preset="both")
@@ -31,7 +32,9 @@ def both(made):
 
 
 def estimated(made, preset):
-    return estimate(made["plan"]["plan"], made["trials"]["trials"], config=CONFIG, seed=0, preset=preset)
+    return estimate(
+        made["plan"]["plan"], made["trials"]["trials"], config=CONFIG, seed=0, beside=[PaperEstimates(preset)]
+    )
 
 
 def walk(found, question, *, relation="pair", tokens="in", path="walk"):
@@ -133,7 +136,7 @@ def test_steps_are_the_declared_changes_in_their_order(both):
         *("paper", "cases", "selection", "dose", "sign", "outcome", "draws", "control", "errors")
     ]
     assert [r["choice"] for r in walk(both, "slope_b")] == [
-        *("paper", "selection", "dose", "sign", "outcome", "errors")
+        *("paper", "selection", "dose", "sign", "outcome", "model", "errors")
     ]
     for question in ("slope_a", "slope_b", "difference", "mean"):
         first, alone = walk(both, question)[1], walk(both, question, path="alone")[0]
@@ -145,7 +148,7 @@ def test_without_an_isotropic_arm_the_papers_difference_says_what_to_add(made):
     plan, trials = made["plan"]["plan"], made["trials"]["trials"]
     plan = plan.filter(pc.not_equal(plan["relation"], "isotropic"))
     trials = trials.filter(pc.is_in(trials["trial_id"], plan["trial_id"].combine_chunks()))
-    rows = walk(estimate(plan, trials, config=CONFIG, seed=0, preset="both"), "difference")
+    rows = walk(estimate(plan, trials, config=CONFIG, seed=0, beside=[PaperEstimates("both")]), "difference")
     assert [r["estimate"] is None for r in rows] == [True] * 7 + [False] * 2
     assert "add 'isotropic' to plan.controls" in rows[0]["note"]
 
@@ -181,7 +184,7 @@ def test_the_order_of_trials_changes_no_bit(made, both):
         trials.take(rng.permutation(trials.num_rows)),
         config=CONFIG,
         seed=0,
-        preset="both",
+        beside=[PaperEstimates("both")],
     )
     assert again.presets.equals(both.presets)
 
@@ -190,7 +193,9 @@ def test_preset_is_a_key_of_the_study():
     text = '[model]\nref = "m"\n[[saes]]\nref = "s"\n'
     assert parse_study(text).preset == "strict"
     assert parse_study(f'preset = "both"\n{text}').preset == "both"
-    with pytest.raises(ConfigError, match=r"preset.*'strict', 'paper' or 'both'.*got 'lenient'"):
+    with pytest.raises(
+        ConfigError, match=r"preset.*'lenient'; expected one of strict, paper, both.*got 'lenient'"
+    ):
         parse_study(f'preset = "lenient"\n{text}')
 
 
@@ -199,16 +204,18 @@ def test_preset_is_a_key_of_the_study():
 DOSES = np.array([-2.0, -1.0, 1.0, 2.0])
 
 
-def grid(base, edit, *, confirm, arm=None, logodds=None):
+def grid(base, edit, *, confirm, arm=None, logodds=None, prompt=None):
     """A grid of cosines; log-odds are the same numbers unless given."""
     base, edit = np.array(base), np.array(edit)
     other = (base, edit) if logodds is None else (np.array(logodds[0]), np.array(logodds[1]))
     return Grid(
         np.zeros(len(base), dtype=int) if arm is None else np.array(arm),
+        np.arange(len(base)) if prompt is None else np.array(prompt),
         np.array(confirm),
         DOSES,
         {"cosine": base, "logodds": other[0]},
         {"cosine": edit, "logodds": other[1]},
+        np.full(len(base), 0.5),
     )
 
 
@@ -245,6 +252,42 @@ def test_every_choice_by_hand(choice, expected):
     edit = [[0.1, 0.1, 0.3, 0.6], [0.1] * 4, [-0.05, -0.05, -0.2, -0.2], [0.9, 0.1, 0.1, 0.1]]
     g = grid(base, edit, confirm=[True, True, True, False])
     assert chosen(g, **choice).values == pytest.approx(expected)
+
+
+def test_the_vectors_of_one_level_are_searched_together_and_the_best_of_each_prompt_is_reported():
+    """Arms 0 and 1 are of one bin, 2 of another, 3 a control; two prompts."""
+    best = [[2.0, 1.0], [3.0, 0.5], [0.7, 0.9], [0.4, 0.6]]
+    edit = [[0.0, 0.0, 0.0, (1 + best[a][p]) * 0.1] for a in range(4) for p in range(2)]
+    g = grid(
+        [0.1] * 8, edit, confirm=[True] * 8, arm=[a for a in range(4) for _ in range(2)], prompt=[0, 1] * 4
+    )
+    level = np.array([7, 7, 2, -1])
+    alone = chosen(g, start="baseline").values
+    together = chosen(g, start="baseline", level=level).values
+    assert alone == pytest.approx([v for row in best for v in row])
+    nan = np.nan
+    assert together == pytest.approx([nan, 1.0, 3.0, nan, 0.7, 0.9, 0.4, 0.6], nan_ok=True)
+    # a strength that was chosen elsewhere is no search
+    held = {"selection": "fixed", "dose": 2.0}
+    assert chosen(g, **held, level=level).values == pytest.approx(chosen(g, **held).values)
+
+
+def test_larger_bins_of_gradients_win_by_their_size_alone():
+    """Nothing is planted: more vectors in a bin make its best larger, and equal budgets take that away."""
+    rng = np.random.default_rng(0)
+    n_prompts, sizes = 400, [1, 9]
+    arms = [k for k, n in enumerate(sizes) for _ in range(n)]
+    edit = np.exp(0.3 * rng.standard_normal((len(arms) * n_prompts, 4))) * 0.1
+    g = grid(
+        [0.1] * len(edit), edit, confirm=[True] * len(edit),
+        arm=np.repeat(np.arange(len(arms)), n_prompts), prompt=np.tile(np.arange(n_prompts), len(arms)),
+    )  # fmt: skip
+    found = chosen(g, start="baseline", level=np.array(arms))
+    means = [np.nanmean(found.values[np.array(arms)[found.arm] == k]) for k in (0, 1)]
+    assert means[1] > 1.5 * means[0]
+    equal = chosen(g, start="baseline")
+    means = [equal.values[np.array(arms)[equal.arm] == k].mean() for k in (0, 1)]
+    assert means[1] == pytest.approx(means[0], rel=0.1)
 
 
 def test_a_missing_strength_is_no_candidate_and_a_missing_cell_no_number():
@@ -297,25 +340,3 @@ def test_what_cannot_be_estimated_has_a_reason_and_no_number():
 def test_stars_are_the_papers():
     marks = [stars(p) for p in (None, 0.0009, 0.001, 0.0099, 0.01, 0.049, 0.05)]
     assert marks == ["", "***", "**", "**", "*", "*", ""]
-
-
-def test_success_is_blind_to_falls_unless_it_is_symmetric():
-    before = np.array([[0.5, 0.3, 0.1, 0.1], [0.4, 0.3, 0.2, 0.1], [0.4, 0.3, 0.2, 0.1]])
-    after = np.array([[0.3, 0.5, 0.1, 0.1], [0.1, 0.2, 0.3, 0.4], [0.4, 0.29, 0.21, 0.1]])
-    found = top_k_success(before, after, [1, 1], k=2)
-    assert found.by_count == success(np.array([1.0, 1, 1]), np.array([1.0, 0, 1]))
-    assert (found.by_count.up, found.by_count.down, found.by_count.net) == pytest.approx((0, 1 / 3, -1 / 3))
-    assert (found.by_mass.up, found.by_mass.down, found.by_mass.net) == pytest.approx((1 / 3, 2 / 3, -1 / 3))
-    noise = np.random.default_rng(0).standard_normal((2, 4000))
-    nothing = success(*noise)
-    assert nothing.up == pytest.approx(0.5, abs=0.03)  # the paper's rate of an effect that is not there
-    assert nothing.net == pytest.approx(0.0, abs=0.06)
-
-
-@pytest.mark.parametrize(
-    ("ids", "k", "words"),
-    [([], 2, "expected some"), ([4], 2, "vocabulary of 4"), ([1], 5, "expected 1 to 4")],
-)
-def test_success_of_nothing_is_refused(ids, k, words):
-    with pytest.raises(ConfigError, match=words):
-        top_k_success(np.full((2, 4), 0.25), np.full((2, 4), 0.25), ids, k=k)

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from polysem.errors import ConfigError, NumericsError
+from polysem.paper.selection import PAPER_GRID, best_of_grid, null_inflation, relative_change, select
 from polysem.stats.reliability import WEAK_F, instrumented, naive_bias, reliability
-from polysem.stats.selection import PAPER_GRID, best_of_grid, null_inflation, relative_change, select
 
 DOSES = np.array([-2.0, -1.0, 1.0, 2.0])
 

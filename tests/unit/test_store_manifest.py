@@ -1,6 +1,7 @@
 """Freshness is fingerprint equality: every ingredient counts, nothing else does, and the reason is said."""
 
 import json
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -9,18 +10,20 @@ from typing import Any
 import pytest
 
 from polysem.config import Study, parse_study
+from polysem.engine.verify import _files
 from polysem.errors import StoreError
 from polysem.store import io
 from polysem.store.manifest import (
     Manifest,
     Output,
-    Recipe,
+    StageInputs,
     compare,
     damaged_outputs,
     made_here,
     read_manifest,
 )
-from polysem.store.stages import NEEDS, ORDER, Stage, parameters
+from polysem.store.run import Part, RunFolder
+from polysem.store.stages import ORDER, REGISTRY, StageName, parameters
 from polysem.store.tables import STAGES
 
 TOML = """
@@ -35,8 +38,8 @@ def study(**changes: Any) -> Study:
     return parse_study(TOML).model_copy(update=changes)
 
 
-def recipe(stage: Stage = "pairs", **changes: Any) -> Recipe:
-    made = Recipe.of(
+def recipe(stage: StageName = "pairs", **changes: Any) -> StageInputs:
+    made = StageInputs.of(
         study(), stage, sources={"saes some-sae": "sha256:1"}, inputs={"features/features.parquet": "aa"}
     )
     return replace(made, **changes)
@@ -50,7 +53,7 @@ def test_the_fingerprint_is_a_function_of_the_recipe_and_of_nothing_else():
 
 CHANGES: list[tuple[dict[str, Any], str]] = [
     ({"stage": "plan"}, "stage was pairs, is plan"),
-    ({"schemas": {"pairs": 0}}, "schema of density was version 1, is absent"),
+    ({"schemas": {"pairs": 0}}, "schema of density was version 2, is absent"),
     ({"sources": {"saes some-sae": "sha256:2"}}, "saes some-sae changed: was sha256:1, is sha256:2"),
     ({"inputs": {"features/features.parquet": "bb"}}, "input features/features.parquet changed"),
     ({"inputs": {}}, "input features/features.parquet went"),
@@ -94,14 +97,16 @@ def test_parameters_of_a_stage_are_those_that_decide_it():
 
 def test_every_section_of_a_study_decides_some_stage():
     """A new section that no stage declares would never make anything stale."""
-    declared = {section for needs in NEEDS.values() for section in needs.sections} - {"sae_refs"}
-    assert declared == set(Study.model_fields)
-    assert set(NEEDS) == set(ORDER) == {*STAGES, "report"}
+    declared = {section for stage in ORDER for section in REGISTRY[stage].sections}
+    declared -= {"sae_refs", "gloss_vectors"}  # parts of sections
+    # the report is decided by every section; its name decides nothing else
+    assert declared | {"name"} == set(Study.model_fields)
+    assert set(REGISTRY) == {*STAGES, "report"}
 
 
 def test_stages_read_only_stages_before_them():
     for n, stage in enumerate(ORDER):
-        assert set(NEEDS[stage].inputs) <= set(ORDER[:n])
+        assert set(REGISTRY[stage].inputs) <= set(ORDER[:n])
 
 
 def manifest(root: Path) -> Manifest:
@@ -118,7 +123,7 @@ def test_a_manifest_comes_back(tmp_path: Path):
 
 def test_times_and_hosts_stand_outside_the_recipe(tmp_path: Path):
     made = manifest(tmp_path)
-    text = json.dumps(vars(made.recipe))
+    text = json.dumps(vars(made.made_from))
     assert made.made["host"] not in text or not made.made["host"]
     assert {"host", "started", "finished"} <= set(made.made)
 
@@ -158,11 +163,11 @@ def tamper(change: Callable[[dict[str, Any]], Any]) -> Callable[[Path], None]:
 @pytest.mark.parametrize(
     ("harm", "words"),
     [
-        (tamper(lambda m: m.update(format=99)), "format 99, expected 1"),
-        (tamper(lambda m: m["recipe"]["inputs"].clear()), "was edited"),
+        (tamper(lambda m: m.update(format=99)), "format 99, expected 2"),
+        (tamper(lambda m: m["made_from"]["inputs"].clear()), "was edited"),
         (tamper(lambda m: m.update(fingerprint="00")), "was edited"),
         (tamper(lambda m: m.pop("outputs")), "is no manifest"),
-        (tamper(lambda m: m["recipe"].update(more=1)), "is no manifest"),
+        (tamper(lambda m: m["made_from"].update(more=1)), "is no manifest"),
         (lambda path: path.write_bytes(path.read_bytes()[:40]), "damaged"),
     ],
 )
@@ -174,3 +179,65 @@ def test_a_manifest_that_is_not_whole_is_an_error(tmp_path: Path, harm: Callable
         read_manifest(tmp_path, "pairs")
     assert "manifest.json" in str(caught.value)
     assert str(caught.value.hint).startswith("polysem pairs ")
+
+
+@pytest.mark.parametrize(
+    ("harm", "words"),
+    [
+        (
+            tamper(lambda m: m["outputs"].update({"/etc/passwd": {"sha256": "0" * 64}})),
+            "expected a path below",
+        ),
+        (tamper(lambda m: m["outputs"].update({"../out": {"sha256": "0" * 64}})), "expected a path below"),
+        (tamper(lambda m: m["outputs"].update({"a\0b": {"sha256": "0" * 64}})), "expected a path below"),
+        (tamper(lambda m: m["outputs"].update({"x" * 5000: {"sha256": "0" * 64}})), "expected a path below"),
+        (tamper(lambda m: m["outputs"].update({"pairs/link/x": {"sha256": "0" * 64}})), "leads out"),
+        (
+            tamper(lambda m: m["outputs"]["pairs/x.txt"].update(sha256=None)),
+            r"is no manifest|the sha256 of pairs/x.txt is None",
+        ),
+        (tamper(lambda m: m["outputs"]["pairs/x.txt"].update(rows="3")), r"is no manifest|a number of rows"),
+        (
+            tamper(lambda m: m.update(records={"pairs/x.txt": 3})),
+            r"is no manifest|the sha256 of pairs/x.txt is 3",
+        ),
+        (tamper(lambda m: m.update(facts=[1])), "is no manifest"),
+        (lambda path: path.write_text("[" * 100_000), "damaged"),
+    ],
+)
+def test_a_manifest_is_confined_before_anything_is_opened(
+    tmp_path: Path, harm: Callable[[Path], None], words: str
+):
+    path = tmp_path / "pairs" / "manifest.json"
+    manifest(tmp_path).write(path)
+    (tmp_path / "pairs" / "link").symlink_to("/")
+    harm(path)
+    with pytest.raises(StoreError, match=words):
+        read_manifest(tmp_path, "pairs")
+
+
+@pytest.mark.parametrize("kind", ["pipe", "folder", "link"])
+def test_an_output_that_is_no_file_is_named_and_nothing_hangs(tmp_path: Path, kind: str):
+    made = manifest(tmp_path)
+    file = tmp_path / "pairs" / "x.txt"
+    file.unlink()
+    if kind == "pipe":
+        os.mkfifo(file)
+    elif kind == "folder":
+        file.mkdir()
+    else:
+        file.symlink_to(tmp_path / "nowhere")
+    (seen,) = damaged_outputs(tmp_path, made.outputs)
+    assert seen.startswith("pairs/x.txt cannot be read")
+
+
+@pytest.mark.parametrize("harm", [Path.unlink, tamper(lambda m: m["facts"].update(device="other"))])
+def test_records_of_parts_are_verified(tmp_path: Path, harm: Callable[[Path], Any]):
+    (tmp_path / "study.toml").write_text("")
+    run, part = RunFolder.open(tmp_path), Part("pairs", 0, 1)
+    tables = {schema.name: schema.empty() for schema in REGISTRY["pairs"].tables}
+    run.write_part(part, tables, made_from=recipe(), facts={"device": "cpu"}, started=0.0)
+    run.finish("pairs", recipe(), run.record(part).outputs, parts=[part], facts={}, started=0.0)
+    assert list(_files(run, "pairs")) == []
+    harm(tmp_path / part.record)
+    assert any(part.record in words for words in _files(run, "pairs"))

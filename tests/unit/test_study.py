@@ -17,6 +17,12 @@ import pyarrow as pa
 import pytest
 
 from polysem.config import SAEConfig, Study, parse_study
+from polysem.engine import run_study, study_status
+from polysem.engine.cache import SAECache, sae_labels
+from polysem.engine.check import Checked
+from polysem.engine.context import StudyContext
+from polysem.engine.toml import to_toml
+from polysem.engine.verify import compare_trials, verify_run
 from polysem.errors import ConfigError, PolysemError, StoreError
 from polysem.progress import SILENT
 from polysem.store import RunFolder
@@ -24,11 +30,6 @@ from polysem.store import run as store_run
 from polysem.store.schema import Schema
 from polysem.store.stages import ORDER
 from polysem.store.tables import PLAN, PROMPTS, STAGES, TRIALS
-from polysem.study import run_study, study_status
-from polysem.study.bench import Bench
-from polysem.study.shelf import Shelf, sae_labels
-from polysem.study.toml import to_toml
-from polysem.study.verify import compare_trials, verify_run
 from polysem.types import Site
 
 N_BATCHES = 5
@@ -59,9 +60,12 @@ def table(schema: Schema, rows: Sequence[dict[str, Any]]) -> pa.Table:
 
 def fake_sae(ref: str) -> Any:
     return SimpleNamespace(
-        site=Site.parse(SITE),
+        reads=Site.parse(SITE),
+        writes=Site.parse(SITE),
         d_sae=3,
         prepend_bos=True,
+        bos_stand_in="none",
+        centre_input=False,
         nbytes=100,
         provenance=SimpleNamespace(ref=ref, revision="r1", dialect="fake", measured={"fvu": 0.1}),
     )
@@ -83,10 +87,17 @@ class Fakes:
 
     def load_model(self, ref: str, **_: Any) -> SimpleNamespace:
         self.note("model")
-        return SimpleNamespace(spec=FakeSpec(ref))
+        return SimpleNamespace(spec=FakeSpec(ref), bos_id=0)
 
     def load_sae(
-        self, ref: str, *, site: str | None, model: object, max_fvu: float, allow_other_model: bool = False
+        self,
+        ref: str,
+        *,
+        site: str | None,
+        model: object,
+        max_fvu: float,
+        allow_other_model: bool,
+        prepend_bos: bool | None,
     ) -> SimpleNamespace:
         self.note("sae gated" if model is not None else "sae")
         return fake_sae(ref)
@@ -111,7 +122,7 @@ class Fakes:
         self.note(f"pairs {label}")
         made = {schema.name: schema.empty() for schema in STAGES["pairs"]}
         made["pairs"] = table(store_run._HOMES["pairs"][1], [{"sae": label, "i": 0, "j": 1}])
-        return SimpleNamespace(**made)
+        return SimpleNamespace(tables=lambda: made)
 
     def make_prompts(self, *_: object, **__: object) -> pa.Table:
         return table(PROMPTS, [{"prompt_id": "p"}])
@@ -126,7 +137,13 @@ class Fakes:
         return SimpleNamespace(tables=lambda: made | {"plan": table(PLAN, rows), "prompts": prompts})
 
     def run_batches(
-        self, plan: pa.Table, prompts: pa.Table, *_: object, batches: list[int], reporter: Any = SILENT
+        self,
+        plan: pa.Table,
+        prompts: pa.Table,
+        *_: object,
+        batches: list[int],
+        reporter: Any = SILENT,
+        **__: object,
     ):
         self.note(f"trials {batches[0]}-{batches[-1]}")
         rows = []
@@ -172,6 +189,7 @@ class FakeFeatures:
 @pytest.fixture
 def fakes(monkeypatch: pytest.MonkeyPatch) -> Fakes:
     made = Fakes()
+    monkeypatch.setattr("polysem.engine.run.check_study", lambda *_: Checked())  # fakes are no files
     monkeypatch.setattr("polysem.models.load_model", made.load_model, raising=False)
     monkeypatch.setattr("polysem.saes.load_sae", made.load_sae, raising=False)
     features = SimpleNamespace(build_features=made.build_features, FeatureTable=FakeFeatures)
@@ -185,6 +203,7 @@ def fakes(monkeypatch: pytest.MonkeyPatch) -> Fakes:
         "response": SimpleNamespace(respond=made.respond),
         "stats": SimpleNamespace(estimate=made.estimate),
         "report": SimpleNamespace(write_report=made.write_report),
+        "paper.presets": SimpleNamespace(PaperEstimates=lambda preset: preset),
     }.items():
         monkeypatch.setitem(__import__("sys").modules, f"polysem.{name}", module)
         monkeypatch.setattr(f"polysem.{name}", module, raising=False)
@@ -243,7 +262,7 @@ def test_a_study_runs_all_stages_once_and_loads_the_model_once(fakes: Fakes, stu
     assert sorted(p.name for p in (out / "trials").iterdir()) == sorted(
         ["manifest.json", *(f"part-0000{k}-of-00003.{end}" for k in range(3) for end in ("json", "parquet"))]
     )
-    assert {p.name for p in out.iterdir()} == {"study.toml", "report.html", *ORDER}
+    assert {p.name for p in out.iterdir()} == {"study.toml", "origin.json", "report.html", *ORDER}
 
 
 def test_a_finished_study_is_left_alone_and_loads_nothing(fakes: Fakes, study: Study, out: Path):
@@ -460,11 +479,11 @@ def test_leftovers_of_a_killed_writer_go(fakes: Fakes, study: Study, out: Path):
 def test_the_hub_commit_is_settled_once(fakes: Fakes, study: Study, out: Path):
     hub = study.model_copy(update={"model": study.model.model_copy(update={"ref": "some/model"})})
     run_study(hub, out)
-    assert json.loads((out / "features/manifest.json").read_text())["recipe"]["sources"][
+    assert json.loads((out / "features/manifest.json").read_text())["made_from"]["sources"][
         "model some/model"
     ] == ("commit:m1")
     assert states(hub, out) == ALL_FRESH
-    assert Bench(hub, RunFolder(out)).pins.models == {"some/model": "m1"}
+    assert StudyContext(hub, RunFolder(out)).pins.models == {"some/model": "m1"}
 
 
 def test_parts_on_different_machines_are_told(fakes: Fakes, study: Study, out: Path, monkeypatch, caplog):
@@ -495,6 +514,39 @@ def test_verify_finds_what_is_damaged_or_missing(fakes: Fakes, study: Study, out
     assert "effects/missing.parquet is missing" in findings
 
 
+def test_verify_looks_at_the_records_of_parts(fakes: Fakes, study: Study, out: Path):
+    run_study(study, out)
+    path = out / "trials" / "part-00001-of-00003.json"
+    good = path.read_text()
+    path.write_text(good[:40])
+    assert "part-00001-of-00003.json" in "\n".join(verify_run(out, sample=0))
+    path.unlink()
+    assert "the records of its parts name other files" in "\n".join(verify_run(out, sample=0))
+    path.write_text(good)
+    assert verify_run(out, sample=0) == []
+
+
+def test_a_run_of_an_earlier_format_is_stale_and_says_so_with_the_command(
+    fakes: Fakes, study: Study, out: Path
+):
+    run_study(study, out)
+    path = out / "features" / "manifest.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "format": 1}))
+    assert states(study, out)["features"] == "stale"
+    assert "another version of polysem: it is a manifest of format 1" in reason(study, out, "features")
+    with pytest.raises(StoreError, match="another version of polysem") as caught:
+        RunFolder(out).table("features")
+    assert caught.value.hint == f"polysem features {out}/study.toml --out {out}"
+
+
+def test_stored_features_have_all_that_a_feature_table_has(fakes: Fakes, study: Study, out: Path):
+    run_study(study, out)
+    stored = StudyContext(study, RunFolder(out)).features
+    for schema in STAGES["features"]:
+        assert getattr(stored, schema.name).equals(RunFolder(out).table(schema.name))
+    assert list(stored.embeddings) == [SITE, f"{SITE}-2"]
+
+
 def test_verify_says_that_a_run_is_not_finished(fakes: Fakes, study: Study, out: Path):
     run_study(study, out, stages=["features", "pairs"])
     assert [f for f in verify_run(out) if f.endswith("not finished")] == [
@@ -513,7 +565,7 @@ def test_verify_finds_numbers_that_do_not_come_again(fakes: Fakes, study: Study,
 
 def test_verify_allows_rounding_on_another_machine(fakes: Fakes, study: Study, out: Path, monkeypatch):
     run_study(study, out)
-    monkeypatch.setattr("polysem.study.verify.platform_facts", lambda: {"machine": "abacus"})
+    monkeypatch.setattr("polysem.engine.verify.platform_facts", lambda: {"machine": "abacus"})
     fakes.noise = 1e-9
     assert verify_run(out) == []
     fakes.noise = 0.1
@@ -574,7 +626,7 @@ def test_the_shelf_keeps_the_last_used_saes_within_its_bytes():
         loaded.append(entry.ref)
         return fake_sae(entry.ref)
 
-    shelf = Shelf(entries, load, keep=200)
+    shelf = SAECache(entries, load, keep=200)
     assert loaded == [entry.ref for entry in entries]
     labels = list(shelf)
     assert labels == [SITE, f"{SITE}-2", f"{SITE}-3", f"{SITE}-4"]
@@ -597,9 +649,9 @@ def test_what_is_recorded_of_saes_spares_loading_them_only_if_it_is_of_the_same_
         loaded.append(entry.ref)
         return fake_sae(entry.ref)
 
-    facts = Shelf(entries, load).facts
+    facts = SAECache(entries, load).facts
     loaded.clear()
-    assert Shelf(entries, load, known=dict(reversed(facts.items()))).facts == facts
+    assert SAECache(entries, load, known=dict(reversed(facts.items()))).facts == facts
     assert not loaded
     for other in (
         {SITE: facts[SITE]},
@@ -608,7 +660,7 @@ def test_what_is_recorded_of_saes_spares_loading_them_only_if_it_is_of_the_same_
         {SITE: facts[SITE], f"{SITE}-2": {k: v for k, v in facts[f"{SITE}-2"].items() if k != "prepend_bos"}},
     ):
         loaded.clear()
-        assert Shelf(entries, load, known=other).facts == facts
+        assert SAECache(entries, load, known=other).facts == facts
         assert loaded == ["file-0", "file-1"]
 
 

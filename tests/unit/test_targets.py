@@ -1,27 +1,38 @@
 """Targets: bounds against brute force, the client against a real server with troubles, cache, budget, rate."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from polysem.errors import ConfigError, FormatError, StoreError, UnknownReferenceError
 from polysem.http import Retries
-from polysem.targets import Answer, Budget, LocalTarget, Prompt, ResponseCache, ServedTarget, Serving, Target
+from polysem.targets import (
+    Answer,
+    Budget,
+    LocalTarget,
+    ResponseCache,
+    ServedTarget,
+    Serving,
+    Target,
+    TargetPrompt,
+)
 from polysem.targets.bounds import (
     Bound,
     kl_bound,
     log_odds_bound,
     mass_bound,
     noise_sd,
-    top_k_count,
+    top_k_counts,
     tv_bound,
 )
 from polysem.targets.parse import parse_answer
-from polysem.targets.served import key_from
 from polysem.targets.spend import Price, Rate
-from polysem.testing.served import Books, Server, distribution_of
-from polysem.testing.tiny import tiny_model
+from polysem.worlds.tiny import tiny_model
+from support.raw import RawServer
+from support.raw import answer as answer_of_server
+from support.served import Books, Server, distribution_of
 
 WORDS = ("a", "b", "c", "d", "e", "f", "g", "h")
 
@@ -53,14 +64,14 @@ def scripted():
     return distribution
 
 
-def client_of(server, folder, *, api="completions", k=20, budget=None, sleeps=None, **more):
+def client_of(server, folder, *, api="completions", k=20, budget=None, sleeps=None, attempts=4, **more):
     naps = [] if sleeps is None else sleeps
     serving = Serving(url=server.url, model="test-model", api=api, k=k, **more)
     return ServedTarget(
         serving,
         cache=ResponseCache(folder),
         budget=budget or Budget(),
-        retries=Retries(attempts=4, first=0.001, sleep=naps.append),
+        retries=Retries(attempts=attempts, first=0.001, sleep=naps.append),
     )
 
 
@@ -113,10 +124,10 @@ def test_a_truncated_answer_says_what_is_missing():
 def test_top_30_success_is_refused_from_20():
     cut = answer(np.full(8, 1 / 8), k=5)
     with pytest.raises(ConfigError, match=r"top-6 success was asked for, but the target grants 5"):
-        top_k_count(cut, np.ones(5, bool), k=6)
-    assert top_k_count(cut, np.array([True, False, True, True, False]), k=3) == Bound(2.0, 2.0)
+        top_k_counts(cut, np.ones((1, 5), bool), k=6)
+    assert top_k_counts(cut, np.array([[True, False, True, True, False]]), k=3)[0] == Bound(2.0, 2.0)
     lossy = answer(np.full(8, 1 / 8), k=5, lost=1)
-    assert top_k_count(lossy, np.array([True, False, True, True, False]), k=3) == Bound(1.0, 3.0)
+    assert top_k_counts(lossy, np.array([[True, False, True, True, False]]), k=3)[0] == Bound(1.0, 3.0)
 
 
 def test_tokens_of_equal_text_cannot_be_told_apart():
@@ -151,12 +162,12 @@ def test_impossible_answers_are_refused():
 def test_local_answers_are_the_models_distribution():
     model = tiny_model("llama")
     target = LocalTarget(model)
-    prompts = [Prompt("the quick brown"), Prompt("the sea"), Prompt("the quick brown")]
+    prompts = [TargetPrompt("the quick brown"), TargetPrompt("the sea"), TargetPrompt("the quick brown")]
     answers = target.answers(prompts)
     import torch
 
     for prompt, found in zip(prompts, answers, strict=True):
-        ids = model.tokenize(prompt.text, prepend_bos=True)
+        ids = model.tokenize(prompt.text, prepend_bos=False)
         want = model.logits(torch.tensor([ids]))[0, -1].double().softmax(-1).numpy()
         np.testing.assert_allclose(found.probs, want, atol=1e-6)
         assert found.complete
@@ -164,9 +175,9 @@ def test_local_answers_are_the_models_distribution():
     assert isinstance(target, Target)
     assert target.count_tokens("the sea") == len(model.tokenize("the sea", prepend_bos=False))
     with pytest.raises(ConfigError, match="takes no system message"):
-        target.answers([Prompt("x", system="y")])
+        target.answers([TargetPrompt("x", system="y")])
     with pytest.raises(ConfigError, match="tokens; expected 1 to 128"):
-        target.answers([Prompt("the " * 400)])
+        target.answers([TargetPrompt("the " * 400)])
 
 
 # a server
@@ -175,7 +186,7 @@ def test_local_answers_are_the_models_distribution():
 @pytest.mark.parametrize("api", ["completions", "chat"])
 def test_http_gives_the_head_of_the_same_distribution(api, tmp_path):
     target = LocalTarget(tiny_model("llama"))
-    prompts = [Prompt("the sea"), Prompt("there is nothing")]
+    prompts = [TargetPrompt("the sea"), TargetPrompt("there is nothing")]
     with Server(distribution_of(target), k_max=20) as server:
         served = client_of(server, tmp_path, api=api, k=50)
         assert served.probe(prompts) == 20
@@ -183,11 +194,11 @@ def test_http_gives_the_head_of_the_same_distribution(api, tmp_path):
             assert not mine.complete
             best = np.sort(theirs.logprobs)[::-1][:20]
             np.testing.assert_allclose(np.sort(mine.logprobs)[::-1], best, rtol=1e-12)
-    assert served.word_start == (api == "completions")
+    assert served.kind.word_start == (api == "completions")
 
 
 def test_every_trouble_is_survived_and_nothing_is_paid_for_twice(scripted, tmp_path):
-    prompts = [Prompt(f"prompt {i}") for i in range(12)]
+    prompts = [TargetPrompt(f"prompt {i}") for i in range(12)]
     naps = []
     with Server(scripted) as server:
         calm = client_of(server, tmp_path / "calm")
@@ -195,7 +206,8 @@ def test_every_trouble_is_survived_and_nothing_is_paid_for_twice(scripted, tmp_p
         expected = calm.answers(prompts)
     troubles = {1: "busy", 2: "broken", 3: "cut", 5: "half", 7: "cut", 8: "busy"}
     with Server(scripted, troubles=troubles, retry_after=3.0) as server:
-        served = client_of(server, tmp_path / "rough", sleeps=naps, concurrency=3)
+        # One request may meet all troubles but one, however its threads are scheduled.
+        served = client_of(server, tmp_path / "rough", sleeps=naps, concurrency=3, attempts=8)
         served.probe(prompts[:1])
         found = served.answers(prompts + prompts)
         assert server.received == len(prompts) + len(troubles)
@@ -210,7 +222,7 @@ def test_every_trouble_is_survived_and_nothing_is_paid_for_twice(scripted, tmp_p
 
 
 def test_a_failure_keeps_what_was_paid_for(scripted, tmp_path):
-    prompts = [Prompt(f"prompt {i}") for i in range(10)]
+    prompts = [TargetPrompt(f"prompt {i}") for i in range(10)]
     with Server(scripted, troubles=dict.fromkeys(range(6, 60), "broken")) as server:
         served = client_of(server, tmp_path, concurrency=1)
         served.probe(prompts[:1])
@@ -228,7 +240,7 @@ def test_a_failure_keeps_what_was_paid_for(scripted, tmp_path):
 
 
 def test_where_a_server_honours_no_keys_only_what_was_lost_on_the_way_is_paid_for_again(scripted, tmp_path):
-    prompts = [Prompt(f"prompt {i}") for i in range(12)]
+    prompts = [TargetPrompt(f"prompt {i}") for i in range(12)]
     books = Books(honours=False)
     with Server(scripted, troubles={1: "busy", 3: "cut", 6: "half"}, books=books) as server:
         served = client_of(server, tmp_path, concurrency=1)
@@ -239,7 +251,7 @@ def test_where_a_server_honours_no_keys_only_what_was_lost_on_the_way_is_paid_fo
 
 
 def test_a_request_leaves_a_mark_until_its_answer_is_kept(scripted, tmp_path):
-    prompts = [Prompt(f"prompt {i}") for i in range(3)]
+    prompts = [TargetPrompt(f"prompt {i}") for i in range(3)]
     with Server(scripted, troubles=dict.fromkeys(range(1, 60), "cut")) as server:
         served = client_of(server, tmp_path, concurrency=1)
         served.probe(prompts[:1])
@@ -265,12 +277,12 @@ def test_a_request_leaves_a_mark_until_its_answer_is_kept(scripted, tmp_path):
 
 
 def test_missing_rights_models_and_logprobs_say_what_to_do(scripted, tmp_path, monkeypatch):
-    monkeypatch.delenv("POLYSEM_API_KEY", raising=False)
-    prompts = [Prompt("x")]
+    prompts = [TargetPrompt("x")]
     with Server(scripted, api_key="secret") as server:
         with pytest.raises(UnknownReferenceError, match=r"HTTP 401.*\n.*POLYSEM_API_KEY"):
             client_of(server, tmp_path / "a").probe(prompts)
         monkeypatch.setenv("POLYSEM_API_KEY", "secret")
+        monkeypatch.setenv("POLYSEM_API_BASE", server.url)
         assert client_of(server, tmp_path / "a").probe(prompts) == 20
         kept = b"".join(f.read_bytes() for f in tmp_path.rglob("*.gz"))
         import gzip
@@ -282,7 +294,7 @@ def test_missing_rights_models_and_logprobs_say_what_to_do(scripted, tmp_path, m
         client_of(server, tmp_path / "b").probe(prompts)
     with (
         Server(scripted, troubles={0: "silent"}) as server,
-        pytest.raises(UnknownReferenceError, match="gives no log-probabilities"),
+        pytest.raises(UnknownReferenceError, match="no log-probabilities, though 20 were asked for"),
     ):
         client_of(server, tmp_path / "c").probe(prompts)
     assert not list((tmp_path / "c").rglob("*.gz")), "a useless answer is not kept"
@@ -290,14 +302,31 @@ def test_missing_rights_models_and_logprobs_say_what_to_do(scripted, tmp_path, m
         client_of(server, tmp_path / "d").answers(prompts)
 
 
-def test_keys_go_only_where_they_belong():
-    env = {"OPENAI_API_KEY": "k"}
-    assert key_from(env, "https://api.openai.com/v1/completions") == "k"
-    assert key_from(env, "https://evil.example/v1/completions") is None
-    assert (
-        key_from({**env, "OPENAI_BASE_URL": "http://mine:8000/v1"}, "http://mine:8000/v1/completions") == "k"
+@pytest.mark.parametrize("api", ["completions", "chat"])
+def test_a_prompt_that_is_too_large_is_named_and_asked_once(api, tmp_path):
+    told = answer_of_server(
+        {"error": {"message": "exceeds the available context size", "code": 400}}, status="400 Bad Request"
     )
-    assert key_from({"POLYSEM_API_KEY": "p"}, "http://any/v1") == "p"
+    with RawServer(told) as server:
+        with pytest.raises(
+            UnknownReferenceError, match=r"what is too large begins with 'far too long a' and has 14 char"
+        ) as caught:
+            client_of(server, tmp_path, api=api).probe([TargetPrompt("far too long a")])
+        assert "pools.n_tokens" in caught.value.hint
+    assert len(server.requests) == 1
+
+
+def test_a_whole_answer_of_another_form_or_model_is_paid_for_once(tmp_path):
+    for body, says in (
+        ({"choices": []}, "no completions response"),
+        ({"model": "gpt-2", "choices": []}, "answers as 'gpt-2'"),
+    ):
+        with (
+            RawServer(answer_of_server(body)) as server,
+            pytest.raises((FormatError, UnknownReferenceError), match=says),
+        ):
+            client_of(server, tmp_path).probe([TargetPrompt("x")])
+        assert len(server.requests) == 1
 
 
 def test_equal_texts(tmp_path):
@@ -311,9 +340,9 @@ def test_equal_texts(tmp_path):
     ):  # fmt: skip
         with Server(distribution, collide=collide) as server:
             served = client_of(server, tmp_path / f"{api}{collide}", api=api, k=5)
-            served.probe([Prompt("x")])
-            served.granted = 5
-            (found,) = served.answers([Prompt("x")])
+            served.probe([TargetPrompt("x")])
+            served.probed = replace(served.probed, granted=5)
+            (found,) = served.answers([TargetPrompt("x")])
         assert (found.n, found.lost) == (n, lost)
         inside = np.array([t == " a" for t in found.tokens])
         bound = mass_bound(found, inside)
@@ -325,7 +354,7 @@ def test_equal_texts(tmp_path):
 def test_jitter_shows_in_repeated_baselines(scripted, tmp_path):
     with Server(scripted, jitter=0.05) as server:
         served = client_of(server, tmp_path)
-        prompts = [Prompt(f"s{i}", repeat=r) for i in range(60) for r in range(5)]
+        prompts = [TargetPrompt(f"s{i}", repeat=r) for i in range(60) for r in range(5)]
         served.probe(prompts[:1])
         values = np.array([a.logprobs.max() for a in served.answers(prompts)]).reshape(60, 5)
         same = np.array([a.logprobs.max() for a in served.answers(prompts)]).reshape(60, 5)
@@ -335,7 +364,7 @@ def test_jitter_shows_in_repeated_baselines(scripted, tmp_path):
 
 
 def test_the_budget_is_checked_before_and_holds_during(scripted, tmp_path):
-    prompts = [Prompt(f"prompt {i}") for i in range(10)]
+    prompts = [TargetPrompt(f"prompt {i}") for i in range(10)]
     price = Price(per_request=0.5, unit="EUR")
     with Server(scripted) as server:
         served = client_of(server, tmp_path, budget=Budget(max_requests=8, price=price))
@@ -375,11 +404,11 @@ def test_the_rate_spaces_requests():
 def test_a_damaged_response_is_named(scripted, tmp_path):
     with Server(scripted) as server:
         served = client_of(server, tmp_path)
-        served.probe([Prompt("x")])
+        served.probe([TargetPrompt("x")])
         (file,) = tmp_path.rglob("*.json.gz")
         file.write_bytes(file.read_bytes()[:20])
         with pytest.raises(StoreError, match=file.name):
-            served.answers([Prompt("x")])
+            served.answers([TargetPrompt("x")])
 
 
 @pytest.mark.parametrize(

@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 
 from polysem.http import Retries
-from polysem.targets import Budget, Prompt, ResponseCache, ServedTarget, Serving
-from polysem.testing.served import Books, Server
+from polysem.targets import Budget, ResponseCache, ServedTarget, Serving, TargetPrompt
+from support.served import Books, Server
 
-PROMPTS = [Prompt(f"prompt {i}") for i in range(60)]
+PROMPTS = [TargetPrompt(f"prompt {i}") for i in range(60)]
 THREADS = 3
 FAST = Retries(attempts=5, first=0.001, sleep=lambda seconds: None)
 

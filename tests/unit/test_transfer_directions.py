@@ -8,11 +8,12 @@ import torch
 from polysem.edits import Add
 from polysem.errors import MismatchError
 from polysem.seeds import rng_for
-from polysem.testing.tiny import tiny_model
-from polysem.transfer.cost import edited_nats
-from polysem.transfer.directions import strata, stratified_test
+from polysem.stats.units import stratified_test
+from polysem.transfer.capability import edited_nats
+from polysem.transfer.directions import strata
 from polysem.transfer.steering import steer
 from polysem.types import Site
+from polysem.worlds.tiny import tiny_model
 
 SITE = Site(0, "hook_resid_post")
 

@@ -8,12 +8,12 @@ import pytest
 from polysem.errors import ConfigError, FormatError
 from polysem.http import Retries
 from polysem.targets import Budget, ResponseCache, ServedTarget, Serving
-from polysem.testing.served import Server
-from polysem.testing.tiny import tiny_model
 from polysem.transfer.capability import choices_right, continuation_nats, load_items, text_cost
 from polysem.transfer.defence import auroc, detector, monitor_scores, protected_direction, text_nats, tradeoff
-from polysem.transfer.explainer import Context, detection, explain
+from polysem.transfer.explainer import ExplainedContext, detection, explain
 from polysem.transfer.judges import annotate, ask_with, cohen_kappa, forced_choice, proportion, question
+from polysem.worlds.tiny import tiny_model
+from support.served import Server
 
 
 def judge(rule, *, spoil=()):
@@ -103,7 +103,7 @@ def test_forced_choice():
 
 
 def test_explainer_and_detection():
-    context = Context(("the", " red", " red", " sea"), (0.0, 3.0, 2.0, 0.5))
+    context = ExplainedContext(("the", " red", " red", " sea"), (0.0, 3.0, 2.0, 0.5))
     assert context.marked() == "the« red red» sea"
     seen = []
 
@@ -114,7 +114,7 @@ def test_explainer_and_detection():
     assert explain([context], judge(rule)) == "the colour red"
     assert seen[0]["contexts"] == ["the« red red» sea"]
     assert explain([context], judge(lambda d: {"gloss": "word " * 40})) is None
-    other = Context(("a", " dog"), (0.0, 0.0))
+    other = ExplainedContext(("a", " dog"), (0.0, 0.0))
     rng = np.random.default_rng(0)
     assert detection("red", [context] * 5, [other] * 9, judge(rule), rng=rng, level=0.95).share == 1
     assert (

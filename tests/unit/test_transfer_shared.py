@@ -5,9 +5,9 @@ import pytest
 from scipy import sparse
 
 from polysem.errors import MismatchError
-from polysem.testing.transfer_world import transfer_world
 from polysem.transfer.matching import match_features, max_by_segment, segments
 from polysem.transfer.shared import passing_pairs, shared_structure
+from polysem.worlds.transfer import block_world
 
 WORLDS = 200
 MIN_Z = 4.0
@@ -28,7 +28,7 @@ def test_the_interval_covers_the_planted_fraction_in_200_worlds():
     for n in range(WORLDS):
         rng = np.random.default_rng([11, n])
         phi = phis[n % len(phis)]
-        world = transfer_world(rng, phi=phi, n_tokens=1000)
+        world = block_world(rng, phi=phi, n_tokens=1000)
         matching, found = structure_of(world, rng, permutations=1)
         assert (world.partner[matching.a] == matching.b).mean() > 0.99
         covered += found.lo <= phi <= found.hi
@@ -39,7 +39,7 @@ def test_nothing_shared_is_rejected_at_the_nominal_rate():
     rejected = 0
     for n in range(WORLDS):
         rng = np.random.default_rng([12, n])
-        world = transfer_world(rng, phi=0.0, block=8, n_blocks=24, n_tokens=4)
+        world = block_world(rng, phi=0.0, block=8, n_blocks=24, n_tokens=4)
         m = 24 * 8
         a = passing_pairs(world.directions_a, np.arange(m), min_z=MIN_Z)
         b = passing_pairs(world.directions_b, world.partner, min_z=MIN_Z)
@@ -78,7 +78,7 @@ def test_equal_structures_are_wholly_shared_and_bounded():
 
 
 def test_the_order_of_features_changes_nothing():
-    world = transfer_world(np.random.default_rng(4), phi=0.5, n_blocks=30)
+    world = block_world(np.random.default_rng(4), phi=0.5, n_blocks=30)
     order = np.random.default_rng(5).permutation(120)
     straight, turned = (match_features(acts, world.acts_b) for acts in (world.acts_a, world.acts_a[:, order]))
     assert {(a, b) for a, b in zip(straight.a.tolist(), straight.b.tolist(), strict=True)} == {

@@ -6,15 +6,17 @@ from scipy import sparse
 
 from polysem.categories import DEFAULT, load_categories
 from polysem.errors import ConfigError, FormatError, UnknownReferenceError
+from polysem.paper.transfer import join_sets, paper_sets
+from polysem.paper.welch import inflation, sign_test, welch
+from polysem.stats.multiple import adjust_p
 from polysem.transfer import parse_transfer
-from polysem.transfer.arms import arm_sets, common_structure, is_plain, is_related, matched_arms
+from polysem.transfer.arms import arm_sets, common_structure, is_plain, is_related, matched_arms, overlaps
+from polysem.transfer.ask import frame, injected, is_refusal
 from polysem.transfer.categories import check_coverage, coverage, load_sentences
 from polysem.transfer.config import SharedConfig
-from polysem.transfer.frames import frame, injected, is_refusal
-from polysem.transfer.paper import holm, inflation, join_sets, overlaps, paper_sets, sign_test, welch
 from polysem.transfer.pools import make_pools, universe, word_class
 from polysem.transfer.run import unseen
-from polysem.transfer.source import Source
+from polysem.transfer.source import SourceModel
 
 SOURCES = '[[sources]]\nmodel = "a"\nsae = "b"\n[[sources]]\nmodel = "c"\nsae = "d"\n'
 TARGET = '[[targets]]\nname = "t"\nmodel = "m"\n'
@@ -77,7 +79,7 @@ def test_tables_of_ones_own(tmp_path):
     path.write_text("fruit = [1]\n")
     with pytest.raises(FormatError, match="no list of words"):
         load_categories(str(path), ["fruit"])
-    with pytest.raises(UnknownReferenceError, match="cannot be read"):
+    with pytest.raises(UnknownReferenceError, match=r"none\.toml is missing"):
         load_categories(str(tmp_path / "none.toml"), ["x"])
     path.write_text('fruit = ["I ate an", "I ate an "]\n')
     with pytest.raises(ConfigError, match="'I ate an' twice"):
@@ -113,7 +115,7 @@ def test_welch_and_holm_are_the_textbooks():
     assert welch(a, b, design_effect=4.0).t == pytest.approx(found.t / 2)
     assert welch(np.ones(5), np.ones(5)).p == 1
     p = rng.random(20) ** 3
-    assert holm(p.tolist()) == pytest.approx(multipletests(p, method="holm")[1].tolist())
+    assert adjust_p(p, method="holm").tolist() == pytest.approx(multipletests(p, method="holm")[1].tolist())
     assert sign_test([1.0, 2.0, -1.0, 0.0]) == (2, 3, pytest.approx(1.0))
 
 
@@ -199,7 +201,7 @@ def planted_source(rng, *, order):
         at = np.flatnonzero(tokens == f)
         acts[at, f] = 1 + rng.random(len(at))
     ends = np.cumsum([len(vocabulary[t]) for t in tokens])
-    return Source(
+    return SourceModel(
         "planted", directions[order], sparse.csr_matrix(acts[:, order]), tokens, ends, vocabulary, frozenset(),
         rng.normal(size=(len(vocabulary), 8)), "r",
     )  # fmt: skip

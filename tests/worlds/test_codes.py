@@ -73,7 +73,7 @@ def test_codes_of_sae_lens_are_the_dictionarys():
     """Activations are codes times directions and noise; the same generator draws the same, and torch's own is left
     as it was."""
     pytest.importorskip("sae_lens")
-    from polysem.worlds.lens import lens_codes_world
+    from polysem.worlds.training import lens_codes_world
 
     world = lens_codes_world(n_features=24, d=12, n_pairs=4, noise=0.0, seed=2)
     before = torch.random.get_rng_state()

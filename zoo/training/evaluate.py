@@ -77,7 +77,7 @@ def autoencoder(name: str, recipe, work: Path, held_out: list[Book]) -> dict:
     rows = sequences(stream, context=CONTEXT, bos=model.bos_id, n_tokens=SAE_TOKENS, seed=3)
     x = torch.cat(
         [
-            model.capture(torch.from_numpy(rows[k : k + 32]), [sae.site])[sae.site][:, 1:].flatten(0, 1)
+            model.capture(torch.from_numpy(rows[k : k + 32]), [sae.reads])[sae.reads][:, 1:].flatten(0, 1)
             for k in range(0, len(rows), 32)
         ]
     )
@@ -92,7 +92,7 @@ def autoencoder(name: str, recipe, work: Path, held_out: list[Book]) -> dict:
     def zeroed(h):
         return torch.cat([h[:, :1], torch.zeros_like(h[:, 1:])], 1)
 
-    tap = model._tap(sae.site)
+    tap = model._tap(sae.reads)
     base, with_sae, without = (loss(model, rows, replace=r) for r in (None, (tap, spliced), (tap, zeroed)))
     return {
         "kind": recipe.kind, "seed": recipe.seed, "d_in": sae.d_in, "d_sae": sae.d_sae,
@@ -147,6 +147,8 @@ def card(models: dict[str, dict], saes: dict[str, dict]) -> str:
     lines += [
         "",
         f"Dead: never active on the {next(iter(saes.values()))['tokens']:,} held-out tokens of the measurement.",
+        "",
+        "Written glosses with their scores: 871 features of `zoo:gpt2` and `zoo:neox`, in `glosses/`; docs/glosses.md of polysem.",
         "",
         "Held-out books: "
         + ", ".join(b.removesuffix(".md").replace("_", " ") for b in first["held_out_books"])

@@ -9,6 +9,8 @@ __all__ = ["main"]
 
 def main() -> None:
     """The entry point `polysem`."""
-    from polysem.cli.app import app
+    import sys
 
-    app(prog_name="polysem")
+    from polysem.cli.app import app, hoisted
+
+    app(hoisted(sys.argv[1:]), prog_name="polysem")

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from polysem.cli.shell import result, verb
+from polysem.cli.shell import result, say, verb
 
 
 @verb
@@ -17,19 +17,33 @@ def explore(
     ] = None,
     live: Annotated[
         bool,
-        typer.Option("--live", help="Load the study's model when it is first pushed, and let pages push it."),
+        typer.Option(
+            "--live", help="Load the study's model when it is first steered, and let pages steer it."
+        ),
     ] = False,
     host: Annotated[str, typer.Option("--host", help="Address to listen at.")] = "127.0.0.1",
     port: Annotated[int, typer.Option("--port", min=0, max=65535, help="0 takes a free one.")] = 0,
     allow_host: Annotated[
         list[str] | None,
-        typer.Option("--allow-host", metavar="NAME", help="A name under which this machine is visited."),
+        typer.Option(
+            "--allow-host",
+            metavar="NAME[:PORT]",
+            help="A name under which the explorer is visited, through a forwarded port or a proxy; without PORT at any.",
+        ),
     ] = None,
+    root_path: Annotated[
+        str,
+        typer.Option(
+            "--root-path",
+            metavar="PATH",
+            help="The path that a proxy puts in front, e.g. '/user/me/proxy/{port}' behind jupyter-server-proxy.",
+        ),
+    ] = "",
     browser: Annotated[bool, typer.Option("--open", help="Open the page in a browser.")] = False,
 ) -> None:
-    """Look at a study in a browser: map, pairs, pushes, hubs, results; with --live, push features. Prints the address."""
+    """Look at a study in a browser: map, pairs, steering, hubs, results; with --live, steer along features. Prints the address."""
     from polysem.explore.book import Book
-    from polysem.explore.server import hosts_of, listen, new_token, serve
+    from polysem.explore.server import hosts_of, listen, new_token, root_of, serve
 
     book = Book(run)
     if export is not None:
@@ -42,14 +56,19 @@ def explore(
         from polysem.explore.live import Live
 
         bench = Live(book)
+    names = allow_host or []
+    hosts_of(host, port, more=names)
     bound = listen(host, port)
     port = bound.getsockname()[1]
-    token = new_token()
-    shown = host if host not in ("0.0.0.0", "::") else (allow_host or ["localhost"])[0]
-    address = f"http://{f'[{shown}]' if ':' in shown else shown}:{port}/?token={token}"
+    root, token = root_of(root_path, port), new_token()
+    shown = host if host not in ("0.0.0.0", "::") else "localhost"
+    address = f"http://{f'[{shown}]' if ':' in shown else shown}:{port}{root}/?token={token}"
     print(address, flush=True)
+    for name in names:
+        say(f"through a forwarded port or a proxy: http(s)://{name}{root}/?token={token}")
     if browser:
         import webbrowser
 
         webbrowser.open(address)
-    serve(book, bound, token=token, hosts=hosts_of(host, port, more=allow_host or []), live=bench)
+    hosts = hosts_of(host, port, more=names)
+    serve(book, bound, token=token, hosts=hosts, root=root, live=bench)

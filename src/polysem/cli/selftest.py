@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from polysem.cli.shell import FAILED, verb
+from polysem.cli.shell import FAILED, AsJson, verb
 
 if TYPE_CHECKING:
     from polysem.selftest import Line
@@ -18,7 +18,7 @@ def selftest(
         bool,
         typer.Option("--full/--quick", help="The sizes of the published table (up to an hour), or minutes."),
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="The verdict as JSON on stdout.")] = False,
+    as_json: AsJson = False,
     world: Annotated[
         list[str] | None, typer.Option("--world", metavar="GT0", help="Only this world; may be repeated.")
     ] = None,
@@ -31,11 +31,11 @@ def selftest(
     ] = None,
 ) -> None:
     """Measure worlds whose truth is known; exit code 1 if a line does not hold."""
-    from polysem.cli.progress import reporter
+    from polysem.progress import on_stderr
     from polysem.selftest import run, to_json
 
     show = None if as_json else _show
-    with reporter().stage("selftest"):
+    with on_stderr().stage("selftest"):
         verdict = run(full=full, seed=seed, worlds=world or (), on_line=show)
     if out is not None:
         _write(out, to_json(verdict), verdict)

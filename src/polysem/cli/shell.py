@@ -1,9 +1,12 @@
 """What verbs share: how errors end, where progress goes, options that several have."""
 
 import functools
+import json
+import logging
+import math
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Literal, ParamSpec
 
@@ -19,10 +22,12 @@ FAILED, USAGE, INTERRUPTED = 1, 2, 130
 StudyFile = Annotated[
     Path, typer.Argument(metavar="STUDY.toml", help="The study file; `polysem init` prints one.")
 ]
+RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")]
 Out = Annotated[
     Path | None, typer.Option("--out", metavar="DIR", help="Run folder; default runs/NAME of the study.")
 ]
 Force = Annotated[bool, typer.Option("--force", help="Take over a folder that holds another study.")]
+AsJson = Annotated[bool, typer.Option("--json", help="The result as JSON on stdout.")]
 IgnoreVersions = Annotated[
     bool, typer.Option("--ignore-versions", help="Keep what was made with other versions of packages.")
 ]
@@ -82,6 +87,33 @@ def folder_for(study_file: Path, out: Path | None) -> Path:
 
     study = load_study(study_file)
     return out if out is not None else Path("runs") / study.name
+
+
+def print_template(name: str) -> None:
+    """Print a file to begin with, one of those beside this module."""
+    print(Path(__file__).with_name(name).read_text(encoding="utf-8"), end="")
+
+
+def say(text: str) -> None:
+    """A line of talk; none where the log is told to be quiet."""
+    if logging.getLogger("polysem").level <= logging.WARNING:
+        print(text, file=sys.stderr, flush=True)
+
+
+def print_json(value: object) -> None:
+    """A result as JSON; numbers that are not finite are null."""
+    print(json.dumps(_finite(value), indent=1, ensure_ascii=False, default=str))
+
+
+def _finite(value: object) -> object:
+    match value:
+        case float():
+            return value if math.isfinite(value) else None
+        case Mapping():
+            return {key: _finite(own) for key, own in value.items()}
+        case list() | tuple():
+            return [_finite(own) for own in value]
+    return value
 
 
 def result(path: object) -> None:

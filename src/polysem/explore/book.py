@@ -20,10 +20,12 @@ import pyarrow as pa
 from polysem.config import Study
 from polysem.errors import ConfigError, StoreError
 from polysem.explore import derived
-from polysem.explore.files import BESIDES, StageFiles, other_files, remake, signature, stage_files
+from polysem.explore.files import BESIDES, StageFiles, other_files, signature, stage_files
 from polysem.explore.query import Query, Sql
-from polysem.explore.relations import Relation, of_schema
+from polysem.explore.relations import RunTable, of_schema
+from polysem.store.manifest import other_format
 from polysem.store.run import RunFolder
+from polysem.store.stages import command
 from polysem.store.tables import STAGES
 
 THREADS = 2
@@ -47,17 +49,19 @@ class Book:
         """Open a run folder.
 
         Raises:
-            StoreError: if it is none.
+            StoreError: if it is none, or one of another version of polysem.
             ConfigError: if its study.toml is no study.
         """
         import duckdb
 
         self.folder = folder
         self.study: Study = RunFolder.open(folder).study()
+        if error := other_format(folder):
+            raise error
         self.stages: list[StageFiles] = []
         self.others: list[StageFiles] = []
         """what commands beside the stages have made"""
-        self.relations: dict[str, Relation] = {}
+        self.relations: dict[str, RunTable] = {}
         self.version = ""
         self._looked = 0.0
         self._lock = threading.Lock()
@@ -107,7 +111,7 @@ class Book:
         """Whether a stored table is there, whole or in part."""
         return any(table in stage.tables for stage in (*self.stages, *self.others))
 
-    def relation(self, name: str) -> Relation:
+    def relation(self, name: str) -> RunTable:
         """A relation by its name. Raises StoreError where there is none now."""
         if name in self.relations:
             return self._kept(self.relations[name])
@@ -115,15 +119,15 @@ class Book:
             raise StoreError(self.problems[name])
         home = HOMES.get(name)
         if home is not None:
-            raise StoreError(f"the study holds no table {name} yet", hint=remake(home, self.folder))
+            raise StoreError(f"the study holds no table {name} yet", hint=command(home, self.folder))
         raise StoreError(f"there is no {name!r} to list; there are {', '.join(self.relations) or 'none'}")
 
-    def _kept(self, relation: Relation) -> Relation:
+    def _kept(self, relation: RunTable) -> RunTable:
         """An aggregate over all pairs is made when it is first asked for, and once."""
         if not relation.aggregate:
             return relation
 
-        def make() -> Relation:
+        def make() -> RunTable:
             kept = f"{relation.base}_kept"
             self._run(Sql(f"CREATE OR REPLACE TABLE {kept} AS SELECT * FROM {relation.base}", []))
             return replace(relation, base=kept)

@@ -3,6 +3,7 @@
 Each is plain JSON, made from the tables alone; the static export writes the same documents as files.
 """
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -10,10 +11,12 @@ from typing import Any
 from polysem.config import Study
 from polysem.errors import StoreError
 from polysem.explore.book import HOMES, Book
-from polysem.explore.files import remake
 from polysem.explore.query import Sql, categories
+from polysem.report import words
 from polysem.report.heatmap import COVERED, chance_bound
 from polysem.stats.rows import parse_group
+from polysem.store.stages import command
+from polysem.vocabulary import DOSE_UNITS, LOCI, RELATIONS
 
 NEURONPEDIA = "https://www.neuronpedia.org"
 _ADDRESS = re.compile(r"^[A-Za-z0-9._-]+/(?!.*\.(jsonl?|parquet|csv)(\.gz)?$)[A-Za-z0-9._-]+$")
@@ -40,13 +43,19 @@ def overview(book: Book) -> dict[str, Any]:
         "size": _size(book),
         "relations": {name: relation.describe() for name, relation in book.relations.items()},
         "homes": HOMES,
-        "commands": {home: remake(home, "RUN") for home in sorted(set(HOMES.values()))},
+        "commands": {home: command(home, "RUN") for home in sorted(set(HOMES.values()))},
         "categories": categories(),
+        "vocabulary": words.as_json(),
         # An export may go anywhere: where the study lies on this machine is nobody's business.
         "problems": {
             name: why.splitlines()[0].replace(str(book.folder), "RUN") for name, why in book.problems.items()
         },
     }
+
+
+def as_json(value: Any) -> str:
+    """A document as text, short and without NaN."""
+    return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
 
 
 def progress(book: Book) -> dict[str, Any]:
@@ -71,9 +80,10 @@ def floors(book: Book) -> dict[str, Any]:
     sql = (
         "SELECT sae, locus, relation, token_set, dose, quantile_cont(logodds, 0.025) AS lo, "
         "quantile_cont(logodds, 0.975) AS hi, median(kl) AS kl, count(*) AS n FROM t_pair_effects "
-        "WHERE relation NOT IN ('pair', 'self') GROUP BY ALL ORDER BY ALL"
+        "WHERE NOT list_contains(?, relation) GROUP BY ALL ORDER BY ALL"
     )
-    return {"floors": book.ask(Sql(sql, []))}
+    own = [name for name, relation in RELATIONS.items() if relation.role in ("pair", "self")]
+    return {"floors": book.ask(Sql(sql, [own]))}
 
 
 def feature(book: Book, sae: str, number: int) -> dict[str, Any]:
@@ -177,7 +187,7 @@ def _stages(book: Book) -> list[dict[str, Any]]:
             "n_parts": s.n_parts,
             "planned_parts": parts.get(s.stage),
             "rows": s.rows,
-            "command": remake(s.stage, "RUN"),
+            "command": command(s.stage, "RUN"),
         }
         for s in book.stages
     ]
@@ -220,10 +230,8 @@ def _loci(book: Book) -> list[dict[str, Any]]:
             wanted = doses.get(row["locus"])
             near = None if wanted is None else min(row["doses"], key=lambda d: abs(d - wanted))
             row["headline"] = near
-        order = ("feature", "clamp", "gradient", "prompt", "neuron", "mlp_neuron")
-        return sorted(
-            found, key=lambda r: (order.index(r["locus"]) if r["locus"] in order else 9, r["locus"])
-        )
+        order = words.in_order(LOCI, (row["locus"] for row in found))
+        return sorted(found, key=lambda row: order.index(row["locus"]))
 
     return book.once("loci", make)
 
@@ -232,12 +240,9 @@ def _units(book: Book) -> dict[str, str]:
     """Locus -> unit of its doses, from the plan; the strengths that the paper's preset adds are not its doses."""
     if not book.has("plan"):
         return {}
-    rows = book.ask(
-        Sql(
-            "SELECT locus, any_value(dose_unit) AS unit FROM t_plan WHERE dose_unit NOT LIKE 'paper%' GROUP BY locus",
-            [],
-        )
-    )
+    own = [name for name, unit in DOSE_UNITS.items() if not unit.paper]
+    where = "WHERE list_contains(?, dose_unit) GROUP BY locus"
+    rows = book.ask(Sql(f"SELECT locus, any_value(dose_unit) AS unit FROM t_plan {where}", [own]))
     return {row["locus"]: row["unit"] for row in rows}
 
 
@@ -248,7 +253,7 @@ def _size(book: Book) -> dict[str, int | None]:
         asked = {
             "examined": ("density", 'SELECT sum("count")::BIGINT AS n FROM t_density'),
             "listed": ("pairs", "SELECT count(*) AS n FROM t_pairs"),
-            "pushed": ("pair_effects", "SELECT count(*) AS n FROM measured"),
+            "steered": ("pair_effects", "SELECT count(*) AS n FROM measured"),
             "planned": ("plan", "SELECT count(*) AS n FROM t_plan"),
             "run": ("trials", "SELECT count(*) AS n FROM t_trials"),
             "ok": ("trials", "SELECT count(*) FILTER (status = 'ok') AS n FROM t_trials"),
@@ -280,7 +285,10 @@ def _map(book: Book, sae: str, listed: dict[str, Any]) -> dict[str, Any]:
         if width["d_in"] is not None:
             chance = [
                 {"name": "random directions", "bound": chance_bound(float(width["d_in"]))},
-                {"name": "as uneven as this SAE's", "bound": chance_bound(max(2.0, width["d_eff"]))},
+                {
+                    "name": "random directions of its effective width",
+                    "bound": chance_bound(max(2.0, width["d_eff"])),
+                },
             ]
     return {
         "sae": sae,
@@ -293,3 +301,5 @@ def _map(book: Book, sae: str, listed: dict[str, Any]) -> dict[str, Any]:
 
 
 _CELL = ("similarity_lo", "similarity_hi", "interference_lo", "interference_hi")
+DOCUMENTS = {"overview": overview, "map": density_map, "floors": floors}
+"""name -> what makes it, of those that are the same for every visitor"""

@@ -17,14 +17,14 @@ from polysem.errors import StoreError
 from polysem.explore import documents
 from polysem.explore.book import Book, plain
 from polysem.explore.query import Query, Sql
-from polysem.explore.relations import Field, Relation
+from polysem.explore.relations import Field, RunTable
 from polysem.explore.server import ASSETS, page
 from polysem.store import io
 
 CHUNK = 64
 """features in one file"""
 LEFT_OUT = ("contexts", "glosses", "clusters", "partners", "plan", "trials", "pair_effects")
-"""tables that are not exported as such: what views show of them is in the records of features and in `pushes`"""
+"""tables that are not exported as such: what views show of them is in the records of features and in `steering`"""
 _MARK = "polysem-export.json"
 
 
@@ -32,8 +32,14 @@ def export_static(book: Book, folder: Path) -> Path:
     """Write the export; gives the folder.
 
     Raises:
-        StoreError: if the folder holds something else than an earlier export.
+        StoreError: if the study has no table that can be shown, or the folder holds something else than an earlier export.
     """
+    if not book.relations:
+        why = next(iter(book.problems.values()), "no stage is finished").splitlines()[0]
+        raise StoreError(
+            f"{book.folder} holds nothing that can be exported: {why}",
+            hint=f"polysem run {book.folder}/study.toml --out {book.folder}",
+        )
     if folder.exists() and any(folder.iterdir()) and not (folder / _MARK).is_file():
         raise StoreError(
             f"{folder} is not empty and holds no earlier export",
@@ -46,22 +52,19 @@ def export_static(book: Book, folder: Path) -> Path:
     overview["relations"] = {name: overview["relations"][name] for name in names}
     overview["left_out"] = [name for name in book.relations if name in LEFT_OUT]
     overview["chunk"] = CHUNK
-    _write(folder / "index.html", page("static"))
+    io.write_text(folder / "index.html", page("static"))
     for name, (content, _) in ASSETS.items():
         if name != "index.html":
             with io.replacing(folder / "static" / name) as stream:
                 stream.write(content)
-    for name, document in (
-        ("overview", overview),
-        ("map", documents.density_map(book)),
-        ("floors", documents.floors(book)),
-    ):
-        _write(folder / "data" / f"{name}.json", _json(document))
+    made = {name: make(book) for name, make in documents.DOCUMENTS.items()} | {"overview": overview}
+    for name, document in made.items():
+        io.write_text(folder / "data" / f"{name}.json", documents.as_json(document))
     for name in names:
         _relation(book, book.relation(name), folder / "data" / "relations" / name)
     for k, sae in enumerate(overview["saes"]):
         for chunk, records in _features(book, sae["label"]):
-            _write(folder / "data" / "features" / str(k) / f"{chunk}.json", _json(records))
+            io.write_text(folder / "data" / "features" / str(k) / f"{chunk}.json", documents.as_json(records))
     io.write_json(folder / _MARK, {"study": book.study.name, "version": book.version})
     return folder
 
@@ -75,7 +78,7 @@ def _features(book: Book, sae: str) -> Iterator[tuple[int, list[dict[str, Any]]]
         yield chunk, documents.features(book, sae, numbers)
 
 
-def _relation(book: Book, relation: Relation, folder: Path) -> None:
+def _relation(book: Book, relation: RunTable, folder: Path) -> None:
     schema, batches = book.batches(Query(relation).everything())
     folder.mkdir(parents=True, exist_ok=True)
     columns = [_Column.of(field, schema.field(field.name).type, folder) for field in relation.fields]
@@ -85,7 +88,7 @@ def _relation(book: Book, relation: Relation, folder: Path) -> None:
         for column in columns:
             column.add(batch.column(column.name))
     described = {column.name: column.finish() for column in columns}
-    _write(folder / "columns.json", _json({"rows": rows, "columns": described}))
+    io.write_text(folder / "columns.json", documents.as_json({"rows": rows, "columns": described}))
 
 
 class _Column:
@@ -127,7 +130,7 @@ class _Column:
     def _code(self, value: Any) -> int:
         if value is None:
             return -1
-        text = _json(plain(value)) if isinstance(value, list) else str(value)
+        text = documents.as_json(plain(value)) if isinstance(value, list) else str(value)
         return self.codes.setdefault(text, len(self.codes))
 
     def finish(self) -> dict[str, Any]:
@@ -135,13 +138,5 @@ class _Column:
         self.file.close()
         if self.kind in ("text", "list"):
             values = [json.loads(v) for v in self.codes] if self.kind == "list" else list(self.codes)
-            _write(Path(self.file.name).with_suffix(".json"), _json(values))
+            io.write_text(Path(self.file.name).with_suffix(".json"), documents.as_json(values))
         return {"type": self.kind}
-
-
-def _json(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-
-
-def _write(path: Path, text: str) -> None:
-    io.write_text(path, text)

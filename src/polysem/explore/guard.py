@@ -1,7 +1,7 @@
 """Who may talk to the explorer: this machine's owner, in this browser, from this page.
 
-* The Host header must be one that was bound (a page elsewhere cannot reach the server under its own name by
-  DNS rebinding).
+* The Host header must be one that was bound or allowed, alone (a page elsewhere cannot reach the server under its own
+  name by DNS rebinding).
 * A random token must come along: once in the address, then as a cookie of this site only, or as
   `Authorization: Bearer` from a script.
 * Only GET and HEAD, but for `live`, which must come from this origin and as JSON (no form of another page can
@@ -12,10 +12,11 @@
 
 import hashlib
 import hmac
+import re
 from collections.abc import Awaitable, Callable, MutableMapping
 from http.cookies import CookieError, SimpleCookie
 from typing import Any
-from urllib.parse import parse_qs
+from urllib.parse import parse_qs, unquote
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -40,15 +41,43 @@ HEADERS = {
 _SAFE = ("GET", "HEAD")
 _WRITES = "/live"
 _DENIED = "polysem explore: {}. Open the address that the command printed; it carries the token.\n"
+_STRANGE = (
+    "polysem explore: this server does not answer to the name {host!r}.\n"
+    "If you came through a forwarded port or a proxy, start it again with that name:\n"
+    "  polysem explore RUN --allow-host {host}\n"
+    "and behind a proxy that puts a path in front (jupyter-server-proxy), also with: --root-path /PATH\n"
+)
+_HOST = re.compile(r"(\[[0-9a-f:.]+\]|[^\[\]:/@\s]+)(?::(\d+))?", re.IGNORECASE)
+_USUAL = {None, 80, 443}
+"""a browser leaves out the port that its scheme has"""
+
+
+def host_of(text: str) -> tuple[str, int | None] | None:
+    """(name, port or None) of a Host header or of what the command line allows; None for what is no host."""
+    if text.count(":") > 1 and not text.startswith("["):
+        text = f"[{text}]"
+    match = _HOST.fullmatch(text)
+    port = int(match[2]) if match and match[2] else None
+    if match is None or (port is not None and not 0 < port < 1 << 16):
+        return None
+    return match[1].lower(), port
 
 
 class Guard:
     """ASGI middleware in front of the whole application."""
 
-    def __init__(self, app: App, *, token: str, hosts: frozenset[str]):
+    def __init__(self, app: App, *, token: str, hosts: frozenset[str], root: str = ""):
+        """
+        Args:
+            app: the application.
+            token: what a visitor must bring.
+            hosts: NAME:PORT, or NAME for any port.
+            root: the path that a proxy puts in front, or "".
+        """
         self.app = app
         self.token = token
-        self.hosts = frozenset(host.lower() for host in hosts)
+        self.hosts = frozenset(found for host in hosts if (found := host_of(host)))
+        self.root = root
         # Cookies do not know ports: the name keeps two explorers on one machine apart, and tells nothing.
         self.cookie = f"polysem-{hashlib.sha256(token.encode()).hexdigest()[:10]}"
 
@@ -60,9 +89,16 @@ class Guard:
         if scope["type"] != "http":
             return  # there are no websockets here
         headers = {k.decode("latin-1").lower(): v.decode("latin-1") for k, v in scope["headers"]}
+        hosts = [v.decode("latin-1") for k, v in scope["headers"] if k.lower() == b"host"]
         guarded = _with_headers(send)
-        if headers.get("host", "").lower() not in self.hosts:
-            await _answer(guarded, 421, _DENIED.format("this is not the address of the server"))
+        above = unquote(self.root)
+        if above and (scope["path"] + "/").startswith(f"{above}/"):
+            # proxies differ in whether they take the path off
+            inner = scope["path"][len(above) :]
+            scope = {**scope, "path": inner or "/", "raw_path": (inner or "/").encode()}
+        if len(hosts) != 1 or not self._answers_to(hosts[0]):
+            shown = "".join(c for c in (hosts or [""])[0] if c.isprintable() and c.isascii())[:100]
+            await _answer(guarded, 421, _STRANGE.format(host=shown or "NAME"))
         elif self._is_first(scope):
             await self._welcome(scope, guarded)
         elif not self._known(headers):
@@ -72,14 +108,29 @@ class Guard:
         else:
             await self.app(scope, receive, guarded)
 
+    def _answers_to(self, host: str) -> bool:
+        found = host_of(host)
+        if found is None:
+            return False
+        name, port = found
+        # without a port in the header it is the usual one of a scheme that only the browser knows
+        return (name, None) in self.hosts or any(
+            (name, p) in self.hosts for p in ({port} if port is not None else _USUAL)
+        )
+
     def _is_first(self, scope: Scope) -> bool:
         given = parse_qs(scope["query_string"].decode("latin-1")).get("token", [""])[0]
         return scope["path"] == "/" and scope["method"] in _SAFE and self._same(given)
 
     async def _welcome(self, scope: Scope, send: Send) -> None:
         """Take the token out of the address and keep it as a cookie."""
-        cookie = f"{self.cookie}={self.token}; Path=/; HttpOnly; SameSite=Strict"
-        headers = [(b"location", b"/"), (b"set-cookie", cookie.encode()), (b"cache-control", b"no-store")]
+        # Behind a proxy others serve under the same name: they are not sent the cookie.
+        cookie = f"{self.cookie}={self.token}; Path={self.root}/; HttpOnly; SameSite=Strict"
+        headers = [
+            (b"location", f"{self.root}/".encode()),
+            (b"set-cookie", cookie.encode()),
+            (b"cache-control", b"no-store"),
+        ]
         await send({"type": "http.response.start", "status": 303, "headers": headers})
         await send({"type": "http.response.body", "body": b""})
 
@@ -100,7 +151,8 @@ class Guard:
         if path != _WRITES and not path.startswith(f"{_WRITES}/"):
             return False
         origin = headers.get("origin", "").lower()
-        return origin == f"http://{headers['host'].lower()}" and (
+        # https where a proxy in front speaks it; the name must be this one either way
+        return origin in {f"{scheme}://{headers['host'].lower()}" for scheme in ("http", "https")} and (
             scope["method"] == "DELETE" or headers.get("content-type", "") == "application/json"
         )
 

@@ -1,4 +1,4 @@
-"""Pushes on request: one worker thread with the study's model, loaded when it is first asked for.
+"""Steering on request: one worker thread with the study's model, loaded when it is first asked for.
 
 The page never waits: a request becomes a job that is looked at until it is done. A job can be cancelled
 between two forward passes; what it found so far stays visible. Nothing is written.
@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING, Any, Literal
 from polysem.errors import ConfigError, PolysemError, StoreError
 from polysem.explore.book import Book
 from polysem.explore.documents import feature
-from polysem.explore.push import Asked, Push
 from polysem.explore.query import Sql
+from polysem.explore.steer import LIVE, Asked, LiveSteer
 from polysem.store.run import RunFolder
 
 if TYPE_CHECKING:
-    from polysem.study.bench import Bench
+    from polysem.engine.context import StudyContext
 
 State = Literal["waiting", "running", "done", "failed", "cancelled"]
 
@@ -29,13 +29,6 @@ KEPT = 32
 """jobs that can still be looked at"""
 WAITING = 4
 """jobs that may wait at once"""
-LOCI = {
-    "feature": "feature direction",
-    "gradient": "token gradient (of its top context)",
-    "neuron": "neuron (a coordinate of the site)",
-    "prompt": "prompt (its top context in front)",
-}
-"""locus -> words"""
 
 
 class Cancelled(Exception):
@@ -73,11 +66,11 @@ class Live:
         self._worker = self._started()
 
     @cached_property
-    def bench(self) -> "Bench":
+    def bench(self) -> "StudyContext":
         """Model and SAEs of the study."""
-        from polysem.study.bench import Bench
+        from polysem.engine.context import StudyContext
 
-        return Bench(self.book.study, RunFolder(self.book.folder))
+        return StudyContext(self.book.study, RunFolder(self.book.folder))
 
     def choices(self) -> dict[str, Any]:
         """What can be asked for."""
@@ -90,7 +83,7 @@ class Live:
         return {
             "model": self.book.study.model.ref,
             "saes": [row["sae"] for row in saes],
-            "loci": [{"name": name, "words": words} for name, words in LOCI.items()],
+            "loci": [{"name": name, "words": way.words} for name, way in LIVE.items()],
             "prompt": prompts[0]["text"] if prompts else "It was",
         }
 
@@ -99,7 +92,7 @@ class Live:
         job = Job(secrets.token_hex(8), Asked.parse(asked))
         with self._lock:
             if sum(j.state == "waiting" for j in self._jobs.values()) >= WAITING:
-                raise ConfigError(f"{WAITING} pushes are waiting already", hint="cancel one, or wait")
+                raise ConfigError(f"{WAITING} requests are waiting already", hint="cancel one, or wait")
             self._jobs[job.id] = job
             while len(self._jobs) > KEPT:
                 _, oldest = self._jobs.popitem(last=False)
@@ -112,7 +105,7 @@ class Live:
     def look(self, job: str) -> dict[str, Any]:
         """How far a job is. Raises StoreError if it is not known (any more)."""
         if job not in self._jobs:
-            raise StoreError(f"there is no push {job[:40]!r} (any more)")
+            raise StoreError(f"there is no request {job[:40]!r} (any more)")
         return self._jobs[job].shown()
 
     def cancel(self, job: str) -> dict[str, Any]:
@@ -140,7 +133,7 @@ class Live:
                 if job.stop.is_set():
                     raise Cancelled
                 job.state, job.doing = "running", "loading the model (once)"
-                self._push(job, begun)
+                self._steer(job, begun)
                 job.state = "done"
             except Cancelled:
                 job.state = "cancelled"
@@ -153,7 +146,7 @@ class Live:
                     job.error, job.state = "something unexpected happened; the terminal says what", "failed"
             job.seconds = time.monotonic() - begun
 
-    def _push(self, job: Job, begun: float) -> None:
+    def _steer(self, job: Job, begun: float) -> None:
         import torch
 
         def check() -> None:
@@ -168,11 +161,11 @@ class Live:
 
         asked = job.asked
         target = feature(self.book, asked.sae, asked.target)
-        source = None if asked.locus == "neuron" else feature(self.book, asked.sae, asked.source)
+        source = feature(self.book, asked.sae, asked.source) if LIVE[asked.locus].from_feature else None
         with torch.no_grad():
             model = self.bench.model
             check()
             sae = self.bench.saes[asked.sae]
             check()
             job.doing = "running the model"
-            Push(asked, model=model, sae=sae, source=source, target=target, show=show).run()
+            LiveSteer(asked, model=model, sae=sae, source=source, target=target, show=show).run()

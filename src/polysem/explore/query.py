@@ -4,8 +4,8 @@
     f=target~river, lake  (the feature's gloss or tokens hold one of these)
     f=target~@location    (they hold a word of this category, whole)
 
-Where a row says which tokens of its target were read, only those count: an effect on the tokens that activate a
-feature is no push toward a word that the feature merely writes.
+Where a row says which tokens of its target were read, only those count: an effect on other tokens is no steering
+toward a word that the target's gloss names, or that the feature merely writes.
 
 Nothing of a question is ever part of the SQL text: columns are looked up among the relation's fields,
 operators in a table, values are bound.
@@ -19,19 +19,18 @@ from typing import Any, NamedTuple
 
 from polysem.categories import builtin
 from polysem.errors import ConfigError
-from polysem.explore.relations import Field, Relation
+from polysem.explore.relations import Field, RunTable
+from polysem.vocabulary import TOKEN_SETS
 
 MAX_ROWS = 1000
 """rows of one page"""
 MAX_FILTERS = 24
 MAX_AMONG = 400
-SIDES = ("in", "out")
-"""token sets of a feature: what activates it, what it writes"""
 _FILTER = re.compile(r"^([a-z0-9_]+)(>=|<=|!=|=|>|<|~)(.*)$", re.DOTALL)
+_ORDERED = (">=", "<=", ">", "<", "=", "!=")
 _OPERATORS = {
-    "number": (">=", "<=", ">", "<", "=", "!="),
-    "integer": (">=", "<=", ">", "<", "=", "!="),
-    "feature": (">=", "<=", ">", "<", "=", "!=", "~"),
+    **dict.fromkeys(("number", "integer"), _ORDERED),
+    "feature": (*_ORDERED, "~"),
     "flag": ("=", "!="),
     "text": ("=", "!=", "~"),
     "list": ("~",),
@@ -57,7 +56,7 @@ class Sql(NamedTuple):
 class Query:
     """What is asked of a relation."""
 
-    relation: Relation
+    relation: RunTable
     filters: tuple[Filter, ...] = ()
     search: tuple[str, ...] = ()
     """a row is kept if any of these is in one of its glosses (in its texts, where it has none)"""
@@ -73,7 +72,7 @@ class Query:
     @classmethod
     def parse(
         cls,
-        relation: Relation,
+        relation: RunTable,
         *,
         filters: Sequence[str] = (),
         search: str = "",
@@ -187,7 +186,7 @@ class Query:
         return Sql(f"({' OR '.join(terms)})", list(self.search) * len(self.relation.texts))
 
 
-def parse_filter(relation: Relation, text: str) -> Filter:
+def parse_filter(relation: RunTable, text: str) -> Filter:
     """The filter of its text.
 
     Raises:
@@ -254,8 +253,8 @@ def _condition(filter_: Filter, *, by_tokens: bool) -> Sql:
     """One condition; `by_tokens` where a row names the tokens of its target that were read."""
     field, operator, value = filter_
     if operator == "~" and field.kind == "feature":
-        found = [_called(field, _words(str(value)), side) for side in SIDES]
-        told = [f"b.token_set = '{side}' AND " if by_tokens else "" for side in SIDES]
+        found = [_called(field, _words(str(value)), side, only_tokens=by_tokens) for side in TOKEN_SETS]
+        told = [f"b.token_set = '{side}' AND " if by_tokens else "" for side in TOKEN_SETS]
         terms = [f"({which}{hits.text})" for which, hits in zip(told, found, strict=True)]
         return Sql(f"({' OR '.join(terms)})", [value for hits in found for value in hits.values])
     if operator == "~":
@@ -264,22 +263,23 @@ def _condition(filter_: Filter, *, by_tokens: bool) -> Sql:
     return Sql(f"{field.sql} {operator} ?", [value])
 
 
-def _called(field: Field, words: Sequence[str], side: str) -> Sql:
-    """Whether a feature's gloss, or its tokens of one kind, hold one of the words."""
+def _called(field: Field, words: Sequence[str], side: str, *, only_tokens: bool) -> Sql:
+    """Whether a feature's tokens of one kind, or (unless `only_tokens`) its gloss, hold one of the words."""
+    text, whole = ("read", "read_words") if only_tokens else ("lower", "words")
     terms: list[str] = []
     values: list[Any] = []
     for word in words:
         if word.startswith("@"):
-            terms.append(f"list_has_any(words_{side}, ?)")
+            terms.append(f"list_has_any({whole}_{side}, ?)")
             values.append(sorted(category_words(word[1:])))
         else:
-            terms.append(f"contains(lower_{side}, ?)")
+            terms.append(f"contains({text}_{side}, ?)")
             values.append(word)
     hits = f"SELECT sae, feature FROM names WHERE {' OR '.join(terms) or 'false'}"
     return Sql(f"(b.sae, {field.sql}) IN ({hits})", values)
 
 
-def _order(relation: Relation, sort: str) -> tuple[Field, bool] | None:
+def _order(relation: RunTable, sort: str) -> tuple[Field, bool] | None:
     if not sort:
         return None
     field = relation.get(sort.removeprefix("-"))

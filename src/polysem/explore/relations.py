@@ -10,7 +10,7 @@ from typing import Literal
 
 import pyarrow as pa
 
-from polysem.store.schema import Column, Schema
+from polysem.store.schema import Schema
 
 Kind = Literal["number", "integer", "feature", "flag", "text", "list"]
 """`feature` is the number of a feature of the row's SAE"""
@@ -27,14 +27,18 @@ class Field:
     kind: Kind
     unit: str
     meaning: str
-    sql: str
-    """expression over `b` (the base) and joins"""
+    of: str = ""
+    """expression over `b` (the base) and joins; without one the base's column of its name"""
     join: str = ""
     """name of the join it needs"""
 
+    @property
+    def sql(self) -> str:
+        return self.of or f'b."{self.name}"'
+
 
 @dataclass(frozen=True)
-class Relation:
+class RunTable:
     """Something that can be listed."""
 
     name: str
@@ -71,12 +75,15 @@ class Relation:
         }
 
 
-def of_schema(schema: Schema, *, title: str | None = None) -> Relation:
+def of_schema(schema: Schema, *, title: str | None = None) -> RunTable:
     """The relation of a stored table: its columns, and the gloss of every feature that a row names."""
     names = [c.name for c in schema.columns]
     integers = [c.name for c in schema.columns if pa.types.is_integer(c.dtype)]
     keys = tuple(k for k in FEATURE_KEYS if k in integers) if "sae" in names else ()
-    fields = [_field(c, "feature" if c.name in keys else _kind(c.dtype)) for c in schema.columns]
+    fields = [
+        Field(c.name, "feature" if c.name in keys else _kind(c.dtype), c.unit, c.meaning)
+        for c in schema.columns
+    ]
     joins: dict[str, str] = {}
     for key in keys:
         gloss = "gloss" if key == "feature" else f"gloss_{key}"
@@ -85,7 +92,7 @@ def of_schema(schema: Schema, *, title: str | None = None) -> Relation:
         joins[key] = f"LEFT JOIN names n_{key} ON n_{key}.sae = b.sae AND n_{key}.feature = b.{key}"
         fields.append(Field(gloss, "text", "", f"primary gloss of {key}", f"n_{key}.gloss", key))
     texts = tuple(f.name for f in fields if f.kind == "text" and not f.join and f.name not in keys)
-    return Relation(
+    return RunTable(
         name=schema.name,
         title=title or schema.name.replace("_", " "),
         base=f"t_{schema.name}",
@@ -97,13 +104,9 @@ def of_schema(schema: Schema, *, title: str | None = None) -> Relation:
     )
 
 
-def with_fields(relation: Relation, *extra: Field, joins: Mapping[str, str] | None = None) -> Relation:
+def with_fields(relation: RunTable, *extra: Field, joins: Mapping[str, str] | None = None) -> RunTable:
     """The relation with more fields at its end."""
     return replace(relation, fields=(*relation.fields, *extra), joins={**relation.joins, **(joins or {})})
-
-
-def _field(column: Column, kind: Kind) -> Field:
-    return Field(column.name, kind, column.unit, column.meaning, f'b."{column.name}"')
 
 
 def _kind(dtype: pa.DataType) -> Kind:

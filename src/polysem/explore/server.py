@@ -1,6 +1,7 @@
 """The web server: the page, the documents, rows, and `live` where a model may be loaded."""
 
-import json
+import asyncio
+import re
 import secrets
 import socket
 from collections.abc import Sequence
@@ -9,27 +10,34 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any
 
+from polysem.boundary.door import Door
+from polysem.boundary.text import parse_json
 from polysem.errors import ConfigError, PolysemError, StoreError
 from polysem.explore import documents
 from polysem.explore.book import Book
-from polysem.explore.guard import POLICY, App, Guard
+from polysem.explore.guard import POLICY, App, Guard, host_of
 from polysem.explore.output import MEDIA, rows_as
 from polysem.explore.query import Query
+from polysem.report import words
 
 LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
 _MODE, _POLICY = "@MODE@", "@POLICY@"
 _TYPES = {".js": "text/javascript", ".css": "text/css", ".html": "text/html", ".svg": "image/svg+xml"}
 _LONGEST = 1 << 16
+_REQUEST = Door("request", "send one JSON object", ConfigError, ConfigError)
 """bytes of a live request"""
+HEADERS_WITHIN = 20.0
+"""seconds in which the headers of a request must come, and then its body"""
 
 
-def make_app(book: Book, *, token: str, hosts: Sequence[str], live: Any = None) -> App:
+def make_app(book: Book, *, token: str, hosts: Sequence[str], root: str = "", live: Any = None) -> App:
     """The application behind its guard.
 
     Args:
         book: the study.
         token: what a visitor must bring.
-        hosts: values of the Host header that are answered, with their ports.
+        hosts: names that are answered, with a port or for any.
+        root: the path that a proxy puts in front, as `root_of` gives it.
         live: `explore.live.Live`, or None where nothing may be run.
     """
     from fastapi import FastAPI, Request
@@ -62,7 +70,7 @@ def make_app(book: Book, *, token: str, hosts: Sequence[str], live: Any = None) 
     _add_data(app, book)
     if live is not None:
         _add_live(app, live)
-    return Guard(app, token=token, hosts=frozenset(hosts))
+    return Guard(app, token=token, hosts=frozenset(hosts), root=root)
 
 
 def page(mode: str) -> str:
@@ -74,7 +82,8 @@ def page(mode: str) -> str:
 
 
 def _assets() -> dict[str, tuple[bytes, str]]:
-    """Every file of the page, by its name below static/: known beforehand, so no path is ever made of a request."""
+    """Every file of the page, by its name below static/: known beforehand, so no path is ever made of a request. The
+    colours of relations are made from the vocabulary."""
     root = files("polysem.explore").joinpath("static")
     found: dict[str, tuple[bytes, str]] = {}
     folders = [("", root)]
@@ -86,6 +95,7 @@ def _assets() -> dict[str, tuple[bytes, str]]:
                 folders.append((f"{name}/", item))
             elif suffix in _TYPES:
                 found[name] = (item.read_bytes(), _TYPES[suffix])
+    found["words.css"] = (words.style().encode(), _TYPES[".css"])
     return dict(sorted(found.items()))
 
 
@@ -96,7 +106,7 @@ def _add_data(app: Any, book: Book) -> None:
     from fastapi import Query as Parameter
     from fastapi.responses import Response, StreamingResponse
 
-    made = {"overview": documents.overview, "map": documents.density_map, "floors": documents.floors}
+    made = documents.DOCUMENTS
 
     @app.get("/data/progress.json")
     def progress() -> Response:
@@ -164,15 +174,15 @@ def _add_live(app: Any, live: Any) -> None:
     @app.post("/live")
     async def start(request: Request) -> Response:
         body = b""
-        async for chunk in request.stream():
-            body += chunk
-            if len(body) > _LONGEST:
-                raise ConfigError(f"the request is longer than {_LONGEST} bytes")
         try:
-            asked = json.loads(body)
-        except ValueError as error:
-            raise ConfigError(f"the request is not JSON: {error}") from error
-        return _json(live.start(asked))
+            async with asyncio.timeout(HEADERS_WITHIN):
+                async for chunk in request.stream():
+                    body += chunk
+                    if len(body) > _LONGEST:
+                        raise ConfigError(f"the request is longer than {_LONGEST} bytes")
+        except TimeoutError:
+            raise ConfigError(f"the request did not come whole within {HEADERS_WITHIN:g} s") from None
+        return _json(live.start(parse_json(body, "the request", door=_REQUEST)))
 
     @app.get("/live/{job}")
     def look(job: str) -> Response:
@@ -186,7 +196,7 @@ def _add_live(app: Any, live: Any) -> None:
 def _json(value: Any) -> Any:
     from fastapi.responses import Response
 
-    text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    text = documents.as_json(value)
     return Response(text, media_type="application/json", headers={"cache-control": "no-store"})
 
 
@@ -210,19 +220,81 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 def hosts_of(host: str, port: int, *, more: Sequence[str] = ()) -> list[str]:
-    """Host headers to answer for a bound address: loopback names if it is loopback, itself, and what is given."""
+    """Names to answer to for a bound address: loopback names if it is loopback, and itself, with their port; and what is
+    given, NAME:PORT, or NAME for any port.
+
+    Raises:
+        ConfigError: something given is no host.
+    """
+    for given in more:
+        if host_of(given) is None:
+            raise ConfigError(
+                f"--allow-host {given!r} is no host; expected NAME or NAME:PORT, without http:// and path",
+                hint="polysem explore RUN --allow-host localhost:9999",
+            )
     named = f"[{host}]" if ":" in host else host
-    names = {*LOOPBACK} if host in ("127.0.0.1", "localhost", "::1") else {named}
-    return [f"{name}:{port}" for name in sorted({*names, named, *more})]
+    local = host in ("127.0.0.1", "localhost", "::1", "0.0.0.0", "::")
+    names = {*LOOPBACK} if local else {named}
+    return [*(f"{name}:{port}" for name in sorted({*names, named})), *more]
 
 
-def serve(book: Book, bound: socket.socket, *, token: str, hosts: Sequence[str], live: Any = None) -> None:
+def root_of(path: str, port: int) -> str:
+    """The path that a proxy puts in front, with a slash before it and none behind; `{port}` in it is the port.
+
+    Raises:
+        ConfigError: a path that cannot stand in an address.
+    """
+    root = f"/{path.replace('{port}', str(port)).strip('/')}" if path.strip("/") else ""
+    if not re.fullmatch(r"(/[\w.~@%+:=-]+)*", root) or ".." in root.split("/"):
+        raise ConfigError(
+            f"--root-path {path!r} is no path; expected one like /user/me/proxy/8000",
+            hint="polysem explore RUN --root-path '/user/me/proxy/{port}'",
+        )
+    return root
+
+
+def impatient() -> type:
+    """uvicorn's protocol, with an end to requests whose headers do not come: a connection is closed that has not brought
+    them whole in HEADERS_WITHIN seconds, the first ones or later ones."""
+    from uvicorn.protocols.http.h11_impl import H11Protocol, h11  # pyright: ignore[reportPrivateImportUsage]
+
+    class Impatient(H11Protocol):
+        _late: asyncio.TimerHandle | None = None
+
+        def connection_made(self, transport: Any) -> None:
+            super().connection_made(transport)
+            self._watch()
+
+        def data_received(self, data: bytes) -> None:
+            super().data_received(data)
+            self._watch()
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            if self._late is not None:
+                self._late.cancel()
+            super().connection_lost(exc)
+
+        def _watch(self) -> None:
+            if self.conn.their_state is not h11.IDLE:
+                if self._late is not None:
+                    self._late.cancel()
+                self._late = None
+            elif self._late is None:
+                self._late = self.loop.call_later(HEADERS_WITHIN, self.transport.close)
+
+    return Impatient
+
+
+def serve(
+    book: Book, bound: socket.socket, *, token: str, hosts: Sequence[str], root: str = "", live: Any = None
+) -> None:
     """Answer at a bound socket until interrupted."""
     import uvicorn
 
-    app = make_app(book, token=token, hosts=hosts, live=live)
+    app = make_app(book, token=token, hosts=hosts, root=root, live=live)
     config = uvicorn.Config(
         app,
+        http=impatient(),
         log_level="warning",
         access_log=False,
         server_header=False,

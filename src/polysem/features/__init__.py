@@ -1,8 +1,9 @@
 """Features: harvested from a corpus or read from an export, glossed and embedded. Names resolve lazily;
 importing this imports no torch."""
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from polysem.registry import lazy_names
 
 if TYPE_CHECKING:
     from polysem.features.table import FeatureTable, build_features, feature_table
@@ -10,11 +11,4 @@ if TYPE_CHECKING:
 __all__ = ["FeatureTable", "build_features", "feature_table"]
 
 
-def __getattr__(name: str) -> Any:
-    if name not in __all__:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module("polysem.features.table"), name)
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)
+__getattr__, __dir__ = lazy_names(__name__, dict.fromkeys(__all__, "table"))

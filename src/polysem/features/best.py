@@ -97,7 +97,7 @@ class Harvest:
         row, position = np.divmod(acts.place, n_pos - self.first)
         position += self.first
         feature, value = acts.feature, acts.value
-        self.n_positions += acts.n_places
+        self.n_positions += acts.n_places if acts.n_seen is None else acts.n_seen
         self.n_active += np.bincount(feature, minlength=acts.d_sae)
         able = value > self.context_value[feature, -1]
         self._add_windows(

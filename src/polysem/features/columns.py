@@ -33,7 +33,7 @@ def harvest_table(
 ) -> pa.Table:
     """FEATURES of one SAE with blank glosses: what was harvested, and what the decoder rows say by
     themselves."""
-    text = _Vocabulary(model)
+    text = _TokenText(model)
     decoder = sae.W_dec.detach().float().cpu().numpy()
     kept = target_tokens(state, config)
     aligned = np.argsort(-decoder, axis=1, kind="stable")[:, :ALIGNED_COORDINATES]
@@ -43,7 +43,7 @@ def harvest_table(
     columns = {
         "sae": pa.array([label] * n),
         "feature": pa.array(np.arange(n, dtype=np.int32)),
-        "site": pa.array([str(sae.site)] * n),
+        "site": pa.array([str(sae.reads)] * n),
         "density": pa.array(state.n_active / state.n_positions[0]),
         "n_active": pa.array(state.n_active),
         "max_act": pa.array(state.max_act),
@@ -85,7 +85,7 @@ def context_table(label: str, state: Harvest, rows: TokenRows, model: WhiteBoxMo
         "max_value": pa.array(state.context_value[feature, rank]),
         "position": pa.array(state.context_peak[feature, rank] - start),
         "token_ids": _lists(ids, everywhere),
-        "tokens": _lists(ids, everywhere, text=_Vocabulary(model)),
+        "tokens": _lists(ids, everywhere, text=_TokenText(model)),
         "values": _lists(state.context_acts[feature, rank], everywhere),
         "source": pa.array(rows.sources(row, start), pa.string()),
     }
@@ -107,7 +107,7 @@ def direct_effects(sae: SAE, model: WhiteBoxModel, n: int) -> DirectEffects:
     of a site that is not in the residual stream's basis (`RESIDUAL_POINTS`) has no direct effect. Equal
     logits go by token id.
     """
-    if sae.site.point not in RESIDUAL_POINTS or sae.d_in != model.spec.d_model:
+    if sae.writes.point not in RESIDUAL_POINTS or sae.d_out != model.spec.d_model:
         none = np.zeros((sae.d_sae, 0), dtype=np.int32)
         return DirectEffects(none, none.astype(np.float32), none)
     device = model.spec.device
@@ -162,7 +162,7 @@ def with_glosses(features: pa.Table, glosses: list[Gloss]) -> pa.Table:
     return features.select(FEATURES.arrow().names).cast(FEATURES.arrow())
 
 
-class _Vocabulary:
+class _TokenText:
     """Token ids as text, each asked for once."""
 
     def __init__(self, model: WhiteBoxModel):
@@ -174,7 +174,7 @@ class _Vocabulary:
         return strings.take(pa.array(index.reshape(-1)))
 
 
-def _lists(values: np.ndarray, kept: np.ndarray, *, text: _Vocabulary | None = None) -> pa.ListArray:
+def _lists(values: np.ndarray, kept: np.ndarray, *, text: _TokenText | None = None) -> pa.ListArray:
     """A column of lists: of each row of `values` what is `kept`, as text if asked for."""
     offsets = np.concatenate([[0], np.cumsum(kept.sum(1))]).astype(np.int32)
     flat = values[kept]

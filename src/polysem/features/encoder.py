@@ -14,12 +14,12 @@ relu, jumprelu, gated and topk are screened on a CPU. groupmax and other devices
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from polysem.errors import ConfigError, NumericsError
@@ -34,8 +34,7 @@ from polysem.geometry.product import (
     sum_error,
 )
 from polysem.geometry.rows import canonical_dots
-from polysem.saes.base import SAE
-from polysem.saes.codec import decoder_norms, encoder_input
+from polysem.saes.base import SAE, decoder_norms, encoder_input
 
 Screening = Literal["auto", "bf16", "fp32"]
 
@@ -68,6 +67,8 @@ class Active:
     place: Int[np.ndarray, " n"]
     feature: Int[np.ndarray, " n"]
     value: Float[np.ndarray, " n"]
+    n_seen: int | None = None
+    """places that count; None: all"""
 
     @classmethod
     def of_dense(cls, acts: Float[Tensor, "places d_sae"]) -> "Active":
@@ -76,6 +77,15 @@ class Active:
         value = acts.flatten()[flat].float().cpu().numpy()
         place, feature = np.divmod(flat.cpu().numpy(), acts.shape[1])
         return cls(acts.shape[0], acts.shape[1], place, feature, value)
+
+    def only(self, kept: Bool[np.ndarray, " places"]) -> "Active":
+        """Those at some places; the others count as never seen, and their places stay."""
+        if kept.all():
+            return self
+        at = kept[self.place]
+        return replace(
+            self, n_seen=int(kept.sum()), place=self.place[at], feature=self.feature[at], value=self.value[at]
+        )
 
     def at(
         self, place: Int[np.ndarray, "*shape"], feature: Int[np.ndarray, "*shape"]
@@ -305,5 +315,6 @@ def _k_largest(k: int, place: np.ndarray, feature: np.ndarray, value: np.ndarray
 def _require_finite(finite: bool) -> None:
     if not finite:
         raise NumericsError(
-            "inputs, weights or activations of an SAE are not finite", hint="check the SAE: polysem inspect"
+            "inputs, weights or activations of an SAE are not finite",
+            hint="check the SAE: polysem check STUDY.toml",
         )

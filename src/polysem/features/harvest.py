@@ -1,7 +1,8 @@
 """One pass over a corpus: what every feature of every SAE fires on.
 
 A batch of rows goes through the model once, up to the last site; the sites of all SAEs are captured together
-and each SAE encodes its own. BOS positions are left out of everything. Per feature, bounded state is kept
+and each SAE encodes its own. The first position of a row and massive tokens are left out of everything (`positions`), as in
+the fidelity gate. Per feature, bounded state is kept
 (features/best.py): how often it fires, its best windows (at most one a row), and its best tokens.
 
 Memory: n_contexts x window x 4 bytes a feature, one more copy of the encoders, and the active features of one
@@ -25,6 +26,7 @@ from polysem.errors import NumericsError, StoreError
 from polysem.features.best import Harvest, HarvestPlan
 from polysem.features.encoder import ActiveEncoder
 from polysem.models.base import WhiteBoxModel
+from polysem.positions import PLAIN
 from polysem.progress import SILENT, Reporter
 from polysem.saes.base import SAE
 from polysem.store.io import read_arrays, write_arrays
@@ -54,7 +56,7 @@ def harvest(
     Args:
         model: runs the rows.
         saes: by label; they are moved to the model's device.
-        rows: the text; where its rows begin with BOS, that position is left out of everything.
+        rows: the text; the first position of each row and massive tokens are left out of everything.
         plan: what to keep.
         checkpoint: file that holds the state of a pass, written every `CHECKPOINT_EVERY` batches and at the
             end. One that is damaged, or was written for other inputs, is left aside with a warning.
@@ -67,22 +69,29 @@ def harvest(
     context = rows.tokens.shape[1]
     here = {label: sae.to(model.spec.device) for label, sae in saes.items()}
     states = {
-        label: Harvest.empty(sae.d_sae, plan, context=context, first=rows.n_special)
+        label: Harvest.empty(sae.d_sae, plan, context=context, first=max(rows.n_special, PLAIN.n_first))
         for label, sae in here.items()
     }
     encoders = {label: ActiveEncoder(sae) for label, sae in here.items()}
-    sites = sorted({sae.site for sae in here.values()}, key=str)
+    sites = sorted({sae.reads for sae in here.values()}, key=str)
     mark, done = "", 0
     if checkpoint:
         mark = _fingerprint(model, saes, sites, rows, plan)
         done = _resume(checkpoint, states, mark)
     starts = range(0, len(rows.tokens), plan.batch_rows)
+
+    def seen(at: int) -> tuple[np.ndarray, dict[Site, Tensor]]:
+        tokens = rows.tokens[at : at + plan.batch_rows].astype(np.int64)
+        return tokens, model.capture(torch.from_numpy(tokens), sites)
+
+    limits = _limits(seen(0)[1]) if done else {}
     for n in reporter.track(range(done, len(starts)), total=len(starts), label="harvest", done=done):
         at = starts[n]
-        tokens = rows.tokens[at : at + plan.batch_rows].astype(np.int64)
-        captured = model.capture(torch.from_numpy(tokens), sites)
+        tokens, captured = seen(at)
+        limits = limits or _limits(captured)
         for label, encoder in encoders.items():
-            _take(label, encoder, captured[encoder.sae.site], tokens, states[label], first_row=at)
+            site = encoder.sae.reads
+            _take(label, encoder, captured[site], tokens, states[label], first_row=at, limit=limits[site])
         # the last one too: other SAEs of the study may still have to go through the corpus
         if checkpoint and ((n + 1) % CHECKPOINT_EVERY == 0 or n + 1 == len(starts)):
             _save(checkpoint, states, mark, done=n + 1)
@@ -97,9 +106,11 @@ def _take(
     state: Harvest,
     *,
     first_row: int,
+    limit: float,
 ) -> None:
-    """Encode the activations [batch pos d_in] of one batch, in blocks of rows, and add them to `state`."""
-    d_sae, site = encoder.sae.d_sae, encoder.sae.site
+    """Encode the activations [batch pos d_in] of one batch, in blocks of rows, and add them to `state`; tokens whose
+    norm is above the limit do not count."""
+    d_sae, site = encoder.sae.d_sae, encoder.sae.reads
     block = max(1, ENCODED_AT_ONCE // (activations.shape[1] * d_sae))
     for n in range(0, len(tokens), block):
         counted = activations[n : n + block, state.first :].flatten(0, 1)
@@ -109,9 +120,19 @@ def _take(
             raise NumericsError(
                 f"SAE {label} at {site} gives activations that are not finite on rows {first_row + n} to "
                 f"{first_row + min(n + block, len(tokens)) - 1} of the corpus",
-                hint="load the model with dtype = float32, or check the SAE's weights: polysem inspect",
+                hint="load the model with dtype = float32, or check the SAE's weights: polysem check STUDY.toml",
             ) from error
-        state.add(acts, tokens[n : n + block], first_row=first_row + n)
+        ordinary = PLAIN.ordinary(_norms(counted), limit=limit)
+        state.add(acts.only(ordinary), tokens[n : n + block], first_row=first_row + n)
+
+
+def _limits(first: Mapping[Site, Tensor]) -> dict[Site, float]:
+    """The norm above which a token is massive, by site, from activations [batch pos d] of the first batch."""
+    return {site: PLAIN.limit(_norms(x[:, PLAIN.n_first :].flatten(0, 1))) for site, x in first.items()}
+
+
+def _norms(x: Tensor) -> np.ndarray:
+    return x.double().norm(dim=1).cpu().numpy()
 
 
 def _fingerprint(
@@ -126,6 +147,7 @@ def _fingerprint(
         "activations": [_sha256(first[site]) for site in sites],
         "saes": [[label, *_contents(sae)] for label, sae in saes.items()],
         "rows": [hashlib.sha256(rows.tokens.tobytes()).hexdigest(), rows.n_special],
+        "massive": [PLAIN.n_first, PLAIN.massive],
         "plan": [plan.n_contexts, plan.window, plan.n_tokens, plan.batch_rows, ENCODED_AT_ONCE],
     }
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()

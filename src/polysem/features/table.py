@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from polysem.config import CorpusConfig, FeaturesConfig, GlossesConfig, Study
+from polysem.config import CorpusConfig, FeaturesConfig, GlossesConfig, Study, section_of
 from polysem.errors import ConfigError
 from polysem.features.columns import context_table, harvest_table, with_glosses
 from polysem.glosses import (
@@ -26,13 +26,16 @@ from polysem.glosses import (
     gloss_clusters,
     read_glosses,
     read_neuronpedia_features,
+    shipped_glosses,
     token_glosses,
 )
 from polysem.models.base import WhiteBoxModel
+from polysem.positions import StandIn, positions_of
 from polysem.progress import SILENT, Reporter
 from polysem.registry import zoo_path
 from polysem.saes.base import SAE
 from polysem.store.io import read_table
+from polysem.store.result import Result
 from polysem.store.schema import Schema
 from polysem.store.tables import CLUSTERS, CONTEXTS, FEATURES, GLOSSES
 
@@ -43,9 +46,11 @@ HELD_BYTES = 2 << 30
 again"""
 
 
-@dataclass(frozen=True)
-class FeatureTable:
+@dataclass(frozen=True, repr=False)
+class FeatureTable(Result):
     """Features of one or more SAEs."""
+
+    figure = "polysem.report.figures:features"
 
     features: pa.Table
     """FEATURES"""
@@ -60,15 +65,6 @@ class FeatureTable:
     zero without a gloss"""
     embedder: tuple[str, str] = ("", "")
     """name and sha256 of what made the embeddings"""
-
-    def tables(self) -> dict[str, pa.Table]:
-        """The tables by name."""
-        return {
-            "features": self.features,
-            "glosses": self.glosses,
-            "contexts": self.contexts,
-            "clusters": self.clusters,
-        }
 
 
 def build_features(
@@ -112,7 +108,7 @@ def feature_table(
     *,
     glosses: str = "tokens",
     embedder: str = "minilm",
-    corpus: str = "zoo:samples",
+    corpus: str | CorpusConfig = "zoo:samples",
     n_tokens: int = 200_000,
     context: int = 128,
     n_contexts: int = 12,
@@ -126,9 +122,9 @@ def feature_table(
     Args:
         sae: the SAE.
         model: the model that it belongs to.
-        glosses: `tokens`, `neuronpedia:FOLDER_OR_URL` or `file:PATH`.
+        glosses: `tokens`, `zoo`, `neuronpedia:FOLDER_OR_URL` or `file:PATH`.
         embedder: as `glosses.embedder` of a study.
-        corpus: as `corpus.ref` of a study.
+        corpus: as `corpus.ref` of a study, or a whole section, which then says `n_tokens` and `context` itself.
         n_tokens: tokens of the corpus to run.
         context: tokens of a row, BOS included.
         n_contexts: contexts kept per feature.
@@ -141,13 +137,15 @@ def feature_table(
     Raises:
         PolysemError: as `build_features`.
     """
-    name = label or str(sae.site)
+    name = label or str(sae.reads)
     return _build(
         model,
         {name: sae},
-        corpus=CorpusConfig(ref=corpus, n_tokens=n_tokens, context=context),
-        features=FeaturesConfig(source=source, n_contexts=n_contexts),
-        glosses=GlossesConfig(source=glosses, embedder=embedder),
+        corpus=corpus
+        if isinstance(corpus, CorpusConfig)
+        else section_of(CorpusConfig, {"ref": corpus, "n_tokens": n_tokens, "context": context}),
+        features=section_of(FeaturesConfig, {"source": source, "n_contexts": n_contexts}),
+        glosses=section_of(GlossesConfig, {"source": glosses, "embedder": embedder}),
         gloss_sources={name: glosses},
         workdir=workdir,
         reporter=reporter,
@@ -213,13 +211,14 @@ class _Made(NamedTuple):
 def _groups(saes: Mapping[str, SAE]) -> Iterator[dict[str, SAE]]:
     """SAEs that go through the corpus together: those that agree on BOS, until their weights are more than is
     held at once. Every SAE is looked up once."""
-    waiting: dict[bool, dict[str, SAE]] = {True: {}, False: {}}
+    waiting: dict[tuple[bool, StandIn], dict[str, SAE]] = {}
     for label, sae in saes.items():
-        group = waiting[sae.prepend_bos]
+        begun = sae.prepend_bos, sae.bos_stand_in
+        group = waiting.get(begun, {})
         if group and sae.nbytes + sum(other.nbytes for other in group.values()) > HELD_BYTES:
-            waiting[sae.prepend_bos] = {}
             yield group
-        waiting[sae.prepend_bos][label] = sae
+            group = {}
+        waiting[begun] = {**group, label: sae}
     yield from (group for group in waiting.values() if group)
 
 
@@ -245,15 +244,11 @@ def _harvested(
     from polysem.features.harvest import harvest
 
     plan = HarvestPlan(features.n_contexts, features.window, features.n_target_tokens)
-    bos = next(iter(saes.values())).prepend_bos
-    rows = token_rows(corpus.ref, model, n_tokens=corpus.n_tokens, context=corpus.context, prepend_bos=bos)
-    if rows.n_tokens < corpus.n_tokens:
-        log.warning(
-            "corpus %s has %d tokens in whole rows, fewer than the %d asked for; all are used",
-            corpus.ref,
-            rows.n_tokens,
-            corpus.n_tokens,
-        )
+    positions = positions_of(model, next(iter(saes.values())))
+    log.info("positions: %s; the first of each row and massive tokens are not counted", positions.said)
+    rows = token_rows(
+        corpus.ref, model, n_tokens=corpus.n_tokens, context=corpus.context, positions=positions
+    )
     checkpoint = None
     if workdir:
         workdir.mkdir(parents=True, exist_ok=True)
@@ -268,15 +263,19 @@ def _harvested(
     }
 
 
-def _shipped(label: str, sae: SAE) -> tuple[pa.Table, pa.Table]:
-    """The tables that come with a zoo SAE, under the study's label for it."""
-    ref = sae.provenance.ref
+def shipped_folder(label: str, ref: str) -> Path:
+    """Where the tables that come with a zoo SAE are. Raises ConfigError if it is none."""
     if not ref.startswith("zoo:"):
         raise ConfigError(
             f"features.source is 'zoo', but the SAE {label} is {ref}, which is not of the zoo",
             hint='set features.source = "harvest"',
         )
-    folder = zoo_path("features", ref.removeprefix("zoo:"))
+    return zoo_path("features", ref.removeprefix("zoo:"))
+
+
+def _shipped(label: str, sae: SAE) -> tuple[pa.Table, pa.Table]:
+    """The tables that come with a zoo SAE, under the study's label for it."""
+    folder = shipped_folder(label, sae.provenance.ref)
 
     def relabelled(schema: Schema) -> pa.Table:
         path = folder / f"{schema.name}.parquet"
@@ -293,7 +292,7 @@ def _exported(
     read = read_neuronpedia_features(
         features.source,
         label,
-        site=sae.site,
+        site=sae.reads,
         d_sae=sae.d_sae,
         model_id=sae.model_id,
         tokenize_string=lambda text: model.tokenize(text, prepend_bos=False),
@@ -317,7 +316,10 @@ def _glosses(source: str, rows: pa.Table, contexts: pa.Table, sae: SAE) -> list[
     made = [gloss for gloss in token_glosses(rows, contexts) if gloss.feature in alive]
     if source == "tokens":
         return made
-    read = read_glosses(source, d_sae=sae.d_sae, site=sae.site, model_id=sae.model_id)
+    if source == "zoo":
+        read = shipped_glosses(sae.provenance.ref, d_sae=sae.d_sae)
+    else:
+        read = read_glosses(source, d_sae=sae.d_sae, site=sae.reads, model_id=sae.model_id)
     known = set(rows["feature"].to_pylist())
     return [g for g in read if g.feature in known] + made
 

@@ -4,15 +4,15 @@ Isotropic null. For independent uniform unit vectors in d dimensions cos^2 ~ Bet
 P(cos > c) = I_{1-c^2}((d-1)/2, 1/2) / 2 for c >= 0 (Muirhead 1982, thm 1.5.7).
 
 Covariance null: two independent draws u, v of one population of unit vectors with mean m and second moment C
-= E u u^T (about zero, trace 1). Without any further assumption E[u.v] = |m|^2 and E[(u.v)^2] = tr C^2. The
-tail is that of the isotropic law with the same variance, shifted to the mean: |u.v - |m|^2| ~ |cos| in 1 /
-(tr C^2 - |m|^4) dimensions. With no common mode (m = 0) that number is d_eff = (tr C)^2 / tr C^2, and with C
-= 1/d besides, the isotropic null comes back exactly. z-scores are exact in mean and variance; far tails under
-a very uneven spectrum are heavier than this Beta law, so there p is a scale, not a promise.
+= E u u^T (about zero, trace 1). Without any further assumption E[u.v] = |m|^2 and E[(u.v)^2] = tr C^2, which
+give z-scores exact in mean and variance. The tail needs a law: that of Gaussian vectors with the mean and covariance
+of the rows, simulated (`law.py`), since an uneven spectrum makes far tails heavier than the isotropic law of the same
+variance. The rows' own covariance holds their sampling noise, too: where they are few (n = 8 d) and truly isotropic,
+its tail is heavier than theirs, so a count above it says the more.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -20,10 +20,12 @@ from jaxtyping import Float
 from scipy.special import betainc, betaincc
 
 from polysem.errors import ConfigError
+from polysem.geometry.law import CosineLaw, Population, cosine_law
 from polysem.geometry.rows import Rows, prepare_rows, unit_blocks
 
 _DIGITS = 12
 """significant digits kept of moments, so that the order in which a BLAS sums does not reach tables"""
+_TINY = float(np.finfo(np.float64).eps)
 
 
 def cosine_tail(
@@ -58,8 +60,8 @@ def cosine_tail(
 class CovarianceNull:
     """Moments of the cosine of two independent draws from the population that the rows are a sample of."""
 
-    n: int
-    """rows with a direction"""
+    n_pairs: int
+    """pairs of rows with a direction"""
     d: int
     mean: float
     """expected cosine |m|^2, estimated without the pairs (i, i); not below 0"""
@@ -68,11 +70,9 @@ class CovarianceNull:
     d_eff: float
     """(tr C)^2 / tr C^2 without the pairs (i, i); not above d"""
     mean_norm: float
-    """norm of the mean unit row: the common mode"""
-
-    @property
-    def n_pairs(self) -> int:
-        return self.n * (self.n - 1) // 2
+    """norm of the mean unit row, the shared mean direction; of two populations the root of |m_i . m_j|"""
+    law: CosineLaw = field(repr=False, compare=False)
+    """of Gaussian vectors with the rows' mean and covariance"""
 
     def z(self, c: Float[np.ndarray, "*shape"]) -> Float[np.ndarray, "*shape"]:
         """Cosines in standard deviations from the expected cosine."""
@@ -80,13 +80,16 @@ class CovarianceNull:
 
     def p(self, c: Float[np.ndarray, "*shape"]) -> Float[np.ndarray, "*shape"]:
         """Two-sided chance of a cosine at least as far from the expected one."""
-        return cosine_tail(c - self.mean, d=max(1 / self.variance, 1.0), two_sided=True)
+        far = np.abs(c - self.mean)
+        return np.minimum(self.law.greater(self.mean + far) + self.law.less(self.mean - far), 1.0)
 
     def expected_above(self, c: float) -> float:
         """Expected number of pairs with cosine above c (below c, if c is negative)."""
-        shifted = np.float64(c - self.mean)
-        tail = cosine_tail(shifted if c >= 0 else -shifted, d=max(1 / self.variance, 1.0))
-        return self.n_pairs * float(tail)
+        return self.n_pairs * float(self.law.greater(c) if c >= 0 else self.law.less(c))
+
+    def expected_se(self, c: float) -> float:
+        """Monte-Carlo standard error of `expected_above`."""
+        return self.expected_above(c) * self.law.relative_se(c)
 
 
 def covariance_null(directions: Float[Any, "n d"]) -> CovarianceNull:
@@ -104,29 +107,55 @@ def covariance_null(directions: Float[Any, "n d"]) -> CovarianceNull:
     return covariance_null_of(rows.take(np.flatnonzero(rows.live)))
 
 
-def covariance_null_of(rows: Rows) -> CovarianceNull:
-    """`covariance_null` of rows that were checked already and all have a direction."""
-    n, d = rows.n, rows.d
-    if n < 2:
+def covariance_null_of(rows: Rows, other: Rows | None = None) -> CovarianceNull:
+    """`covariance_null` of rows that were checked already and all have a direction.
+
+    With `other`, u is drawn from one population and v from another: E[u.v] = m.m' and E[(u.v)^2] = tr C C', and
+    no pair is a row with itself, so the plain moments over all pairs are the estimates.
+    """
+    n, m, d = rows.n, rows.n if other is None else other.n, rows.d
+    if min(n, m) < (2 if other is None else 1):
         raise ConfigError(
             f"a covariance null needs two rows with a direction, got {n}", hint="check the decoder"
         )
-    total, second = np.zeros(d), np.zeros((d, d))
+    total, second = _moments(rows)
+    population, population_j = _population(total, second, n), None
+    if other is None:
+        inner, off = float(total @ total), n * (n - 1)
+        mean = max((inner - n) / off, 0.0)
+        about_zero = max((float(np.einsum("ab,ab->", second, second)) - n) / off, 1 / d, mean * mean)
+        least = (1 - mean) ** 2 / d
+    else:
+        total_j, second_j = _moments(other)
+        population_j = _population(total_j, second_j, m)
+        inner = float(total @ total_j)
+        mean, least = inner / (n * m), 0.0
+        about_zero = max(float(np.einsum("ab,ab->", second, second_j)) / (n * m), mean * mean, _TINY)
+    return CovarianceNull(
+        n_pairs=n * (n - 1) // 2 if other is None else n * m,
+        d=d,
+        mean=_rounded(mean),
+        variance=_rounded(max(about_zero - mean * mean, least, _TINY)),
+        d_eff=_rounded(1 / about_zero),
+        mean_norm=_rounded(
+            math.sqrt(abs(inner)) / math.sqrt(n * m) if other is not None else math.sqrt(inner) / n
+        ),
+        law=cosine_law(population, population_j),
+    )
+
+
+def _population(total: Float[np.ndarray, " d"], second: Float[np.ndarray, "d d"], n: int) -> Population:
+    mean = total / n
+    return Population(mean, second / n - np.outer(mean, mean))
+
+
+def _moments(rows: Rows) -> tuple[Float[np.ndarray, " d"], Float[np.ndarray, "d d"]]:
+    """Sum of the unit rows, and of their products with themselves."""
+    total, second = np.zeros(rows.d), np.zeros((rows.d, rows.d))
     for _, unit in unit_blocks(rows):
         total += unit.sum(axis=0)
         second += unit.T @ unit
-    off = n * (n - 1)
-    mean = max((float(total @ total) - n) / off, 0.0)
-    about_zero = max((float(np.einsum("ab,ab->", second, second)) - n) / off, 1 / d, mean * mean)
-    variance = max(about_zero - mean * mean, (1 - mean) ** 2 / d, np.finfo(np.float64).eps)
-    return CovarianceNull(
-        n=n,
-        d=d,
-        mean=_rounded(mean),
-        variance=_rounded(variance),
-        d_eff=_rounded(1 / about_zero),
-        mean_norm=_rounded(math.sqrt(float(total @ total)) / n),
-    )
+    return total, second
 
 
 def benjamini_hochberg(p: Float[np.ndarray, " m"], *, n_tests: int) -> Float[np.ndarray, " m"]:

@@ -1,4 +1,5 @@
-"""Exact counts over all pairs: the joint histogram of interference and similarity, and partners of every row.
+"""Exact counts over all pairs, of one matrix or of two: the joint histogram of interference and similarity, and
+partners of every row.
 
 Both products are made tile by tile in float32, summed in chunks so that their error has a small proved bound;
 a pair that lies closer to a bin edge than that bound is decided by the canonical cosines. Rows with a gloss
@@ -14,10 +15,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from polysem.errors import ConfigError, MismatchError
+from polysem.errors import ConfigError
 from polysem.geometry.mine import flagged_any_width
 from polysem.geometry.product import EPS, float32_product, full_precision, sum_error
-from polysem.geometry.rows import Rows, canonical_cosines, prepare_rows, unit_float32
+from polysem.geometry.rows import GlossedRows, Rows, canonical_cosines, unit_float32
 from polysem.progress import SILENT, Reporter
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ _CODE_ROUNDING = 1e-6
 
 @dataclass(frozen=True)
 class JointCounts:
-    """Exact counts over all pairs i < j."""
+    """Exact counts over all pairs: i < j of one dictionary, or i of one and j of another."""
 
     edges: Float[np.ndarray, " cells_and_one"]
     """edges of the cells on both axes, -1 to 1; a cell holds its lower edge, the last one both"""
@@ -50,6 +51,9 @@ class JointCounts:
     gloss"""
     glossed: Bool[np.ndarray, " n"]
     """rows that have a direction and a gloss"""
+    partners_j: Int[np.ndarray, "m bins thresholds"]
+    """the same for the rows of the other dictionary; `partners` itself where there is one"""
+    glossed_j: Bool[np.ndarray, " m"]
 
     def above(self, threshold: float) -> int:
         """Pairs with cosine >= threshold (below it, if negative). `threshold` must be an edge.
@@ -71,6 +75,7 @@ def count_joint(
     *,
     bins: Sequence[float],
     similarity_thresholds: Sequence[float],
+    against: tuple[Float[Any, "m_features d_model_j"], Float[Any, "m_glosses d_embed_j"]] | None = None,
     tile: int = 1024,
     reporter: Reporter = SILENT,
 ) -> JointCounts:
@@ -81,35 +86,54 @@ def count_joint(
         embeddings: [n_features d_embed]; a zero row means "no gloss".
         bins: rising edges of the interference bins; [a, b), the last one closed if it ends at 1.
         similarity_thresholds: a partner has similarity strictly below; any order, which the result keeps.
+        against: directions and embeddings of another dictionary, whose rows are the j. None: pairs i < j.
         tile: rows and columns of a tile. The result does not depend on it.
 
     Raises:
         NumericsError: naming the row, if an entry is NaN or infinite.
-        MismatchError: if directions and embeddings differ in their number of rows.
+        MismatchError: if directions and embeddings differ in their number of rows, or the two dictionaries in
+            their widths.
         ConfigError: if an edge is outside [-1, 1] or no multiple of 0.001.
     """
-    rows, glosses = prepare_rows(directions, name="directions"), prepare_rows(embeddings, name="embeddings")
-    if rows.n != glosses.n:
-        raise MismatchError(
-            f"directions have {rows.n} rows and embeddings {glosses.n}; expected one embedding per feature",
-            hint="give a zero row to features without a gloss",
-        )
-    glossed = rows.live & glosses.live
-    order = np.concatenate([np.flatnonzero(glossed), np.flatnonzero(rows.live & ~glossed)])
-    device = "cpu" if isinstance(directions, np.ndarray) else str(directions.device)
-    counter = _Counter(
-        rows.take(order),
-        glosses.take(order[: glossed.sum()]),
-        _cells(bins, similarity_thresholds),
-        tile,
-        device,
-    )
-    spans = counter.spans()
-    tiles = [(a, b) for k, a in enumerate(spans) for b in spans[k:]]
+    given = GlossedRows.of(directions, embeddings)
+    left = right = _JointSide.of(given)
+    if against is not None:
+        others = GlossedRows.of(*against)
+        given.check_beside(others)
+        right = _JointSide.of(others)
+    counter = _Counter(left, right, _cells(bins, similarity_thresholds), tile, given.device)
+    spans, spans_j = left.spans(tile), right.spans(tile)
+    tiles = [(a, b) for k, a in enumerate(spans) for b in (spans[k:] if counter.square else spans_j)]
     with full_precision():
         for a, b in reporter.track(tiles, total=len(tiles), label="all pairs"):
             counter.add_tile(a, b)
-    return counter.result(order, glossed)
+    return counter.result()
+
+
+@dataclass(frozen=True)
+class _JointSide:
+    """Rows with a direction, of which the glossed come first."""
+
+    rows: Rows
+    glosses: Rows
+    order: Int[np.ndarray, " m"]
+    """their features"""
+    glossed: Bool[np.ndarray, " n"]
+    """of all features"""
+
+    @classmethod
+    def of(cls, given: GlossedRows) -> "_JointSide":
+        rows, glosses = given.directions, given.glosses
+        if glosses is None:
+            raise ConfigError("joint counts need embeddings, got None", hint="count with gloss embeddings")
+        glossed = rows.live & glosses.live
+        order = np.concatenate([np.flatnonzero(glossed), np.flatnonzero(rows.live & ~glossed)])
+        return cls(rows.take(order), glosses.take(order[: glossed.sum()]), order, glossed)
+
+    def spans(self, tile: int) -> list[tuple[int, int]]:
+        """Blocks of rows, none of which holds glossed and unglossed rows together."""
+        cuts = [*range(0, self.glosses.n, tile), *range(self.glosses.n, self.rows.n, tile), self.rows.n]
+        return list(pairwise(cuts))
 
 
 @dataclass(frozen=True)
@@ -171,46 +195,45 @@ def _cells(bins: Sequence[float], similarity_thresholds: Sequence[float]) -> _Ce
 
 
 class _Counter:
-    """Running counts over tiles of rows of which the glossed come first."""
+    """Running counts over tiles."""
 
-    def __init__(self, rows: Rows, glosses: Rows, cells: _Cells, tile: int, device: str):
+    def __init__(self, left: _JointSide, right: _JointSide, cells: _Cells, tile: int, device: str):
         import torch
 
-        self.rows, self.glosses, self.cells, self.tile = rows, glosses, cells, tile
+        self.left, self.right, self.square = left, right, left is right
+        self.cells, self.tile = cells, tile
         self._multiply = float32_product(device)
-        self._unit, self._gloss = (_chunks(unit_float32(part), device) for part in (rows, glosses))
+        chunks = [
+            tuple(_chunks(unit_float32(part), device) for part in (side.rows, side.glosses))
+            for side in ((left,) if self.square else (left, right))
+        ]
+        self._unit, self._gloss = zip(chunks[0], chunks[-1], strict=True)
         self._partner_cell = torch.from_numpy(
             np.append(cells.partner, cells.n_partner - 1).astype(np.int32)
         ).to(device)
         self._column = (torch.arange(tile, dtype=torch.int32) * cells.n_partner).to(device)
-        area = min(tile, rows.n) ** 2
+        area = min(tile, left.rows.n) * min(tile, right.rows.n)
         self._buffers = [torch.empty(area, device=device) for _ in range(3)]
         self.histogram = np.zeros(cells.side * cells.side, np.int64)
         self.interference = np.zeros(cells.side, np.int64)
-        self.partners = np.zeros(glosses.n * cells.n_partner, np.int64)
-
-    def spans(self) -> list[tuple[int, int]]:
-        """Blocks of rows, none of which holds glossed and unglossed rows together."""
-        cuts = [
-            *range(0, self.glosses.n, self.tile),
-            *range(self.glosses.n, self.rows.n, self.tile),
-            self.rows.n,
-        ]
-        return list(pairwise(cuts))
+        self.partners = np.zeros(left.glosses.n * cells.n_partner, np.int64)
+        self.partners_j = self.partners
+        if not self.square:
+            self.partners_j = np.zeros(right.glosses.n * cells.n_partner, np.int64)
 
     def add_tile(self, a: tuple[int, int], b: tuple[int, int]) -> None:
-        """Count the pairs i in a, j in b, i < j."""
+        """Count the pairs i in a, j in b (i < j where the two matrices are one)."""
         first, second, scratch = self._buffers
-        cosines, margin = self._products(self._unit, a, b, first, scratch), _margin(self.rows.d)
-        both = b[1] <= self.glosses.n
+        cosines, margin = self._products(self._unit, a, b, first, scratch), _margin(self.left.rows.d)
+        both = a[1] <= self.left.glosses.n and b[1] <= self.right.glosses.n
         similarities = self._products(self._gloss, a, b, second, scratch) if both else None
         for start in range(0, a[1] - a[0], _STRIP):
             strip = slice(start, start + _STRIP)
             codes, near = _codes(cosines[strip], self.cells.grid, margin)
             if similarities is not None:
-                other, near_other = _codes(similarities[strip], self.cells.grid, _margin(self.glosses.d))
+                other, near_other = _codes(similarities[strip], self.cells.grid, _margin(self.left.glosses.d))
                 codes, near = codes.mul_(self.cells.side).add_(other), near.add_(near_other, alpha=2)
-            if a == b:
+            if self.square and a == b:
                 _drop_lower(codes, near, start, sentinel=self.cells.side ** (2 if both else 1))
             if both:
                 self._add_joint(codes, near, a[0] + start, b[0])
@@ -219,7 +242,7 @@ class _Counter:
 
     def _products(
         self,
-        chunks: "list[Tensor]",
+        chunks: "tuple[list[Tensor], list[Tensor]]",
         a: tuple[int, int],
         b: tuple[int, int],
         out: "Tensor",
@@ -229,9 +252,10 @@ class _Counter:
         the whole sum. `out` and `scratch` are flat and large enough for any tile."""
         shape = a[1] - a[0], b[1] - b[0]
         total, part = (flat[: shape[0] * shape[1]].view(shape) for flat in (out, scratch))
-        total = self._multiply(chunks[0][slice(*a)], chunks[0][slice(*b)], out=total)
-        for chunk in chunks[1:]:
-            total.add_(self._multiply(chunk[slice(*a)], chunk[slice(*b)], out=part))
+        (first, first_j), *rest = zip(*chunks, strict=True)
+        total = self._multiply(first[slice(*a)], first_j[slice(*b)], out=total)
+        for chunk, chunk_j in rest:
+            total.add_(self._multiply(chunk[slice(*a)], chunk_j[slice(*b)], out=part))
         return total
 
     def _add_joint(self, codes: "Tensor", near: "Tensor", i0: int, j0: int) -> None:
@@ -245,22 +269,24 @@ class _Counter:
         by_row = torch.bincount((cell + self._column[:height, None]).view(-1), minlength=height * n_partner)
         by_column = torch.bincount((cell + self._column[:width]).view(-1), minlength=width * n_partner)
         self.partners[i0 * n_partner : (i0 + height) * n_partner] += by_row.cpu().numpy()
-        self.partners[j0 * n_partner : (j0 + width) * n_partner] += by_column.cpu().numpy()
+        self.partners_j[j0 * n_partner : (j0 + width) * n_partner] += by_column.cpu().numpy()
         side = self.cells.side
         for r, c in flagged_any_width(near.to(torch.int8)):
             was = codes[r, c].cpu().numpy().astype(np.int64)
             now, axes = np.stack(np.divmod(was, side)), near[r, c].cpu().numpy()
             i, j = r + i0, c + j0
-            for axis, rows in enumerate((self.rows, self.glosses)):
+            sides = (self.left.rows, self.right.rows), (self.left.glosses, self.right.glosses)
+            for axis, (rows, others) in enumerate(sides):
                 undecided = (axes & (axis + 1)) > 0
-                now[axis, undecided] = self._cell_of(canonical_cosines(rows, i[undecided], j[undecided]))
+                cosines = canonical_cosines(rows, i[undecided], j[undecided], other=others)
+                now[axis, undecided] = self._cell_of(cosines)
             now = now[0] * side + now[1]
             moved = now != was
             i, j, was, now = i[moved], j[moved], was[moved], now[moved]
             for sign, code in ((-1, was), (1, now)):
                 np.add.at(self.histogram, code, sign)
-                for member in (i, j):
-                    np.add.at(self.partners, member * n_partner + self.cells.partner[code], sign)
+                for partners, member in ((self.partners, i), (self.partners_j, j)):
+                    np.add.at(partners, member * n_partner + self.cells.partner[code], sign)
 
     def _add_single(self, codes: "Tensor", near: "Tensor", i0: int, j0: int) -> None:
         import torch
@@ -268,23 +294,37 @@ class _Counter:
         self.interference += torch.bincount(codes.view(-1), minlength=self.cells.side + 1)[:-1].cpu().numpy()
         for r, c in flagged_any_width(near.to(torch.int8)):
             np.add.at(self.interference, codes[r, c].cpu().numpy(), -1)
-            np.add.at(self.interference, self._cell_of(canonical_cosines(self.rows, r + i0, c + j0)), 1)
+            cosines = canonical_cosines(self.left.rows, r + i0, c + j0, other=self.right.rows)
+            np.add.at(self.interference, self._cell_of(cosines), 1)
 
     def _cell_of(self, cosine: np.ndarray) -> np.ndarray:
         return np.clip(np.searchsorted(self.cells.edges, cosine, side="right") - 1, 0, self.cells.side - 1)
 
-    def result(self, order: np.ndarray, glossed: np.ndarray) -> JointCounts:
+    def result(self) -> JointCounts:
         cells, side = self.cells, self.cells.side
         fine = self.histogram.reshape(side, side)
         each = self.interference + fine.sum(axis=1)
         step = cells.grid // _CELLS
         coarse = fine.reshape(2 * _CELLS, step, 2 * _CELLS, step).sum(axis=(1, 3))
+        partners = self._by_feature(self.partners, self.left)
+        partners_j = partners if self.square else self._by_feature(self.partners_j, self.right)
+        return JointCounts(
+            _edges(_CELLS),
+            coarse,
+            each.reshape(-1, step).sum(axis=1),
+            partners,
+            self.left.glossed,
+            partners_j,
+            self.right.glossed,
+        )
+
+    def _by_feature(self, counts: np.ndarray, side: _JointSide) -> Int[np.ndarray, "n bins thresholds"]:
+        cells = self.cells
         n_bins, n_levels = len(cells.bins) - 1, len(cells.thresholds) + 1
-        levels = self.partners.reshape(-1, cells.n_partner)[:, :-1].reshape(-1, n_bins, n_levels)
-        below = levels.cumsum(axis=2)[:, :, cells.order]
-        partners = np.zeros((len(glossed), n_bins, len(cells.thresholds)), np.int64)
-        partners[order[: self.glosses.n]] = below
-        return JointCounts(_edges(_CELLS), coarse, each.reshape(-1, step).sum(axis=1), partners, glossed)
+        levels = counts.reshape(-1, cells.n_partner)[:, :-1].reshape(-1, n_bins, n_levels)
+        partners = np.zeros((len(side.glossed), n_bins, len(cells.thresholds)), np.int64)
+        partners[side.order[: side.glosses.n]] = levels.cumsum(axis=2)[:, :, cells.order]
+        return partners
 
 
 def _chunks(unit: np.ndarray, device: str) -> "list[Tensor]":

@@ -1,4 +1,5 @@
-"""Pairs of rows over a threshold of interference and under one of gloss similarity, all of them, exactly.
+"""Pairs of rows over a threshold of interference and under one of gloss similarity, all of them, exactly: of one
+matrix (i < j), or of one with another.
 
 Row blocks come in order; inside one, tiles of columns are screened, survivors decided canonically and sorted.
 If the survivors of a row block outgrow the cap, the block is cut in half and done again, so that memory stays
@@ -14,8 +15,8 @@ import numpy as np
 import pyarrow as pa
 from jaxtyping import Float, Int
 
-from polysem.errors import ConfigError, MismatchError
-from polysem.geometry.rows import Rows, canonical_cosines, prepare_rows, unit_float32
+from polysem.errors import ConfigError
+from polysem.geometry.rows import GlossedRows, Rows, canonical_cosines, check_tile, unit_float32
 from polysem.geometry.screen import Screen, ScreenName, make_screen
 
 PAIR_SCHEMA = pa.schema(
@@ -49,12 +50,14 @@ def mine_pairs(
     *,
     min_interference: float,
     max_similarity: float | None,
+    against: tuple[Float[Any, "m_features d_model_j"], Float[Any, "m_glosses d_embed_j"] | None]
+    | None = None,
     signed: bool = False,
     screen: ScreenName = "auto",
     tile: int = 2048,
 ) -> pa.Table:
-    """All pairs i < j with cosine of directions >= min_interference and cosine of embeddings <
-    max_similarity.
+    """All pairs with cosine of directions >= min_interference and cosine of embeddings < max_similarity:
+    i < j of one matrix, or row i of one with row j of another.
 
     Args:
         directions: [n_features d_model], numpy or torch on any device; normalised inside. A zero row has no
@@ -64,6 +67,7 @@ def mine_pairs(
         min_interference: least cosine, inclusive.
         max_similarity: gloss similarity must be strictly below; features without a gloss are then left out.
             None: pairs are kept whatever their similarity, which is null where a gloss is missing.
+        against: directions and embeddings of another dictionary, whose rows are the j. None: pairs i < j.
         signed: keep cosine <= -min_interference too.
         screen: arithmetic of the first pass; "auto" takes the fastest that passes its probe. The result does
             not depend on it.
@@ -75,7 +79,8 @@ def mine_pairs(
 
     Raises:
         NumericsError: naming the row, if an entry is NaN or infinite.
-        MismatchError: if directions and embeddings differ in their number of rows.
+        MismatchError: if directions and embeddings differ in their number of rows, or the two dictionaries in
+            their widths.
         ConfigError: if a threshold is no cosine, or max_similarity is given without embeddings.
     """
     stream = pair_blocks(
@@ -83,6 +88,7 @@ def mine_pairs(
         embeddings,
         min_interference=min_interference,
         max_similarity=max_similarity,
+        against=against,
         signed=signed,
         screen=screen,
         tile=tile,
@@ -96,6 +102,8 @@ def pair_blocks(
     *,
     min_interference: float,
     max_similarity: float | None,
+    against: tuple[Float[Any, "m_features d_model_j"], Float[Any, "m_glosses d_embed_j"] | None]
+    | None = None,
     signed: bool = False,
     screen: ScreenName = "auto",
     tile: int = 2048,
@@ -106,63 +114,67 @@ def pair_blocks(
 
     Arguments and errors as in `mine_pairs`; they are checked before the first block is asked for.
     """
-    unit, gloss, kept = _checked(directions, embeddings, min_interference, max_similarity, tile)
-    device = "cpu" if isinstance(directions, np.ndarray) else str(directions.device)
-    job = _Job(unit, gloss, kept, min_interference, max_similarity, signed, cap)
-    return _stream(job, screen, tile, device)
+    for name, value in (("min_interference", min_interference), ("max_similarity", max_similarity)):
+        if value is not None and not math.isfinite(value):
+            raise ConfigError(
+                f"{name} must be a finite number, got {value}", hint="the paper's are 0.2 and 0.3"
+            )
+    check_tile(tile)
+    if embeddings is None and max_similarity is not None:
+        raise ConfigError(
+            f"max_similarity is {max_similarity} but embeddings are None: no similarity can be computed",
+            hint="give gloss embeddings, or max_similarity=None",
+        )
+    given = GlossedRows.of(directions, embeddings)
+    left = right = _Features.of(given, glossed=max_similarity is not None)
+    if against is not None:
+        others = GlossedRows.of(*against)
+        given.check_beside(others)
+        right = _Features.of(others, glossed=max_similarity is not None)
+    job = _Job(left, right, min_interference, max_similarity, signed, cap)
+    return _stream(job, screen, tile, given.device)
+
+
+@dataclass(frozen=True)
+class _Features:
+    """The features of one matrix that can be members of a pair."""
+
+    directions: Rows
+    glosses: Rows | None
+    index: Int[np.ndarray, " m"]
+    """the feature of each row kept, rising"""
+
+    @classmethod
+    def of(cls, rows: GlossedRows, *, glossed: bool) -> "_Features":
+        live, glosses = rows.directions.live, rows.glosses
+        kept = np.flatnonzero(live & glosses.live if glossed and glosses is not None else live)
+        return cls(rows.directions.take(kept), None if glosses is None else glosses.take(kept), kept)
 
 
 @dataclass(frozen=True)
 class _Job:
     """What decides a pair: everything but the way it is found."""
 
-    directions: Rows
-    glosses: Rows | None
-    features: Int[np.ndarray, " m"]
-    """the feature of each row kept, rising"""
+    left: _Features
+    right: _Features
+    """the same as `left` where pairs are i < j of one matrix"""
     min_interference: float
     max_similarity: float | None
     signed: bool
     cap: int
 
-
-def _checked(
-    directions: Any, embeddings: Any, min_interference: float, max_similarity: float | None, tile: int
-) -> tuple[Rows, Rows | None, np.ndarray]:
-    for name, value in (("min_interference", min_interference), ("max_similarity", max_similarity)):
-        if value is not None and not math.isfinite(value):
-            raise ConfigError(
-                f"{name} must be a finite number, got {value}", hint="the paper's are 0.2 and 0.3"
-            )
-    if tile < 8 or tile % 8:
-        raise ConfigError(
-            f"tile must be a positive multiple of 8, got {tile}", hint="leave it at its default, 2048"
-        )
-    rows = prepare_rows(directions, name="directions")
-    if embeddings is None:
-        if max_similarity is not None:
-            raise ConfigError(
-                f"max_similarity is {max_similarity} but embeddings are None: no similarity can be computed",
-                hint="give gloss embeddings, or max_similarity=None",
-            )
-        kept = np.flatnonzero(rows.live)
-        return rows.take(kept), None, kept
-    glosses = prepare_rows(embeddings, name="embeddings")
-    if glosses.n != rows.n:
-        raise MismatchError(
-            f"directions have {rows.n} rows and embeddings {glosses.n}; expected one embedding per feature",
-            hint="give a zero row to features without a gloss",
-        )
-    kept = np.flatnonzero(rows.live if max_similarity is None else rows.live & glosses.live)
-    return rows.take(kept), glosses.take(kept), kept
+    @property
+    def square(self) -> bool:
+        return self.left is self.right
 
 
 def _stream(job: _Job, screen_name: ScreenName, tile: int, device: str) -> Iterator[PairBlock]:
-    n = job.directions.n
-    if n < 2:
+    n = job.left.directions.n
+    if not n or job.right.directions.n < (2 if job.square else 1):
         return
     screen = make_screen(
-        unit_float32(job.directions),
+        unit_float32(job.left.directions),
+        None if job.square else unit_float32(job.right.directions),
         name=screen_name,
         tile=tile,
         device=device,
@@ -176,7 +188,8 @@ def _row_block(job: _Job, screen: Screen, start: int, stop: int) -> Iterator[Pai
     """Pairs whose first row is in [start, stop): one block, or two halves if there are too many."""
     parts: list[PairBlock] = []
     total = 0
-    for column_block in range(start // screen.tile, -(-screen.n // screen.tile)):
+    first = start // screen.tile if job.square else 0
+    for column_block in range(first, -(-screen.columns.n // screen.tile)):
         for part in _tile_pairs(job, screen, slice(start, stop), column_block):
             parts.append(part)
             total += len(part.i)
@@ -195,7 +208,9 @@ def _tile_pairs(job: _Job, screen: Screen, rows: slice, column_block: int) -> It
     flags = screen.passing(rows, column_block, threshold=job.min_interference, signed=job.signed)
     for r, c in flagged(flags):
         i, j = r + rows.start, c + column_block * screen.tile
-        inside = (i < j) & (i < rows.stop) & (j < screen.n)
+        inside = (i < rows.stop) & (j < screen.columns.n)
+        if job.square:
+            inside &= i < j
         part = _decide(job, i[inside], j[inside])
         if len(part.i):
             yield part
@@ -225,20 +240,21 @@ def flagged_any_width(flags: Any) -> Iterator[tuple[Int[np.ndarray, " p"], Int[n
 
 
 def _decide(job: _Job, i: np.ndarray, j: np.ndarray) -> PairBlock:
-    interference = canonical_cosines(job.directions, i, j)
+    left, right = job.left, job.right
+    interference = canonical_cosines(left.directions, i, j, other=right.directions)
     keep = interference >= job.min_interference
     if job.signed:
         keep |= interference <= -job.min_interference
     i, j, interference = i[keep], j[keep], interference[keep]
-    if job.glosses is None:
+    if left.glosses is None or right.glosses is None:
         similarity = np.full(len(i), np.nan)
     else:
-        similarity = canonical_cosines(job.glosses, i, j)
+        similarity = canonical_cosines(left.glosses, i, j, other=right.glosses)
         if job.max_similarity is not None:
             keep = similarity < job.max_similarity
             i, j, interference, similarity = i[keep], j[keep], interference[keep], similarity[keep]
     return PairBlock(
-        job.features[i].astype(np.int32), job.features[j].astype(np.int32), interference, similarity
+        left.index[i].astype(np.int32), right.index[j].astype(np.int32), interference, similarity
     )
 
 

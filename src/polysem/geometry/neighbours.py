@@ -1,4 +1,5 @@
-"""The k nearest neighbours of every row by cosine, exactly, from one pass over the upper triangle.
+"""The k nearest neighbours of every row by cosine, exactly: among the other rows, from one pass over the upper
+triangle, or among the rows of another matrix.
 
 Every product says its canonical cosine up to a proved error. A row's floor is the k-th largest of what its
 neighbours have at least; a pair that may reach the floor of either row is kept, and kept pairs are thinned
@@ -16,7 +17,7 @@ from jaxtyping import Float, Int
 from polysem.errors import ConfigError
 from polysem.geometry.mine import flagged_any_width
 from polysem.geometry.product import EPS, probe
-from polysem.geometry.rows import Rows, canonical_cosines, prepare_rows, unit_float32
+from polysem.geometry.rows import GlossedRows, Rows, canonical_cosines, check_tile, unit_float32
 from polysem.geometry.screen import Screen, make_screen
 
 if TYPE_CHECKING:
@@ -41,59 +42,67 @@ def nearest(
     directions: Float[Any, "n d"],
     *,
     k: int,
+    among: Float[Any, "m d_j"] | None = None,
     signed: bool = False,
     screen: Literal["auto", "fp32", "bf16"] = "auto",
     tile: int = 2048,
 ) -> Neighbours:
-    """The k nearest rows of every row.
+    """The k nearest rows of every row: of the same matrix, or of `among`.
 
     Args:
         directions: [n d], numpy or torch on any device; normalised inside. A zero row has no neighbours and
             is nobody's.
         k: neighbours of each.
+        among: rows of another matrix, in which neighbours are looked for. None: the other rows of `directions`.
         signed: nearest by |cosine|, opposite rows included; the cosine given keeps its sign.
         screen: arithmetic of the pass. The result does not depend on it.
         tile: rows and columns of a tile. The result does not depend on it.
 
     Raises:
         NumericsError: naming the row, if an entry is NaN or infinite.
+        MismatchError: if the two matrices differ in their width.
         ConfigError: if k is below 1, or tile no multiple of 8.
     """
     if k < 1:
         raise ConfigError(f"neighbours must be at least 1, got {k}")
-    if tile < 8 or tile % 8:
-        raise ConfigError(
-            f"tile must be a positive multiple of 8, got {tile}", hint="leave it at its default"
-        )
-    rows = prepare_rows(directions, name="directions")
+    check_tile(tile)
+    given = GlossedRows.of(directions, None)
+    rows, device = given.directions, given.device
     index, cosine = np.full((rows.n, k), -1, np.int32), np.full((rows.n, k), np.nan)
-    kept = np.flatnonzero(rows.live)
-    if len(kept) < 2:
+    kept = kept_others = np.flatnonzero(rows.live)
+    live = others = rows.take(kept)
+    if among is not None:
+        beside = GlossedRows.of(among, None)
+        given.check_beside(beside)
+        kept_others = np.flatnonzero(beside.directions.live)
+        others = beside.directions.take(kept_others)
+    able = others.n - (among is None)
+    if not len(kept) or able < 1:
         return Neighbours(index, cosine)
-    device = "cpu" if isinstance(directions, np.ndarray) else str(directions.device)
-    live = rows.take(kept)
     # int8 would let through too many: its error is a multiple of the distance between neighbours
     name = ("bf16" if probe("bf16", device) else "fp32") if screen == "auto" else screen
-    made = make_screen(unit_float32(live), name=name, tile=tile, device=device, threshold=1.0)
-    held = _Held(live, made, min(k, live.n - 1), signed)
+    second = None if among is None else unit_float32(others)
+    made = make_screen(unit_float32(live), second, name=name, tile=tile, device=device, threshold=1.0)
+    held = _Held(live, others, made, min(k, able), signed)
     blocks = range(-(-live.n // tile))
     for block in blocks:
         held.start(block)
     for block in blocks:
-        for column_block in range(block, len(blocks)):
+        for column_block in range(block if held.square else 0, -(-others.n // tile)):
             held.add_tile(block, column_block)
         held.thin()
     row, other, value = held.decided()
     rank = np.arange(len(row)) - np.searchsorted(row, row, side="left")
-    index[kept[row], rank], cosine[kept[row], rank] = kept[other], value
+    index[kept[row], rank], cosine[kept[row], rank] = kept_others[other], value
     return Neighbours(index, cosine)
 
 
 class _Held:
     """Floors of rows, and the directed pairs (row, other) that may be among a row's k nearest."""
 
-    def __init__(self, rows: Rows, screen: Screen, k: int, signed: bool):
-        self.rows, self.screen, self.k, self.signed = rows, screen, k, signed
+    def __init__(self, rows: Rows, others: Rows, screen: Screen, k: int, signed: bool):
+        self.rows, self.others, self.screen, self.k, self.signed = rows, others, screen, k, signed
+        self.square = others is rows
         self.floor = np.full(rows.n, -np.inf)
         """a lower bound of the k-th largest cosine (or |cosine|) of each row"""
         self._rounding = _BF16 if screen.arithmetic == "bf16" else 2 * EPS
@@ -102,30 +111,34 @@ class _Held:
         self._n = 0
 
     def start(self, block: int) -> None:
-        """Floors of the rows of one block from the pairs inside it."""
-        first, last, product = self._product(block, block)
-        if last - first <= self.k:
+        """Floors of the rows of one block from one tile: their own block, or a block of the others."""
+        column_block = block if self.square else block % -(-self.others.n // self.screen.tile)
+        first, last, product = self._product(block, column_block)
+        start, stop = self._columns(column_block)
+        if stop - start - self.square < self.k:
             return
-        product = product[: last - first, : last - first].float()
-        product.fill_diagonal_(-2.0)
+        product = product[: last - first, : stop - start].float()
+        if self.square:
+            product.fill_diagonal_(-2.0)
         kth = product.topk(self.k, dim=1).values[:, -1].double().cpu().numpy()
-        self.floor[first:last] = kth - self._error(kth, block, block)
+        self.floor[first:last] = kth - self._error(kth, block, column_block)
 
     def add_tile(self, block: int, column_block: int) -> None:
-        """Keep the pairs i < j of one tile that may reach a floor."""
+        """Keep the pairs of one tile that may reach a floor (i < j where the two matrices are one)."""
         first, last, product = self._product(block, column_block)
-        start = column_block * self.screen.tile
-        stop = min(start + self.screen.tile, self.rows.n)
+        start, stop = self._columns(column_block)
         product = product[: last - first, : stop - start]
         flags = product >= self._cut(self.floor[first:last], product, block, column_block)[:, None]
-        flags |= product >= self._cut(self.floor[start:stop], product, block, column_block)[None]
+        if self.square:
+            flags |= product >= self._cut(self.floor[start:stop], product, block, column_block)[None]
         for r, c in flagged_any_width(flags):
             i, j = r + first, c + start
             value = product[r, c].double().cpu().numpy()
-            above = i < j
-            i, j, value = i[above], j[above], value[above]
+            if self.square:
+                above = i < j
+                i, j, value = i[above], j[above], value[above]
             error = self._error(value, block, column_block)
-            for one, other in ((i, j), (j, i)):
+            for one, other in ((i, j), (j, i)) if self.square else ((i, j),):
                 able = value + error >= self.floor[one]
                 low, high = value[able] - error[able], value[able] + error[able]
                 self._parts.append((one[able], other[able], low, high))
@@ -151,7 +164,7 @@ class _Held:
     def decided(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """(row, other, cosine) of the k nearest, by row and nearest first."""
         row, other, _, _ = self._all()
-        value = canonical_cosines(self.rows, row, other)
+        value = canonical_cosines(self.rows, row, other, other=self.others)
         order = np.lexsort((other, -np.abs(value) if self.signed else -value, row))
         rank = np.arange(len(row)) - np.searchsorted(row[order], row[order], side="left")
         order = order[rank < self.k]
@@ -160,6 +173,10 @@ class _Held:
     def _all(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         row, other, low, high = (np.concatenate(column) for column in zip(*self._parts, strict=True))
         return row, other, low, high
+
+    def _columns(self, column_block: int) -> tuple[int, int]:
+        start = column_block * self.screen.tile
+        return start, min(start + self.screen.tile, self.others.n)
 
     def _product(self, block: int, column_block: int) -> "tuple[int, int, Tensor]":
         first, last = block * self.screen.tile, min((block + 1) * self.screen.tile, self.rows.n)

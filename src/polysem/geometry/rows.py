@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from polysem.errors import NumericsError
+from polysem.errors import ConfigError, MismatchError, NumericsError
 
 _BLOCK = 4096
 """rows widened to float64 at a time"""
@@ -80,6 +80,59 @@ def prepare_rows(matrix: Float[Any, "n d"], *, name: str) -> Rows:
         norm = np.sqrt(np.einsum("nd,nd->n", block, block))
         np.divide(1.0, norm, out=inverse[start : start + _BLOCK], where=norm > 0)
     return Rows(name, values if scaled is None else scaled, inverse)
+
+
+@dataclass(frozen=True)
+class GlossedRows:
+    """Directions of features, and the embeddings of their glosses."""
+
+    directions: Rows
+    glosses: Rows | None
+    device: str
+    """where the directions were given, and products are made"""
+
+    @classmethod
+    def of(cls, directions: Any, embeddings: Any) -> "GlossedRows":
+        """Checked rows of the two.
+
+        Raises:
+            NumericsError: as `prepare_rows`.
+            MismatchError: if they differ in their number of rows.
+        """
+        rows = prepare_rows(directions, name="directions")
+        glosses = None if embeddings is None else prepare_rows(embeddings, name="embeddings")
+        if glosses is not None and glosses.n != rows.n:
+            raise MismatchError(
+                f"directions have {rows.n} rows and embeddings {glosses.n}; expected one embedding per feature",
+                hint="give a zero row to features without a gloss",
+            )
+        return cls(rows, glosses, device_of(directions))
+
+    def check_beside(self, other: "GlossedRows") -> None:
+        """Raise MismatchError if cosines with rows of another matrix have no meaning."""
+        for mine, theirs in ((self.directions, other.directions), (self.glosses, other.glosses)):
+            if (mine is None) != (theirs is None):
+                raise MismatchError(
+                    "one of the two matrices has embeddings and the other has none; expected both or none"
+                )
+            if mine is not None and theirs is not None and mine.d != theirs.d:
+                raise MismatchError(
+                    f"{mine.name} of the two matrices are {mine.d} and {theirs.d} wide; expected one width",
+                    hint="take dictionaries that write to one space, and glosses of one embedder",
+                )
+
+
+def device_of(matrix: Any) -> str:
+    """The torch device of an array; "cpu" of a numpy array."""
+    return "cpu" if isinstance(matrix, np.ndarray) else str(matrix.device)
+
+
+def check_tile(tile: int) -> None:
+    """Raise ConfigError unless `tile` is a positive multiple of 8."""
+    if tile < 8 or tile % 8:
+        raise ConfigError(
+            f"tile must be a positive multiple of 8, got {tile}", hint="leave it at its default"
+        )
 
 
 def canonical_cosines(

@@ -39,11 +39,9 @@ _WORTH_A_PROBE = 4096
 
 
 @dataclass(frozen=True)
-class Screen:
-    """Rows in one screen's arithmetic, cut into column blocks of `tile` rows, padded with zero rows."""
+class Quantised:
+    """Rows in one screen's arithmetic, in blocks of a tile, padded with zero rows."""
 
-    arithmetic: Arithmetic
-    tile: int
     n: int
     d: int
     matrix: "Tensor"
@@ -51,6 +49,17 @@ class Screen:
     """per block: largest distance of a unit row from what is multiplied"""
     scale: tuple[float, ...]
     """per block: what is multiplied is scale x unit row"""
+
+
+@dataclass(frozen=True)
+class Screen:
+    """Rows against columns (which are rows of a matrix, too, and may be the same one), cut into blocks of
+    `tile`."""
+
+    arithmetic: Arithmetic
+    tile: int
+    rows: Quantised
+    columns: Quantised
     buffer: "Tensor"
     """products of one tile, used again for every tile: fresh memory would cost page faults"""
     flags: "Tensor"
@@ -59,20 +68,20 @@ class Screen:
     def margin(self, row_block: int, column_block: int) -> float:
         """By how much a product (in units of cosine, before its own rounding) may fall short of the canonical
         cosine."""
-        a, b = self.error[row_block], self.error[column_block]
-        summed = 0.0 if self.arithmetic == "int8" else sum_error(self.d) * (1 + a) * (1 + b)
+        a, b = self.rows.error[row_block], self.columns.error[column_block]
+        summed = 0.0 if self.arithmetic == "int8" else sum_error(self.rows.d) * (1 + a) * (1 + b)
         return a + b + a * b + summed + 4 * EPS
 
     def products(self, rows: slice, column_block: int) -> "Tensor":
         """Products of some rows (inside one block; more are added if they are few) with a block of columns (a
         multiple of 8). Valid until the next call."""
-        stop = min(max(rows.stop, rows.start + _LEAST_ROWS), len(self.matrix))
+        stop = min(max(rows.stop, rows.start + _LEAST_ROWS), len(self.rows.matrix))
         first = column_block * self.tile
-        last = min(first + self.tile, _round_up(self.n, 8))
-        left, right = self.matrix[rows.start : stop], self.matrix[first:last]
+        last = min(first + self.tile, _round_up(self.columns.n, 8))
+        left, right = self.rows.matrix[rows.start : stop], self.columns.matrix[first:last]
         out = self.buffer[: len(left) * (last - first)].view(len(left), last - first)
         with full_precision():
-            return multiply(self.arithmetic, str(self.matrix.device))(left, right, out=out)
+            return multiply(self.arithmetic, str(left.device))(left, right, out=out)
 
     def passing(self, rows: slice, column_block: int, *, threshold: float, signed: bool) -> "Tensor":
         """Flags [rows, columns] of the pairs whose cosine may be >= threshold (or <= -threshold, if
@@ -83,7 +92,7 @@ class Screen:
         lowered = threshold - self.margin(block, column_block)
         product = self.products(rows, column_block)
         if self.arithmetic == "int8":
-            cut = math.ceil(lowered * self.scale[block] * self.scale[column_block]) - 1
+            cut = math.ceil(lowered * self.rows.scale[block] * self.columns.scale[column_block]) - 1
         elif self.arithmetic == "bf16":
             # Positive bf16 numbers are ordered as the integers of their bits; negative ones are negative
             # integers. One step down covers the rounding of the threshold itself.
@@ -99,31 +108,63 @@ class Screen:
 
 
 def make_screen(
-    unit: Float[np.ndarray, "n d"], *, name: ScreenName, tile: int, device: str, threshold: float
+    unit: Float[np.ndarray, "n d"],
+    other: Float[np.ndarray, "m d"] | None = None,
+    *,
+    name: ScreenName,
+    tile: int,
+    device: str,
+    threshold: float,
 ) -> Screen:
     """The screen `name` over unit rows (float32), or the fastest that is safe here if `name` is "auto".
 
     A screen whose probe fails on the device, or whose margin leaves nothing of the threshold, is replaced by
     fp32.
+
+    Args:
+        unit: the rows.
+        other: the columns, unit rows too; None: the rows themselves.
+        name: arithmetic, or "auto".
+        tile: rows and columns of a tile.
+        device: torch device.
+        threshold: least cosine that will be asked for.
     """
     import torch
 
+    sides = [torch.from_numpy(side).to(device) for side in ((unit,) if other is None else (unit, other))]
     if name == "auto":
-        order = by_speed(device) if len(unit) >= _WORTH_A_PROBE else ("fp32",)
+        worth = math.prod(len(side) for side in (sides[0], sides[-1])) >= _WORTH_A_PROBE**2
+        order = by_speed(device) if worth else ("fp32",)
     else:
         order = (name,) if name == "fp32" or probe(name, device) else ("fp32",)
-    values = torch.from_numpy(unit).to(device)
     # auto: a margin of half the threshold lets through many candidates to be decided exactly; a finer screen
     # is then the faster one. By name: as long as something is left (2 errors, their product, the sum's).
     largest = 0.25 if name == "auto" else 0.4
     for arithmetic in order:
-        screen = _quantised(values, arithmetic, tile)
-        if arithmetic == "fp32" or max(screen.error) < largest * threshold:
-            return screen
-    return _quantised(values, "fp32", tile)
+        made = [_quantised(side, arithmetic, tile) for side in sides]
+        if arithmetic == "fp32" or max(max(side.error) for side in made) < largest * threshold:
+            return _screen(arithmetic, tile, made[0], made[-1])
+    made = [_quantised(side, "fp32", tile) for side in sides]
+    return _screen("fp32", tile, made[0], made[-1])
 
 
-def _quantised(unit: "Tensor", arithmetic: Arithmetic, tile: int) -> Screen:
+def _screen(arithmetic: Arithmetic, tile: int, rows: Quantised, columns: Quantised) -> Screen:
+    """The screen of two quantised sides, with memory for one tile."""
+    import torch
+
+    device = str(rows.matrix.device)
+    area = (min(tile, rows.n) + _LEAST_ROWS) * min(tile, _round_up(columns.n, 8))
+    return Screen(
+        arithmetic,
+        tile,
+        rows,
+        columns,
+        output(arithmetic, area, device),
+        torch.empty(area, dtype=torch.bool, device=device),
+    )
+
+
+def _quantised(unit: "Tensor", arithmetic: Arithmetic, tile: int) -> Quantised:
     import torch
 
     n, d = unit.shape
@@ -143,10 +184,7 @@ def _quantised(unit: "Tensor", arithmetic: Arithmetic, tile: int) -> Screen:
         # one float32 rounding of each unit row, and of its measured distance
         errors.append(away + 2 * EPS)
         scales.append(scale)
-    area = (min(tile, n) + _LEAST_ROWS) * min(tile, _round_up(n, 8))
-    buffer = output(arithmetic, area, str(unit.device))
-    flags = torch.empty(area, dtype=torch.bool, device=unit.device)
-    return Screen(arithmetic, tile, n, d, matrix, tuple(errors), tuple(scales), buffer, flags)
+    return Quantised(n, d, matrix, tuple(errors), tuple(scales))
 
 
 def _round_up(number: int, multiple: int) -> int:

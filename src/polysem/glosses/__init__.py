@@ -1,8 +1,9 @@
-"""Glosses: read, made from tokens, embedded, clustered. Names resolve lazily; importing this "
-"imports no torch."""
+"""Glosses: read, made from tokens, embedded, clustered. Names resolve lazily; importing this
+imports no torch."""
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from polysem.registry import lazy_names
 
 if TYPE_CHECKING:
     from polysem.glosses.base import Gloss
@@ -10,6 +11,7 @@ if TYPE_CHECKING:
     from polysem.glosses.dashboards import read_neuronpedia_features
     from polysem.glosses.embed import Embedded, embed_glosses, embed_texts
     from polysem.glosses.read import read_glosses
+    from polysem.glosses.shipped import shipped_glosses
     from polysem.glosses.tokens import token_glosses
 
 __all__ = [
@@ -20,6 +22,7 @@ __all__ = [
     "gloss_clusters",
     "read_glosses",
     "read_neuronpedia_features",
+    "shipped_glosses",
     "token_glosses",
 ]
 
@@ -31,15 +34,9 @@ _HOMES = {
     "gloss_clusters": "clusters",
     "read_glosses": "read",
     "read_neuronpedia_features": "dashboards",
+    "shipped_glosses": "shipped",
     "token_glosses": "tokens",
 }
 
 
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
-
-
-def __dir__() -> list[str]:
-    return sorted(_HOMES)
+__getattr__, __dir__ = lazy_names(__name__, _HOMES)

@@ -5,12 +5,15 @@ another. The first of a feature (index 0, the primary gloss) is by the explainer
 the source, so that primary glosses are comparable with each other whatever the order of the file's rows.
 """
 
+import logging
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -40,10 +43,16 @@ class GlossReport:
     """rows repeated (same row id, or same feature, explainer and text)"""
     n_without_text: int
     """rows of a feature whose text is empty"""
+    n_failed: int
+    """rows whose text is a failure of the explainer, not a gloss (`failures.py`)"""
     n_headers: int
     """rows that repeat the names of the columns"""
     n_other_source: int
     """glosses of another SAE in the same file"""
+    unread: dict[str, int]
+    """columns that are not looked at -> rows in which they say something"""
+    ignored: tuple[str, ...]
+    """files of the folder that are not read"""
     missing: tuple[int, ...]
     """features below d_sae without a gloss; empty if d_sae was not given"""
 
@@ -53,6 +62,27 @@ class GlossReading(NamedTuple):
 
     glosses: list[Gloss]
     report: GlossReport
+
+
+def say_left_out(
+    source: str, what: str, left_out: Mapping[str, int], missing: Sequence[int], absent: str
+) -> None:
+    """Logs one WARNING for what a reader left out and for the features that a source does not have.
+
+    Args:
+        source: name of the source.
+        what: what was read, with its number.
+        left_out: what was not -> how many.
+        missing: features.
+        absent: what is said of them, after their number.
+    """
+    said = [f"{count} {kind}" for kind, count in left_out.items() if count]
+    parts = [f"left out: {', '.join(said)}"] if said else []
+    if missing:
+        shown = ", ".join(map(str, missing[:8])) + (" ..." if len(missing) > 8 else "")
+        parts.append(f"{len(missing)} {absent}: {shown}")
+    if parts:
+        log.warning("%s: %s read; %s", source, what, "; ".join(parts))
 
 
 def ordered(glosses: Iterable[Gloss], *, first: Sequence[str] = ()) -> list[Gloss]:

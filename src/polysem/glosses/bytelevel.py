@@ -11,6 +11,7 @@ from functools import lru_cache
 
 from polysem.glosses.wording import UNREADABLE
 
+_HEX = re.compile(r"<0x[0-9A-Fa-f]{2}>")
 _LETTERS = "łŁı"
 """characters of the alphabet's upper half that are common letters: alone they are taken as letters"""
 
@@ -48,8 +49,17 @@ def _decode(spelled: str) -> str | None:
         return None
 
 
+def _hexadecimal(token: str) -> str:
+    """A byte token of SentencePiece (`<0x0A>`) as the character or the letter of the alphabet that stands for it."""
+    if not _HEX.fullmatch(token):
+        return token
+    byte = int(token[3:5], 16)
+    return chr(byte) if byte < 0x80 else next(letter for letter, b in byte_of().items() if b == byte)
+
+
 def text_of(token: str) -> str:
     """One token as text: spelled bytes decoded, U+FFFD for a part of a character, "▁" as a space."""
+    token = _hexadecimal(token)
     if token.isascii():
         return token
     token = _spaces([token])[0]
@@ -67,6 +77,7 @@ def mend(tokens: list[str]) -> list[str]:
 
     Returns as many tokens as were given.
     """
+    tokens = [_hexadecimal(token) for token in tokens]
     joined = "".join(tokens)
     if joined.isascii():
         return tokens

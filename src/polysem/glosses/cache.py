@@ -18,7 +18,7 @@ import numpy as np
 
 from polysem.errors import StoreError
 from polysem.seeds import short_hash
-from polysem.store.io import to_disk
+from polysem.store.io import read_arrays, to_disk
 
 
 def text_hash(text: str) -> bytes:
@@ -75,14 +75,12 @@ class VectorCache:
 
 
 def _read(file: Path) -> tuple[list[bytes], np.ndarray]:
-    from safetensors import SafetensorError
-    from safetensors.numpy import load
-
-    try:
-        tensors = load(file.read_bytes())
-        hashes, vectors = tensors["texts"], tensors["vectors"]
-    except (SafetensorError, KeyError) as error:
-        raise StoreError(f"{file} is no cache of embeddings: {error}", hint=f"rm {file}") from error
+    tensors = read_arrays(file, rebuild=f"rm {file}")
+    if not {"texts", "vectors"} <= tensors.keys():
+        raise StoreError(
+            f"{file} is no cache of embeddings: it holds {', '.join(tensors)}", hint=f"rm {file}"
+        )
+    hashes, vectors = tensors["texts"], tensors["vectors"]
     if (
         hashes.ndim != 2
         or hashes.shape[1] != 32

@@ -16,6 +16,8 @@ from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Float, Int
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 
 from polysem.errors import ConfigError
 
@@ -302,16 +304,8 @@ def _floors(products: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def _labels(n: int, merges: Sequence[tuple[int, int]]) -> np.ndarray:
     """Cluster numbers by smallest member, from pairs of members that belong together."""
-    parent = list(range(n))
-
-    def root(member: int) -> int:
-        while parent[member] != member:
-            parent[member] = parent[parent[member]]
-            member = parent[member]
-        return member
-
-    for a, b in merges:
-        first, second = sorted((root(a), root(b)))
-        parent[second] = first
-    roots = np.array([root(member) for member in range(n)], dtype=np.int64)
-    return np.unique(roots, return_inverse=True)[1].astype(np.int32)
+    a, b = np.array(merges, dtype=np.int64).reshape(-1, 2).T
+    graph = coo_array((np.ones(len(a), dtype=np.int8), (a, b)), shape=(n, n))
+    found = connected_components(graph, directed=False)[1]
+    _, first, place = np.unique(found, return_index=True, return_inverse=True)
+    return first.argsort().argsort()[place].astype(np.int32)

@@ -6,11 +6,12 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
+from polysem.boundary.door import brief
 from polysem.errors import FormatError
 from polysem.glosses.activations import Collector, Limits
 from polysem.glosses.export import Export
 from polysem.glosses.origin import Origin
-from polysem.glosses.raw import Row
+from polysem.glosses.raw import GlossRecord
 from polysem.glosses.rows import Fields, feature_of, origin_of_row
 
 Key = tuple[Origin, int]
@@ -42,7 +43,7 @@ class Gathered:
     """rows of features that had a row before"""
     _ids: set[object] = field(default_factory=set)
 
-    def add(self, row: Row) -> None:
+    def add(self, row: GlossRecord) -> None:
         """Takes a row of any kind; rows that are neither feature nor text (explanations) are passed over.
 
         Raises:
@@ -87,7 +88,7 @@ def gather(export: Export, *, limits: Limits) -> Gathered:
     return gathered
 
 
-def _texts(row: Row) -> Iterator[dict[str, Any]]:
+def _texts(row: GlossRecord) -> Iterator[dict[str, Any]]:
     fields = row.fields
     if "tokens" in fields and "values" in fields:
         yield fields
@@ -103,14 +104,14 @@ def _texts(row: Row) -> Iterator[dict[str, Any]]:
         yield {"tokens": item[0], "values": item[1]}
 
 
-def _feature(row: Row) -> int:
+def _feature(row: GlossRecord) -> int:
     index = row.fields.get("index")
     if isinstance(index, str) and index.isdigit():  # the common case, without folding every column name
         return int(index)
     return feature_of(Fields(row))
 
 
-def _origin(row: Row) -> Origin:
+def _origin(row: GlossRecord) -> Origin:
     model, layer = row.fields.get("modelId"), row.fields.get("layer")
     if isinstance(model, str) and isinstance(layer, str):
         return _neuronpedia_origin(model, layer)
@@ -119,10 +120,10 @@ def _origin(row: Row) -> Origin:
 
 @lru_cache(maxsize=64)
 def _neuronpedia_origin(model: str, layer: str) -> Origin:
-    return origin_of_row(Fields(Row("", {"modelId": model, "layer": layer})))
+    return origin_of_row(Fields(GlossRecord("", {"modelId": model, "layer": layer})))
 
 
-def _facts(row: Row) -> Facts:
+def _facts(row: GlossRecord) -> Facts:
     fields, where = row.fields, row.where
     pos = _strings(fields, "pos_str", where)
     values = _numbers(fields, "pos_values", where)
@@ -130,7 +131,7 @@ def _facts(row: Row) -> Facts:
         raise FormatError(f"{where}: {len(pos)} pos_str but {len(values)} pos_values; expected as many")
     order = sorted(range(len(values)), key=lambda n: -values[n]) if values else range(len(pos))
     return Facts(
-        density=_number(fields, "frac_nonzero", where),
+        density=_number(fields, "frac_nonzero", where, most=1.0),
         max_act=_number(fields, "maxActApprox", where),
         pos_str=tuple(pos[n] for n in order),
         pos_values=tuple(values[n] for n in order) if values else (math.nan,) * len(pos),
@@ -140,12 +141,14 @@ def _facts(row: Row) -> Facts:
     )
 
 
-def _number(fields: dict[str, Any], name: str, where: str) -> float | None:
+def _number(fields: dict[str, Any], name: str, where: str, *, most: float = math.inf) -> float | None:
     value = fields.get(name)
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value < 0:
-        raise FormatError(f"{where}: {name} is {value!r}; expected a finite number >= 0")
+        raise FormatError(f"{where}: {name} is {brief(value)}; expected a finite number >= 0")
+    if value > most:
+        raise FormatError(f"{where}: {name} is {value!r}; expected a share from 0 to {most:g}")
     return float(value)
 
 

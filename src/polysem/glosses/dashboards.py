@@ -9,7 +9,6 @@ Published activations are in unit-decoder units (dashboards fold the decoder nor
 for TopK without rescaling). `dec_norms` turns them into the units of the SAE's own decoder rows.
 """
 
-import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -21,6 +20,7 @@ from jaxtyping import Float
 
 from polysem.errors import FormatError, MismatchError
 from polysem.glosses.activations import Limits
+from polysem.glosses.base import say_left_out
 from polysem.glosses.bytelevel import text_of
 from polysem.glosses.dashboard_rows import Facts, Gathered, Key, gather
 from polysem.glosses.export import open_export
@@ -29,8 +29,6 @@ from polysem.glosses.read import split_name
 from polysem.glosses.wording import UNREADABLE
 from polysem.store.tables import CONTEXTS, FEATURES
 from polysem.types import Site
-
-log = logging.getLogger(__name__)
 
 GLOSS_COLUMNS = ("gloss", "gloss_source", "n_glosses")
 _MIN_CHECKED = 20
@@ -127,7 +125,7 @@ def read_neuronpedia_features(
     _check_keys(keys, gathered, d_sae=d_sae, source=export.name)
     scale = _scale(keys, dec_norms)
     features, unmapped = _features(
-        keys, gathered, scale, _Vocabulary(tokenize_string, export.name), n_target_tokens
+        keys, gathered, scale, _TokenIds(tokenize_string, export.name), n_target_tokens
     )
     table = _labelled(features, sae=sae_label, site=site, dec_norm=None if dec_norms is None else scale)
     contexts = _contexts(keys, gathered, scale, sae=sae_label)
@@ -141,7 +139,14 @@ def read_neuronpedia_features(
         n_unmapped_tokens=unmapped,
         missing=tuple(sorted(set(range(d_sae or 0)) - {feature for _, feature in keys})),
     )
-    _say(report)
+    left_out = {
+        "repeated features": report.n_repeated_features,
+        "repeated contexts": report.n_repeated_contexts,
+        "features of another SAE": report.n_other_source,
+        "target tokens without an id": report.n_unmapped_tokens,
+    }
+    absent = "features are not in the export"
+    say_left_out(report.source, f"{report.n_features} features", left_out, report.missing, absent)
     return Dashboards(table, contexts, report)
 
 
@@ -173,7 +178,7 @@ def _scale(keys: list[Key], dec_norms: np.ndarray | None) -> np.ndarray:
     return chosen
 
 
-class _Vocabulary:
+class _TokenIds:
     """Token strings to ids, each string asked for once."""
 
     def __init__(self, tokenize: Callable[[str], list[int]] | None, source: str):
@@ -211,7 +216,7 @@ class _Vocabulary:
 
 
 def _features(
-    keys: list[Key], gathered: Gathered, scale: np.ndarray, vocabulary: _Vocabulary, n_tokens: int
+    keys: list[Key], gathered: Gathered, scale: np.ndarray, vocabulary: _TokenIds, n_tokens: int
 ) -> tuple[dict[str, list[object]], int]:
     """Columns of FEATURES that the source tells, and the number of target strings without an id."""
     columns: dict[str, list[object]] = {}
@@ -244,9 +249,7 @@ def _features(
     return columns, vocabulary.check()
 
 
-def _with_ids(
-    tokens: list[tuple[str, float]], vocabulary: _Vocabulary
-) -> list[tuple[int | None, str, float]]:
+def _with_ids(tokens: list[tuple[str, float]], vocabulary: _TokenIds) -> list[tuple[int | None, str, float]]:
     """(id, text, value) of tokens; where there is a tokenizer only of those that have an id, each id once."""
     if not vocabulary.has_ids:
         return [(None, _shown(token), value) for token, value in tokens]
@@ -306,18 +309,3 @@ def _contexts(keys: list[Key], gathered: Gathered, scale: np.ndarray, *, sae: st
             }
         )
     )
-
-
-def _say(report: DashboardReport) -> None:
-    counts = {
-        "repeated features": report.n_repeated_features,
-        "repeated contexts": report.n_repeated_contexts,
-        "features of another SAE": report.n_other_source,
-        "target tokens without an id": report.n_unmapped_tokens,
-    }
-    said = [f"{count} {what}" for what, count in counts.items() if count]
-    if said:
-        log.warning("%s: %d features read; left out: %s", report.source, report.n_features, ", ".join(said))
-    if report.missing:
-        shown = ", ".join(map(str, report.missing[:8])) + (" ..." if len(report.missing) > 8 else "")
-        log.warning("%s: %d features are not in the export: %s", report.source, len(report.missing), shown)

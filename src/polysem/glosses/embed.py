@@ -54,7 +54,7 @@ def embed_texts(
         texts: not blank; repeated texts are embedded once.
         embedder: `minilm`, `sentence-transformers:NAME` or `openai:MODEL[@URL]`.
         cache: folder of the cache; None keeps nothing.
-        api_key: key of a served model; None looks into the environment (see `glosses/served.py`).
+        api_key: key of a served model; None looks into the environment (see `glosses/embedders.py`).
         client: for served models; None makes one.
         retries: for served models.
         reporter: told of each batch.
@@ -89,15 +89,22 @@ def _compute(
     if not texts:
         return done
     progress = iter(reporter.track(range(len(texts)), total=len(texts), label="embed glosses"))
-    for batch in embedder.batches(texts):
-        for index, vector in zip(batch.indices, unit_rows(batch.vectors, what=embedder.name), strict=True):
-            waiting[texts[index]] = vector
-            next(progress, None)
-        if len(waiting) >= _WRITE_EVERY or len(done) + len(waiting) == len(texts):
-            if cache is not None:
-                cache.add(waiting)
-            done |= waiting
-            waiting = {}
+    try:
+        for batch in embedder.batches(texts):
+            for index, vector in zip(
+                batch.indices, unit_rows(batch.vectors, what=embedder.name), strict=True
+            ):
+                waiting[texts[index]] = vector
+                next(progress, None)
+            if len(waiting) >= _WRITE_EVERY:
+                if cache is not None:
+                    cache.add(waiting)
+                done |= waiting
+                waiting = {}
+    finally:  # what was paid for is kept, whatever comes after
+        if cache is not None and waiting:
+            cache.add(waiting)
+    done |= waiting
     next(progress, None)
     return done
 

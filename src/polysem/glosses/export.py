@@ -19,12 +19,16 @@ from typing import Literal, Protocol, runtime_checkable
 
 import httpx
 
+from polysem.boundary.files import exists, local_path
 from polysem.errors import FormatError, UnknownReferenceError
-from polysem.glosses.raw import Row, read_rows, rows_of_bytes, suffix_of
+from polysem.glosses.raw import GlossRecord, read_rows, rows_of_bytes, suffix_of
 from polysem.http import Retries, send
+from polysem.keys import checked_address
 
 BUCKET = "https://neuronpedia-datasets.s3.us-east-1.amazonaws.com/v1"
 RowKind = Literal["features", "activations", "explanations"]
+_DEADLINE, _CEILING = 900.0, 1 << 30
+"""seconds and bytes of one batch"""
 _BATCH = re.compile(r"batch-(\d+)\.")
 _BUCKET_FOLDER = re.compile(r"(features|activations|explanations)(-|$)")
 _SHORT = re.compile(r"^[\w.\-]+/[\w.\-]+$")
@@ -42,7 +46,7 @@ class Export(Protocol):
         """Whether features and activations lie apart; if not, `rows` of any kind gives all rows."""
         ...
 
-    def rows(self, kind: RowKind) -> Iterator[Row]:
+    def rows(self, kind: RowKind) -> Iterator[GlossRecord]:
         """The rows of one kind; where a place does not keep kinds apart, all its rows."""
         ...
 
@@ -56,9 +60,11 @@ def open_export(
         UnknownReferenceError: nothing of the kind.
     """
     if re.match(r"https?://", reference):
-        return RemoteExport(reference.rstrip("/"), client=client, retries=retries or Retries())
-    path = Path(reference).expanduser()
-    if path.exists():
+        return RemoteExport(
+            checked_address(reference).rstrip("/"), client=client, retries=retries or Retries()
+        )
+    path = local_path(reference)
+    if exists(path):
         return LocalExport(path)
     if _SHORT.match(reference):
         return RemoteExport(f"{BUCKET}/{reference}", client=client, retries=retries or Retries())
@@ -83,7 +89,7 @@ class LocalExport:
     def keeps_kinds_apart(self) -> bool:
         return self.path.is_dir() and any((self.path / kind).is_dir() for kind in ("features", "activations"))
 
-    def rows(self, kind: RowKind) -> Iterator[Row]:
+    def rows(self, kind: RowKind) -> Iterator[GlossRecord]:
         """Rows of all batches in numeric order; of explanations also those of `explanations-*` folders.
 
         Raises:
@@ -120,7 +126,7 @@ class RemoteExport:
     def keeps_kinds_apart(self) -> bool:
         return True
 
-    def rows(self, kind: RowKind) -> Iterator[Row]:
+    def rows(self, kind: RowKind) -> Iterator[GlossRecord]:
         """Rows of batch-0, batch-1, ... until the first that the server does not have.
 
         Raises:
@@ -128,7 +134,7 @@ class RemoteExport:
             FormatError: a batch is damaged.
         """
         folder = self.name if _holds(self.name.rsplit("/", 1)[-1], kind) else f"{self.name}/{kind}"
-        client = self.client or httpx.Client(timeout=60.0, follow_redirects=True)
+        client = self.client or httpx.Client(timeout=_DEADLINE, follow_redirects=True)
         try:
             number = 0
             while (content := self._batch(client, f"{folder}/batch-{number}.jsonl.gz")) is not None:
@@ -144,15 +150,15 @@ class RemoteExport:
             )
 
     def _batch(self, client: httpx.Client, url: str) -> bytes | None:
-        response = send(client, "GET", url, retries=self.retries)
-        if response.status_code == httpx.codes.NOT_FOUND:
+        reply = send(client, "GET", url, retries=self.retries, deadline=_DEADLINE, ceiling=_CEILING)
+        if reply.status == httpx.codes.NOT_FOUND:
             return None
-        if not response.is_success:
+        if not reply.is_success or reply.is_html:
             raise UnknownReferenceError(
-                f"{url}: HTTP {response.status_code}: {response.text[:200]}",
+                f"{url}: HTTP {reply.status}: {reply.said}",
                 hint="open the address in a browser, or give a local folder",
             )
-        return response.content
+        return reply.body
 
 
 def _holds(folder: str, kind: RowKind) -> bool:

@@ -60,8 +60,11 @@ class Origin(NamedTuple):
     def _layers_of(self, site: Site) -> set[int | None]:
         """Layer numbers under which a source files `site`: `12-res-jb`, before a block 12, is "
         "the end of block 11."""
-        if self.name and self.name.endswith("-res-jb") and site.point == "hook_resid_post":
+        before = self.name and (self.name.endswith("-res-jb") or "resid_pre" in self.name)
+        if before and site.point == "hook_resid_post":
             return {None if site.layer is None else site.layer + 1}
+        if self.name and "resid_post" in self.name and site.point == "hook_resid_pre":
+            return {None if site.layer is None else site.layer - 1}
         return {site.layer}
 
 
@@ -80,6 +83,20 @@ def origin_of(*, model: object = None, layer: object = None, kind: object = None
     else:
         name = label if label is not None else family
     return Origin(_text(model), name, _layer_in(name), _kind_in(name))
+
+
+def origin_of_sae(name: str, *, model: object = None) -> Origin:
+    """The origin of a whole name of an SAE: `gpt2-small/6-res-jb`, `gpt2-small-res-jb/blocks.6.hook_resid_pre`,
+    `layer_6/width_16k`, `blocks.6.mlp.hook_post`."""
+    head, _, tail = name.strip().rpartition("/")
+    if head and re.match(r"\d+-", tail):  # Neuronpedia's: model, then source
+        return origin_of(model=model or head, layer=tail)
+    layer = re.search(r"(?:blocks|layers?|h)[._-](\d+)(?:\D|$)", name)
+    origin = origin_of(model=model, layer=name)
+    kind = next(
+        (kind for word, kind in _KINDS if re.search(rf"(?<![a-z]){word}(?![a-z])", name.lower())), origin.kind
+    )
+    return origin._replace(layer=int(layer[1]) if layer else origin.layer, kind=kind)
 
 
 def choose(
@@ -107,8 +124,8 @@ def choose(
     raise MismatchError(
         f"{file} holds glosses of {problem}: it names "
         f"{listed}{' ...' if len(chosen or named) > 12 else ''}; expected {wanted}",
-        hint="name the SAE of the file that is meant, e.g. glosses = 'file:PATH#NAME', or give the "
-        "right file",
+        hint=f"name the SAE of the file that is meant, e.g. glosses = 'file:{file}#{min(map(str, chosen or named))}', or give "
+        "the right file",
     )
 
 

@@ -1,28 +1,31 @@
-"""Rows of text files, whatever their wrapping: JSON lines, JSON, CSV or TSV, each plain or gzipped.
+"""Rows of text files, whatever their wrapping: JSON lines, JSON, tables of cells, or delphi's folders of one text a feature.
 
-A row is a dictionary and the place it stands at (`file:line`), so that every error names it. JSON lines are
-split at byte 0x0A only: texts may hold U+2028 and U+0085, which `str.splitlines` would cut. JSON may be a
-list of rows, a map from feature to text, an SAEDashboard batch or a Neuronpedia feature; each becomes rows.
+A row is a dictionary and the place it stands at (`file:line`), so that every error names it. JSON may be a list of rows, a
+map from feature to text, an SAEDashboard batch or a Neuronpedia feature; each becomes rows. What is JSON lines and what
+JSON, and what separates the cells of a table, is told by the content; `boundary.text` parses.
 """
 
-import csv
-import gzip
-import io
-import json
-import zlib
+import logging
+import re
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from polysem.errors import FormatError, UnknownReferenceError
+from polysem.boundary import text as foreign
+from polysem.boundary.door import Door
+from polysem.boundary.files import read_bytes, unpack
 
-GZIP_MAGIC = b"\x1f\x8b"
+log = logging.getLogger(__name__)
+
 SUFFIXES = (".jsonl", ".json", ".csv", ".tsv")
+DOOR = Door("file", "download the file again: it is cut or damaged")
+_DELPHI = re.compile(r"^(?P<module>.+?)_(?:latent|feature)_?(?P<feature>\d+)\.txt$")
 
 
-class Row(NamedTuple):
+class GlossRecord(NamedTuple):
     """One record of a file."""
 
     where: str
@@ -31,9 +34,16 @@ class Row(NamedTuple):
 
 
 def suffix_of(name: str) -> str:
-    """`.jsonl`, `.json`, `.csv` or `.tsv`, whether gzipped or not; "" for any other name."""
-    plain = name.lower().removesuffix(".gz")
-    return next((s for s in SUFFIXES if plain.endswith(s)), "")
+    """`.jsonl`, `.json`, `.csv` or `.tsv`, whether packed or not; "" for any other name."""
+    plain = re.sub(r"\.(gz|zst)$", "", name.lower())
+    if plain.endswith(".ndjson"):
+        return ".jsonl"
+    return next((s for s in SUFFIXES if plain.endswith(s)), ".txt" if is_delphi(plain) else "")
+
+
+def is_delphi(name: str) -> bool:
+    """Whether a file is named as delphi names the gloss of one latent: `layers.5.mlp_latent12.txt`."""
+    return _DELPHI.match(name.lower()) is not None
 
 
 def float32_of(value: object) -> np.ndarray:
@@ -46,121 +56,88 @@ def float32_of(value: object) -> np.ndarray:
         return np.asarray(value, dtype=np.float64).astype(np.float32)
 
 
-def read_rows(path: Path) -> Iterator[Row]:
+def read_rows(path: Path) -> Iterator[GlossRecord]:
     """The rows of a file.
 
     Raises:
         UnknownReferenceError: there is no such file.
         FormatError: it is not readable as what its name says; names the file and the line.
     """
-    try:
-        content = path.read_bytes()
-    except FileNotFoundError as error:
-        raise UnknownReferenceError(f"no file {path}") from error
-    except OSError as error:
-        raise FormatError(f"cannot read {path}: {error.strerror}") from error
-    return rows_of_bytes(content, name=str(path))
+    return rows_of_bytes(read_bytes(path, door=DOOR), name=str(path))
 
 
-def rows_of_bytes(content: bytes, *, name: str) -> Iterator[Row]:
-    """The rows of a file's content; `name` gives the format and stands in errors."""
-    suffix = suffix_of(name)
+def rows_of_bytes(content: bytes, *, name: str) -> Iterator[GlossRecord]:
+    """The rows of a file's content; `name` gives the format and stands in errors. Logs how many lone surrogates it held."""
+    suffix = suffix_of(name.rsplit("/", 1)[-1])
     if not suffix:
-        raise FormatError(f"{name}: unknown kind of file; expected {', '.join(SUFFIXES)}, plain or with .gz")
-    content = _gunzip(content, name)
-    if suffix == ".jsonl":
-        return _json_lines(content, name)
-    if suffix == ".json":
-        return _json_rows(_loads(content, name, hint="check that the file is complete"), name)
-    return _table_rows(content, name, delimiter="\t" if suffix == ".tsv" else ",")
-
-
-def _gunzip(content: bytes, name: str) -> bytes:
-    """Plain bytes. The first two decide, not the name: a web server may have unpacked a .gz on the way."""
-    if not content.startswith(GZIP_MAGIC):
-        return content
-    try:
-        return gzip.decompress(content)
-    except (EOFError, OSError, zlib.error) as error:
-        raise FormatError(f"{name} is not whole: {error}", hint="download the file again") from error
-
-
-def _loads(text: bytes, where: str, *, hint: str) -> Any:
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        raise FormatError(f"{where} is not JSON: {error}", hint=hint) from error
-    except UnicodeDecodeError as error:
-        raise FormatError(
-            f"{where} is not UTF-8: byte {error.start} is {error.object[error.start]:#x}"
-        ) from error
-
-
-def _json_lines(content: bytes, name: str) -> Iterator[Row]:
-    for number, line in enumerate(io.BytesIO(content.removeprefix(b"\xef\xbb\xbf")), start=1):
-        if not line.strip():
-            continue
-        where = f"{name}:{number}"
-        yield Row(
-            where,
-            _mapping(_loads(line, where, hint="download the file again: a line is cut or damaged"), where),
+        raise DOOR.refuse(
+            name,
+            f"unknown kind of file; expected {', '.join(SUFFIXES)}, plain or with .gz or .zst",
+            hint="give a file with one of these endings",
         )
+    content = unpack(content, name, door=DOOR)
+    foreign.check_kind(content, name, door=DOOR)
+    return _rows(content, name, suffix)
 
 
-def _json_rows(value: Any, name: str) -> Iterator[Row]:
+def _rows(content: bytes, name: str, suffix: str) -> Iterator[GlossRecord]:
+    counts: Counter[str] = Counter()
+    if suffix in (".csv", ".tsv"):
+        for n, cells in foreign.table_rows(
+            content, name, door=DOOR, delimiter="\t" if suffix == ".tsv" else ","
+        ):
+            yield GlossRecord(f"{name}:{n}", cells)
+    elif suffix == ".txt":
+        yield _delphi_row(foreign.decode(content, name, door=DOOR, western=True), name)
+    else:
+        text = foreign.decode(content, name, door=DOOR)
+        if foreign.is_lines(text, named_lines=suffix == ".jsonl"):
+            for n, value in foreign.json_lines(text, name, door=DOOR, counts=counts):
+                yield GlossRecord(f"{name}:{n}", _mapping(value, f"{name}:{n}"))
+        else:
+            yield from _json_rows(foreign.parse_json(text, name, door=DOOR, counts=counts), name)
+    for what, n in counts.items():
+        log.warning("%s: %d %s by U+FFFD", name, n, what)
+
+
+def _delphi_row(text: str, name: str) -> GlossRecord:
+    """One text file of delphi: the gloss of the latent that the file is named after, plain or as a JSON string."""
+    named = _DELPHI.match(name.rsplit("/", 1)[-1].removesuffix(".gz").removesuffix(".zst"))
+    if named is None:
+        raise DOOR.refuse(name, "expected a name like MODULE_latent12.txt")
+    bare = text.strip()
+    gloss = foreign.parse_json(bare, name, door=DOOR) if bare.startswith('"') and bare.endswith('"') else bare
+    return GlossRecord(name, {"feature": named["feature"], "gloss": gloss, "module": named["module"]})
+
+
+def _json_rows(value: Any, name: str) -> Iterator[GlossRecord]:
     if isinstance(value, list):
         for position, item in enumerate(value):
             where = f"{name}[{position}]"
-            yield Row(where, _mapping(item, where))
+            yield GlossRecord(where, _mapping(item, where))
         return
     fields = _mapping(value, name)
     if isinstance(fields.get("features"), list):
         shared = {key: item for key, item in fields.items() if key != "features"}
         for position, item in enumerate(fields["features"]):
             where = f"{name}[{position}]"
-            yield Row(where, shared | _mapping(item, where))
+            yield GlossRecord(where, shared | _mapping(item, where))
     elif "index" in fields or "feature_index" in fields:
-        yield Row(name, fields)
+        yield GlossRecord(name, fields)
     else:
         yield from _map_rows(fields, name)
 
 
-def _map_rows(fields: dict[str, Any], name: str) -> Iterator[Row]:
+def _map_rows(fields: dict[str, Any], name: str) -> Iterator[GlossRecord]:
     """Rows of a map from feature to a text, to several texts, or to a record."""
     for key, item in fields.items():
         where = f"{name}[{key!r}]"
         if isinstance(item, dict):
-            yield Row(where, item if "top_contexts" in item else {"feature": key} | item)
+            yield GlossRecord(where, item if "top_contexts" in item else {"feature": key} | item)
             continue
         for text in item if isinstance(item, list) else [item]:
-            yield Row(where, {"feature": key, "gloss": text})
+            yield GlossRecord(where, {"feature": key, "gloss": text})
 
 
 def _mapping(value: Any, where: str) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise FormatError(f"{where}: expected a JSON object, got {type(value).__name__} {str(value)[:60]!r}")
-    return value
-
-
-def _table_rows(content: bytes, name: str, *, delimiter: str) -> Iterator[Row]:
-    try:
-        text = content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise FormatError(f"{name} is not UTF-8: byte {error.start} is {content[error.start]:#x}") from error
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
-    try:
-        header = [column.strip() for column in next(reader, [])]
-        twice = sorted({column for column in header if header.count(column) > 1})
-        if not header or twice:
-            raise FormatError(f"{name}: no usable line of column names; repeated: {twice}, read: {header}")
-        for cells in reader:
-            if not any(cell.strip() for cell in cells):
-                continue
-            where = f"{name}:{reader.line_num}"
-            if len(cells) != len(header):
-                raise FormatError(
-                    f"{where}: {len(cells)} cells, expected {len(header)} ({', '.join(header)})"
-                )
-            yield Row(where, dict(zip(header, cells, strict=True)))
-    except csv.Error as error:
-        raise FormatError(f"{name}:{reader.line_num}: not a table: {error}") from error
+    return foreign.json_object(value, where, door=DOOR)

@@ -72,6 +72,8 @@ def compensation(
         return _none(
             counts, f"only {counts[0]} targets and {counts[1]} sources have such pairs; 3 are needed"
         )
+    if not (np.isfinite(effects).all() and np.isfinite(cosines).all()):
+        return _none(counts, "some of the effects or cosines are not finite")
     world = _World(effects, cosines, own, off.astype(np.float64), mask.astype(np.float64))
     fit = _solve(world, rows=np.ones(n), columns=np.ones(m))
     if not np.isfinite(fit.slope):

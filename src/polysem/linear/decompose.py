@@ -1,6 +1,6 @@
 """Of what an observed effect is made (all in nats of log-odds, odd parts over the two signs of a push).
 
-    total = shared + common + own        the push split: G_ij d_j, the common mode, the rest
+    total = shared + common + own        the push split: G_ij d_j, the shared mean direction, the rest
           = direct + indirect            what reaches the unembedding without passing another block; the rest
           = mediated + remainder         what the target's own latent does, read by the real encoder; the rest
 
@@ -36,7 +36,7 @@ STREAM = ("hook_resid_pre", "hook_resid_mid", "hook_resid_post", "hook_attn_out"
 
 
 @dataclass(frozen=True)
-class Parts:
+class DirectionParts:
     """The push of each row, split; the three add up to it."""
 
     shared: Float[Tensor, "rows d"]
@@ -68,7 +68,7 @@ class Decomposition:
         return 1 - self.clean / self.total
 
 
-def common_mode(W_dec: Float[Tensor, "d_sae d"], *, components: int = 1) -> Float[Tensor, "rank d"]:
+def mean_direction(W_dec: Float[Tensor, "d_sae d"], *, components: int = 1) -> Float[Tensor, "rank d"]:
     """Orthonormal basis of what all decoder directions share: their mean and their first principal components.
 
     Args:
@@ -87,9 +87,9 @@ def common_mode(W_dec: Float[Tensor, "d_sae d"], *, components: int = 1) -> Floa
 
 def split_push(
     pushes: Float[Tensor, "rows d"], targets: Float[Tensor, "rows d"], basis: Float[Tensor, "rank d"]
-) -> Parts:
+) -> DirectionParts:
     """Shared, common and own part of each push: along its target's unit direction; the projection of the rest
-    on the common mode's part orthogonal to that direction; what is then left."""
+    on the shared mean direction's part orthogonal to that direction; what is then left."""
     shared = (pushes * targets).sum(-1, keepdim=True) * targets
     rest = pushes - shared
     common = torch.zeros_like(rest)
@@ -98,7 +98,7 @@ def split_push(
         q, r = torch.linalg.qr(outside.T)
         q = q[:, r.diagonal().abs() > 1e-9]
         common[row] = q @ (q.T @ rest[row])
-    return Parts(shared, common, rest - common)
+    return DirectionParts(shared, common, rest - common)
 
 
 def clean_tokens(
@@ -141,7 +141,7 @@ def decompose(
     *,
     site: Site,
     pushed: Bool[Tensor, " pos"],
-    parts: Parts,
+    parts: DirectionParts,
     inside: Bool[Tensor, "rows d_vocab"],
     clean: Bool[Tensor, "rows d_vocab"] | None = None,
     sae: SAE | None = None,

@@ -29,7 +29,7 @@ _PAIRS = 256
 """pairs whose logits are multiplied at a time"""
 
 
-class Prompt(NamedTuple):
+class PromptFootprint(NamedTuple):
     """One prompt and the positions that a push goes to."""
 
     tokens: Int[Tensor, " pos"]
@@ -37,7 +37,7 @@ class Prompt(NamedTuple):
 
 
 def logit_footprints(
-    model: WhiteBoxModel, prompt: Prompt, *, site: Site, directions: Float[Tensor, "n d"]
+    model: WhiteBoxModel, prompt: PromptFootprint, *, site: Site, directions: Float[Tensor, "n d"]
 ) -> Float[Tensor, "n d_vocab"]:
     """J d of every direction on one prompt: logits per unit of push.
 
@@ -60,7 +60,7 @@ def logit_footprints(
 
 def footprint_metrics(
     model: WhiteBoxModel,
-    prompts: Sequence[Prompt],
+    prompts: Sequence[PromptFootprint],
     *,
     site: Site,
     directions: Float[Tensor, "k d"],

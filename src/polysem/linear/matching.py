@@ -33,6 +33,9 @@ def match_features(
     first: Float[np.ndarray, "n d"], second: Float[np.ndarray, "m d"], *, threshold: float = MATCH
 ) -> Match:
     """One-to-one match of the rows of two decoders; no pair has a cosine below the threshold."""
+    if not len(first) or not len(second):
+        nothing = np.empty(0, dtype=np.int64)
+        return Match(nothing, nothing, np.empty(0), share=0.0, mean_max_cosine=0.0)
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
 

@@ -20,7 +20,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from polysem.linear.decompose import common_mode
+from polysem.linear.decompose import mean_direction
 from polysem.saes.base import SAE
 
 _RIDGE = 1e-2
@@ -52,7 +52,7 @@ def pair_metrics(
     found = {"decoder_cosine": cosine(unit)}
     found["centred"] = cosine(unit - unit.mean(0))
     for r in (1, 3):
-        basis = common_mode(W, components=r)
+        basis = mean_direction(W, components=r)
         found[f"residual_{r}"] = cosine(unit - (unit @ basis.T) @ basis)
     E = sae.W_enc.detach().double().cpu().T
     read = (E[target] * unit[source]).sum(-1)

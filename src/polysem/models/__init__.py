@@ -1,8 +1,9 @@
 """Models behind one seam: white-box access to causal LMs. Names are resolved when first used, so importing
 this is cheap."""
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from polysem.registry import lazy_names
 
 if TYPE_CHECKING:
     from polysem.models.base import ModelSpec, WhiteBoxModel
@@ -14,11 +15,4 @@ __all__ = ["HFModel", "ModelSpec", "WhiteBoxModel", "load_model"]
 _HOMES = {"HFModel": "hf", "ModelSpec": "base", "WhiteBoxModel": "base", "load_model": "load"}
 
 
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)
+__getattr__, __dir__ = lazy_names(__name__, _HOMES)

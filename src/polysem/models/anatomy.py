@@ -4,9 +4,8 @@ A hook name is a promise about meaning (`hook_attn_out` is what attention adds t
 module path is where a family happens to compute it; this table is the only place that knows both. Module
 names are those of `transformers` 4.56 to 5.x. `hook_resid_mid` is read where the second norm reads it, but it
 is written through `hook_attn_out`: editing the input of that norm alone would change what the MLP sees and
-leave the residual stream as it was.
-Source of the paths: the modelling files of transformers 4.57 and 5.23; each row is checked by
-`tests/conformance`.
+leave the residual stream as it was. Source of the paths: the modelling files of transformers 4.57 and 5.23;
+each row is checked by `tests/conformance`.
 """
 
 from collections.abc import Mapping
@@ -46,6 +45,8 @@ class Anatomy:
     """hook point -> why this family does not have it"""
     scaled_embedding: bool = False
     """the model multiplies embeddings by sqrt(d_model); `hook_embed` and W_E are after that"""
+    norm: Literal["layer", "rms"] = "rms"
+    """kind of all norms, the last included"""
     eager_attention: bool = False
     """the fused kernels of transformers 4.x leave out this family's attention soft-capping, silently"""
 
@@ -79,77 +80,77 @@ PARALLEL_RESIDUAL = (
 )
 
 
-def _stream(layer: str, mid: str) -> dict[str, Tap]:
+def _points(
+    layer: str, attn: str, z: str, norms: tuple[str, str], pre: str, post: str, *, linear: str = ""
+) -> dict[str, Tap]:
+    """The taps of a block by the names of its modules.
+
+    Args:
+        layer: path of the block; the others are below it.
+        attn: attention; what it gives is what it adds to the stream.
+        z: the map that ends it.
+        norms: in front of attention, and of the MLP.
+        pre: the MLP's first map (of a gated one the gate).
+        post: its last map.
+        linear: the map beside the gate, if it is gated.
+    """
+    gated = {"mlp.hook_pre_linear": Tap(f"{layer}.mlp.{linear}", "out", "rows_out")} if linear else {}
     return {
         "hook_resid_pre": Tap(layer, "in"),
-        "hook_resid_mid": Tap(f"{layer}.{mid}", "in"),
+        "hook_resid_mid": Tap(f"{layer}.{norms[1]}", "in"),
         "hook_resid_post": Tap(layer, "out"),
+        "hook_attn_out": Tap(f"{layer}.{attn}", "out"),
+        "hook_mlp_out": Tap(f"{layer}.mlp", "out"),
+        "attn.hook_in": Tap(f"{layer}.{norms[0]}", "out"),
+        "attn.hook_z": Tap(f"{layer}.{attn}.{z}", "in", "rows_in"),
+        "attn.hook_out": Tap(f"{layer}.{attn}", "out"),
+        "mlp.hook_in": Tap(f"{layer}.{norms[1]}", "out"),
+        "mlp.hook_pre": Tap(f"{layer}.mlp.{pre}", "out", "rows_out"),
+        "mlp.hook_post": Tap(f"{layer}.mlp.{post}", "in", "rows_in"),
+        "mlp.hook_out": Tap(f"{layer}.mlp", "out"),
+        **gated,
     }
 
 
-_H = "transformer.h.{i}"
 _GPT2 = Anatomy(
     embed=Tap("transformer.wte", "out"),
-    points={
-        **_stream(_H, "ln_2"),
-        "hook_attn_out": Tap(f"{_H}.attn", "out"),
-        "hook_mlp_out": Tap(f"{_H}.mlp", "out"),
-        "attn.hook_in": Tap(f"{_H}.ln_1", "out"),
-        "attn.hook_z": Tap(f"{_H}.attn.c_proj", "in", "rows_in"),
-        "attn.hook_out": Tap(f"{_H}.attn", "out"),
-        "mlp.hook_in": Tap(f"{_H}.ln_2", "out"),
-        "mlp.hook_pre": Tap(f"{_H}.mlp.c_fc", "out", "rows_out"),
-        "mlp.hook_post": Tap(f"{_H}.mlp.c_proj", "in", "rows_in"),
-        "mlp.hook_out": Tap(f"{_H}.mlp", "out"),
-    },
+    points=_points("transformer.h.{i}", "attn", "c_proj", ("ln_1", "ln_2"), "c_fc", "c_proj"),
     final_norm="transformer.ln_f",
+    norm="layer",
     absent={"mlp.hook_pre_linear": _NO_GATE},
 )
-
-_N = "gpt_neox.layers.{i}"
 _NEOX = Anatomy(
     embed=Tap("gpt_neox.embed_in", "out"),
-    points={
-        **_stream(_N, "post_attention_layernorm"),
-        "hook_attn_out": Tap(f"{_N}.attention", "out"),
-        "hook_mlp_out": Tap(f"{_N}.mlp", "out"),
-        "attn.hook_in": Tap(f"{_N}.input_layernorm", "out"),
-        "attn.hook_z": Tap(f"{_N}.attention.dense", "in", "rows_in"),
-        "attn.hook_out": Tap(f"{_N}.attention", "out"),
-        "mlp.hook_in": Tap(f"{_N}.post_attention_layernorm", "out"),
-        "mlp.hook_pre": Tap(f"{_N}.mlp.dense_h_to_4h", "out", "rows_out"),
-        "mlp.hook_post": Tap(f"{_N}.mlp.dense_4h_to_h", "in", "rows_in"),
-        "mlp.hook_out": Tap(f"{_N}.mlp", "out"),
-    },
+    points=_points(
+        "gpt_neox.layers.{i}",
+        "attention",
+        "dense",
+        ("input_layernorm", "post_attention_layernorm"),
+        "dense_h_to_4h",
+        "dense_4h_to_h",
+    ),
     final_norm="gpt_neox.final_layer_norm",
+    norm="layer",
     absent={"mlp.hook_pre_linear": _NO_GATE},
 )
 _NEOX_PARALLEL = Anatomy(
     embed=_NEOX.embed,
     points={point: tap for point, tap in _NEOX.points.items() if point != "hook_resid_mid"},
     final_norm=_NEOX.final_norm,
+    norm=_NEOX.norm,
     absent={**_NEOX.absent, "hook_resid_mid": PARALLEL_RESIDUAL},
 )
 
+
+def _gated(second_norm: str) -> dict[str, Tap]:
+    norms = ("input_layernorm", second_norm)
+    return _points(_L, "self_attn", "o_proj", norms, "gate_proj", "down_proj", linear="up_proj")
+
+
 _L = "model.layers.{i}"
-_GATED = {
-    "attn.hook_in": Tap(f"{_L}.input_layernorm", "out"),
-    "attn.hook_z": Tap(f"{_L}.self_attn.o_proj", "in", "rows_in"),
-    "attn.hook_out": Tap(f"{_L}.self_attn", "out"),
-    "mlp.hook_pre": Tap(f"{_L}.mlp.gate_proj", "out", "rows_out"),
-    "mlp.hook_pre_linear": Tap(f"{_L}.mlp.up_proj", "out", "rows_out"),
-    "mlp.hook_post": Tap(f"{_L}.mlp.down_proj", "in", "rows_in"),
-    "mlp.hook_out": Tap(f"{_L}.mlp", "out"),
-}
 _LLAMA = Anatomy(
     embed=Tap("model.embed_tokens", "out"),
-    points={
-        **_stream(_L, "post_attention_layernorm"),
-        "hook_attn_out": Tap(f"{_L}.self_attn", "out"),
-        "hook_mlp_out": Tap(f"{_L}.mlp", "out"),
-        **_GATED,
-        "mlp.hook_in": Tap(f"{_L}.post_attention_layernorm", "out"),
-    },
+    points=_gated("post_attention_layernorm"),
     final_norm="model.norm",
 )
 
@@ -161,11 +162,9 @@ def _gemma(*, eager: bool) -> Anatomy:
     return Anatomy(
         embed=Tap("model.layers.0", "in"),
         points={
-            **_stream(_L, "pre_feedforward_layernorm"),
+            **_gated("pre_feedforward_layernorm"),
             "hook_attn_out": Tap(f"{_L}.post_attention_layernorm", "out"),
             "hook_mlp_out": Tap(f"{_L}.post_feedforward_layernorm", "out"),
-            **_GATED,
-            "mlp.hook_in": Tap(f"{_L}.pre_feedforward_layernorm", "out"),
         },
         final_norm="model.norm",
         scaled_embedding=True,
@@ -183,6 +182,12 @@ FAMILIES: Mapping[str, Anatomy] = {
     "qwen3": _LLAMA,
 }
 """model_type of the transformers configuration -> anatomy"""
+
+
+def logit_cap(config: Any) -> float | None:
+    """Where logits are capped, as c tanh(logit / c), by a transformers configuration; None where they are not:
+    Gemma 2 has the setting, other families do not know it."""
+    return config.final_logit_softcapping if hasattr(config, "final_logit_softcapping") else None
 
 
 def check_family(model_type: str, *, ref: str) -> None:

@@ -6,7 +6,8 @@ the reference: no folding, no centring. All rows of a call have the same length,
 callers group prompts by length.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -33,6 +34,12 @@ class ModelSpec:
     n_ctx: int
     dtype: str
     device: str
+    quantisation: str = ""
+    """of the file the weights were read from, as "q4_1->f32"; "" where they are the model's own"""
+    norm: str = "layer"
+    """kind of its norms: layer (which centres) or rms"""
+    named: str = ""
+    """the Hub id that the configuration of a local folder names; "" if it names none"""
 
 
 @runtime_checkable
@@ -95,3 +102,20 @@ class WhiteBoxModel(Protocol):
         """Gradient of sum_t cotangent[b, t] * logits[b, last, t] with respect to the activation at `site`,
         taken where the edits have brought the model."""
         ...
+
+
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """No bars and no advice from transformers while it loads: what matters of it is raised here as an
+    error."""
+    from transformers.utils import logging as talk
+
+    verbosity, bars = talk.get_verbosity(), talk.is_progress_bar_enabled()
+    talk.set_verbosity_error()
+    talk.disable_progress_bar()
+    try:
+        yield
+    finally:
+        talk.set_verbosity(verbosity)
+        if bars:
+            talk.enable_progress_bar()

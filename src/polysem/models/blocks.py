@@ -62,7 +62,7 @@ class Norm:
 
 
 @dataclass(frozen=True)
-class Block:
+class BlockModules:
     """One block."""
 
     norm1: Norm
@@ -84,7 +84,7 @@ class Block:
     """of queries and keys, over the width of a head"""
 
 
-def blocks_of(model: HFModel) -> list[Block] | None:
+def blocks_of(model: HFModel) -> list[BlockModules] | None:
     """Every block of a model; None where its family or configuration is not described here."""
     config: Any = model.model.config
     describe = {"gpt2": _gpt2, "gpt_neox": _neox, "llama": _llama, "qwen2": _llama, "qwen3": _llama}
@@ -103,14 +103,14 @@ def activate(name: str, x: Float[Tensor, "*rows d"]) -> Float[Tensor, "*rows d"]
     return F.gelu(x, approximate=GELUS[name]) if name in GELUS else _OTHERS[name](x)
 
 
-def _gpt2(layer: Any, config: Any, pack: bool) -> Block:
+def _gpt2(layer: Any, config: Any, pack: bool) -> BlockModules:
     attn, mlp, d = layer.attn, layer.mlp, config.hidden_size
     packed, bias = attn.c_attn.weight.detach().T, attn.c_attn.bias.detach()
     d_head = d // config.num_attention_heads
     scale = d_head**-0.5 if config.scale_attn_weights else 1.0
     if config.scale_attn_by_inverse_layer_idx:
         scale /= attn.layer_idx + 1
-    return Block(
+    return BlockModules(
         norm1=_norm(layer.ln_1),
         norm2=_norm(layer.ln_2),
         query=Linear(packed[:d].contiguous(), bias[:d].contiguous(), pack=pack),
@@ -127,7 +127,7 @@ def _gpt2(layer: Any, config: Any, pack: bool) -> Block:
     )
 
 
-def _neox(layer: Any, config: Any, pack: bool) -> Block:
+def _neox(layer: Any, config: Any, pack: bool) -> BlockModules:
     attn, mlp, heads = layer.attention, layer.mlp, config.num_attention_heads
     fused = attn.query_key_value
     by_head = rearrange(fused.weight.detach(), "(h three d) w -> three (h d) w", h=heads, three=3)
@@ -136,7 +136,7 @@ def _neox(layer: Any, config: Any, pack: bool) -> Block:
         if fused.bias is None
         else rearrange(fused.bias.detach(), "(h three d) -> three (h d)", h=heads, three=3)
     )
-    return Block(
+    return BlockModules(
         norm1=_norm(layer.input_layernorm),
         norm2=_norm(layer.post_attention_layernorm),
         query=Linear(by_head[0].contiguous(), None if bias is None else bias[0].contiguous(), pack=pack),
@@ -157,13 +157,13 @@ def _neox(layer: Any, config: Any, pack: bool) -> Block:
     )
 
 
-def _llama(layer: Any, config: Any, pack: bool) -> Block:
+def _llama(layer: Any, config: Any, pack: bool) -> BlockModules:
     attn, mlp = layer.self_attn, layer.mlp
     key, value = attn.k_proj, attn.v_proj
     d_head = key.weight.shape[0] // config.num_key_value_heads
     bias = None if key.bias is None else torch.cat([key.bias.detach(), value.bias.detach()])
     head_norms = (_norm(attn.q_norm), _norm(attn.k_norm)) if hasattr(attn, "q_norm") else None
-    return Block(
+    return BlockModules(
         norm1=_norm(layer.input_layernorm),
         norm2=_norm(layer.post_attention_layernorm),
         query=_linear(attn.q_proj, pack),

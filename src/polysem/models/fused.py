@@ -15,13 +15,14 @@ Llama's), n d d_vocab for the logits. Float32 in, float32 sums.
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from polysem.models.blocks import GELUS, Block, Norm, activate, blocks_of
+from polysem.models.blocks import GELUS, BlockModules, Norm, activate, blocks_of
 from polysem.models.clean import CleanRun
 from polysem.models.hf import HFModel
 from polysem.models.linear import Linear, packs
@@ -30,7 +31,7 @@ Rotary = tuple[Float[Tensor, "n_pos d_rot"], Float[Tensor, "n_pos d_rot"]]
 
 
 @dataclass(frozen=True)
-class Entry:
+class StreamEdit:
     """Where rows leave the clean run: stream[row, pos] += coefficient[row, pos] * vector[row]."""
 
     layer: int
@@ -42,15 +43,15 @@ class Entry:
 
 
 class Fused:
-    """A model's blocks in the form of `blocks.Block`."""
+    """A model's blocks in the form of `blocks.BlockModules`."""
 
-    def __init__(self, model: HFModel, blocks: list[Block]):
+    def __init__(self, model: HFModel, blocks: list[BlockModules]):
         self.model = model
         self.blocks = blocks
-        weight, head = model.W_U, model.model.get_output_embeddings()
-        bias = getattr(head, "bias", None)
+        head: Any = model.model.get_output_embeddings()
+        weight = model.W_U
         pack = packs(weight.numel() * weight.element_size()) and model.spec.device == "cpu"
-        self.head = Linear(weight, bias, pack=pack)
+        self.head = Linear(weight, head.bias, pack=pack)
         self.final_norm = model.model.get_submodule(model.anatomy.final_norm)
 
     @classmethod
@@ -64,7 +65,7 @@ class Fused:
         return clean.is_plainly_causal
 
     @torch.no_grad()
-    def logits(self, clean: CleanRun, entry: Entry) -> Float[Tensor, "rows d_vocab"]:
+    def logits(self, clean: CleanRun, entry: StreamEdit) -> Float[Tensor, "rows d_vocab"]:
         """Last-position logits of every row."""
         edited = entry.coefficient.ne(0).any(0)
         pos = clean.pre[0].shape[1]
@@ -97,7 +98,9 @@ class Fused:
         x = x + attention
         return x + self._mlp(block, x, None)
 
-    def _mlp(self, block: Block, x: Tensor, fresh: "_Fresh | None") -> Float[Tensor, "rows pos d_model"]:
+    def _mlp(
+        self, block: BlockModules, x: Tensor, fresh: "_Fresh | None"
+    ) -> Float[Tensor, "rows pos d_model"]:
         if fresh is not None and fresh.pays:
             first = block.up if block.gate is None else block.gate
             hidden = activate(block.activation, fresh.read(block.norm2, first))
@@ -113,7 +116,7 @@ class Fused:
 
     def _attention(
         self,
-        block: Block,
+        block: BlockModules,
         layer: int,
         clean: CleanRun,
         x: Tensor,
@@ -186,7 +189,9 @@ def _rotary(clean: CleanRun, layer: int) -> Rotary:
     return cos[0], sin[0]
 
 
-def _query(block: Block, q: Tensor, rotary: Rotary | None, *, at: int) -> Float[Tensor, "rows head pos d"]:
+def _query(
+    block: BlockModules, q: Tensor, rotary: Rotary | None, *, at: int
+) -> Float[Tensor, "rows head pos d"]:
     q = q.unflatten(-1, (block.heads[0], -1))
     if block.head_norms is not None:
         q = block.head_norms[0](q)
@@ -194,7 +199,7 @@ def _query(block: Block, q: Tensor, rotary: Rotary | None, *, at: int) -> Float[
 
 
 def _keys_values(
-    block: Block, kv: Tensor, rotary: Rotary | None, *, at: int
+    block: BlockModules, kv: Tensor, rotary: Rotary | None, *, at: int
 ) -> tuple[Float[Tensor, "rows head pos d"], Float[Tensor, "rows head pos d"]]:
     k, v = kv.unflatten(-1, (2, block.heads[1], -1)).unbind(2)
     if block.head_norms is not None:
@@ -213,7 +218,7 @@ def _rotated(x: Float[Tensor, "rows head pos d"], rotary: Rotary | None, at: int
     return turned if n == x.shape[-1] else torch.cat((turned, x[..., n:]), -1)
 
 
-def _attend(q: Tensor, k: Tensor, v: Tensor, block: Block) -> Float[Tensor, "rows n_q d_heads"]:
+def _attend(q: Tensor, k: Tensor, v: Tensor, block: BlockModules) -> Float[Tensor, "rows n_q d_heads"]:
     """Causal attention of the last q.shape[2] positions to all of k's."""
     n_q, n_k = q.shape[2], k.shape[2]
     mask = None

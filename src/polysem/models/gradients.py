@@ -17,11 +17,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from polysem.errors import MismatchError
-from polysem.models.anatomy import Tap
+from polysem.models.anatomy import Tap, logit_cap
 from polysem.models.base import WhiteBoxModel
 from polysem.models.clean import CleanRun, block_path, first_block
 from polysem.models.hf import HFModel
-from polysem.models.hooks import Action, Stop, hooked, working_dtype
+from polysem.models.hooks import Action, Stop, cut_into, hooked, working_dtype
 from polysem.models.linear import FrozenLinears
 from polysem.models.replay import last_logits, run_blocks
 from polysem.types import Site
@@ -100,7 +100,7 @@ def _batch_gradients(
         return model.vjp(tokens, site, cotangent)
     model.check_tokens(tokens)
     leaves: list[Tensor] = []
-    actions: dict[Tap, list[Action]] = {_written(model, site): [_cut(leaves)]}
+    actions: dict[Tap, list[Action]] = {_written(model, site): [cut_into(leaves)]}
     last = model.spec.n_layers - 1
     if (
         site.layer != last
@@ -112,7 +112,7 @@ def _batch_gradients(
         decoder: Any = model.model.get_submodule(model.anatomy.final_norm.rpartition(".")[0])
         hidden = decoder(input_ids=tokens, use_cache=False).last_hidden_state[:, -1]
         raw = (hidden * model.W_U[targets.to(hidden.device)]).sum(-1)
-        cap = getattr(model.model.config, "final_logit_softcapping", None)
+        cap = logit_cap(model.model.config)
         wanted = raw if cap is None else torch.tanh(raw / cap) * cap
         (gradient,) = torch.autograd.grad(wanted.sum(), leaves[-1])  # rows do not see each other
     gradient = gradient.to(working_dtype(gradient.dtype))
@@ -147,7 +147,7 @@ def probe_gradient(
         raise Stop
 
     start, end = model.tap(EMBEDDING), model.tap(site)
-    actions = {start: [_cut(leaves)]}
+    actions = {start: [cut_into(leaves)]}
     actions[end] = [*actions.get(end, []), look]
     try:
         with torch.enable_grad(), hooked(model.model, actions):
@@ -211,7 +211,7 @@ def pull_back_head(
 def head_slope(model: HFModel, clean: CleanRun) -> Float[Tensor, " n_slopes"]:
     """d logit / d (unembedding row . normed stream) at the last position: 1, or for Gemma 2 that of its soft-cap,
     one per token."""
-    cap = getattr(model.model.config, "final_logit_softcapping", None)
+    cap = logit_cap(model.model.config)
     if cap is None:
         return torch.ones(1, dtype=model.W_U.dtype, device=model.W_U.device)
     return (1 - (last_logits(model, clean.pre[-1][:, -1])[0] / cap) ** 2).to(model.W_U)
@@ -222,11 +222,3 @@ def _written(model: HFModel, site: Site) -> Any:
     adds."""
     model.tap(site)
     return model.tap(Site(site.layer, "hook_attn_out") if site.point == "hook_resid_mid" else site)
-
-
-def _cut(leaves: list[Tensor]) -> Action:
-    def action(h: Tensor) -> Tensor:
-        leaves.append(h.detach().clone().requires_grad_(True))
-        return leaves[-1]
-
-    return action

@@ -9,7 +9,7 @@ Cost: one forward pass per call; `last_only` leaves out the unembedding of all p
 
 import json
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, get_args
 
 import torch
@@ -21,13 +21,15 @@ from polysem.edits import Edit
 from polysem.errors import MismatchError, NumericsError
 from polysem.models.anatomy import Anatomy, Tap, anatomy_of
 from polysem.models.base import ModelSpec
-from polysem.models.hooks import Action, Stop, apply_edit, check_edit, hooked, working_dtype
+from polysem.models.hooks import Action, Stop, apply_edit, check_edit, cut_into, hooked, working_dtype
+from polysem.models.text import Encoded, control_ids, encode_text
+from polysem.store.result import Shown
 from polysem.types import BlockPoint, Site
 
 _RESID_MID = "hook_resid_mid"
 
 
-class HFModel:
+class HFModel(Shown):
     """A `transformers` causal LM behind the seam `models.base.WhiteBoxModel`. Make one with `load_model` or
     `from_parts`."""
 
@@ -38,6 +40,7 @@ class HFModel:
         self.anatomy = anatomy
         self._pieces = _piece_style(tokenizer)
         self._special_ids = frozenset(tokenizer.all_special_ids)
+        self._control_ids = control_ids(tokenizer)
 
     @classmethod
     def from_parts(
@@ -67,11 +70,19 @@ class HFModel:
             n_ctx=config.max_position_embeddings,
             dtype=str(weight.dtype).removeprefix("torch."),
             device=str(weight.device),
+            norm=anatomy.norm,
         )
         return cls(model, tokenizer, spec=spec, anatomy=anatomy)
 
-    def __repr__(self) -> str:
-        return f"HFModel({self.spec})"
+    def facts(self) -> Mapping[str, object]:
+        spec = self.spec
+        known = {
+            "ref": spec.named or spec.ref,
+            "family": spec.family,
+            "layers": spec.n_layers,
+            "width": spec.d_model,
+        }
+        return {**known, "vocabulary": spec.d_vocab, "dtype": spec.dtype, "device": spec.device}
 
     @property
     def W_E(self) -> Float[Tensor, "d_vocab d_model"]:
@@ -106,15 +117,16 @@ class HFModel:
                 f"the tokenizer of {self.spec.ref} has no BOS token to put in front",
                 hint="tokenize with prepend_bos=False",
             )
-        encoded = self.tokenizer(
-            text,
-            add_special_tokens=False,
-            split_special_tokens=True,
-            return_attention_mask=False,
-            verbose=False,  # texts longer than the context are cut by the caller, not a matter for a warning
-        )
-        ids = list(encoded["input_ids"])
+        ids = encode_text(self.tokenizer, text, control=self._control_ids).ids
         return [self.bos_id, *ids] if prepend_bos and self.bos_id is not None else ids
+
+    def located(self, text: str) -> Encoded:
+        """The tokens of `tokenize` without BOS, and where each lies in the text.
+
+        Raises:
+            MismatchError: if the tokenizer cannot say so.
+        """
+        return encode_text(self.tokenizer, text, control=self._control_ids, spans=True)
 
     def detokenize(self, ids: Sequence[int]) -> str:
         """The text of a row of ids, special tokens spelt out."""
@@ -234,17 +246,12 @@ class HFModel:
                 hint="give one weight per row and token of the vocabulary",
             )
         leaves: list[Tensor] = []
-
-        def cut(h: Tensor) -> Tensor:
-            leaves.append(h.detach().clone().requires_grad_(True))
-            return leaves[-1]
-
         # The stream between attention and MLP is what attention adds to a constant: the two gradients are
         # one.
         at = Site(site.layer, "hook_attn_out") if site.point == _RESID_MID else site
         self.tap(site)
         actions = self.edit_actions(tokens, edits)
-        actions[self.tap(at)] = [cut, *actions.get(self.tap(at), [])]
+        actions[self.tap(at)] = [cut_into(leaves), *actions.get(self.tap(at), [])]
         with torch.enable_grad(), hooked(self.model, actions):
             last = self._forward(tokens, last_only=True)[:, -1]
             (gradient,) = torch.autograd.grad(last, leaves[-1], grad_outputs=cotangent.to(last))
@@ -367,8 +374,7 @@ def _check_tokenizer(tokenizer: Any, model: PreTrainedModel, *, ref: str) -> Non
 
 def _piece_style(tokenizer: Any) -> str:
     """`sentencepiece` where pieces write a space as U+2581 and decoding drops a leading one, else `plain`."""
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is None:
+    if not tokenizer.is_fast:
         return "plain"
-    decoder = json.loads(backend.to_str()).get("decoder")
+    decoder = json.loads(tokenizer.backend_tokenizer.to_str()).get("decoder")
     return "sentencepiece" if decoder and "▁" in json.dumps(decoder, ensure_ascii=False) else "plain"

@@ -71,6 +71,16 @@ def _run(actions: Sequence[Action], h: Tensor) -> Tensor:
     return h
 
 
+def cut_into(leaves: list[Tensor]) -> Action:
+    """An action that begins a graph of gradients at the activation, which it adds to `leaves`."""
+
+    def action(h: Tensor) -> Tensor:
+        leaves.append(h.detach().clone().requires_grad_(True))
+        return leaves[-1]
+
+    return action
+
+
 def working_dtype(dtype: torch.dtype) -> torch.dtype:
     """The precision in which edits are computed and results are given: float32, or float64 where the model
     is."""

@@ -7,19 +7,39 @@ repository is never run.
 
 import errno
 import hashlib
-import json
 import logging
 import os
 import re
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from polysem.boundary.door import Door, brief, telling
+from polysem.boundary.files import inside, local_path, steady
+from polysem.boundary.settings import check_model_config
+from polysem.boundary.tensors import check_safetensors
+from polysem.boundary.text import read_json
 from polysem.errors import ConfigError, FormatError, MismatchError, StoreError, UnknownReferenceError
 from polysem.models.anatomy import FAMILIES, check_family
+from polysem.models.base import quiet_transformers
+from polysem.models.checkpoint import (
+    ADAPTER,
+    ADAPTER_WEIGHTS,
+    TEXT_KEYS,
+    Checkpoint,
+    ignored,
+    read_checkpoint,
+    refuse_adapter_alone,
+    refuse_packed,
+)
+from polysem.models.gguf import gguf_folder, is_gguf, quantisation
 from polysem.models.hf import HFModel
-from polysem.registry import zoo_path
+from polysem.models.objects import model_of
+from polysem.registry import check_links, zoo_path
+from polysem.store.io import sha256
 
 log = logging.getLogger(__name__)
 
@@ -36,19 +56,37 @@ TOKENIZER_FILES = (
     "merges.txt",
 )
 WEIGHT_FILES = ("model.safetensors", "model.safetensors.index.json", "model-*.safetensors")
+_ABOUT = ("config.json", ADAPTER, "generation_config.json", *TOKENIZER_FILES)
+_FILE = Door(hint="fetch or copy the file again", missing=FormatError)
+_MODEL = Door(
+    hint="fetch the folder again, or put config.json and the weights of one model together",
+    missing=FormatError,
+)
+_TOKENIZER = Door(
+    hint="put the model's tokenizer.json and tokenizer_config.json into the folder", missing=FormatError
+)
 _HUB_ID = re.compile(r"^[\w][\w.-]*(/[\w.-]+)?$")
 
 
 def load_model(
-    ref: str, *, revision: str | None = None, dtype: str = "float32", device: str = "auto"
+    ref: str | Path | object,
+    *,
+    tokenizer: Any = None,
+    revision: str | None = None,
+    dtype: str | None = None,
+    device: str | None = None,
 ) -> HFModel:
     """A causal language model with its tokenizer, frozen and ready.
 
     Args:
-        ref: Hub id (`openai-community/gpt2`), local folder, or `zoo:NAME`.
+        ref: Hub id (`openai-community/gpt2`), local folder, `zoo:NAME`, `package:NAME`, or a GGUF file
+            (`gguf:PATH`, or a path that ends in .gguf); or a model in memory, of transformers, TransformerLens or
+            nnsight (`models.objects`), which is taken over.
+        tokenizer: of a model in memory, where it does not carry one.
         revision: commit, tag or branch on the Hub; for a folder, the sha256 that it is expected to have.
-        dtype: of weights and activations; results of calls are float32 in any case (float64 for float64).
-        device: `auto` (cuda, then mps, then cpu) or a torch device.
+        dtype: of weights and activations; None is float32. Results of calls are float32 in any case (float64 for
+            float64).
+        device: `auto` (cuda, then mps, then cpu), which None is too, or a torch device.
 
     Raises:
         UnknownReferenceError: if the reference cannot be resolved: no such repository, gated, no network,
@@ -56,30 +94,76 @@ def load_model(
         FormatError: if a file is missing, truncated, pickled, or does not hold what the configuration says.
         MismatchError: if the tokenizer does not fit the model, or the folder is not of the revision asked
             for.
-        ConfigError: if dtype or device is not one that exists here.
+        ConfigError: if dtype or device is not one that exists here; or an argument is given that what is loaded has
+            of its own.
     """
-    place = _device(device)
+    if not isinstance(ref, str | Path):
+        _refuse_given("of a model in memory", revision=revision, dtype=dtype, device=device)
+        return model_of(ref, tokenizer=tokenizer)
+    _refuse_given("of a model that is loaded", tokenizer=tokenizer)
+    ref, dtype, place = str(ref), dtype or "float32", _device(device or "auto")
     if dtype not in DTYPES:
         raise ConfigError(f"unknown dtype {dtype!r}; expected one of {', '.join(DTYPES)}")
     folder, commit = _locate(ref, revision=revision)
-    config = _read_config(folder, ref=ref)
-    check_family(config["model_type"], ref=ref)
-    weights = weight_files(folder, ref=ref)
-    for file in weights:
-        _check_whole(file)
-    _check_tokenizer_files(folder, ref=ref)
-    found = commit or _folder_sha256(folder, weights)
-    if commit is None and revision not in (None, found):
-        raise MismatchError(
-            f"{folder} has sha256 {found}, but revision {revision} was asked for",
-            hint="leave the revision out, or put back the files it was computed from",
-        )
-    with quiet_transformers():
-        model = _read_weights(folder, dtype=dtype, eager=FAMILIES[config["model_type"]].eager_attention)
+    checkpoint, weights = _checked(folder, ref=ref)
+    family = checkpoint.config["model_type"]
+    with steady(*weights, door=_FILE), quiet_transformers():
+        found = commit or _folder_sha256(folder, weights)
+        if commit is None and revision not in (None, found):
+            raise MismatchError(
+                f"{folder} has sha256 {found}, but revision {revision} was asked for",
+                hint="leave the revision out, or put back the files it was computed from",
+            )
+        with _without_adapter(folder, checkpoint, ref=ref) as place_of_weights:
+            model = _read_weights(
+                place_of_weights, checkpoint, dtype=dtype, eager=FAMILIES[family].eager_attention
+            )
         tokenizer = _read_tokenizer(folder)
     loaded = HFModel.from_parts(model.to(place), tokenizer, ref=ref, revision=found)
+    loaded.spec = replace(loaded.spec, quantisation=quantisation(folder), named=checkpoint.named)
     log.info("model %s revision %s: %s, %s on %s", ref, found[:12], loaded.spec.family, dtype, place)
     return loaded
+
+
+def _refuse_given(whose: str, **arguments: object) -> None:
+    for name, value in arguments.items():
+        if value is not None:
+            raise ConfigError(f"{name} = {value!r}: the {name} {whose} is its own", hint=f"leave {name} out")
+
+
+def load_outline(ref: str, *, revision: str | None = None) -> HFModel:
+    """The model of a reference without its weights: tokenizer, sites and widths. Of a Hub model the weights are not fetched.
+
+    Raises:
+        As `load_model`, but for the weights' values, which are not read.
+    """
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    folder, commit = _locate(ref, revision=revision, files=_ABOUT)
+    checkpoint, _ = _checked(folder, ref=ref, weights=commit is None)
+    with quiet_transformers(), torch.device("meta"):
+        with telling(_FILE, folder / "config.json", doing="describes no model"):
+            config = AutoConfig.from_pretrained(folder, local_files_only=True)
+            model = AutoModelForCausalLM.from_config(config.text_config if checkpoint.multimodal else config)
+        return HFModel.from_parts(model, _read_tokenizer(folder), ref=ref)
+
+
+def _checked(folder: Path, *, ref: str, weights: bool = True) -> tuple[Checkpoint, list[Path]]:
+    """What a folder holds and its weight files, of which everything is there and whole; without weights those are not
+    looked at."""
+    check_links(folder)
+    refuse_adapter_alone(folder, ref=ref)
+    checkpoint = read_checkpoint(folder, _read_config(folder, ref=ref), ref=ref)
+    check_family(checkpoint.config["model_type"], ref=ref)
+    if not weights:
+        return checkpoint, []
+    files = weight_files(folder, ref=ref)
+    for file in files:
+        check_safetensors(file, door=_FILE)
+        refuse_packed(file, ref=ref)
+    _check_tokenizer_files(folder, ref=ref)
+    return checkpoint, files
 
 
 def _device(name: str) -> str:
@@ -99,11 +183,15 @@ def _device(name: str) -> str:
     return name
 
 
-def _locate(ref: str, *, revision: str | None) -> tuple[Path, str | None]:
+def _locate(
+    ref: str, *, revision: str | None, files: tuple[str, ...] = (*_ABOUT, *WEIGHT_FILES)
+) -> tuple[Path, str | None]:
     """The folder of a reference, and its commit if it is the Hub's."""
     if ref.startswith("zoo:"):
         return zoo_path("models", ref.removeprefix("zoo:")), None
-    folder = Path(ref).expanduser()
+    if is_gguf(ref):
+        return gguf_folder(ref), None
+    folder = local_path(ref, door=_MODEL)
     if folder.is_dir():
         return folder, None
     if folder.is_file():
@@ -114,11 +202,11 @@ def _locate(ref: str, *, revision: str | None) -> tuple[Path, str | None]:
         raise FormatError(
             f"there is no folder {ref}", hint="check the path; a Hub model is written OWNER/NAME"
         )
-    snapshot = _download(ref, revision=revision)
+    snapshot = _download(ref, revision=revision, files=files)
     return snapshot, snapshot.name
 
 
-def _download(repo: str, *, revision: str | None) -> Path:
+def _download(repo: str, *, revision: str | None, files: tuple[str, ...]) -> Path:
     """The snapshot folder of a Hub repository in the local cache; its name is the commit."""
     import huggingface_hub
     from huggingface_hub.errors import (
@@ -130,9 +218,8 @@ def _download(repo: str, *, revision: str | None) -> Path:
     )
 
     page = f"https://huggingface.co/{repo}"
-    wanted = ["config.json", "generation_config.json", *TOKENIZER_FILES, *WEIGHT_FILES]
     try:
-        return Path(huggingface_hub.snapshot_download(repo, revision=revision, allow_patterns=wanted))
+        return Path(huggingface_hub.snapshot_download(repo, revision=revision, allow_patterns=list(files)))
     except GatedRepoError as error:  # before RepositoryNotFoundError, whose subclass it is
         raise UnknownReferenceError(
             f"{repo} is gated: its licence must be accepted by the account whose token is used",
@@ -176,15 +263,13 @@ def _read_config(folder: Path, *, ref: str) -> dict[str, Any]:
             f"{ref}: {file} is missing; expected a Hugging Face model folder",
             hint="give the folder that save_pretrained wrote (config.json, *.safetensors, tokenizer.json)",
         )
-    try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise FormatError(f"{file} is not JSON: {error}", hint="fetch the file again") from error
-    if not isinstance(config, dict) or not isinstance(config.get("model_type"), str):
+    config = read_json(file, door=_FILE)
+    if not isinstance(config.get("model_type"), str):
         raise FormatError(
             f"{file} has no model_type; expected the configuration of a transformers model",
             hint="an SAE's configuration belongs to load_sae; a model's names its family in model_type",
         )
+    check_model_config(config, file, door=_FILE)
     return config
 
 
@@ -196,10 +281,10 @@ def weight_files(folder: Path, *, ref: str) -> list[Path]:
     """
     index = folder / "model.safetensors.index.json"
     if index.is_file():
-        try:
-            names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-        except (ValueError, KeyError, AttributeError) as error:
-            raise FormatError(f"{index} has no weight_map: {error}", hint="fetch the file again") from error
+        places = read_json(index, door=_FILE).get("weight_map")
+        if not isinstance(places, dict):
+            raise _FILE.refuse(index, f"it has no weight_map, but {brief(places)}")
+        names = sorted({inside(folder, name, door=_FILE, where=index).name for name in places.values()})
         missing = [name for name in names if not (folder / name).is_file()]
         if missing:
             raise FormatError(
@@ -219,19 +304,6 @@ def weight_files(folder: Path, *, ref: str) -> list[Path]:
     )
 
 
-def _check_whole(file: Path) -> None:
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(file, framework="pt"):
-            pass  # reading the header checks that the tensors fill the file exactly
-    except (SafetensorError, OSError) as error:
-        raise FormatError(
-            f"{file} ({file.stat().st_size} bytes) is not a whole safetensors file: {_first_line(error)}",
-            hint="fetch or copy the file again",
-        ) from error
-
-
 def _check_tokenizer_files(folder: Path, *, ref: str) -> None:
     whole = [["tokenizer.json"], ["tokenizer.model"], ["vocab.json", "merges.txt"]]
     if not any(all((folder / name).is_file() for name in names) for names in whole):
@@ -243,29 +315,34 @@ def _check_tokenizer_files(folder: Path, *, ref: str) -> None:
 
 
 @contextmanager
-def quiet_transformers() -> Iterator[None]:
-    """No bars and no advice from transformers while it loads: what matters of it is raised here as an
-    error."""
-    from transformers.utils import logging as talk
+def _without_adapter(folder: Path, checkpoint: Checkpoint, *, ref: str) -> Iterator[Path]:
+    """The folder, or one with links to its own weights alone: transformers would take an adapter that lies beside them,
+    or even the model that the adapter names, where `peft` is installed, and say nothing."""
+    if not checkpoint.adapter:
+        yield folder
+        return
+    log.warning(
+        "%s: a PEFT adapter lies beside the weights (%s); it is ignored, and the folder's own weights are loaded; next: "
+        "to use it, merge it: model.merge_and_unload().save_pretrained(FOLDER)",
+        *(ref, ADAPTER),
+    )
+    with tempfile.TemporaryDirectory() as alone:
+        for file in folder.iterdir():
+            if file.is_file() and not file.name.startswith("adapter_"):
+                (Path(alone) / file.name).symlink_to(file.resolve())
+        yield Path(alone)
 
-    verbosity, bars = talk.get_verbosity(), talk.is_progress_bar_enabled()
-    talk.set_verbosity_error()
-    talk.disable_progress_bar()
-    try:
-        yield
-    finally:
-        talk.set_verbosity(verbosity)
-        if bars:
-            talk.enable_progress_bar()
 
-
-def _read_weights(folder: Path, *, dtype: str, eager: bool) -> Any:
+def _read_weights(folder: Path, checkpoint: Checkpoint, *, dtype: str, eager: bool) -> Any:
     import torch
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM
 
-    attention = {"attn_implementation": "eager"} if eager else {}
+    own: dict[str, Any] = {"attn_implementation": "eager"} if eager else {}
     reader: Any = AutoModelForCausalLM  # typed without the loading report
-    try:
+    with telling(_MODEL, folder, doing="holds weights that do not fit the configuration"):
+        if checkpoint.multimodal:
+            whole = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+            own |= {"config": whole.text_config, "key_mapping": TEXT_KEYS}
         model, report = reader.from_pretrained(
             folder,
             dtype=getattr(torch, dtype),
@@ -273,14 +350,11 @@ def _read_weights(folder: Path, *, dtype: str, eager: bool) -> Any:
             output_loading_info=True,
             local_files_only=True,
             trust_remote_code=False,
-            **attention,
+            **own,
         )
-    except (RuntimeError, ValueError, OSError, KeyError) as error:
-        raise FormatError(
-            f"{folder}: the weights do not fit the configuration: {_first_line(error)}",
-            hint="fetch the folder again, or put config.json and the weights of one model together",
-        ) from error
-    _check_complete(report, folder)
+    for tensor in (*model.parameters(), *model.buffers()):
+        tensor.data = tensor.data.clone()  # out of the mapped file, which somebody may write over
+    _check_complete(report, checkpoint, folder)
     _check_weights_finite(model, folder, dtype=dtype)
     return model
 
@@ -292,45 +366,27 @@ def _read_tokenizer(folder: Path) -> Any:
     # the class usual for the model family (transformers 5) or not know the class name of the other major
     # version (4 does not know TokenizersBackend).
     declared = folder / "tokenizer_config.json"
-    try:
-        name = (
-            json.loads(declared.read_text(encoding="utf-8")).get("tokenizer_class")
-            if declared.is_file()
-            else None
-        )
-        plain = (
-            name in ("PreTrainedTokenizerFast", "TokenizersBackend") and (folder / "tokenizer.json").is_file()
-        )
-        reader: Any = PreTrainedTokenizerFast if plain else AutoTokenizer
+    name = read_json(declared, door=_TOKENIZER).get("tokenizer_class") if declared.is_file() else None
+    plain = name in ("PreTrainedTokenizerFast", "TokenizersBackend") and (folder / "tokenizer.json").is_file()
+    reader: Any = PreTrainedTokenizerFast if plain else AutoTokenizer
+    with telling(_TOKENIZER, folder, doing="holds a tokenizer that cannot be read"):
         return reader.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except (ValueError, OSError, KeyError, AttributeError, ImportError) as error:
-        raise FormatError(
-            f"{folder}: the tokenizer cannot be read: {_first_line(error)}",
-            hint="put the model's tokenizer.json and tokenizer_config.json into the folder",
-        ) from error
 
 
 def _folder_sha256(folder: Path, weights: list[Path]) -> str:
-    """One hash for what decides a model's numbers: configuration, tokenizer and weights, by name and
-    content."""
-    others = [folder / name for name in ("config.json", *TOKENIZER_FILES) if (folder / name).is_file()]
+    """One hash for what decides a model's numbers, or would with other packages: configuration, tokenizer, weights and an
+    adapter beside them, by name and content."""
+    names = ("config.json", *TOKENIZER_FILES, ADAPTER, *ADAPTER_WEIGHTS)
+    others = [folder / name for name in names if (folder / name).is_file()]
     whole = hashlib.sha256()
     for file in sorted({*weights, *others}):
-        digest = hashlib.sha256()
-        for block in _blocks(file):
-            digest.update(block)
-        whole.update(f"{file.name} {digest.hexdigest()}\n".encode())
+        whole.update(f"{file.name} {sha256(file)}\n".encode())
     return whole.hexdigest()
 
 
-def _blocks(file: Path) -> Iterator[bytes]:
-    with file.open("rb") as stream:
-        while block := stream.read(1 << 20):
-            yield block
-
-
-def _check_complete(report: dict[str, Any], folder: Path) -> None:
-    """transformers fills absent weights with random numbers and goes on; a model like that is nobody's."""
+def _check_complete(report: dict[str, Any], checkpoint: Checkpoint, folder: Path) -> None:
+    """transformers fills absent weights with random numbers, leaves out those that it has no place for, and goes on; a
+    model like that is nobody's."""
     missing = sorted(report.get("missing_keys", ()))
     mismatched = sorted(str(key) for key in report.get("mismatched_keys", ()))
     if missing or mismatched:
@@ -341,8 +397,16 @@ def _check_complete(report: dict[str, Any], folder: Path) -> None:
             f"{folder}: the weights {what} that config.json asks for (first: {(missing or mismatched)[0]})",
             hint="fetch the folder again, or put config.json and the weights of one model together",
         )
-    if unexpected := sorted(report.get("unexpected_keys", ())):
-        log.warning("%s: %d tensors are not used (first: %s)", folder, len(unexpected), unexpected[0])
+    heads, unused = ignored(sorted(report.get("unexpected_keys", ())), checkpoint)
+    if heads:
+        log.warning("%s: the head of another task is ignored: %s", folder, ", ".join(heads))
+    if unused:
+        raise FormatError(
+            f"{folder}: the weights hold {len(unused)} tensors that config.json has no place for (first: {unused[0]}): "
+            "part of the model would be left out",
+            hint="put config.json and the weights of one model together; scales and zero points mean quantised weights, "
+            "which are not read here",
+        )
 
 
 def _check_weights_finite(model: Any, folder: Path, *, dtype: str) -> None:

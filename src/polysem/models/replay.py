@@ -15,7 +15,7 @@ from torch import Tensor
 
 from polysem.edits import Edit
 from polysem.errors import PolysemError
-from polysem.models.anatomy import Tap
+from polysem.models.anatomy import Tap, logit_cap
 from polysem.models.clean import CleanRun, block_path, first_block
 from polysem.models.hf import HFModel
 from polysem.models.hooks import Action, hooked, working_dtype
@@ -73,7 +73,7 @@ def last_logits(model: HFModel, h: Float[Tensor, "batch d_model"]) -> Float[Tens
     """Logits of a last position, from the stream after the last block."""
     head: Any = model.model.get_output_embeddings()
     logits = head(model.model.get_submodule(model.anatomy.final_norm)(h))
-    cap = getattr(model.model.config, "final_logit_softcapping", None)
+    cap = logit_cap(model.model.config)
     if cap is not None:
         logits = torch.tanh(logits / cap) * cap
     return logits.to(working_dtype(logits.dtype))

@@ -25,7 +25,7 @@ from torch import Tensor
 from polysem.edits import Add, Clamp, Edit, Scale
 from polysem.models.base import WhiteBoxModel
 from polysem.models.clean import CleanRun, clean_run
-from polysem.models.fused import Entry, Fused
+from polysem.models.fused import Fused, StreamEdit
 from polysem.models.hf import HFModel
 from polysem.models.replay import Unsupported, replay_logits
 from polysem.seeds import rng_for
@@ -97,11 +97,6 @@ class Sweep:
             return "fused"
         return "replay" if self._replays and all(e.site.layer is not None for e in edits) else "hooks"
 
-    def forget(self) -> None:
-        """Drop the clean runs that are kept."""
-        self._clean.clear()
-        self._bytes = 0
-
     def _rows(self, model: HFModel, tokens: Tensor, edits: Sequence[Edit]) -> Tensor:
         """Logits of rows that are one prompt."""
         clean = self._clean_run(model, tokens[:1])
@@ -162,7 +157,7 @@ def sweep_of(model: WhiteBoxModel) -> Sweep:
 _SWEEPS: "WeakKeyDictionary[HFModel, tuple[int, Sweep]]" = WeakKeyDictionary()
 
 
-def entry_of(model: HFModel, clean: CleanRun, edits: Sequence[Edit]) -> Entry | None:
+def entry_of(model: HFModel, clean: CleanRun, edits: Sequence[Edit]) -> StreamEdit | None:
     """One edit of the stream as coefficient times vector; None for edits that are not of that form."""
     if len(edits) != 1 or isinstance(edits[0], Scale):
         return None
@@ -174,14 +169,14 @@ def entry_of(model: HFModel, clean: CleanRun, edits: Sequence[Edit]) -> Entry | 
     like = clean.pre[0]
     mask = edit.mask.to(like)
     if isinstance(edit, Add):
-        return Entry(layer, mid, mask, edit.vector.to(like))
+        return StreamEdit(layer, mid, mask, edit.vector.to(like))
     if site.point in ("hook_attn_out", "hook_mlp_out"):
         return None  # what is read there is not kept by the clean run
     if isinstance(edit, Clamp):
         seen = (clean.mid if mid else clean.pre)[layer][0]
         along = edit.reader.to(like) @ seen.T
         missing = (edit.value - edit.offset).to(like)[:, None] - along
-        return Entry(layer, mid, mask * missing, edit.writer.to(like))
+        return StreamEdit(layer, mid, mask * missing, edit.writer.to(like))
     return None
 
 

@@ -1,26 +1,22 @@
 """The drawings of an opened row: change over dose of its pair at every locus, and how strongly its features fire."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.compute as pc
 from markupsafe import Markup
 
-from polysem.config import Study
-from polysem.report.charts import Curve
-from polysem.report.pairs import Key, PairRow
-from polysem.report.panels import LOCI, RELATIONS, TOKENS, Locus
-from polysem.report.small_charts import Floor, histogram, pair_doses
-from polysem.report.source import Run
+from polysem.report import words
+from polysem.report.charts import Curve, Floor, histogram, pair_doses
+from polysem.report.pairs import Key
+from polysem.report.panels import LocusSection
+from polysem.report.source import Run, where
 from polysem.report.text import plural
 
 MAX_CURVES = 360
 """drawings of pairs in one report, about 2 kB each; the explorer draws the others"""
 BINS = 20
-FLOORS = ("random_direction", "isotropic", "rotated", "random_feature")
-"""controls that say what any push does, the best first; the first that a locus has is its floor"""
 _CENTRAL = (0.025, 0.975)
 Pair = tuple[str, int, int]
 
@@ -37,22 +33,28 @@ class Drawn(NamedTuple):
     """of the lines: (kind, words)"""
 
 
-def curves(
-    loci: Sequence[Locus], rows: Sequence[PairRow], *, study: Study, units: Mapping[str, str]
-) -> tuple[list[Drawn], int]:
-    """Drawings of measured pairs in the order of the table, and how many pairs have them.
+@runtime_checkable
+class OfPair(Protocol):
+    """Whatever names a pair, i < j."""
 
-    Args:
-        units: locus -> what its dose counts, in words.
-    """
-    measured = [_by_pair(locus) for locus in loci]
+    @property
+    def sae(self) -> str: ...
+    @property
+    def i(self) -> int: ...
+    @property
+    def j(self) -> int: ...
+
+
+def curves(loci: Sequence[LocusSection], rows: Sequence[OfPair], *, level: float) -> tuple[list[Drawn], int]:
+    """Drawings of measured pairs in the order of the table, and how many pairs have them; intervals at `level`."""
+    effects = [_by_pair(locus) for locus in loci]
     found: list[Drawn] = []
     n_pairs = 0
     for row in rows:
         own = [
             drawn
-            for locus, by_pair in zip(loci, measured, strict=True)
-            for drawn in _of_pair(row, locus, by_pair, study=study, unit=units[locus.name])
+            for locus, by_pair in zip(loci, effects, strict=True)
+            for drawn in _of_pair(row, locus, by_pair.get((row.sae, row.i, row.j), []), level=level)
         ]
         if own and len(found) + len(own) > MAX_CURVES:
             break
@@ -61,78 +63,68 @@ def curves(
     return found, n_pairs
 
 
-def _by_pair(locus: Locus) -> dict[Pair, list[dict[str, Any]]]:
+def _by_pair(locus: LocusSection) -> dict[Pair, list[dict[str, Any]]]:
     """Measured effects of pairs at all doses."""
     found: dict[Pair, list[dict[str, Any]]] = {}
-    for r in locus.kl.filter(pc.equal(locus.kl["relation"], "pair")).to_pylist():
+    for r in where(locus.kl, relation="pair").to_pylist():
         key = (r["sae"], min(r["source"], r["target"]), max(r["source"], r["target"]))
         found.setdefault(key, []).append(r)
     return found
 
 
 def _of_pair(
-    row: PairRow, locus: Locus, by_pair: Mapping[Pair, list[dict[str, Any]]], *, study: Study, unit: str
-) -> list[Drawn]:
-    found = []
-    own = by_pair.get((row.sae, row.i, row.j), [])
+    row: OfPair, locus: LocusSection, effects: Sequence[Mapping[str, Any]], *, level: float
+) -> Iterator[Drawn]:
     for tokens in locus.token_sets:
         lines, keys = [], []
         for source, target, kind in ((row.i, row.j, "pair"), (row.j, row.i, "self")):
             points = [
-                (r["dose"], r["logodds"], *_ends(r, study.effects.level))
-                for r in own
+                (r["dose"], r["logodds"], *interval_of(r, level=level))
+                for r in effects
                 if (r["source"], r["target"], r["token_set"]) == (source, target, tokens)
             ]
             if points:
-                keys.append((kind, f"{source} pushed, {target} read"))
+                keys.append((kind, f"{source} steered, {target} read"))
                 lines.append(Curve(keys[-1][1], kind, points))
         if not lines:
             continue
         relation, floor, n = noise_floor(locus, sae=row.sae, tokens=tokens)
-        title = f"{LOCI[locus.name]}: {TOKENS[tokens]}"
+        title = f"{words.locus(locus.name)}: {words.tokens(tokens)}"
         drawing = pair_doses(
             lines,
             floor=floor,
             title=title,
-            x_label=f"dose ({unit})",
+            x_label=f"dose ({locus.axis})",
             headline=locus.dose,
-            by_root=study.plan.dose_unit == "kl" and locus.name not in ("prompt", "clamp"),
+            by_root=locus.unit.name == "kl",
         )
-        caption = f"Bars: {100 * study.effects.level:g} % intervals over prompts."
+        caption = f"Bars: {100 * level:g} % intervals over prompts."
         if floor:
-            caption += f" Shaded: the noise floor, where 95 % of {n} {RELATIONS[relation]} lie."
-        found.append(Drawn(f"{row.sae}/{row.i}/{row.j}", title, drawing, caption, keys))
-    return found
+            caption += f" Shaded: the noise floor, where 95 % of {n} {words.relation(relation).label} lie."
+        yield Drawn(f"{row.sae}/{row.i}/{row.j}", title, drawing, caption, keys)
 
 
-def _ends(row: Mapping[str, Any], level: float) -> tuple[float | None, float | None]:
-    """The interval of a pair's effect over its prompts (Student's t)."""
-    half = half_width(row["logodds_se"], row["n_prompts"], level=level)
-    return (None, None) if half is None else (row["logodds"] - half, row["logodds"] + half)
-
-
-def half_width(se: float | None, n: int, *, level: float) -> float | None:
-    """Half the width of the interval of a mean of `n` values with standard error `se`; None without one."""
+def interval_of(row: Mapping[str, Any], *, level: float) -> tuple[float | None, float | None]:
+    """The interval of a pair's effect over its prompts (Student's t); none without a standard error."""
     from scipy.special import stdtrit
 
-    return None if se is None or n < 2 else float(stdtrit(n - 1, 0.5 + level / 2)) * se
+    n, se = row["n_prompts"], row["logodds_se"]
+    if se is None or n < 2:
+        return None, None
+    half = float(stdtrit(n - 1, 0.5 + level / 2)) * se
+    return row["logodds"] - half, row["logodds"] + half
 
 
-def noise_floor(locus: Locus, *, sae: str, tokens: str) -> tuple[str, list[Floor], int]:
+def noise_floor(locus: LocusSection, *, sae: str, tokens: str) -> tuple[str, list[Floor], int]:
     """Which control it is, the central 95 % of its effects at every dose, and how many effects there are at one."""
-    table = locus.kl.filter(
-        pc.and_(pc.equal(locus.kl["sae"], sae), pc.equal(locus.kl["token_set"], tokens))
-    ).select(["relation", "dose", "logodds"])
-    for relation in FLOORS:
-        rows: pa.Table = table.filter(pc.equal(table["relation"], relation))
+    table = where(locus.kl, sae=sae, token_set=tokens).select(["relation", "dose", "logodds"])
+    for relation in words.floors():
+        rows = where(table, relation=relation)
         if rows.num_rows:
             doses, effects = rows["dose"].to_numpy(), rows["logodds"].to_numpy()
-            at = [effects[doses == dose] for dose in np.unique(doses)]
-            ends = [np.quantile(values, _CENTRAL) for values in at]
-            floor = [
-                Floor(float(d), float(e[0]), float(e[1])) for d, e in zip(np.unique(doses), ends, strict=True)
-            ]
-            return relation, floor, max(len(values) for values in at)
+            at = {float(dose): effects[doses == dose] for dose in np.unique(doses)}
+            floor = [Floor(dose, *np.quantile(values, _CENTRAL).tolist()) for dose, values in at.items()]
+            return relation, floor, max(len(values) for values in at.values())
     return "", [], 0
 
 

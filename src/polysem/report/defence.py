@@ -1,17 +1,37 @@
 """The page of `polysem defend`: what each defence finds, and what it costs."""
 
 from pathlib import Path
-from typing import Any
 
 from markupsafe import Markup
 
-from polysem.report.parts import interval, page, shown, table
+from polysem.report.html import Column, interval, page, table
 from polysem.store import io
 from polysem.store.tables import DEFENCES, PROTECTED
 from polysem.transfer.result import DEFENCE
 
-Rows = list[dict[str, Any]]
 REBUILD = "polysem defend OUT"
+_DETECTORS: tuple[Column, ...] = (
+    *("target", "defence", "arm", "category"),
+    ("AUROC", lambda r: interval(r, "auroc")),
+    ("found", lambda r: interval(r, "found", "found_lo", "found_hi")),
+    ("false positives", lambda r: interval(r, "false_positives", "false_lo", "false_hi")),
+    ("attacked", "n_attacked"),
+    ("clean", "n_clean"),
+)
+_PROTECTED: tuple[Column, ...] = (
+    "target",
+    ("towards", "category"),
+    ("off-target, before", "off_before"),
+    ("after", "off_after"),
+    "reduction",
+    ("on-target, before", "on_before"),
+    ("after", "on_after"),
+    "loss",
+    ("cost before (nats per token)", "cost_before"),
+    ("after", "cost_after"),
+    ("features", "n_features"),
+    ("sentences", "n_sentences"),
+)
 
 
 def write_defence_page(out: Path) -> Path:
@@ -20,49 +40,25 @@ def write_defence_page(out: Path) -> Path:
     Raises:
         StoreError: if nothing was judged, or a table is damaged.
     """
-    rows: Rows = io.read_table(out / DEFENCE / "defences.parquet", DEFENCES, rebuild=REBUILD).to_pylist()
-    steered: Rows = io.read_table(out / DEFENCE / "protected.parquet", PROTECTED, rebuild=REBUILD).to_pylist()
-    path = out / "defend.html"
-    body = Markup("").join([_detectors(rows), _protected(steered)])
-    io.write_text(path, page("Defences", "What would notice or prevent it, and at what cost?", body))
-    return path
-
-
-def _detectors(rows: Rows) -> Markup:
-    head = ("target", "defence", "arm", "category", "AUROC", "found", "false positives", "attacked", "clean")
-    body = [
-        (
-            r["target"], r["defence"], r["arm"], r["category"], interval({**r, "estimate": r["auroc"]}),
-            interval(r, "found", "found_lo", "found_hi"), interval(r, "false_positives", "false_lo", "false_hi"),
-            r["n_attacked"], r["n_clean"],
-        )
-        for r in rows
-    ]  # fmt: skip
-    return Markup(
+    found, steered = (
+        io.read_table(out / DEFENCE / f"{name}.parquet", schema, rebuild=REBUILD).to_pylist()
+        for name, schema in (("defences", DEFENCES), ("protected", PROTECTED))
+    )
+    noticing = Markup(
         "<h2>Noticing</h2><p><em>Filter</em>: cross-entropy of the input. <em>Monitor</em>: what active features write into "
         "others that are not meant, on the largest token. Found: share of attacked inputs above the threshold that flags 1&nbsp;% "
         "of one half of the clean inputs; false positives are counted on the other half. Where a prompt filter finds all, it "
         "removes the effect; prompts of every arm are prefixes of strings, so it is no defence against directions.</p>{}"
-    ).format(table(head, body, caption="detectors"))
-
-
-def _protected(rows: Rows) -> Markup:
-    if not rows:
-        return Markup("<h2>Protected steering</h2><p>Not measured: no local target has an SAE.</p>")
-    head = (
-        "target", "towards", "off-target, before", "after", "reduction", "on-target, before", "after", "loss",
-        "cost before (nats per token)", "after", "features", "sentences",
-    )  # fmt: skip
-    body = [
-        (
-            r["target"], r["category"], shown(r["off_before"]), shown(r["off_after"]), shown(r["reduction"]),
-            shown(r["on_before"]), shown(r["on_after"]), shown(r["loss"]), shown(r["cost_before"]), shown(r["cost_after"]),
-            r["n_features"], r["n_sentences"],
-        )
-        for r in rows
-    ]  # fmt: skip
-    return Markup(
+    ).format(table(_DETECTORS, found, caption="detectors"))
+    protected = Markup(
         "<h2>Protected steering</h2><p>Steering towards a category with the gradients of all others projected out of the "
         "direction. Gradients are of one half of the sentences, changes of log-odds (nats) of the other; both directions are "
-        "pushed equally hard.</p>{}"
-    ).format(table(head, body, caption="protected steering"))
+        "steered equally hard.</p>{}"
+    ).format(table(_PROTECTED, steered, caption="protected steering"))
+    if not steered:
+        protected = Markup("<h2>Protected steering</h2><p>Not measured: no local target has an SAE.</p>")
+    path = out / "defend.html"
+    io.write_text(
+        path, page("Defences", "What would notice or prevent it, and at what cost?", noticing + protected)
+    )
+    return path

@@ -1,84 +1,85 @@
-"""Headline findings as sentences: an estimate, its interval, what it rests on, and only the words that these
-allow.
+"""Headline findings as sentences: an estimate, its interval, what it rests on, and only the word that its grades allow.
 
-No stars, and each verdict has its test. *Resolved* needs an adjusted p below one minus the level: the declared
-questions are several, and an interval of one of them excludes zero by luck more often than its level says.
-*No effect* needs the equivalence test (two one-sided tests) against the declared margin, `effects.margin` of
-the study file in nats of log-odds. Everything else is *not resolved*. A question that was not declared (any
-locus but the first) is described and gets no verdict.
+Nothing is judged here. The claim (*predicts*, *associated*, *no effect*, ...), the grades and the line that disagrees are
+those of the tables FINDINGS and GRADED (`stats.grades`); a contrast is told up to the 95th percentile of the interference
+that it rests on, and no further.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
-from polysem.report.text import Real, interval, number, p_value, plural
-from polysem.stats.rows import SHARE_MARGIN
-from polysem.stats.rows import SLOPE_STEP as STEP
+from polysem.report import words
+from polysem.report.text import Real, interval, number, p_value, plural, visible
+from polysem.stats.arms import PRIMARY
+from polysem.stats.rows import SHARE_MARGIN, parse_group
+from polysem.vocabulary_findings import GRADES
+
+Told = Mapping[str, Any]
+"""a row of FINDINGS"""
+_GIVEN = {"agrees": "yes", "disagrees": "no", "untested": "not tested"}
 
 
 class Finding(NamedTuple):
-    """One declared hypothesis: question, answer and what the answer rests on."""
+    """One question: the answer and what it rests on."""
 
-    verdict: str
-    """css class: found, null, open, none"""
-    verdict_text: str
+    mark: str
+    """css class: found, hint, null, open, none"""
+    claim: str
+    """in words"""
     question: str
     answer: str
+    grades: list[tuple[str, str]]
+    """(grade, yes | no | not tested); of declared questions with a p value"""
+    robustness: str
+    """the lines behind the claim, or those that disagree with *predicts*; "" where nothing is claimed"""
     evidence: str
     note: str
     estimate: Real | None
-    """as told: per STEP of interference, in nats, or a share minus one half"""
+    """as told: over `reach` of interference, in nats, or a share minus one half"""
     lo: Real | None
     hi: Real | None
     margin: Real
 
 
-_TOKENS = {"in": "tokens that activate the target", "out": "tokens that the target writes"}
-_QUESTIONS = {
-    "slope_interference": "Does interference predict how much the {} move?",
-    "pair_minus_random_feature": "Do interfering features move the {} more than random features do?",
-    "pair_minus_random_direction": "Do interfering features move the {} more than random directions do?",
-    "sign_agreement": "Do the {} move the way the sign of the interference predicts?",
-}
+def as_told(contrast: str, *, reach: Real) -> tuple[float, bool, str]:
+    """How a contrast is told: what its numbers are multiplied by, whether it is a share, and what it is."""
+    if contrast == "slope_interference":
+        return reach, False, f"effect of interference {number(reach, digits=2)} against 0"
+    if contrast == "sign_agreement":
+        return 1.0, True, "agreement of signs beyond one half"
+    return 1.0, False, words.contrast(contrast).label
 
 
-def verdict(row: Mapping[str, Any]) -> tuple[str, str]:
-    """Which words a row of EFFECTS allows: (class, text)."""
-    alpha = 1 - row["level"]
-    if row["estimate"] is None or row["p"] is None:
-        return "none", "not estimated" if row["estimate"] is None else "no interval"
-    equivalent = row["p_equivalent"] is not None and row["p_equivalent"] < alpha
-    if row["p_adj"] is None:
-        return "open", "not a declared question"
-    if row["p_adj"] < alpha:
-        return ("null", "too small to matter") if equivalent else ("found", "resolved")
-    return ("null", "no effect") if equivalent else ("open", "not resolved")
-
-
-def finding(row: Mapping[str, Any], parts: Mapping[str, str], *, margin: Real) -> Finding:
-    """Question and answer of one declared hypothesis.
+def finding(
+    row: Mapping[str, Any], told: Told, lines: Iterable[Mapping[str, Any]], *, margin: Real
+) -> Finding:
+    """Question and answer.
 
     Args:
         row: of EFFECTS.
-        parts: of its group.
+        told: of FINDINGS, for the same contrast and group.
+        lines: of GRADED, for the same.
         margin: nats of log-odds.
     """
-    contrast = str(row["contrast"])
-    share = contrast == "sign_agreement"
-    scale, shift = (STEP if contrast == "slope_interference" else 1.0), (0.5 if share else 0.0)
+    contrast, reach = str(row["contrast"]), told["reach"] if told["reach"] is not None else math.nan
+    scale, share, _ = as_told(contrast, reach=reach)
+    shift = 0.5 if share else 0.0
     estimate, lo, hi = (
         None if row[k] is None else scale * (row[k] - shift) for k in ("estimate", "lo", "hi")
     )
     limit = SHARE_MARGIN if share else margin
-    kind, words = verdict(row)
+    claim = words.claim(told["claim"])
+    graded = told["declared"] and row["p"] is not None
     return Finding(
-        verdict=kind,
-        verdict_text=words,
-        question=_QUESTIONS[contrast].format(_TOKENS[parts["tokens"]]),
-        answer=_answer(row, estimate, kind, limit=limit, lo=lo, hi=hi),
-        evidence=_evidence(row, estimate, lo, hi, share=share),
-        note=str(row["note"] or ""),
+        mark=claim.mark,
+        claim=claim.label,
+        question=words.contrast(contrast).question.format(words.tokens(told["token_set"])) + _beyond(row),
+        answer=_answer(row, told, estimate, lo, hi, limit=limit),
+        grades=[(GRADES[g].label, _GIVEN[told[g]]) for g in GRADES] if graded else [],
+        robustness=_robustness(told, lines),
+        evidence=f"{_evidence(row, estimate, lo, hi, share=share)}. An effect: {words.effect(told['locus'])}",
+        note=visible(row["note"] or ""),
         estimate=estimate,
         lo=lo,
         hi=hi,
@@ -86,42 +87,79 @@ def finding(row: Mapping[str, Any], parts: Mapping[str, str], *, margin: Real) -
     )
 
 
+def _beyond(row: Mapping[str, Any]) -> str:
+    """What a question leaves out: the path by which its tokens were chosen."""
+    outcome = parse_group(str(row["group"])).get("outcome", PRIMARY)
+    return "" if outcome == PRIMARY else f" ({words.outcome(outcome)})"
+
+
 def _answer(
-    row: Mapping[str, Any], estimate: Real | None, kind: str, *, limit: Real, lo: Real | None, hi: Real | None
+    row: Mapping[str, Any],
+    told: Told,
+    estimate: Real | None,
+    lo: Real | None,
+    hi: Real | None,
+    *,
+    limit: Real,
 ) -> str:
-    contrast = str(row["contrast"])
-    if estimate is None:
-        return "No number can be given."
-    if kind == "none":
-        return "A number, but nothing to judge it by: there is no interval."
-    if kind == "open":
-        return _unresolved(row, lo, hi, limit=limit)
-    if kind == "null":
-        return "Not to an extent that matters: larger differences than the margin are ruled out."
-    up = estimate > 0
-    size = number(abs(estimate))
-    match contrast:
+    match told["claim"]:
+        case "not_estimated":
+            return "No number can be given."
+        case "no_interval":
+            return "A number, but nothing to judge it by: there is no interval."
+        case "no_effect" | "too_small":
+            return "Not to an extent that matters: larger differences than the margin are ruled out."
+        case "undeclared":
+            return f"A description, not a claim: the interval {'excludes' if _excludes_zero(lo, hi) else 'holds'} zero."
+        case "not_resolved":
+            return _unresolved(row, lo, hi, limit=limit)
+        case _:
+            assert estimate is not None
+            return _claimed(row, told, estimate)
+
+
+def _claimed(row: Mapping[str, Any], told: Told, estimate: Real) -> str:
+    up, size, sure = estimate > 0, number(abs(estimate)), told["claim"] == "predicts"
+    match str(row["contrast"]):
         case "slope_interference":
+            more = "higher" if up else "lower"
             return (
-                f"Yes{'' if up else ', inversely'}. A source at interference {STEP} "
-                f"{'raises' if up else 'lowers'} their log-odds by {size} nats more than a source at 0 does: "
-                f"{number(math.exp(estimate))} times the odds."
+                f"{'It predicts it' if sure else 'Associated, short of “predicts”'}: with a source at interference "
+                f"{number(told['reach'], digits=2)} their log-odds end {size} nats {more} than with one at 0 "
+                f"({number(math.exp(estimate))} times the odds); 95 % of the pairs interfere less."
             )
         case "sign_agreement":
             answer = "Yes" if up else "No, the opposite way"
+            if not sure:
+                answer = f"Associated, short of “predicts”{'' if up else ', and the opposite way'}"
             return f"{answer}: {50 + 100 * estimate:.0f} % of the pairs do; chance is 50 %."
-        case _:
-            words = f"{'Yes' if up else 'No'}. Over all interference bins they move log-odds by {size} nats"
-            return f"{words} {'more' if up else 'less'}."
+        case contrast:
+            who = "directions at the pairs' cosines" if contrast == "geometry_effect" else "pairs"
+            over = (
+                f"over all bins of interference {who} move log-odds by {size} nats {'more' if up else 'less'}"
+            )
+            if sure:
+                return f"{'Yes' if up else 'No'}: {over}."
+            return f"In these pairs {'yes' if up else 'no'}, but the grades below do not all agree: {over}."
+
+
+def _robustness(told: Told, lines: Iterable[Mapping[str, Any]]) -> str:
+    """What holds the claim *predicts* beyond its p, or what keeps it from being made."""
+    if told["claim"] == "predicts":
+        said = "; ".join(visible(r["said"]) for r in lines if r["grade"] != "significant")
+        return f"{said[:1].upper()}{said[1:]}."
+    if told["claim"] == "associated":
+        return f"Against “predicts”: {visible(told['against'], limit=1000)}."
+    return ""
+
+
+def _excludes_zero(lo: Real | None, hi: Real | None) -> bool:
+    return lo is not None and hi is not None and (lo > 0 or hi < 0)
 
 
 def _unresolved(row: Mapping[str, Any], lo: Real | None, hi: Real | None, *, limit: Real) -> str:
-    """Why there is no answer: not asked, or luck cannot be excluded, or too wide."""
-    excludes_zero = lo is not None and hi is not None and (lo > 0 or hi < 0)
-    if row["p_adj"] is None:
-        where = "excludes" if excludes_zero else "holds"
-        return f"Not among the declared questions, so this is a description: the interval {where} zero."
-    if excludes_zero:
+    """Why there is no answer: luck cannot be excluded, or too wide."""
+    if _excludes_zero(lo, hi):
         return (
             "Not resolved: alone the interval would exclude zero, but several questions were asked at once, and "
             f"together one such interval is not rare enough (adjusted {p_value(row['p_adj'], name='p')})."
@@ -145,9 +183,9 @@ def _evidence(
     if row["p"] is not None:
         adjusted = "" if row["p_adj"] is None else f", after Holm {p_value(row['p_adj'], name='p')}"
         said.append(p_value(row["p"], name="p") + adjusted)
-    both = str(row["contrast"]).startswith("pair_minus")
+    alone = row["contrast"] in ("slope_interference", "sign_agreement")
     counted = [
-        f"{row['n_pairs']} pairs and controls" if both else plural(row["n_pairs"], "pair"),
+        plural(row["n_pairs"], "pair" if alone else "arm"),
         plural(row["n_targets"], "target"),
         plural(row["n_sources"], "source"),
         plural(row["n_prompts"], "prompt"),

@@ -15,7 +15,7 @@ COVERED = 0.999
 """share of random pairs inside the chance lines"""
 
 
-class Cell(NamedTuple):
+class HeatCell(NamedTuple):
     """One cell of the joint histogram."""
 
     interference_lo: Real
@@ -41,7 +41,7 @@ def chance_bound(dimensions: Real, *, covered: Real = COVERED) -> Real:
 
 
 def heat_map(
-    cells: Sequence[Cell],
+    cells: Sequence[HeatCell],
     *,
     label: str,
     min_interference: Real,
@@ -94,7 +94,7 @@ def _colour(step: int, steps: int) -> int:
     return round(step / max(1, steps - 1) * (N_COLOURS - 1))
 
 
-def _cells(frame: Frame, cells: Sequence[Cell], steps: int) -> list[Markup]:
+def _cells(frame: Frame, cells: Sequence[HeatCell], steps: int) -> list[Markup]:
     """One path per colour: a histogram of thousands of cells stays a few tens of kilobytes."""
     paths: dict[int, list[str]] = {}
     for c in sorted(cells):
@@ -154,7 +154,7 @@ def _legend(frame: Frame, steps: int) -> list[Markup]:
     return parts
 
 
-def cell_data(cells: Sequence[Cell]) -> list[list[Real]]:
+def cell_data(cells: Sequence[HeatCell]) -> list[list[Real]]:
     """Cells for hover: [similarity_lo, similarity_hi, interference_lo, interference_hi, count]."""
     return [
         [

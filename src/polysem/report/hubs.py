@@ -6,12 +6,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from polysem.categories import own_words
 from polysem.report.network import Edge, Node, neighbourhood
 from polysem.report.pairs import NO_GLOSS, features
-from polysem.report.panels import Panel
+from polysem.report.panels import Figure
 from polysem.report.source import Run
 from polysem.report.text import count, fixed, plural, visible
-from polysem.report.toward import own_words
 
 RANKED = 8
 """features of every SAE in the ranking"""
@@ -76,7 +76,7 @@ def _strongest(i: np.ndarray, j: np.ndarray, x: np.ndarray, hub: int) -> list[in
 
 def _panel(
     hub: int, near: list[int], pairs: tuple[np.ndarray, np.ndarray, np.ndarray], gloss: Any, degree: int
-) -> Panel:
+) -> Figure:
     i, j, x = pairs
     place = {feature: k for k, feature in enumerate((hub, *near))}
     inside = np.flatnonzero(np.isin(i, list(place)) & np.isin(j, list(place)))
@@ -87,4 +87,4 @@ def _panel(
         f"{len(near)} of {plural(degree, 'unrelated feature')} that it interferes with, and the listed pairs among them. "
         "Solid: positive interference; dashed: negative; wide: strong. Glosses stand where there is room."
     )
-    return Panel(title, neighbourhood(nodes, edges, title=title), caption)
+    return Figure(title, neighbourhood(nodes, edges, title=title), caption)

@@ -1,14 +1,27 @@
-"""Super-neurons: degrees of polysemanticity beside those of rotated bases."""
+"""Super-neurons: degrees of polysemanticity beside those of rotated bases, and what they say of a neuron's effect."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import pyarrow.compute as pc
 
-from polysem.interventions.degrees import SUPER
+from polysem.plan.degrees import BINS, SUPER
+from polysem.report import words
+from polysem.report.charts import Bar, dot_plot
 from polysem.report.source import Run
-from polysem.report.text import count, number, p_value, plural, visible
+from polysem.report.text import count, interval, number, p_value, plural, visible
 
+OPERATIONS = {"mask": "masked (0)", "ablate": "ablated (mean)", "amplify": "amplified (×2)"}
+OUTCOMES = {"kl": "how far the next token moves", "tied": "how far its feature's tokens move as they should"}
+TERMS = {
+    "degree": "per doubling of 1 + degree",
+    "degree_adjusted": "the same, variance and norm held fixed",
+    "degree_rotated": "the same for directions of a rotated basis",
+    "degree_minus_rotated": "neurons minus rotated directions",
+    "super": f"degree above {SUPER} against the rest",
+    "super_scale_free": "degree above that of every rotated basis against the rest",
+}
 KINDS = {"coordinate": "coordinates of the site", "mlp": "neurons of the MLP"}
 QUANTITIES = {
     "tied": "share tied to a feature",
@@ -20,8 +33,6 @@ QUANTITIES = {
     "rank_correlation_write_norm": "rank correlation with norm of output",
     "rank_correlation_logit_norm": "rank correlation with norm of output in logits",
 }
-BINS = ((1, 1), (2, 5), (6, 20), (21, 50), (51, 100), (101, 200), (201, 500), (501, None))
-"""of the paper"""
 
 
 def neurons_section(run: Run) -> dict[str, Any] | None:
@@ -30,7 +41,8 @@ def neurons_section(run: Run) -> dict[str, Any] | None:
     if not degrees.num_rows:
         return None
     groups: dict[tuple[str, str], list[int]] = {}
-    for row in degrees.select(["sae", "kind", "degree"]).to_pylist():
+    own = degrees.filter(pc.equal(degrees["basis"], 0))
+    for row in own.select(["sae", "kind", "degree"]).to_pylist():
         groups.setdefault((row["sae"], row["kind"]), []).append(row["degree"])
     parts = []
     for (sae, kind), values in groups.items():
@@ -44,7 +56,87 @@ def neurons_section(run: Run) -> dict[str, Any] | None:
                 "said": _said(mine),
             }
         )
-    return {"parts": parts, "n_rotations": count(summary[0]["n_rotations"]) if summary else "0"}
+    return {
+        "parts": parts,
+        "n_rotations": count(summary[0]["n_rotations"]) if summary else "0",
+        "effects": list(_effects(run)),
+        "level": f"{100 * run.study.effects.level:g}",
+    }
+
+
+def _effects(run: Run) -> Iterator[dict[str, Any]]:
+    """Degree against effect, one part per locus and outcome."""
+    found: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
+    for row in run.table("neuron_slopes").to_pylist():
+        found.setdefault((row["locus"], row["outcome"]), []).append(row)
+    for (locus, outcome), rows in found.items():
+        at = {(r["operation"], r["term"]): r for r in rows}
+        terms = [term for term in TERMS if any(r["term"] == term for r in rows)]
+        bins = sorted({int(r["term"][4:]) for r in rows if r["term"].startswith("bin:")})
+        title = f"{words.locus(locus)}: {OUTCOMES[outcome]}, by degree"
+        shown = [
+            (
+                _bin_name(k),
+                [
+                    Bar(
+                        mark,
+                        r["estimate"],
+                        r["lo"],
+                        r["hi"],
+                        f"{OPERATIONS[operation]}, {plural(r['n_neurons'], 'neuron')}",
+                    )
+                    for operation, mark in zip(OPERATIONS, ("pair", "random_feature", "self"), strict=True)
+                    if (r := at.get((operation, f"bin:{k}")))
+                ],
+            )
+            for k in bins
+        ]
+        unit = "log10 of KL, nats" if outcome == "kl" else "nats"
+        yield {
+            "name": f"{words.locus(locus)}: {OUTCOMES[outcome]}",
+            "figure": dot_plot(shown, title=title, x_label=unit),
+            "marks": [
+                (mark, OPERATIONS[o])
+                for o, mark in zip(OPERATIONS, ("pair", "random_feature", "self"), strict=True)
+            ],
+            "operations": list(OPERATIONS.values()),
+            "rows": [
+                {
+                    "what": TERMS[term],
+                    "cells": [_slope(at.get((operation, term))) for operation in OPERATIONS],
+                }
+                for term in terms
+            ],
+            "said": _verdict(at),
+        }
+
+
+def _bin_name(k: int) -> str:
+    if k == 0:
+        return "degree 0"
+    low, high = BINS[k - 1]
+    return f"degree {low}+" if high is None else f"degree {low}" if low == high else f"degree {low}–{high}"
+
+
+def _slope(row: Mapping[str, Any] | None) -> dict[str, str]:
+    """A cell: estimate, interval, p, and how many neurons."""
+    if row is None or row["estimate"] is None:
+        return {"value": "–", "more": "" if row is None else visible(row["note"] or "")}
+    more = f"{interval(row['lo'], row['hi'])}; {p_value(row['p'], name='p')}; {plural(row['n_neurons'], 'neuron')}"
+    return {"value": number(row["estimate"], sign=True), "more": more}
+
+
+def _verdict(at: Mapping[tuple[str, str], Mapping[str, Any]]) -> str:
+    """In words, what the masked neurons say: does degree go with the effect, and more so than in a rotated basis?"""
+    own, minus = at.get(("mask", "degree_adjusted")), at.get(("mask", "degree_minus_rotated"))
+    if own is None or own["lo"] is None:
+        return "Masked: no slope can be estimated."
+    if own["lo"] <= 0 <= own["hi"]:
+        return "Masked: no slope on degree is resolved once variance and norm are held fixed (a description, not adjusted)."
+    way = "rises" if own["estimate"] > 0 else "falls"
+    if minus is None or minus["lo"] is None or minus["lo"] <= 0 <= minus["hi"]:
+        return f"Masked: it {way} with degree, but directions of a rotated basis do not differ: not a property of neurons."
+    return f"Masked: it {way} with degree, otherwise than for directions of a rotated basis (a description, not adjusted)."
 
 
 def _bins(degree: np.ndarray) -> list[tuple[str, str]]:

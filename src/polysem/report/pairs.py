@@ -25,7 +25,7 @@ Key = tuple[str, int]
 
 @dataclass(frozen=True)
 class Effect:
-    """What pushing `source` did to `target`'s tokens at the headline dose."""
+    """What steering along `source` did to `target`'s tokens at the headline dose."""
 
     source: int
     target: int

@@ -1,7 +1,7 @@
 """From result tables to charts: picks the rows, names the axes, leaves the drawing to `charts` and
 `heatmap`."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,46 +10,32 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from markupsafe import Markup
 
-from polysem.config import Study
-from polysem.report import charts
+from polysem.config import PairsConfig, Study
+from polysem.report import charts, words
 from polysem.report.charts import Bar, Curve, Point
-from polysem.report.findings import verdict
-from polysem.report.heatmap import COVERED, Cell, Chance, cell_data, chance_bound, heat_map
+from polysem.report.heatmap import COVERED, Chance, HeatCell, cell_data, chance_bound, heat_map
 from polysem.report.pairs import Effect
-from polysem.report.text import count, interval, number, plural, visible
+from polysem.report.source import Tables, where
+from polysem.report.text import count, interval, number, p_value, plural, visible
 from polysem.stats import POOLED, parse_group
-from polysem.stats.rows import links, nodes
+from polysem.stats.arms import PRIMARY, outcome_of
+from polysem.stats.rows import reach
+from polysem.vocabulary import DOSE_UNITS, LOCI, OUTCOMES, RELATIONS, TOKEN_SETS, DoseUnit
+from polysem.vocabulary_findings import GRADE_LINES
 
-TOKENS = {"in": "tokens that activate the target", "out": "tokens the target writes"}
-RELATIONS = {
-    "pair": "interfering features",
-    "split_pair": "one concept twice",
-    "random_feature": "random features",
-    "random_direction": "random directions",
-    "self": "the target itself",
-    "isotropic": "isotropic random directions",
-    "cosine_matched": "random directions at the pairs' cosines",
-    "high_attribution": "features of high direct attribution",
-    "swapped_target": "pairs, read on another target",
-    "rotated": "rotated neurons",
-    "frozen_decoder": "decoder rows that were never trained",
-    "shuffled_gloss": "pairs with shuffled glosses",
-}
-LOCI = {
-    "feature": "Feature directions",
-    "clamp": "Clamped features",
-    "gradient": "Token gradients",
-    "prompt": "Prompt injections",
-    "neuron": "Coordinates of the site",
-    "mlp_neuron": "Neurons of the MLP",
-}
 _LINE_POINTS = 17
-_FILLED = "Filled: tokens that activate the target. Hollow: tokens the target writes."
+_FILLED = "Filled: {}. Hollow: {}.".format(
+    *(
+        t.label + ("" if t.outcome == PRIMARY else f" ({OUTCOMES[t.outcome].label})")
+        for t in TOKEN_SETS.values()
+    )
+)
+_LOGODDS = "change in log-odds (nats)"
 
 
 @dataclass(frozen=True)
-class Panel:
-    """A figure: a title that says what is seen, the drawing, and what to know when looking at it."""
+class Figure:
+    """A title that says what is seen, the drawing, and what to know when looking at it."""
 
     title: str
     drawing: Markup
@@ -58,21 +44,24 @@ class Panel:
 
 
 @dataclass(frozen=True)
-class Locus:
+class LocusSection:
     """Everything that the report says of one locus."""
 
     name: str
     dose: float
+    unit: DoseUnit
     effects: list[dict[str, Any]]
     """rows of EFFECTS with their group as `parts`"""
+    findings: list[dict[str, Any]]
+    """rows of FINDINGS, each with its rows of GRADED as `lines`"""
     pair_effects: pa.Table
     """at the headline dose"""
     curves: pa.Table
     """DOSE_RESPONSE of the locus"""
     kl: pa.Table
     """PAIR_EFFECTS of the locus at all doses"""
-    layer_types: Mapping[str, str]
-    """SAE -> layer type of its site"""
+    heterogeneity: list[dict[str, Any]]
+    """rows of HETEROGENEITY of the locus"""
 
     def row(self, contrast: str, **parts: str) -> dict[str, Any] | None:
         """The row of a contrast with exactly these parts besides locus, model and dose."""
@@ -82,35 +71,76 @@ class Locus:
                 return row
         return None
 
+    def told(self, contrast: str, **parts: str) -> dict[str, Any] | None:
+        """The finding of a contrast in all SAEs together."""
+        row = self.row(contrast, sae=POOLED, **parts)
+        same = (f for f in self.findings if row and (f["contrast"], f["group"]) == (contrast, row["group"]))
+        return next(same, None)
+
     @property
     def token_sets(self) -> list[str]:
-        return [t for t in TOKENS if t in set(self.kl["token_set"].to_pylist())]
+        return words.in_order(TOKEN_SETS, pc.unique(self.kl["token_set"]).to_pylist())
+
+    def there(self, *roles: str) -> list[str]:
+        """Relations of these roles that have effects, in the order in which people are shown them."""
+        found = words.in_order(RELATIONS, pc.unique(self.kl["relation"]).to_pylist())
+        return [name for name in found if words.relation(name).role in roles]
+
+    @property
+    def axis(self) -> str:
+        """What a dose counts, in words."""
+        return self.unit.axis or self.unit.label
 
 
-def loci(
-    effects: pa.Table, pair_effects: pa.Table, dose_response: pa.Table, *, layer_types: Mapping[str, str]
-) -> list[Locus]:
-    """The loci of a run in the order of the effects table."""
+def loci(run: Tables) -> list[LocusSection]:
+    """The loci of a run with effects."""
+    effects = run.table("effects")
+    if not effects.num_rows:
+        return []
     rows = [row | {"parts": parse_group(row["group"])} for row in effects.to_pylist()]
-    names = sorted(
-        {row["parts"]["locus"] for row in rows},
-        key=("feature", "clamp", "gradient", "prompt", "neuron", "mlp_neuron").index,
-    )
+    pair_effects, dose_response = run.table("pair_effects"), run.table("dose_response")
+    lines: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for line in run.table("graded").to_pylist():
+        lines.setdefault((line["contrast"], line["group"]), []).append(line)
+    findings = [
+        row | {"lines": in_grade_order(lines.get((row["contrast"], row["group"]), []))}
+        for row in run.table("findings").to_pylist()
+    ]
+    apart = run.table("heterogeneity")
+    # The strengths that the paper's preset adds are not the doses of a locus.
+    units = {
+        r["locus"]: DOSE_UNITS[r["dose_unit"]]
+        for r in _distinct(run.table("plan", columns=("locus", "dose_unit")))
+        if not (DOSE_UNITS[r["dose_unit"]].paper or DOSE_UNITS[r["dose_unit"]].single)
+    }
     result = []
-    for name in names:
+    for name in words.in_order(LOCI, (row["parts"]["locus"] for row in rows)):
         mine = [row for row in rows if row["parts"]["locus"] == name]
         dose = float(mine[0]["parts"]["dose"])
-        own = pair_effects.filter(pc.equal(pair_effects["locus"], name))
+        own = where(pair_effects, locus=name)
         near = pc.less(pc.abs(pc.subtract(own["dose"], dose)), 1e-5 * dose)
-        curves = dose_response.filter(pc.equal(dose_response["locus"], name))
-        result.append(Locus(name, dose, mine, own.filter(near), curves, own, layer_types))
+        unit = units.get(name, DOSE_UNITS[run.study.plan.dose_unit])
+        curves = where(dose_response, locus=name)
+        told = [f for f in findings if f["locus"] == name]
+        alike = where(apart, locus=name).to_pylist()
+        result.append(LocusSection(name, dose, unit, mine, told, own.filter(near), curves, own, alike))
     return result
 
 
-def measured(locus: Locus) -> dict[tuple[str, int, int], list[Effect]]:
+def in_grade_order(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Rows of GRADED in the order of the vocabulary."""
+    place = {name: k for k, name in enumerate(GRADE_LINES)}
+    return sorted(lines, key=lambda line: place.get(line["line"], len(place)))
+
+
+def _distinct(table: pa.Table) -> list[dict[str, Any]]:
+    return table.group_by(table.column_names).aggregate([]).to_pylist()
+
+
+def measured(locus: LocusSection) -> dict[tuple[str, int, int], list[Effect]]:
     """Effects of pairs at the headline dose, by (sae, i, j) with i < j."""
     found: dict[tuple[str, int, int], list[Effect]] = {}
-    pairs = locus.pair_effects.filter(pc.equal(locus.pair_effects["relation"], "pair"))
+    pairs = where(locus.pair_effects, relation="pair")
     for r in pairs.sort_by([("token_set", "ascending"), ("source", "ascending")]).to_pylist():
         key = (r["sae"], min(r["source"], r["target"]), max(r["source"], r["target"]))
         found.setdefault(key, []).append(
@@ -119,182 +149,204 @@ def measured(locus: Locus) -> dict[tuple[str, int, int], list[Effect]]:
     return found
 
 
-def maps(density: pa.Table, spectrum: pa.Table, pairs: pa.Table, study: Study) -> Iterator[Panel]:
+def maps(density: pa.Table, spectrum: pa.Table, pairs: pa.Table, config: PairsConfig) -> Iterator[Figure]:
     """One heat map per SAE."""
+    low, high = config.min_interference, config.max_similarity
     for sae in sorted(set(density["sae"].to_pylist())):
-        rows = density.filter(pc.equal(density["sae"], sae)).to_pylist()
-        cells = [Cell(*(r[k] for k in (*Cell._fields[:-1], "count"))) for r in rows]
+        rows = where(density, sae=sae).to_pylist()
+        cells = [HeatCell(*(r[k] for k in (*HeatCell._fields[:-1], "count"))) for r in rows]
         if not any(c.n_pairs for c in cells):
             continue
-        listed = pairs.filter(pc.equal(pairs["sae"], sae))["interference"].to_numpy()
+        listed = where(pairs, sae=sae)["interference"].to_numpy()
         n_listed = int((listed > 0).sum()), int((listed <= 0).sum())
-        widths = spectrum.filter(pc.equal(spectrum["sae"], sae)).to_pylist()[:1]
-        chance = []
-        for row in widths:
-            chance.append(Chance("chance", chance_bound(row["d_in"])))
-            chance.append(Chance("chance, covariance", chance_bound(max(2.0, row["d_eff"]))))
+        chance = [
+            Chance(name, chance_bound(d))
+            for row in where(spectrum, sae=sae).slice(0, 1).to_pylist()
+            for name, d in (("chance", row["d_in"]), ("chance, covariance", max(2.0, row["d_eff"])))
+        ]
         total = sum(c.n_pairs for c in cells)
-        share = 100 * sum(n_listed) / total
         drawing = heat_map(
             cells,
             label=visible(sae),
-            min_interference=study.pairs.min_interference,
-            max_similarity=study.pairs.max_similarity,
+            min_interference=low,
+            max_similarity=high,
             n_listed=n_listed,
             chance=chance,
         )
         caption = (
-            f"{count(total)} pairs of glossed features. Outlined: "
-            f"|interference| ≥ {study.pairs.min_interference:g} and gloss similarity < "
-            f"{study.pairs.max_similarity:g}, {number(share, digits=2)} % of all. "
+            f"{count(total)} pairs of glossed features. Outlined: |interference| ≥ {low:g} and gloss similarity < "
+            f"{high:g}, {number(100 * sum(n_listed) / total, digits=2)} % of all. "
             f"Dashed: {100 * COVERED:g} % of pairs of random directions lie inside; "
-            "dotted: of directions as uneven as this SAE's."
+            "dotted: of random directions of this SAE's effective width."
         )
         title = f"{visible(sae)}: {plural(n_listed[0], 'pair')} overlap with unrelated glosses"
-        yield Panel(title, drawing, caption, cell_data(cells))
+        yield Figure(title, drawing, caption, cell_data(cells))
 
 
-def scatters(locus: Locus, study: Study) -> Iterator[Panel]:
+def scatters(locus: LocusSection, study: Study) -> Iterator[Figure]:
     """Effect against interference, one panel per token set, on one scale."""
     points = {tokens: _points(locus, tokens) for tokens in locus.token_sets}
-    everything = [p for own in points.values() for p in own]
+    y_range = charts.scatter_range([p for own in points.values() for p in own])
     for tokens, own in points.items():
         if not own:
             continue
-        slope = locus.row("slope_interference", sae=POOLED, outcome="logodds", tokens=tokens)
-        line = _fit(locus, tokens) if slope and slope["estimate"] is not None else []
-        title = _slope_title(slope, tokens)
-        drawing = charts.scatter(
-            own,
-            line=line,
-            title=title,
-            y_label="change in log-odds (nats)",
-            y_range=charts.scatter_range(everything),
-        )
-        yield Panel(title, drawing, _slope_words(slope))
+        outcome = _asked(locus, tokens)
+        slope = locus.row("slope_interference", sae=POOLED, outcome=outcome, tokens=tokens)
+        line = _fit(locus, tokens, slope) if slope else []
+        told = locus.told("slope_interference", outcome=outcome, tokens=tokens)
+        title = _slope_title(slope, told, tokens)
+        label = f"change in {words.outcome(outcome)} (nats)"
+        drawing = charts.scatter(own, line=line, title=title, y_label=label, y_range=y_range)
+        yield Figure(title, drawing, f"{_slope_words(slope)} {_bin_words(locus, tokens, study)}".strip())
 
 
-def by_relation(locus: Locus, study: Study) -> Panel | None:
-    """Mean effect per interference bin beside the controls."""
-    shown = []
-    bins = sorted(
-        {r["parts"]["bin"] for r in locus.effects if r["contrast"] == "mean_effect" and "bin" in r["parts"]},
-        key=int,
-    )
-    wanted = [(f"pairs at {bin_label(study, int(b))}", {"relation": "pair", "bin": b}, "pair") for b in bins]
-    wanted += [(RELATIONS[r], {"relation": r}, r) for r in ("random_feature", "random_direction", "self")]
-    for label, parts, kind in wanted:
-        bars = []
-        for tokens in locus.token_sets:
-            row = locus.row("mean_effect", sae=POOLED, outcome="logodds", tokens=tokens, **parts)
-            if row:
-                style = kind if tokens == "in" else f"{kind} hollow"
-                bars.append(
-                    Bar(
-                        style,
-                        row["estimate"],
-                        row["lo"],
-                        row["hi"],
-                        f"{row['n_pairs']} pairs, {TOKENS[tokens]}",
-                    )
-                )
-        if bars:
-            shown.append((label, bars))
-    if not shown:
-        return None
+def _asked(locus: LocusSection, tokens: str) -> str:
+    """The outcome that is asked of the tokens, or log-odds where the locus has no number of it."""
+    own = where(locus.pair_effects, token_set=tokens)[outcome_of(tokens)]
+    return outcome_of(tokens) if own.null_count < len(own) else PRIMARY
+
+
+def _bin_words(locus: LocusSection, tokens: str, study: Study) -> str:
+    """Means of the pairs by bin of interference, with intervals: what a straight line would hide."""
+    said = []
+    for r in locus.effects:
+        parts = {"sae": POOLED, "outcome": _asked(locus, tokens), "tokens": tokens, "relation": "pair"}
+        index = r["parts"].get("bin", "")
+        if (
+            r["contrast"] == "mean_effect"
+            and index
+            and parts.items() <= r["parts"].items()
+            and r["lo"] is not None
+        ):
+            said.append(
+                f"{bin_label(study, int(index))}: {number(r['estimate'], sign=True)} ({interval(r['lo'], r['hi'])})"
+            )
+    return f"Means by interference: {'; '.join(said)}." if said else ""
+
+
+def scatter_legend(locus: LocusSection) -> list[tuple[str, str]]:
+    """(relation, words) of the marks in the scatters."""
+    known = locus.pair_effects.filter(pc.is_valid(locus.pair_effects["interference"]))
+    names = words.in_order(RELATIONS, pc.unique(known["relation"]).to_pylist())
+    return [(name, words.relation(name).label) for name in names if name != "self"]
+
+
+def by_relation(locus: LocusSection, study: Study) -> Figure | None:
+    """Mean effect per interference bin beside the controls, and the target's own."""
+    means = [r["parts"] for r in locus.effects if r["contrast"] == "mean_effect"]
+    bins = sorted({parts["bin"] for parts in means if "bin" in parts}, key=int)
+    wanted = [(f"pairs at {bin_label(study, int(b))}", "pair", {"relation": "pair", "bin": b}) for b in bins]
+    names = words.in_order(RELATIONS, (parts["relation"] for parts in means))
+    for role in ("reference", "self"):
+        mine = [name for name in names if words.relation(name).role == role]
+        wanted += [(words.relation(name).label, name, {"relation": name}) for name in mine]
     title = "Mean effect by interference, beside the controls"
     caption = f"{_FILLED} Bars: intervals clustered by target and source."
-    drawing = charts.dot_plot(shown, title=title, x_label="change in log-odds (nats)")
-    return Panel(title, drawing, caption)
+    return _dots(
+        locus, "mean_effect", ((label, kind, {"sae": POOLED, **p}) for label, kind, p in wanted),
+        title=title, x_label=_LOGODDS, caption=caption,
+    )  # fmt: skip
 
 
-def by_sae(locus: Locus) -> Panel | None:
+def by_sae(locus: LocusSection) -> Figure | None:
     """The slope in every SAE, where there are several."""
     labels = sorted({r["parts"]["sae"] for r in locus.effects} - {POOLED})
-    if not labels:
+    wanted = [(visible(sae, limit=60).removeprefix("blocks."), "pair", {"sae": sae}) for sae in labels]
+    if not wanted:
         return None
+    return _dots(
+        locus, "slope_interference", [*wanted, ("all SAEs", "pair", {"sae": POOLED})],
+        title="Slope of the effect on interference, SAE by SAE", x_label="nats per unit of cosine",
+        caption=" ".join([_FILLED, *(_alike(r) for r in locus.heterogeneity if r["contrast"] == "slope_interference")]),
+    )  # fmt: skip
+
+
+def _alike(row: Mapping[str, Any]) -> str:
+    """What the SAEs' spread says."""
+    name = f"{words.tokens(row['token_set'])}: "
+    if row["i2"] is None:
+        return f"{name}no heterogeneity ({row['note']})."
+    known = "" if row["i2_lo"] is None else f" ({100 * row['i2_lo']:.0f} to {100 * row['i2_hi']:.0f} %)"
+    return (
+        f"{name}I² {100 * row['i2']:.0f} %{known} of the SAEs' spread is no sampling error, {p_value(row['p'], name='p')}; another "
+        f"SAE of this kind: {number(row['mean'], sign=True)} ({interval(row['lo'], row['hi'])})."
+    )
+
+
+def _dots(
+    locus: LocusSection,
+    contrast: str,
+    wanted: Iterable[tuple[str, str, Mapping[str, str]]],
+    *,
+    title: str,
+    x_label: str,
+    caption: str,
+) -> Figure | None:
+    """Rows of a contrast as intervals, (label, kind, parts) of each; one bar per token set, of what is asked of it."""
     shown = []
-    for sae in [*labels, POOLED]:
+    for label, kind, parts in wanted:
         bars = []
         for tokens in locus.token_sets:
-            row = locus.row("slope_interference", sae=sae, outcome="logodds", tokens=tokens)
+            row = locus.row(contrast, outcome=_asked(locus, tokens), tokens=tokens, **parts)
             if row:
-                style = "pair" if tokens == "in" else "pair hollow"
-                bars.append(
-                    Bar(
-                        style,
-                        row["estimate"],
-                        row["lo"],
-                        row["hi"],
-                        f"{row['n_pairs']} pairs, {TOKENS[tokens]}",
-                    )
-                )
-        shown.append(("all SAEs" if sae == POOLED else visible(sae, limit=60).removeprefix("blocks."), bars))
-    title = "Slope of the effect on interference, SAE by SAE"
-    drawing = charts.dot_plot(shown, title=title, x_label="nats per unit of cosine", left=190)
-    return Panel(title, drawing, _FILLED)
+                style = kind if tokens == next(iter(TOKEN_SETS)) else f"{kind} hollow"
+                told = f"{row['n_pairs']} pairs, {words.tokens(tokens)}"
+                bars.append(Bar(style, row["estimate"], row["lo"], row["hi"], told))
+        if bars:
+            shown.append((label, bars))
+    return Figure(title, charts.dot_plot(shown, title=title, x_label=x_label), caption) if shown else None
 
 
-def doses(locus: Locus, study: Study, dose_unit: str) -> Iterator[Panel]:
+def doses(locus: LocusSection, study: Study) -> Iterator[Figure]:
     """Change over signed dose, and what it costs in KL."""
-    pooled = locus.curves.filter(pc.equal(locus.curves["sae"], POOLED))
+    pooled = where(locus.curves, sae=POOLED)
+    limit = study.effects.max_kl
     for tokens in locus.token_sets:
-        mine = pooled.filter(pc.equal(pooled["token_set"], tokens)).to_pylist()
-        curves = []
-        for relation, index, label, kind in _curve_kinds(mine, study):
-            own = [r for r in mine if r["relation"] == relation and r["interference_bin"] == index]
-            curves.append(Curve(label, kind, [(r["dose"], r["logodds"], r["lo"], r["hi"]) for r in own]))
+        mine = where(pooled, token_set=tokens).to_pylist()
+        kinds = _curve_kinds(locus, mine, study)
+        curves = [
+            Curve(label, kind, [(r["dose"], r["logodds"], r["lo"], r["hi"]) for r in mine if _key(r) == key])
+            for key, label, kind in kinds
+        ]
         if not curves:
             continue
-        title = f"Dose-response: {TOKENS[tokens]}"
+        title = f"Dose-response: {words.tokens(tokens)}"
         drawing = charts.dose_chart(
-            curves,
-            title=title,
-            x_label=f"dose ({dose_unit})",
-            headline=locus.dose,
-            y_label="change in log-odds (nats)",
+            curves, title=title, x_label=f"dose ({locus.axis})", headline=locus.dose, y_label=_LOGODDS
         )
-        yield Panel(
-            title,
-            drawing,
-            "Mean over confirm prompts; bands are intervals over targets. Vertical lines: the headline dose.",
+        caption = (
+            "Mean over confirm prompts; bands are intervals over targets. Vertical lines: the headline dose."
         )
-        yield from _frontier(mine, study, tokens)
+        yield Figure(title, drawing, caption)
+        # Odd effect against what it costs in KL: nearer to the left is a gentler way to the same effect.
+        curves = [Curve(label, kind, _costs(mine, key)) for key, label, kind in kinds]
+        curves = [curve for curve in curves if curve.points]
+        if curves:
+            title = f"Effect against cost: {words.tokens(tokens)}"
+            caption = "Odd part of the mean effect at every dose. Right of the line: over the KL limit."
+            yield Figure(title, charts.frontier_chart(curves, title=title, limit=limit), caption)
     curves = _kl_curves(locus)
     if curves:
         title = "What a dose does to the model as a whole"
-        limit = study.effects.max_kl
         drawing = charts.kl_chart(
-            curves, title=title, x_label=f"|dose| ({dose_unit})", limit=limit, headline=locus.dose
+            curves, title=title, x_label=f"|dose| ({locus.axis})", limit=limit, headline=locus.dose
         )
-        yield Panel(
-            title,
-            drawing,
+        caption = (
             "KL divergence of the next-token distribution, both signs averaged, confirm prompts. "
-            "The headline dose is chosen on the select prompts.",
+            "The headline dose is chosen on the select prompts."
         )
+        yield Figure(title, drawing, caption)
 
 
-def _frontier(rows: Sequence[Mapping[str, Any]], study: Study, tokens: str) -> Iterator[Panel]:
-    """Odd effect against what it costs in KL, at every dose: nearer to the left is a gentler way to the same effect."""
-    at = {(r["relation"], r["interference_bin"], r["dose"]): r for r in rows}
-    curves = []
-    for relation, index, label, kind in _curve_kinds(rows, study):
-        points = []
-        for dose in sorted({d for rel, b, d in at if (rel, b) == (relation, index) and d > 0}):
-            up, down = at[relation, index, dose], at.get((relation, index, -dose))
-            if down is not None:
-                points.append(
-                    ((up["kl"] + down["kl"]) / 2, (up["logodds"] - down["logodds"]) / 2, None, None)
-                )
-        curves += [Curve(label, kind, points)] if points else []
-    if curves:
-        title = f"Effect against cost: {TOKENS[tokens]}"
-        limit = study.effects.max_kl
-        drawing = charts.frontier_chart(curves, title=title, limit=limit)
-        yield Panel(
-            title, drawing, "Odd part of the mean effect at every dose. Right of the line: over the KL limit."
-        )
+def _costs(
+    rows: Sequence[Mapping[str, Any]], key: tuple[str, int]
+) -> list[tuple[float, float, float | None, float | None]]:
+    """(mean KL, odd effect) of a curve at every dose that was run with both signs."""
+    at = {r["dose"]: r for r in rows if _key(r) == key}
+    both = [(at[d], at[-d]) for d in sorted(at) if d > 0 and -d in at]
+    return [
+        ((up["kl"] + down["kl"]) / 2, (up["logodds"] - down["logodds"]) / 2, None, None) for up, down in both
+    ]
 
 
 def bin_label(study: Study, index: int) -> str:
@@ -303,69 +355,58 @@ def bin_label(study: Study, index: int) -> str:
     return f"{edges[index]:g} to {edges[index + 1]:g}" if 0 <= index < len(edges) - 1 else f"bin {index}"
 
 
-def _points(locus: Locus, tokens: str) -> list[Point]:
-    own = locus.pair_effects.filter(pc.equal(locus.pair_effects["token_set"], tokens))
+def _points(locus: LocusSection, tokens: str) -> list[Point]:
+    own, outcome = where(locus.pair_effects, token_set=tokens), _asked(locus, tokens)
+    source = LOCI[locus.name].source if locus.name in LOCI else "feature"
     points = []
     for r in own.to_pylist():
-        if r["relation"] != "self" and r["interference"] is not None:
-            kind = "a neuron" if locus.name in ("neuron", "mlp_neuron") else f"feature {r['source']}"
-            who = "a random direction" if r["source"] < 0 else kind
-            effect = f"{number(r['logodds'], sign=True)} ± {number(r['logodds_se'], digits=2)} nats"
-            text = (
-                f"{visible(r['sae'])}: {who} pushed, target {r['target']}; "
-                f"interference {number(r['interference'])}, effect {effect}"
-            )
-            points.append(Point(r["interference"], r["logodds"], r["logodds_se"], r["relation"], text))
+        if r["relation"] == "self" or r["interference"] is None or r[outcome] is None:
+            continue
+        steered = f"a {source}" if source != "feature" else f"feature {r['source']}"
+        steered = "a direction" if r["source"] < 0 else steered
+        se = r["logodds_se"] if outcome == PRIMARY else None
+        spread = "" if se is None else f" ± {number(se, digits=2)}"
+        effect = f"{number(r[outcome], sign=True)}{spread} nats"
+        text = (
+            f"{visible(r['sae'])}: {words.relation(r['relation']).label}, {steered} steered, target {r['target']}; "
+            f"interference {number(r['interference'])}, effect {effect}"
+        )
+        points.append(Point(r["interference"], r[outcome], se, r["relation"], text))
     return points
 
 
-def _fit(locus: Locus, tokens: str) -> list[tuple[float, float, float, float]]:
-    """The regression line of pairs at mean similarity, averaged over layer types, with its clustered band.
-
-    The fit at x0 is the constant of the same regression with interference counted from x0; so its interval is
-    exact.
-    """
-    from polysem.stats.regress import clustered_ols
-
-    table = locus.pair_effects.filter(
-        pc.and_(
-            pc.equal(locus.pair_effects["relation"], "pair"),
-            pc.equal(locus.pair_effects["token_set"], tokens),
-        )
-    )
-    table = table.select(
-        ["sae", "target", "source", "draw", "interference", "similarity", "logodds"]
-    ).drop_null()
-    level = float(locus.effects[0]["level"])
-    x, s, y = (table[n].to_numpy() for n in ("interference", "similarity", "logodds"))
-    names = table["sae"].to_pylist()
-    kinds = np.array([locus.layer_types.get(n, "") for n in names])
-    columns = [s - s.mean()] if len(s) and np.ptp(s) > 0 else []
-    columns += [(kinds == k) - float((kinds == k).mean()) for k in sorted(set(kinds.tolist()))[1:]]
-    clusters = nodes(table)
+def _fit(
+    locus: LocusSection, tokens: str, slope: Mapping[str, Any]
+) -> list[tuple[float, float, float, float]]:
+    """The slope of record through the mean of the pairs, and how far it may be turned: the ends of its interval. As far
+    as 95 % of the pairs reach."""
+    table, outcome = where(locus.pair_effects, relation="pair", token_set=tokens), _asked(locus, tokens)
+    table = table.select(["interference", outcome]).drop_null()
+    if slope["estimate"] is None or slope["lo"] is None or not table.num_rows:
+        return []
+    x, y = (table[n].to_numpy() for n in ("interference", outcome))
     line = []
-    for x0 in np.linspace(x.min(), x.max(), _LINE_POINTS) if len(x) else []:
-        design = np.column_stack([np.ones(len(x)), x - x0, *columns])
-        fit = clustered_ols(y, design, clusters, level=level, errors=links(clusters))
-        if fit.reason or np.isnan(fit.lo[0]):
-            return []
-        line.append((float(x0), float(fit.estimate[0]), float(fit.lo[0]), float(fit.hi[0])))
+    far = reach(x)
+    for x0 in np.linspace(max(x.min(), -far), min(x.max(), far), _LINE_POINTS):
+        there = sorted(float(y.mean() + slope[k] * (x0 - x.mean())) for k in ("lo", "hi"))
+        line.append((float(x0), float(y.mean() + slope["estimate"] * (x0 - x.mean())), *there))
     return line
 
 
-def _slope_title(row: Mapping[str, Any] | None, tokens: str) -> str:
-    """What the chart shows, in the words that the interval allows."""
-    if row is None or row["estimate"] is None:
-        return f"Effect against interference, {TOKENS[tokens]}"
-    kind, _ = verdict(row)
-    match kind:
-        case "found":
-            way = "more" if row["estimate"] > 0 else "less"
-            return f"Closer directions move the {TOKENS[tokens]} {way}"
-        case "null":
-            return f"Interference makes no difference to the {TOKENS[tokens]}"
+def _slope_title(row: Mapping[str, Any] | None, told: Mapping[str, Any] | None, tokens: str) -> str:
+    """What the chart shows, in the words that the claim allows."""
+    read = words.tokens(tokens)
+    match told and told["claim"]:
+        case "predicts":
+            return f"Closer directions move the {read} {'more' if row and row['estimate'] > 0 else 'less'}"
+        case "associated":
+            return f"Associated with how the {read} move, short of “predicts”"
+        case "no_effect" | "too_small":
+            return f"Interference makes no difference to the {read}"
+        case "not_resolved":
+            return f"No resolved trend in the {read}"
         case _:
-            return f"No resolved trend in the {TOKENS[tokens]}"
+            return f"Effect against interference, {read}"
 
 
 def _slope_words(row: Mapping[str, Any] | None) -> str:
@@ -374,29 +415,43 @@ def _slope_words(row: Mapping[str, Any] | None) -> str:
     if row["estimate"] is None or row["lo"] is None:
         return f"No line: {row['note']}."
     return (
-        f"Slope {number(row['estimate'], sign=True)} nats per unit of cosine, "
+        f"Slope inside targets, other regressors held fixed: {number(row['estimate'], sign=True)} nats per unit of cosine, "
         f"{100 * row['level']:g} % interval {interval(row['lo'], row['hi'])}; "
         f"{row['n_pairs']} pairs, {row['n_targets']} targets, {row['n_sources']} sources, "
         f"{row['n_prompts']} prompts, {row['n_missing']} trials missing."
     )
 
 
-def _curve_kinds(rows: Sequence[Mapping[str, Any]], study: Study) -> list[tuple[str, int, str, str]]:
+def _key(row: Mapping[str, Any]) -> tuple[str, int]:
+    return row["relation"], row["interference_bin"]
+
+
+def _curve_kinds(
+    locus: LocusSection, rows: Sequence[Mapping[str, Any]], study: Study
+) -> list[tuple[tuple[str, int], str, str]]:
+    """(key, label, kind) of the lines over dose: pairs by bin, the target itself, and what any direction does."""
     bins = sorted({r["interference_bin"] for r in rows if r["relation"] == "pair"})
-    kinds = [("pair", b, f"pairs {bin_label(study, b)}", f"b{min(b, 5)}") for b in bins]
-    kinds += [(r, -1, RELATIONS[r], r) for r in ("self", "random_feature", "random_direction")]
-    return [k for k in kinds if any(r["relation"] == k[0] and r["interference_bin"] == k[1] for r in rows)]
+    kinds = [(("pair", b), f"pairs {bin_label(study, b)}", f"b{min(b, 5)}") for b in bins]
+    kinds += [((name, -1), words.relation(name).label, name) for name in _beside(locus)]
+    there = {_key(r) for r in rows}
+    return [kind for kind in kinds if kind[0] in there]
 
 
-def _kl_curves(locus: Locus) -> list[Curve]:
+def _beside(locus: LocusSection) -> list[str]:
+    """The relations that lines of pairs are drawn beside."""
+    return [
+        n
+        for n in locus.there("self", "reference")
+        if n == "self" or n in words.floors() or n not in RELATIONS
+    ]
+
+
+def _kl_curves(locus: LocusSection) -> list[Curve]:
     curves = []
-    for relation in ("pair", "self", "random_feature", "random_direction"):
-        own = locus.kl.filter(pc.equal(locus.kl["relation"], relation))
-        by_dose = (
-            own.group_by("dose", use_threads=False).aggregate([("kl", "mean")]).sort_by("dose").to_pylist()
-        )
-        if by_dose:
-            curves.append(
-                Curve(RELATIONS[relation], relation, [(r["dose"], r["kl_mean"], None, None) for r in by_dose])
-            )
+    for relation in ("pair", *_beside(locus)):
+        own = where(locus.kl, relation=relation).group_by("dose", use_threads=False)
+        points = own.aggregate([("kl", "mean")]).sort_by("dose").to_pylist()
+        if points:
+            label = words.relation(relation).label
+            curves.append(Curve(label, relation, [(r["dose"], r["kl_mean"], None, None) for r in points]))
     return curves

@@ -8,50 +8,18 @@ import pyarrow as pa
 from markupsafe import Markup
 
 from polysem.config import Study
+from polysem.paper.estimators import stars
+from polysem.report import words
 from polysem.report.charts import Bar, dot_plot
-from polysem.report.panels import LOCI as NAMES
-from polysem.report.panels import RELATIONS, TOKENS
 from polysem.report.source import Run
 from polysem.report.text import count, interval, number, p_value, plural, visible
-from polysem.stats.effects import LOCI
-from polysem.stats.paper import stars
+from polysem.report.words import CHOICES, QUESTIONS
+from polysem.vocabulary import DOSE_UNITS, LOCI, POSITIONS, RELATIONS
 
 Row = Mapping[str, Any]
-QUESTIONS = {
-    "slope_b": "Does interference predict the effect? Model B: relative change of c",
-    "slope_a": "Does interference predict the effect? Model A: c after, given c before",
-    "difference": "Do pairs do more than random pushes?",
-    "mean": "How far do pairs move the target?",
-}
-CHOICES = {
-    "paper": "as the paper does it",
-    "cases": "all cases, not only those that improved",
-    "selection": "strength chosen on other prompts than the reported ones",
-    "dose": "one dose for all, within the KL limit, and no choice of sign{push}",
-    "sign": "odd part over both signs, not one sign",
-    "outcome": "log-odds in place of {paper}",
-    "draws": "all random vectors, not one a target",
-    "control": "random vectors with the covariance of the activations",
-    "errors": "pairs in place of trials, errors clustered by target and source",
-}
-STEPS = {
-    "paper": "the paper's way",
-    "cases": "+ all cases",
-    "selection": "+ dose chosen elsewhere",
-    "dose": "+ one dose for all",
-    "sign": "+ both signs",
-    "outcome": "+ log-odds",
-    "draws": "+ all random vectors",
-    "control": "+ matched control",
-    "errors": "+ clustered errors",
-}
-"""the same in a picture's few words"""
-_OUTCOMES = {"slope_a": "c after"}
-_WHERE = {
-    "last": "the last position",
-    "all": "all positions",
-    "all_but_first": "all positions but the first",
-}
+_ALL_POSITIONS = ("feature", "gradient", "neuron")
+"""what the paper does at all positions"""
+_TOPS = {"prompt": DOSE_UNITS["paper_injection"].top, "neuron": DOSE_UNITS["paper_factor"].top}
 _FORMS = {
     "prefix": "plain and in front",
     "suffix": "plain and behind",
@@ -73,21 +41,27 @@ def presets_section(run: Run) -> dict[str, Any] | None:
         "both": run.study.preset == "both",
         "level": f"{100 * run.study.effects.level:g}",
         "parts": [
-            _part(rows, locus, tokens, push=_push(run.study, locus))
+            _part(rows, locus, tokens, steered=_steered(run.study, locus))
             for (locus, tokens), rows in _grouped(table).items()
         ],
     }
 
 
-def _push(study: Study, locus: str) -> str:
-    """How the study pushes where it differs from the paper; said with the change to its own doses."""
+def _steered(study: Study, locus: str) -> str:
+    """How the study steers where it differs from the paper; said with the change to its own doses."""
     plan, found = study.plan, []
-    if locus in ("feature", "gradient", "neuron") and plan.positions != "all":
-        found.append(f"at {_WHERE[plan.positions]}, not at every one")
+    if locus in _ALL_POSITIONS and plan.positions != "all":
+        found.append(
+            f"at {POSITIONS[plan.positions].label}, not at every one, with BOS where the SAE was trained with it"
+        )
     if locus == "gradient" and plan.probe != "ones":
         found.append(
             "along the gradient of the feature's own pre-activation, not of the sum of all coordinates"
         )
+    if locus == "gradient" and plan.gradient_positions != "firing":
+        found.append("of the token on which it fires most, not summed over all on which it fires")
+    if locus in _TOPS:
+        found.append(f"c over the whole vocabulary, not over the {_TOPS[locus]} likeliest tokens")
     if locus == "prompt" and plan.snippet_form != "wrapped":
         found.append(f"the snippet {_FORMS[plan.snippet_form]}, not between asterisks")
     return f" ({', and '.join(found)})" if found else ""
@@ -98,10 +72,11 @@ def _grouped(table: pa.Table) -> dict[tuple[str, str], list[Row]]:
     found: dict[tuple[str, str], list[Row]] = {}
     for row in table.to_pylist():
         found.setdefault((row["locus"], row["token_set"]), []).append(row)
-    return dict(sorted(found.items(), key=lambda item: (LOCI.index(item[0][0]), item[0][1])))
+    order = words.in_order(LOCI, (locus for locus, _ in found))
+    return dict(sorted(found.items(), key=lambda item: (order.index(item[0][0]), item[0][1])))
 
 
-def _part(rows: Sequence[Row], locus: str, tokens: str, *, push: str) -> dict[str, Any]:
+def _part(rows: Sequence[Row], locus: str, tokens: str, *, steered: str) -> dict[str, Any]:
     walks: dict[tuple[str, str], list[Row]] = {}
     for row in sorted(rows, key=lambda r: (r["path"], r["step"])):
         if row["relation"] == "pair" or row["question"] == "mean":
@@ -109,9 +84,9 @@ def _part(rows: Sequence[Row], locus: str, tokens: str, *, push: str) -> dict[st
     asked = [(q, walks[q, "pair"]) for q in QUESTIONS if (q, "pair") in walks]
     tried = rows[0]["n_doses"]
     return {
-        "name": f"{NAMES[locus]}: {TOKENS[tokens]}",
+        "name": f"{words.locus(locus)}: {words.tokens(tokens)}",
         "tried": tried,
-        "questions": [_question(question, mine, push=push) for question, mine in asked],
+        "questions": [_question(question, mine, steered=steered) for question, mine in asked],
         "optimism": _optimism(walks) if tried > 1 else [],
         "null": _null(walks) if tried > 1 else "",
         "notes": sorted({visible(n) for r in rows if r["choice"] == "paper" for n in _notes(r)}),
@@ -130,10 +105,10 @@ def _counts(row: Row, otherwise: str) -> str:
     if not against:
         return otherwise
     pairs, _, control = visible(against[0]).rpartition(" ")
-    return f"{pairs} {RELATIONS.get(control, control)}"
+    return f"{pairs} {words.relation(control).label}"
 
 
-def _question(question: str, rows: Sequence[Row], *, push: str) -> dict[str, Any]:
+def _question(question: str, rows: Sequence[Row], *, steered: str) -> dict[str, Any]:
     walk = [r for r in rows if r["path"] == "walk"]
     alone = {r["choice"]: r for r in rows if r["path"] == "alone"}
     paper, strict = walk[0], walk[-1]
@@ -146,11 +121,11 @@ def _question(question: str, rows: Sequence[Row], *, push: str) -> dict[str, Any
         "strict": _cell(strict),
         "strict_n": f"; {_counts(strict, plural(strict['n_pairs'], 'pair'))}, "
         f"{plural(strict['n_targets'], 'target')}",
-        "why": _why(question, walk, push=push),
+        "why": _why(question, walk, steered=steered),
         "way": _way(question, walk),
         "steps": [
             {
-                "what": _words(question, row["choice"], push=push),
+                "what": _words(question, row["choice"], steered=steered),
                 "so_far": _cell(row),
                 "alone": _cell(alone[row["choice"]]) if row["choice"] in alone else None,
             }
@@ -169,13 +144,14 @@ def _way(question: str, walk: Sequence[Row]) -> Markup:
         ]
         kind = "pair" if row["step"] else "random_feature"
         shown.append(
-            (STEPS[row["choice"]], [Bar(kind, ends[0], ends[1], ends[2], _value(row) if known else "")])
+            (CHOICES[row["choice"]][0], [Bar(kind, ends[0], ends[1], ends[2], _value(row) if known else "")])
         )
-    return dot_plot(shown, title=QUESTIONS[question], x_label="estimate over its standard error", left=190)
+    return dot_plot(shown, title=QUESTIONS[question], x_label="estimate over its standard error")
 
 
-def _words(question: str, choice: str, *, push: str) -> str:
-    return CHOICES[choice].format(paper=_OUTCOMES.get(question, "relative change of c"), push=push)
+def _words(question: str, choice: str, *, steered: str) -> str:
+    paper = "c after" if question == "slope_a" else "relative change of c"
+    return CHOICES[choice][1].format(paper=paper, steered=steered)
 
 
 def _cell(row: Row, *, mark: str = "") -> dict[str, str]:
@@ -197,31 +173,30 @@ def _scale(row: Row) -> float:
 
 def _value(row: Row, *, unit: bool = True) -> str:
     """The estimate of a row with its unit; that of a slope is per 1.0 of interference."""
-    words = {"relative change": "%", "cosine": "of c", "nats": "nats"}[
-        row["unit"].removesuffix(" per cosine")
-    ]
+    shown = {"relative change": "%", "cosine": "of c"}
+    per = row["unit"].removesuffix(" per cosine")
     text = number(_scale(row) * row["estimate"], sign=row["choice"] != "kl_of_best")
-    return f"{text} {words}" if unit else text
+    return f"{text} {shown.get(per, per)}" if unit else text
 
 
-def _why(question: str, walk: Sequence[Row], *, push: str) -> list[str]:
+def _why(question: str, walk: Sequence[Row], *, steered: str) -> list[str]:
     """The steps that matter, in words; a walk without its ends has none."""
     said = []
     for before, now in pairwise(walk):
         if before["estimate"] is None or now["estimate"] is None:
             continue
         flips = _excludes(before) != _excludes(now)
-        words = _words(question, now["choice"], push=push)
+        what = _words(question, now["choice"], steered=steered)
         if now["choice"] == "errors":
-            said.append(f"{words}: {_wider(before, now)}")
+            said.append(f"{what}: {_wider(before, now)}")
         elif before["unit"] != now["unit"]:
             clear = f"; estimate over its error {_t(before)} → {_t(now)}"
-            said.append(f"{words}: now {_value(now)}{clear}")
+            said.append(f"{what}: now {_value(now)}{clear}")
         elif flips or abs(now["estimate"] - before["estimate"]) > NOTABLE * max(
             abs(before["estimate"]), abs(now["estimate"])
         ):
             tail = f" ({p_value(before['p'], name='p')} → {p_value(now['p'])})" if flips else ""
-            said.append(f"{words}: {_value(before, unit=False)} → {_value(now)}{tail}")
+            said.append(f"{what}: {_value(before, unit=False)} → {_value(now)}{tail}")
     return said
 
 
@@ -242,7 +217,8 @@ def _t(row: Row) -> str:
 
 def _optimism(walks: Mapping[tuple[str, str], Sequence[Row]]) -> list[dict[str, str]]:
     """By relation: what the paper's plots would show, and what is left when the choice is made elsewhere."""
-    order, found = list(RELATIONS), []
+    order = words.in_order(RELATIONS, (relation for _, relation in walks))
+    found = []
     for (question, relation), rows in walks.items():
         at = {r["choice"]: r for r in rows if r["path"] == "optimism"}
         plotted = next(r for r in rows if r["path"] == "walk" and r["step"] == 0)
@@ -250,7 +226,7 @@ def _optimism(walks: Mapping[tuple[str, str], Sequence[Row]]) -> list[dict[str, 
             continue
         gap = at["optimism_per_prompt"]
         row = {
-            "relation": RELATIONS.get(relation, relation.replace("_", " ")),
+            "relation": words.relation(relation).label,
             "plotted": "–" if plotted["estimate"] is None else _value(plotted),
             **{name: _value(at[name]) for name in ("best_per_prompt", "best_on_select", "same_on_confirm")},
             "gap": _cell(gap)["estimate"],
@@ -258,7 +234,7 @@ def _optimism(walks: Mapping[tuple[str, str], Sequence[Row]]) -> list[dict[str, 
             "kl": _value(at["kl_of_best"]) if at["kl_of_best"]["estimate"] is not None else "–",
             "n": count(gap["n_pairs"]),
         }
-        found.append((order.index(relation) if relation in order else len(order), row))
+        found.append((order.index(relation), row))
     return [row for _, row in sorted(found, key=lambda item: item[0])]
 
 

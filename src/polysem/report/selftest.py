@@ -5,19 +5,6 @@ from typing import NamedTuple
 import polysem.selftest as instrument
 from polysem.report.text import count
 from polysem.selftest import Line, Verdict
-from polysem.selftest.record import number
-
-
-class Row(NamedTuple):
-    """One line as it is shown."""
-
-    name: str
-    value: str
-    error: str
-    expected: str
-    unit: str
-    holds: str
-    """yes, NO or –"""
 
 
 class World(NamedTuple):
@@ -26,10 +13,10 @@ class World(NamedTuple):
     name: str
     held: str
     """12 of 12"""
-    rows: list[Row]
+    rows: list[Line]
 
 
-class Section(NamedTuple):
+class SelftestSection(NamedTuple):
     """What the template prints."""
 
     summary: str
@@ -38,19 +25,19 @@ class Section(NamedTuple):
     broken: list[str]
 
 
-def section() -> Section | None:
+def section() -> SelftestSection | None:
     """The last full selftest; None if this version comes without one."""
     verdict = instrument.latest()
     return None if verdict is None else section_of(verdict)
 
 
-def section_of(verdict: Verdict) -> Section:
+def section_of(verdict: Verdict) -> SelftestSection:
     """The section of a verdict."""
     judged = [line for line in verdict.lines if line.held is not None]
     held = sum(line.held is True for line in judged)
     seen = f"{count(held)} of {count(len(judged))} lines hold"
     names = list(dict.fromkeys(line.world for line in verdict.lines))
-    return Section(
+    return SelftestSection(
         summary=f"{seen} ({verdict.scale} run, seed {verdict.seed})",
         versions=sorted(verdict.versions.items()),
         worlds=[_world(name, [line for line in verdict.lines if line.world == name]) for name in names],
@@ -61,9 +48,4 @@ def section_of(verdict: Verdict) -> Section:
 def _world(name: str, lines: list[Line]) -> World:
     judged = [line for line in lines if line.held is not None]
     held = f"{sum(line.held is True for line in judged)} of {len(judged)}"
-    return World(name, held, [_row(line) for line in lines])
-
-
-def _row(line: Line) -> Row:
-    word = {True: "yes", False: "NO", None: "–"}[line.held]
-    return Row(line.name, number(line.value), number(line.error), line.expected, line.unit, word)
+    return World(name, held, lines)

@@ -1,8 +1,9 @@
 """What a report is made from: the study file, the manifests, and the tables that a run has so far."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -11,20 +12,31 @@ from polysem.config import Study, parse_study
 from polysem.errors import StoreError
 from polysem.store import io
 from polysem.store.manifest import Manifest, read_manifest
+from polysem.store.result import Result
 from polysem.store.run import RunFolder
 from polysem.store.schema import Schema
-from polysem.store.stages import ORDER, Stage
+from polysem.store.stages import ORDER, StageName
 from polysem.store.tables import STAGES
 
 
-@dataclass(frozen=True)
-class Run:
-    """A run folder as far as it is finished."""
+@runtime_checkable
+class Tables(Protocol):
+    """Tables by name with the study that they are of: a run's, or those of a session."""
 
+    @property
+    def study(self) -> Study: ...
+    def table(self, name: str, *, columns: Sequence[str] | None = None) -> pa.Table: ...
+
+
+@dataclass(frozen=True, repr=False)
+class Run(Result):
+    """A run folder as far as it is finished. Every finished table is an attribute, too: `run.pairs`, `run.effects`."""
+
+    figure = "polysem.report.figures:study"
     folder: Path
     study: Study
     study_text: str
-    manifests: dict[Stage, Manifest]
+    manifests: dict[StageName, Manifest]
 
     @classmethod
     def open(cls, folder: Path) -> "Run":
@@ -41,13 +53,34 @@ class Run:
                 hint=f"polysem run STUDY.toml --out {folder}",
             )
         text = io.read_text(path, rebuild=f"polysem run STUDY.toml --out {folder}")
-        manifests: dict[Stage, Manifest] = {}
+        manifests: dict[StageName, Manifest] = {}
         for stage in ORDER:
             if stage != "report" and (manifest := read_manifest(folder, stage)) is not None:
                 manifests[stage] = manifest
         return cls(folder, parse_study(text, origin=str(path)), text, manifests)
 
-    def absent(self) -> list[Stage]:
+    def tables(self) -> Mapping[str, pa.Table]:
+        """Every table of the finished stages, read when it is asked for."""
+        return _Finished(self)
+
+    def facts(self) -> Mapping[str, object]:
+        done = ", ".join(self.manifests) or "nothing yet"
+        return {
+            "study": self.study.name,
+            "model": self.study.model.ref,
+            "finished": done,
+            "folder": self.folder,
+        }
+
+    def __getattr__(self, name: str) -> pa.Table:
+        if name.startswith("_") or name not in self.tables():
+            raise AttributeError(f"a Run has no {name!r}; its tables are {', '.join(self.tables())}")
+        return self.table(name)
+
+    def __dir__(self) -> list[str]:
+        return sorted({*super().__dir__(), *self.tables()})
+
+    def absent(self) -> list[StageName]:
         """Stages that are not finished, in the order in which a study runs."""
         return [stage for stage in ORDER if stage != "report" and stage not in self.manifests]
 
@@ -67,7 +100,49 @@ class Run:
         return RunFolder(self.folder).table(name, columns=columns, where=where)
 
 
-def _owner(name: str) -> tuple[Stage, Schema]:
+class _Finished(Mapping[str, Any]):
+    """The tables of a run; the effects first, where there are some: they are what it was made for."""
+
+    def __init__(self, run: Run):
+        self._run = run
+        names = [schema.name for stage in ORDER for schema in STAGES.get(stage, ()) if stage in run.manifests]
+        self._names = sorted(names, key=lambda name: name != "effects")
+
+    def __getitem__(self, name: str) -> pa.Table:
+        if name not in self._names:
+            raise KeyError(name)
+        return self._run.table(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+
+def open_run(path: str | Path) -> Run:
+    """A run folder, finished or not: its tables as attributes, data frames and figures.
+
+    Raises:
+        StoreError: if the folder holds no study, or a manifest is damaged.
+        ConfigError: if the study is not one.
+    """
+    return Run.open(Path(path))
+
+
+def where(table: pa.Table, **parts: str) -> pa.Table:
+    """The rows whose columns have these values."""
+    for name, value in parts.items():
+        table = table.filter(pc.equal(table[name], value))
+    return table
+
+
+def schema_of(name: str) -> Schema:
+    """The schema of a stage's table."""
+    return _owner(name)[1]
+
+
+def _owner(name: str) -> tuple[StageName, Schema]:
     for stage in ORDER:
         for schema in STAGES.get(stage, ()):
             if schema.name == name:

@@ -32,7 +32,7 @@ def el(tag: str, *children: Markup | str, **attributes: object) -> Markup:
 
 
 @dataclass(frozen=True)
-class Scale:
+class Axis:
     """Numbers lo..hi to drawing units start..stop, linear or in decades."""
 
     lo: Real
@@ -84,8 +84,8 @@ def tick_text(value: Real) -> str:
 class Frame:
     """A plot area with scales; `left` and the other margins in drawing units."""
 
-    x: Scale
-    y: Scale
+    x: Axis
+    y: Axis
     height: Real
     width: Real = WIDTH
 
@@ -102,7 +102,7 @@ class Frame:
         bottom: Real = 50,
         log_y: bool = False,
     ) -> "Frame":
-        return cls(Scale(*x, left, WIDTH - right), Scale(*y, height - bottom, top, logarithmic=log_y), height)
+        return cls(Axis(*x, left, WIDTH - right), Axis(*y, height - bottom, top, logarithmic=log_y), height)
 
     def axes(
         self,
@@ -153,9 +153,16 @@ class Frame:
 
 
 def drawing(
-    parts: Iterable[Markup], *, height: Real, title: str, description: str, **attributes: object
+    parts: Iterable[Markup],
+    *,
+    height: Real,
+    title: str,
+    description: str,
+    class_: str = "chart",
+    **attributes: object,
 ) -> Markup:
     """The <svg>, announced by its title and description (as a label: a <title> would pop up over every
     mark)."""
     box = f"0 0 {WIDTH} {height:g}"
-    return el("svg", *parts, viewBox=box, role="img", aria_label=f"{title}. {description}", **attributes)
+    said = f"{title}. {description}"
+    return el("svg", *parts, viewBox=box, role="img", aria_label=said, class_=class_, **attributes)

@@ -56,9 +56,11 @@ def embed_json(value: object) -> Markup:
 
 
 def number(value: Real | None, *, digits: int = 3, sign: bool = False) -> str:
-    """`value` to `digits` significant digits, with a true minus; a dash where there is none."""
+    """`value` to `digits` significant digits, with a true minus; a dash where there is none, ∞ where it is infinite."""
     if value is None or math.isnan(value):
         return "–"
+    if math.isinf(value):
+        return _endless(value, sign=sign)
     if value == 0:
         return "0"
     places = max(0, digits - 1 - math.floor(math.log10(abs(value))))
@@ -70,22 +72,30 @@ def fixed(value: Real | None, *, places: int = 3, sign: bool = False) -> str:
     """`value` with so many decimals, for columns of one scale."""
     if value is None or math.isnan(value):
         return "–"
+    if math.isinf(value):
+        return _endless(value, sign=sign)
     return f"{value:{'+' if sign else ''}.{places}f}".replace("-", "−")
 
 
+def _endless(value: Real, *, sign: bool) -> str:
+    return "−∞" if value < 0 else "+∞" if sign else "∞"
+
+
 def interval(lo: Real | None, hi: Real | None, *, digits: int = 3) -> str:
-    """`lo to hi`, both with the same number of decimals."""
-    if lo is None or hi is None:
+    """`lo to hi`, both with the same number of decimals; an end that is infinite as ∞."""
+    if lo is None or hi is None or math.isnan(lo) or math.isnan(hi):
         return "no interval"
-    size = max(abs(lo), abs(hi), 1e-12)
-    places = min(8, max(0, digits - 1 - math.floor(math.log10(size))))
-    return " to ".join(f"{v:+.{places}f}".replace("-", "−") for v in (lo, hi))
+    size = max((abs(v) for v in (lo, hi) if math.isfinite(v)), default=1.0)
+    places = min(8, max(0, digits - 1 - math.floor(math.log10(max(size, 1e-12)))))
+    return " to ".join(fixed(v, places=places, sign=True) for v in (lo, hi))
 
 
 def count(value: Real | None) -> str:
     """A count with thousands separated; a fraction of one as such."""
     if value is None or math.isnan(value):
         return "–"
+    if math.isinf(value):
+        return _endless(value, sign=False)
     if value >= 100 or value == int(value):
         return f"{value:,.0f}".replace(",", "\u2009")
     return number(value, digits=2)
@@ -98,7 +108,7 @@ def plural(n: int, noun: str) -> str:
 
 def p_value(value: Real | None, *, name: str = "") -> str:
     """A probability, never printed as 0; with a name, as `p = 0.012` or `p < 0.0001`."""
-    if value is None:
+    if value is None or math.isnan(value):
         return "–"
     if value < 1e-4:
         return f"{name} < 0.0001".lstrip()

@@ -6,7 +6,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 from markupsafe import Markup
 
-from polysem.report.svg import WIDTH, Frame, Scale, drawing, el, padded
+from polysem.report.svg import WIDTH, Axis, Frame, drawing, el, padded
 from polysem.report.text import Real
 
 STYLE = """
@@ -66,7 +66,7 @@ def arrangement(W: Float[np.ndarray, "2 n"], *, title: str) -> Markup:
     reach = 1.1 * float(np.abs(W).max())
     size = 340.0
     left = (WIDTH - size) / 2
-    x, y = Scale(-reach, reach, left, left + size), Scale(-reach, reach, size, 0)
+    x, y = Axis(-reach, reach, left, left + size), Axis(-reach, reach, size, 0)
     parts = [
         el("line", class_="grid", x1=left, x2=left + size, y1=size / 2, y2=size / 2),
         el("line", class_="grid", x1=WIDTH / 2, x2=WIDTH / 2, y1=0, y2=size),

@@ -1,26 +1,27 @@
 """The fidelity gate: does an SAE reconstruct the activations that it is about to be used on?
 
 Wrong site, wrong normalisation, wrong activation rule: all of them load without a murmur and give plausible
-numbers. FVU (fraction of
-variance unexplained) and L0 on a few hundred tokens tell. If they do not pass, the alternatives are tried and
-the one that would
-pass is named.
+numbers. FVU (fraction of variance unexplained) and L0 on a few hundred tokens tell. If they do not pass, the
+alternatives are tried and the one that would pass is named.
 
-    FVU = sum ||x - x_hat||^2 / sum ||x - mean(x)||^2        over tokens, the first position of each row
-    excluded
-    L0  = mean number of active features per token
+    FVU = sum ||x - x_hat||^2 / sum ||x - mean(x)||^2        over ordinary tokens
+    L0  = mean number of active features per ordinary token
+
+The first position of a row is left out, and massive tokens stand apart (`polysem.positions`): at a hundred times the
+usual norm, one of them weighs as much as ten thousand others, and its FVU says nothing about theirs.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from importlib.resources import files
 from typing import Any, Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from polysem.errors import ConfigError, FidelityError, NumericsError
+from polysem.errors import ConfigError, NumericsError
+from polysem.positions import PLAIN, PositionPolicy
 from polysem.saes.base import SAE
 from polysem.types import Site
 
@@ -59,41 +60,76 @@ class Fidelity:
     l0: float
     """mean number of active features per token"""
     n_tokens: int
+    """ordinary tokens, of which `fvu` and `l0` are"""
+    fvu_massive: float | None = None
+    """of massive tokens, as a share of their squared distance from the mean ordinary token; None without any"""
+    n_massive: int = 0
+
+    def facts(self) -> dict[str, float]:
+        """As it goes into manifests: massive tokens only where there are some."""
+        found = {"fvu": self.fvu, "l0": self.l0, "n_tokens": float(self.n_tokens)}
+        if self.fvu_massive is not None:
+            found |= {"fvu_massive": self.fvu_massive, "n_massive": float(self.n_massive)}
+        return found
 
 
 def fidelity(sae: SAE, model: ActivationSource, token_rows: Int[Tensor, "n pos"]) -> Fidelity:
-    """FVU and L0 of an SAE on the model's activations at its site, the first position of every row excluded.
+    """FVU and L0 of what an SAE writes from what it reads, the first position of every row excluded.
 
     Raises:
         NumericsError: if activations or reconstruction are not finite.
     """
     with torch.no_grad():
-        return measure(sae, model.capture(token_rows, [sae.site])[sae.site][:, 1:])
+        seen = model.capture(token_rows, [sae.reads, sae.writes])
+        x, written = (seen[site][:, PLAIN.n_first :] for site in (sae.reads, sae.writes))
+        return measure(sae, x, written=written)
 
 
-def measure(sae: SAE, x: Float[Tensor, "*batch d_in"]) -> Fidelity:
-    """FVU and L0 on given activations. If the SAE centres its input, so does the yardstick.
+def measure(
+    sae: SAE, x: Float[Tensor, "*batch d_in"], *, written: Float[Tensor, "*batch d_out"] | None = None
+) -> Fidelity:
+    """FVU and L0 on given activations, massive tokens apart. If the SAE centres its input, so does the yardstick.
+
+    Args:
+        sae: the SAE.
+        x: activations where it reads.
+        written: activations where it writes, of the same tokens; None: an autoencoder, which writes x.
 
     Raises:
         NumericsError: if activations or reconstruction are not finite.
     """
     flat = x.reshape(-1, x.shape[-1]).to(sae.W_dec)
-    if not torch.isfinite(flat).all():
+    wanted = flat if written is None else written.reshape(-1, written.shape[-1]).to(sae.W_dec)
+    if not (torch.isfinite(flat).all() and torch.isfinite(wanted).all()):
         raise NumericsError(
-            f"activations at {sae.site} are not finite",
+            f"activations at {sae.reads} are not finite",
             hint='load the model with dtype = "float32"; float16 overflows in some models',
         )
     acts = sae.encode(flat)
-    error = (flat - sae.decode(acts, like=flat)).double()
-    target = (flat - flat.mean(dim=-1, keepdim=True) if sae.centre_input else flat).double()
-    variance = (target - target.mean(dim=0)).pow(2).sum()
-    fvu = float(error.pow(2).sum() / variance)
+    error = (wanted - sae.decode(acts, like=flat)).double()
+    target = (wanted - wanted.mean(dim=-1, keepdim=True) if sae.centre_input else wanted).double()
+    usual = _ordinary(flat) & _ordinary(wanted)
+    distance = target - target[usual].mean(dim=0)
+    fvu, fvu_massive = (
+        float(error[some].pow(2).sum() / distance[some].pow(2).sum()) for some in (usual, ~usual)
+    )
     if fvu != fvu or fvu == float("inf"):
         raise NumericsError(
             f"FVU of {sae.provenance.ref} is {fvu}: the reconstruction is not finite, or the activations do "
             "not vary"
         )
-    return Fidelity(fvu=fvu, l0=float((acts > 0).sum(dim=-1).double().mean()), n_tokens=flat.shape[0])
+    return Fidelity(
+        fvu=fvu,
+        l0=float((acts[usual] > 0).sum(dim=-1).double().mean()),
+        n_tokens=int(usual.sum()),
+        fvu_massive=None if usual.all() else fvu_massive,
+        n_massive=int((~usual).sum()),
+    )
+
+
+def _ordinary(x: Float[Tensor, "n d"]) -> Bool[Tensor, " n"]:
+    norms = x.double().norm(dim=1).cpu().numpy()
+    return torch.from_numpy(PLAIN.ordinary(norms)).to(x.device)
 
 
 def passes(seen: Fidelity, *, max_fvu: float, d_sae: int) -> bool:
@@ -102,35 +138,11 @@ def passes(seen: Fidelity, *, max_fvu: float, d_sae: int) -> bool:
     return seen.fvu <= max_fvu and 0 < seen.l0 <= MAX_L0_FRACTION * d_sae
 
 
-def check_fidelity(
-    sae: SAE, model: ActivationSource, token_rows: Int[Tensor, "n pos"], *, max_fvu: float
-) -> Fidelity:
-    """The fidelity, if it passes the gate.
-
-    Raises:
-        FidelityError: if it does not; the message names the measured values and the alternative that would
-        pass.
-        NumericsError: if activations or reconstruction are not finite.
-    """
-    seen = fidelity(sae, model, token_rows)
-    if passes(seen, max_fvu=max_fvu, d_sae=sae.d_sae):
-        return seen
-    from polysem.saes.diagnose import diagnose
-
-    found = diagnose(sae, model, token_rows, max_fvu=max_fvu)
-    raise FidelityError(
-        f"SAE {sae.provenance.ref} does not reconstruct {sae.site} of {model.spec.ref}: FVU {seen.fvu:.3g} "
-        f"(expected at most {max_fvu:g}), L0 {seen.l0:.3g} (expected more than 0 and at most "
-        f"{MAX_L0_FRACTION * sae.d_sae:g}) on {seen.n_tokens} tokens. {found.message}",
-        hint=found.hint,
-    )
-
-
 def sample_rows(
     model: ActivationSource,
     text: Sequence[str] | None = None,
     *,
-    prepend_bos: bool,
+    positions: PositionPolicy,
     context: int | None = None,
     n_tokens: int = N_TOKENS,
 ) -> Int[Tensor, "n pos"]:
@@ -140,7 +152,7 @@ def sample_rows(
     Args:
         model: gives the tokenizer.
         text: sample strings; default a built-in sample of English prose.
-        prepend_bos: whether rows begin with BOS (only if the tokenizer has one).
+        positions: says what stands in front of rows.
         context: the SAE's training context; rows are not longer than it, nor than the model's or 64 tokens.
         n_tokens: about how many tokens in all.
 
@@ -152,7 +164,7 @@ def sample_rows(
         for piece in (built_in_sample() if text is None else text)
         for i in model.tokenize(piece, prepend_bos=False)
     ]
-    bos = [model.bos_id] if prepend_bos and model.bos_id is not None else []
+    bos = [*positions.front]
     length = min(context or MAX_CONTEXT, MAX_CONTEXT, model.spec.n_ctx, len(ids) + len(bos))
     stride = length - len(bos)
     if stride < 1 or length < 2:
@@ -162,15 +174,6 @@ def sample_rows(
         )
     rows = [bos + ids[start : start + stride] for start in range(0, len(ids) - stride + 1, stride)]
     return torch.tensor(rows[: max(1, n_tokens // length)], dtype=torch.long)
-
-
-def with_input_scale(sae: SAE, x: Float[Tensor, "*batch d_in"]) -> SAE:
-    """The SAE as if it had been trained on inputs scaled to an average norm of sqrt(d_in)."""
-    from polysem.saes.parts import fold_input_scale
-
-    scale = float(sae.d_in**0.5 / x.norm(dim=-1).mean())
-    folded = fold_input_scale({"W_enc": sae.W_enc, "W_dec": sae.W_dec, "b_dec": sae.b_dec}, scale)
-    return replace(sae, **folded)
 
 
 def built_in_sample() -> list[str]:

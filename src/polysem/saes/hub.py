@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from polysem.errors import FormatError, UnknownReferenceError
-from polysem.saes.dialects import KNOWN_FILES
+from polysem.saes.dialects import known_files
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _SINGLE_FILES = (".npz", ".pt", ".pth", ".safetensors")
@@ -36,7 +36,7 @@ def fetch(repo: str, path: str, *, revision: str | None) -> Fetched:
 
     Raises:
         UnknownReferenceError: absent, private or gated repository, unknown revision, no such path, no network
-        and nothing cached.
+            and nothing cached.
         FormatError: the path exists but holds no SAE file of a known format.
     """
     from huggingface_hub import HfApi, hf_hub_download
@@ -63,7 +63,7 @@ def _wanted(repo: str, path: str, names: list[str]) -> list[str]:
     around it."""
     if path in names:
         folder = path.rsplit("/", 1)[0] + "/" if "/" in path else ""
-        near = [folder + name for name in KNOWN_FILES if name.endswith(".json")]
+        near = [folder + name for name in known_files() if name.endswith(".json")]
         return [path, *(name for name in near if name in names and name != path)]
     prefix = f"{path}/" if path else ""
     inside = [name for name in names if name.startswith(prefix)]
@@ -72,7 +72,7 @@ def _wanted(repo: str, path: str, names: list[str]) -> list[str]:
             f"{repo} has no {path!r}; its top level holds {_top_level(names)}",
             hint=f"hub:{repo}/PATH, with PATH as on the Hub",
         )
-    wanted = [prefix + name for name in KNOWN_FILES if prefix + name in inside]
+    wanted = [prefix + name for name in known_files() if prefix + name in inside]
     wanted += [
         n
         for n in inside

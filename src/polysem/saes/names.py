@@ -67,8 +67,7 @@ def site_of_module(path: str, *, model_id: str | None) -> Site:
     `model.layers.17.self_attn.o_proj.input`.
 
     Outputs of `mlp` and attention modules are what joins the residual stream (`hook_mlp_out`), except in
-    models with a norm
-    behind them, where the raw output is another tensor (`mlp.hook_out`).
+    models with a norm behind them, where the raw output is another tensor (`mlp.hook_out`).
 
     Raises:
         FormatError: if the path names no site that is known.
@@ -111,9 +110,25 @@ def _unknown_module(path: str) -> FormatError:
     )
 
 
-def parse_site(name: str, *, where: str) -> Site:
-    """`site_of_hook`, with the file that said it in the error."""
+def site_of_name(name: str, *, model_id: str | None) -> Site:
+    """The site of a hook name or else of a module path.
+
+    Raises:
+        SiteError: if the name is neither.
+    """
     try:
         return site_of_hook(name)
-    except SiteError as error:
-        raise FormatError(f"{where} declares {name!r}: {error}") from error
+    except SiteError:
+        try:
+            return site_of_module(name, model_id=model_id)
+        except FormatError:
+            pass
+        raise
+
+
+def declared_site(name: str, *, model_id: str | None) -> Site | str:
+    """`site_of_name`, or the name itself where it is no site: who loads the SAE may know better."""
+    try:
+        return site_of_name(name, model_id=model_id)
+    except SiteError:
+        return name

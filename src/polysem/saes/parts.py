@@ -1,11 +1,10 @@
 """From what a dialect read to one checked `SAE`.
 
-Dialects give `Parts`: named tensors in our layout and the rules that their format declares. Here, once for
-all of them, shapes and
-values are checked, scales are folded, and weights become float32 and contiguous.
+Dialects give `SAEParts`: named tensors in our layout and the rules that their format declares. Here, once for
+all of them, shapes and values are checked, scales are folded, and weights become float32 and contiguous.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,10 +13,10 @@ import torch
 from torch import Tensor
 
 from polysem.errors import FormatError, NumericsError
-from polysem.saes.base import SAE, Activation, Provenance
-from polysem.saes.codec import MIN_DECODER_NORM
+from polysem.saes.base import MIN_DECODER_NORM, SAE, Activation, Provenance
 from polysem.saes.names import hub_id
-from polysem.saes.source import Source, sha256
+from polysem.saes.source import WeightFiles
+from polysem.store.io import sha256
 from polysem.types import Site
 
 _SHAPES = {
@@ -30,6 +29,13 @@ _SHAPES = {
     "b_mag": ("d_sae",),
     "b_gate": ("d_sae",),
 }
+_SPARE = frozenset({"b_enc"})
+"""zero in gated SAEs of older files"""
+_WRITTEN = (
+    *("hook_embed", "hook_resid_pre", "hook_resid_mid", "hook_resid_post", "hook_attn_out", "hook_mlp_out"),
+    *("attn.hook_out", "mlp.hook_out"),
+)
+"""points of the stream, and of what is added to it"""
 GATE = ("r_mag", "b_mag", "b_gate")
 _NEEDED: dict[Activation, tuple[str, ...]] = {
     "relu": ("W_enc", "W_dec", "b_enc", "b_dec"),
@@ -41,7 +47,7 @@ _NEEDED: dict[Activation, tuple[str, ...]] = {
 
 
 @dataclass(frozen=True)
-class Parts:
+class SAEParts:
     """What a dialect's files say."""
 
     dialect: str
@@ -51,8 +57,9 @@ class Parts:
     """by our names and in our layout: W_enc [d_in d_sae], W_dec [d_sae d_in], b_enc, b_dec, threshold, r_mag,
     b_mag, b_gate"""
     activation: Activation
-    site: Site | None
-    """None if the files do not say"""
+    site: Site | str | None
+    """None if the files do not say; text where they name what is no hook point here, an error unless the user names the
+    site"""
     model_id: str | None
     """as the files spell it"""
     configs: tuple[Path, ...] = ()
@@ -63,16 +70,19 @@ class Parts:
     context_size"""
 
 
-def take(state: Mapping[str, Any], names: Mapping[str, str], *, path: Path) -> dict[str, Tensor]:
+def take(
+    state: Mapping[str, Any], names: Mapping[str, str], *, path: Path, besides: Collection[str] = ()
+) -> dict[str, Tensor]:
     """Tensors of a state dict under our names.
 
     Args:
         state: what the file holds.
         names: our name -> the file's name; a trailing `.T` transposes.
         path: the file, for errors.
+        besides: what else the format has.
 
     Raises:
-        FormatError: if one is missing, is no tensor, or is no matrix although it must be transposed.
+        FormatError: if one is missing, or one is there that the format does not have; or one is no tensor, or is no matrix although it must be transposed.
     """
     missing = [name for name in (theirs.removesuffix(".T") for theirs in names.values()) if name not in state]
     if missing:
@@ -81,6 +91,8 @@ def take(state: Mapping[str, Any], names: Mapping[str, str], *, path: Path) -> d
             f"{', '.join(n.removesuffix('.T') for n in names.values())}, got "
             f"{', '.join(sorted(map(str, state)))}"
         )
+    known = {theirs.removesuffix(".T") for theirs in names.values()} | set(besides)
+    refuse_unread([str(name) for name in state if name not in known], path)
     found = {}
     for ours, theirs in names.items():
         tensor = state[theirs.removesuffix(".T")]
@@ -92,7 +104,16 @@ def take(state: Mapping[str, Any], names: Mapping[str, str], *, path: Path) -> d
     return found
 
 
-def assemble(parts: Parts, source: Source, *, site: Site | None) -> SAE:
+def refuse_unread(names: Collection[str], path: Path) -> None:
+    """A tensor that nobody reads may be half of the rule: raise FormatError, naming those."""
+    if names:
+        raise FormatError(
+            f"{path} holds {', '.join(sorted(names))}, which this format does not have and nothing here reads",
+            hint="an SAE in training form is saved again for use: sae.save_inference_model(folder) in SAELens",
+        )
+
+
+def assemble(parts: SAEParts, source: WeightFiles, *, site: Site | None) -> SAE:
     """The SAE of `parts`, checked.
 
     Args:
@@ -102,21 +123,33 @@ def assemble(parts: Parts, source: Source, *, site: Site | None) -> SAE:
 
     Raises:
         FormatError: missing tensors, shapes that do not fit each other or the declared sizes, an impossible
-        k, no site.
+            k, no site.
         NumericsError: NaN or infinity in a tensor.
     """
     tensors = {name: parts.tensors[name] for name in _needed(parts)}
+    refuse_unread(set(parts.tensors) - set(tensors) - _SPARE, parts.weights)
     _check_shapes(parts, tensors, source)
+    for name, tensor in tensors.items():
+        _check_stored(parts, name, tensor)
     clean = {name: t.detach().to(torch.float32).contiguous() for name, t in tensors.items()}
     for name, tensor in clean.items():
-        _check_finite(parts, name, tensor)
+        _check_numbers(parts, name, tensor)
     where = site or parts.site
+    if isinstance(where, str):
+        raise FormatError(
+            f"{source.label}: the {parts.dialect} files declare {where!r}, which is no hook point or module path of ours",
+            hint='name the site: load_sae(..., site="blocks.5.hook_resid_post"), or site = "..." in [[saes]]',
+        )
     if where is None:
         raise FormatError(
             f"{source.label}: the {parts.dialect} files do not say which activations the SAE was trained on",
             hint='name the site: load_sae(..., site="blocks.5.hook_resid_post"), or site = "..." in [[saes]]',
         )
     rules = {**parts.rules, **({"centre_input": True} if source.entry and source.entry.centre_input else {})}
+    if where.point not in _WRITTEN:
+        rules["centre_input"] = (
+            False  # centred writing weights change what is written to the stream, and nothing else
+        )
     _check_k(parts, rules.get("k"), d_sae=clean["W_dec"].shape[0])
     context = rules.get("context_size")
     if context is not None and context < 2:
@@ -129,7 +162,8 @@ def assemble(parts: Parts, source: Source, *, site: Site | None) -> SAE:
         b_enc=torch.zeros(clean["W_dec"].shape[0]) if gated else clean["b_enc"],
         b_dec=clean["b_dec"],
         activation=parts.activation,
-        site=where,
+        reads=where,
+        writes=where,
         model_id=hub_id(model) if model else None,
         model_revision=None,
         provenance=_provenance(parts, source),
@@ -163,7 +197,7 @@ def fold_decoder_norm(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     }
 
 
-def _needed(parts: Parts) -> tuple[str, ...]:
+def _needed(parts: SAEParts) -> tuple[str, ...]:
     needed = _NEEDED[parts.activation]
     missing = [name for name in needed if name not in parts.tensors]
     if missing:
@@ -174,7 +208,7 @@ def _needed(parts: Parts) -> tuple[str, ...]:
     return needed
 
 
-def _check_shapes(parts: Parts, tensors: Mapping[str, Tensor], source: Source) -> None:
+def _check_shapes(parts: SAEParts, tensors: Mapping[str, Tensor], source: WeightFiles) -> None:
     decoder = tensors["W_dec"]
     if decoder.ndim != 2:
         raise FormatError(f"{parts.weights}: W_dec has shape {tuple(decoder.shape)}, expected (d_sae, d_in)")
@@ -196,7 +230,20 @@ def _check_shapes(parts: Parts, tensors: Mapping[str, Tensor], source: Source) -
             )
 
 
-def _check_finite(parts: Parts, name: str, tensor: Tensor) -> None:
+def _check_stored(parts: SAEParts, name: str, tensor: Tensor) -> None:
+    if not tensor.is_floating_point():
+        raise FormatError(
+            f"{parts.weights}: {name} is stored as {tensor.dtype}, expected floating-point numbers",
+            hint="quantised weights must be given back their scale first: save the SAE in float32",
+        )
+
+
+def _check_numbers(parts: SAEParts, name: str, tensor: Tensor) -> None:
+    if name in ("W_enc", "W_dec") and not tensor.any():
+        raise NumericsError(
+            f"{parts.weights}: every value of {name} is 0; an SAE like that reconstructs nothing",
+            hint="download the file again, or ask its author",
+        )
     bad = int((~torch.isfinite(tensor)).sum())
     if bad:
         raise NumericsError(
@@ -206,7 +253,7 @@ def _check_finite(parts: Parts, name: str, tensor: Tensor) -> None:
         )
 
 
-def _check_k(parts: Parts, k: object, *, d_sae: int) -> None:
+def _check_k(parts: SAEParts, k: object, *, d_sae: int) -> None:
     if parts.activation not in ("topk", "groupmax"):
         return
     if not isinstance(k, int) or isinstance(k, bool) or not 1 <= k <= d_sae:
@@ -215,7 +262,7 @@ def _check_k(parts: Parts, k: object, *, d_sae: int) -> None:
         raise FormatError(f"{parts.weights}: groupmax needs d_sae = {d_sae} to be a multiple of k = {k}")
 
 
-def _provenance(parts: Parts, source: Source) -> Provenance:
+def _provenance(parts: SAEParts, source: WeightFiles) -> Provenance:
     files = tuple(sorted((path.name, sha256(path)) for path in (parts.weights, *parts.configs)))
     weight_hash = dict(files)[parts.weights.name]
     declared = dict(parts.declared)

@@ -17,7 +17,7 @@ from polysem.registry import did_you_mean
 
 
 @dataclass(frozen=True)
-class Entry:
+class ReleaseEntry:
     """One SAE of a release."""
 
     release: str
@@ -42,7 +42,7 @@ def releases() -> dict[str, dict[str, Any]]:
     return json.loads(files("polysem.saes").joinpath("releases.json").read_text(encoding="utf-8"))
 
 
-def find(release: str, sae_id: str) -> Entry:
+def find(release: str, sae_id: str) -> ReleaseEntry:
     """The entry of a release and an id.
 
     Raises:
@@ -74,7 +74,7 @@ def find(release: str, sae_id: str) -> Entry:
     )
 
 
-def find_by_path(repo: str, path: str) -> Entry | None:
+def find_by_path(repo: str, path: str) -> ReleaseEntry | None:
     """The entry whose files lie at `path` of `repo`, so that `hub:` references get the same corrections as
     `saelens:` ones."""
     for release, spec in releases().items():
@@ -124,9 +124,9 @@ def _layer_of(pattern: str, text: str, layers: list[int] | None) -> str | None:
 
 def _entry(
     release: str, sae_id: str, path: str, neuronpedia: str | None, layer: str, row: dict[str, Any]
-) -> Entry:
+) -> ReleaseEntry:
     spec = releases()[release]
-    return Entry(
+    return ReleaseEntry(
         release=release,
         sae_id=sae_id,
         repo=spec["repo"],

@@ -7,19 +7,19 @@ import torch
 
 from polysem.config import PairsConfig
 from polysem.edits import Add
-from polysem.linear.decompose import Decomposition, common_mode, decompose, split_push
+from polysem.linear.decompose import Decomposition, decompose, mean_direction, split_push
 from polysem.linear.response import membership
 from polysem.pairs import map_pairs
 from polysem.seeds import rng_for
 from polysem.selftest.lines import Measured, at_least, at_most, between, exactly, reported
-from polysem.selftest.runner import Scale
+from polysem.selftest.runner import RunSize
 from polysem.worlds import compiled
 from polysem.worlds.tables import FeatureRow, feature_table, unit_rows
 
 POS = 6
 
 
-def whole(size: Scale) -> Iterator[Measured]:
+def whole(size: RunSize) -> Iterator[Measured]:
     """No compression: no interference, and only what the circuit connects moves."""
     world = compiled.compiled_world(seed=size.seed)
     D = len(world.truth.gram)
@@ -40,7 +40,7 @@ def whole(size: Scale) -> Iterator[Measured]:
     yield at_least("logit shift of connected pairs", np.abs(moved[~apart]).min(), 0.5, unit="logits")
 
 
-def squeezed(size: Scale) -> Iterator[Measured]:
+def squeezed(size: RunSize) -> Iterator[Measured]:
     """Half the dimensions: the planted Gram matrix is recovered, and predicts who moves whom."""
     world = compiled.compiled_world(compression=0.5, seed=size.seed)
     truth = world.truth
@@ -72,7 +72,7 @@ def squeezed(size: Scale) -> Iterator[Measured]:
     )
 
 
-def paths(size: Scale) -> Iterator[Measured]:
+def paths(size: RunSize) -> Iterator[Measured]:
     """Direct and indirect effects of a push agree with the circuit: in log-odds, as decompositions give them, where
     one of the two kinds of path is cut; in logits, by freezing neurons, where both are there (log-odds of one token
     also answer to what reaches the others)."""
@@ -191,7 +191,7 @@ def _split(world: compiled.CompiledWorld, tokens: torch.Tensor, feature: int, ta
         tokens,
         site=compiled.MIDDLE,
         pushed=torch.arange(len(tokens)) == len(tokens) - 1,
-        parts=split_push(push, own, common_mode(world.sae.W_dec)),
+        parts=split_push(push, own, mean_direction(world.sae.W_dec)),
         inside=membership([[target]], world.model.spec.d_vocab),
     )
 

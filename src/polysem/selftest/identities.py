@@ -23,12 +23,12 @@ from polysem.saes import load_sae
 from polysem.saes.fidelity import measure
 from polysem.seeds import rng_for
 from polysem.selftest.lines import Measured, at_most, exactly
-from polysem.selftest.runner import Scale as Size
+from polysem.selftest.runner import RunSize
 from polysem.selftest.studies import study_of
-from polysem.testing.tiny import TINY_FAMILIES, tiny_model
 from polysem.types import Site
 from polysem.worlds.layer_norm import layer_norm_world, write_saelens_folder
 from polysem.worlds.readout import readout_world
+from polysem.worlds.tiny import TINY_FAMILIES, tiny_model
 
 FLOAT64 = 1e-6
 """central differences at step 1e-4 in float64: truncation 1e-8, rounding 1e-11"""
@@ -53,7 +53,7 @@ def tiny_tokens(model: HFModel, seed: int, *, batch: int = 2) -> Tensor:
     return torch.as_tensor(ids)
 
 
-def edits(size: Size) -> Iterator[Measured]:
+def edits(size: RunSize) -> Iterator[Measured]:
     """Edits that do nothing, hooks that are gone, exceptions inside."""
     changed = traces = after = hooks = 0
     plain = 0.0
@@ -96,7 +96,7 @@ def _push(model: HFModel, tokens: Tensor, dose: float) -> Tensor:
     return model.logits(tokens, [Add(SITE, vector, mask)])
 
 
-def readouts(size: Size) -> Iterator[Measured]:
+def readouts(size: RunSize) -> Iterator[Measured]:
     """Section 3.1 and 3.3, by central differences of one push through every family."""
     worst: dict[str, float] = {}
     for model in tiny_models(size.seed).values():
@@ -156,7 +156,7 @@ def _readout_errors(model: HFModel, seed: int) -> dict[str, float]:
     }
 
 
-def linear_response(size: Size) -> Iterator[Measured]:
+def linear_response(size: RunSize) -> Iterator[Measured]:
     """Section 3.2: the gradient of the log-odds, dotted with a direction, is the derivative of the effect.
 
     transformers' RMS norms compute in float32 whatever the dtype of the model, so those families cannot be
@@ -189,7 +189,7 @@ def _gradient_error(model: HFModel, seed: int, step: float) -> float:
     return worst
 
 
-def sae_on_disk(size: Size) -> Iterator[Measured]:
+def sae_on_disk(size: RunSize) -> Iterator[Measured]:
     """An SAE with layer-norm inputs, written as a SAELens folder and read back."""
     world = layer_norm_world(seed=size.seed)
     with tempfile.TemporaryDirectory() as folder:
@@ -203,7 +203,7 @@ def sae_on_disk(size: Size) -> Iterator[Measured]:
     yield at_most("codes against truth", off, 1e-3, unit="relative error", note="float32")
 
 
-def invariance(size: Size) -> Iterator[Measured]:
+def invariance(size: RunSize) -> Iterator[Measured]:
     """A rotated residual basis, another order of prompts, another batch size: the same effects."""
     plan = {"n_targets": 8, "sources_per_bin": 2, "doses": (0.1,), "n_random": 0}
     plain = study_of(readout_world(seed=size.seed).parts, seed=size.seed, **plan)

@@ -5,13 +5,13 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
-from polysem.edits import Scale as ScaleEdit
+from polysem.edits import Scale
 from polysem.selftest.lines import Measured, at_least, between, exactly, near
-from polysem.selftest.runner import Scale
+from polysem.selftest.runner import RunSize
 from polysem.worlds.incidental import NEURONS, Incidental, IncidentalModel, train_incidental
 
 
-def scaling(size: Scale) -> Iterator[Measured]:
+def scaling(size: RunSize) -> Iterator[Measured]:
     """Shared neurons grow with the square of the features and fall with the neurons."""
     cells = ((16, 64), (32, 64), (64, 64), (32, 128), (64, 128))
     cells = (*cells, (16, 128), (32, 256), (64, 256)) if size.full else cells
@@ -55,7 +55,7 @@ def _poisson_slopes(counts: np.ndarray, logs: np.ndarray) -> tuple[np.ndarray, n
     return fit.params[1:], fit.bse[1:]
 
 
-def ablation(size: Scale) -> Iterator[Measured]:
+def ablation(size: RunSize) -> Iterator[Measured]:
     """Switching one neuron off at a time finds the pairs that share it, and no others."""
     n, m, seeds = 32, 64, size.of(5, 20)
     found = train_incidental(n=n, m=m, seeds=seeds, seed=size.seed)
@@ -75,7 +75,7 @@ def _drops(model: IncidentalModel) -> np.ndarray:
     n, m = model.spec.d_vocab - 1, model.site_width(NEURONS)
     tokens = torch.arange(1, n + 1).repeat(m)[:, None]
     index = torch.arange(m).repeat_interleave(n)
-    edit = ScaleEdit(NEURONS, index, torch.zeros(n * m), torch.ones(n * m, 1, dtype=torch.bool))
+    edit = Scale(NEURONS, index, torch.zeros(n * m), torch.ones(n * m, 1, dtype=torch.bool))
     own = tokens[:, 0]
     rows = torch.arange(n * m)
     before, after = model.logits(tokens)[rows, -1, own], model.logits(tokens, [edit])[rows, -1, own]

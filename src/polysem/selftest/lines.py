@@ -7,7 +7,7 @@ of `value` over replicates; None where the value is not a random quantity.
 
 import math
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import NamedTuple, TypedDict, Unpack
 
 import numpy as np
 
@@ -88,66 +88,55 @@ class Verdict:
         return [line for line in self.lines if line.held is False]
 
 
-def near(
-    name: str,
-    value: Number,
-    expected: Number,
-    tolerance: Number,
-    *,
-    error: Number | None = None,
-    unit: str = "",
-    note: str = "",
-) -> Measured:
-    """Holds within `tolerance` of `expected`."""
+class Said(TypedDict, total=False):
+    """What may be said of a number besides its limits."""
+
+    error: Number | None
+    unit: str
+    note: str
+
+
+def _measured(name: str, value: Number, lo: Number | None, hi: Number | None, said: Said) -> Measured:
+    error = said.get("error")
     return Measured(
         name,
         float(value),
-        float(expected - tolerance),
-        float(expected + tolerance),
-        _maybe(error),
-        unit,
-        note,
+        None if lo is None else float(lo),
+        None if hi is None else float(hi),
+        None if error is None else float(error),
+        said.get("unit", ""),
+        said.get("note", ""),
     )
 
 
-def exactly(name: str, value: Number, expected: Number, *, unit: str = "", note: str = "") -> Measured:
+def near(name: str, value: Number, expected: Number, tolerance: Number, **said: Unpack[Said]) -> Measured:
+    """Holds within `tolerance` of `expected`."""
+    return _measured(name, value, expected - tolerance, expected + tolerance, said)
+
+
+def exactly(name: str, value: Number, expected: Number, **said: Unpack[Said]) -> Measured:
     """Holds if equal: counts."""
-    return Measured(name, float(value), float(expected), float(expected), None, unit, note)
+    return _measured(name, value, expected, expected, said)
 
 
-def at_most(
-    name: str, value: Number, limit: Number, *, error: Number | None = None, unit: str = "", note: str = ""
-) -> Measured:
+def at_most(name: str, value: Number, limit: Number, **said: Unpack[Said]) -> Measured:
     """Holds up to `limit`."""
-    return Measured(name, float(value), None, float(limit), _maybe(error), unit, note)
+    return _measured(name, value, None, limit, said)
 
 
-def at_least(
-    name: str, value: Number, limit: Number, *, error: Number | None = None, unit: str = "", note: str = ""
-) -> Measured:
+def at_least(name: str, value: Number, limit: Number, **said: Unpack[Said]) -> Measured:
     """Holds from `limit` on."""
-    return Measured(name, float(value), float(limit), None, _maybe(error), unit, note)
+    return _measured(name, value, limit, None, said)
 
 
-def between(
-    name: str,
-    value: Number,
-    lo: Number,
-    hi: Number,
-    *,
-    error: Number | None = None,
-    unit: str = "",
-    note: str = "",
-) -> Measured:
+def between(name: str, value: Number, lo: Number, hi: Number, **said: Unpack[Said]) -> Measured:
     """Holds inside [lo, hi]."""
-    return Measured(name, float(value), float(lo), float(hi), _maybe(error), unit, note)
+    return _measured(name, value, lo, hi, said)
 
 
-def reported(
-    name: str, value: Number, *, error: Number | None = None, unit: str = "", note: str = ""
-) -> Measured:
+def reported(name: str, value: Number, **said: Unpack[Said]) -> Measured:
     """Not judged."""
-    return Measured(name, float(value), None, None, _maybe(error), unit, note)
+    return _measured(name, value, None, None, said)
 
 
 def rate(
@@ -170,7 +159,3 @@ def rate(
     said = f"{hits} of {n}" + (f"; {note}" if note else "")
     low, high = band or (max(0.0, nominal - reach), min(1.0, nominal + reach))
     return Measured(name, float(hits / n), low, high, error, "share of replicates", said)
-
-
-def _maybe(value: Number | None) -> float | None:
-    return None if value is None else float(value)

@@ -10,15 +10,16 @@ import pyarrow.compute as pc
 from scipy.special import stdtr
 
 from polysem.config import EffectsConfig
+from polysem.paper.selection import PAPER_GRID, null_inflation, select
 from polysem.seeds import rng_for
 from polysem.selftest.lines import Measured, at_least, at_most, between, exactly, near, rate
-from polysem.selftest.runner import Scale
-from polysem.stats.arms import collect_arms, join_trials
+from polysem.selftest.runner import RunSize
+from polysem.stats import contrasts
+from polysem.stats.arms import PRIMARY, collect_arms, join_trials
 from polysem.stats.effects import estimate, pair_effects
 from polysem.stats.multiple import adjust_p
 from polysem.stats.power import Spread, planned_power
-from polysem.stats.rows import parse_group
-from polysem.stats.selection import PAPER_GRID, null_inflation, select
+from polysem.stats.rows import POOLED, View, parse_group
 from polysem.worlds.noise import NoiseWorld, noise_world
 
 DOSES = (0.05, 0.1, 0.15, 0.2, 0.25, 0.3)
@@ -27,7 +28,7 @@ TRUE_SHARE, TARGETS = 0.1, 40
 """all pairs of the first tenth of targets"""
 
 
-def dose(size: Scale) -> Iterator[Measured]:
+def dose(size: RunSize) -> Iterator[Measured]:
     """The headline dose rests on select prompts alone, so choosing it earns nothing."""
     world = noise_world(doses=DOSES, seed=size.seed)
     scrambled = _with_other_confirm(world)
@@ -66,7 +67,7 @@ def _best_of_grid(seed: int) -> Iterator[Measured]:
     )
 
 
-def size(scale: Scale) -> Iterator[Measured]:
+def size(scale: RunSize) -> Iterator[Measured]:
     """Share of true nulls that are rejected, and of intervals that cover, through the tables."""
     n = scale.of(60, 1000)
     rejected = covered = 0
@@ -84,7 +85,38 @@ def size(scale: Scale) -> Iterator[Measured]:
     yield between("width of the interval with every prompt four times", ratio, 0.999, 1.001, unit="of once")
 
 
-def power(scale: Scale) -> Iterator[Measured]:
+def signs(scale: RunSize) -> Iterator[Measured]:
+    """The question of signs where effects have levels of targets and sources, mostly positive, and nothing of the
+    interference; and where they have its sign."""
+    n = scale.of(100, 1000)
+    quiet = {"negatives": True, "n_prompts": 2, "mean": 0.3}
+    rows = [_signs(noise_world(seed=300_000 + 10_000 * scale.seed + k, **quiet)) for k in range(n)]
+    note = f"{np.mean([row['estimate'] for row in rows]):.3f} of the pairs agree on average"
+    yield rate(
+        "rejections where no sign is predicted, at 5 %",
+        sum(row["p"] < 0.05 for row in rows),
+        n,
+        nominal=0.05,
+        band=(0.03, 0.07) if scale.full else None,
+        note=note,
+    )
+    told = [
+        _signs(noise_world(seed=400_000 + 10_000 * scale.seed + k, sign_effect=0.6, **quiet))
+        for k in range(scale.of(10, 100))
+    ]
+    seen = float(np.mean([row["p"] < 0.05 and row["estimate"] > 0.5 for row in told]))
+    yield at_least("found where effects have the sign of the interference", seen, 0.9, unit="share of runs")
+
+
+def _signs(world: NoiseWorld) -> dict:
+    """The row of the sign question."""
+    arms = collect_arms(join_trials(world.plan, world.trials))
+    view = View.of(arms, locus="feature", dose=0.1, level=0.95, model="", caveat="")
+    row = contrasts.sign_agreement(view, sae=POOLED, tokens="in", outcome=PRIMARY)
+    return row | {"p": 1.0 if row["p"] is None else row["p"], "estimate": row["estimate"] or 0.5}
+
+
+def power(scale: RunSize) -> Iterator[Measured]:
     """A slope of the size that `polysem power` says is seen in 80 % of such studies is seen in 80 % of them."""
     n = scale.of(60, 600)
     spread = Spread(target=0.3, source=0.3, pair=0.4, prompt=0.6, slope=0.0)
@@ -93,7 +125,7 @@ def power(scale: Scale) -> Iterator[Measured]:
     for k in range(n):
         seed = 500_000 + 10_000 * scale.seed + k
         design = world(n_prompts=4, seed=seed)
-        promised.append(planned_power(design.plan, spread=spread, level=0.95)["in"].smallest)
+        promised.append(planned_power(design.plan, spread=spread, level=0.95)["in"].power.smallest)
         row = _slope(world(n_prompts=4, seed=seed, slope=promised[-1]))
         seen += row["p"] < 0.05
     yield rate(
@@ -106,7 +138,7 @@ def power(scale: Scale) -> Iterator[Measured]:
     )
 
 
-def discoveries(scale: Scale) -> Iterator[Measured]:
+def discoveries(scale: RunSize) -> Iterator[Measured]:
     """Pairs called by Benjamini-Hochberg at 5 %, where a tenth of 240 pairs has an effect."""
     n, wrong, found = scale.of(20, 200), [], []
     for k in range(n):

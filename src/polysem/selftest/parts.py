@@ -14,26 +14,26 @@ import torch
 from torch import Tensor
 
 from polysem import readouts as r
+from polysem.act.base import Recipe, Refused, SiteContext
+from polysem.act.gradient import token_gradient
 from polysem.edits import Add, Edit
-from polysem.interventions.base import Bench, Recipe, Refused
-from polysem.interventions.gradient import token_gradient
-from polysem.linear.decompose import Decomposition, common_mode, decompose, split_push
+from polysem.linear.decompose import Decomposition, decompose, mean_direction, split_push
 from polysem.linear.response import membership
 from polysem.models.hf import HFModel
 from polysem.seeds import rng_for
 from polysem.selftest.identities import SITE, TARGETS, tiny_models, tiny_tokens
 from polysem.selftest.lines import Measured, at_most, exactly
-from polysem.selftest.runner import Scale
-from polysem.testing.tiny import tiny_model
+from polysem.selftest.runner import RunSize
 from polysem.types import Site
-from polysem.worlds.planted import plain_sae
+from polysem.worlds.tables import plain_sae
+from polysem.worlds.tiny import tiny_model
 
 ROWS, LATENTS, LENGTH = 3, 24, 0.3
 GRADIENT_SITES = (Site(1, "hook_attn_out"), Site(1, "hook_mlp_out"))
 WRITING = ("attn.c_proj", "mlp.c_proj")
 
 
-def decomposition(size: Scale) -> Iterator[Measured]:
+def decomposition(size: RunSize) -> Iterator[Measured]:
     """Section 3.4 in float64: the parts of an effect add up to it, and the direct part is the direct part."""
     gaps: dict[str, float] = dict.fromkeys(
         ("shared + common + own", "direct + indirect", "mediated + remainder"), 0.0
@@ -51,7 +51,7 @@ def decomposition(size: Scale) -> Iterator[Measured]:
             tokens,
             site=SITE,
             pushed=pushed,
-            parts=split_push(push, unit[ROWS : 2 * ROWS], common_mode(unit)),
+            parts=split_push(push, unit[ROWS : 2 * ROWS], mean_direction(unit)),
             inside=membership([TARGETS] * ROWS, model.spec.d_vocab),
             sae=plain_sae(W, site=SITE),
             latents=torch.arange(ROWS, 2 * ROWS),
@@ -114,7 +114,7 @@ def _given(model: HFModel, site: Site, probe: str, seed: int) -> bool:
         AssertionError: if it is refused for another reason.
     """
     W = rng_for(seed, "token gradient").standard_normal((LATENTS, model.spec.d_model))
-    bench = Bench("tiny", plain_sae(W, site=site), model.spec, lambda: np.zeros((0, len(W[0]))), model)
+    bench = SiteContext("tiny", plain_sae(W, site=site), model.spec, lambda: np.zeros((0, len(W[0]))), model)
     ids = tiny_tokens(model, seed, batch=1)[0].tolist()
     text = " ".join(map(str, ids))
     recipe = Recipe.of("gradient", feature=3, position=len(ids) - 1, probe=probe, tokens=text)
@@ -127,7 +127,7 @@ def _given(model: HFModel, site: Site, probe: str, seed: int) -> bool:
     return True
 
 
-def guard(size: Scale) -> Iterator[Measured]:
+def guard(size: RunSize) -> Iterator[Measured]:
     """The sum of a layer's coordinates has no gradient where writing weights are centred, as TransformerLens centres
     them: rounding is refused, gradients are not. Centring itself changes no prediction."""
     plain = tiny_model("gpt2", seed=size.seed)

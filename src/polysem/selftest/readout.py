@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from polysem.selftest.lines import Measured, at_least, at_most, exactly, near
-from polysem.selftest.runner import Scale
+from polysem.selftest.runner import RunSize
 from polysem.selftest.studies import WorldStudy, study_of
 from polysem.stats import regress
 from polysem.worlds.readout import ReadoutWorld, readout_world
@@ -22,7 +22,7 @@ ROUNDING = 2e-6
 """nats: decoder rows are stored in float32"""
 
 
-def pipeline(size: Scale) -> Iterator[Measured]:
+def pipeline(size: RunSize) -> Iterator[Measured]:
     """Every pair is found at its cosine, every planned trial runs, every effect is the planted one."""
     world = readout_world(seed=size.seed)
     made = study_of(world.parts, seed=size.seed, n_targets=16, sources_per_bin=3, doses=(DOSE, 0.25))
@@ -44,10 +44,10 @@ def pipeline(size: Scale) -> Iterator[Measured]:
         )
     rows = made.pair_effects()
     estimate = made.effect("slope_interference")
-    dose = max(rows["dose"])
-    y, G = rows["logodds"][rows["dose"] == dose], rows["interference"][rows["dose"] == dose]
-    S = rows["similarity"][rows["dose"] == dose]
-    plain = np.linalg.lstsq(np.column_stack([np.ones_like(G), G, S]), y, rcond=None)[0][1]
+    strong = rows["dose"] == max(rows["dose"])
+    y, G, S, target = (rows[n][strong] for n in ("logodds", "interference", "similarity", "target"))
+    dummies = (target[:, None] == np.unique(target)).astype(np.float64)
+    plain = np.linalg.lstsq(np.column_stack([G, S, dummies]), y, rcond=None)[0][0]
     yield near("slope against normal equations", estimate["estimate"], plain, 1e-9, unit="nats per cosine")
 
 
@@ -77,7 +77,7 @@ def _map_lines(world: ReadoutWorld, made: WorldStudy) -> Iterator[Measured]:
     yield at_most("encoder reads decoder", off, 1e-5, unit="cosine", note="the encoder is the dual basis")
 
 
-def compensation(size: Scale) -> Iterator[Measured]:
+def compensation(size: RunSize) -> Iterator[Measured]:
     """Slope on centred interference / (alpha kappa) = 1 - lambda, in five worlds."""
     for compensation in LAMBDAS:
         world = readout_world(compensation=compensation, seed=size.seed, n_prompts=2)
@@ -103,7 +103,7 @@ def compensation(size: Scale) -> Iterator[Measured]:
         )
 
 
-def response(size: Scale) -> Iterator[Measured]:
+def response(size: RunSize) -> Iterator[Measured]:
     """What the gradient says of the same worlds, through the tables of a study: linear response, the compensation
     index with its interval, and of what parts an effect is made."""
     for compensation in LAMBDAS if size.full else LAMBDAS[::2]:

@@ -22,7 +22,7 @@ PACKAGES = ("polysem", "torch", "transformers", "numpy", "scipy", "statsmodels",
 
 
 @dataclass(frozen=True)
-class Scale:
+class RunSize:
     """How much a check may do."""
 
     full: bool
@@ -43,7 +43,7 @@ class Check:
     """module:function below polysem.selftest"""
     full_only: bool = False
 
-    def load(self) -> Callable[[Scale], Iterator[Measured]]:
+    def load(self) -> Callable[[RunSize], Iterator[Measured]]:
         module, _, function = self.where.partition(":")
         return getattr(importlib.import_module(f"polysem.selftest.{module}"), function)
 
@@ -69,10 +69,14 @@ CHECKS = (
     Check("GT3", "gloss noise", "traps:gloss_noise"),
     Check("GT3", "token overlap", "traps:token_overlap"),
     Check("GT3", "identity", "traps:identity"),
+    Check("GT3", "apart", "effects:apart"),
+    Check("GT3", "dealt decoder", "effects:dealt"),
     Check("GT3", "dose", "null:dose"),
     Check("GT3", "null", "null:size"),
+    Check("GT3", "signs", "null:signs"),
     Check("GT3", "power", "null:power"),
     Check("GT3", "discoveries", "null:discoveries"),
+    Check("GT3", "side effects", "side_effects:planted"),
     Check("GT4", "whole", "compiled:whole"),
     Check("GT4", "squeezed", "compiled:squeezed"),
     Check("GT4", "paths", "compiled:paths"),
@@ -115,7 +119,7 @@ def run(
     known = {check.world for check in checks}
     if unknown := [world for world in worlds if world not in known]:
         raise ConfigError(f"no world is called {unknown[0]!r}; expected some of {', '.join(sorted(known))}")
-    scale = Scale(full, seed)
+    scale = RunSize(full, seed)
     chosen = [c for c in checks if (not worlds or c.world in worlds) and (full or not c.full_only)]
     lines: list[Line] = []
     for check in reporter.track(chosen, total=len(chosen), label="selftest"):
@@ -127,7 +131,7 @@ def run(
     return Verdict(tuple(lines), "full" if full else "quick", seed, versions())
 
 
-def _timed(check: Check, scale: Scale) -> Iterator[Line]:
+def _timed(check: Check, scale: RunSize) -> Iterator[Line]:
     started = time.monotonic()
     try:
         for measured in check.load()(scale):

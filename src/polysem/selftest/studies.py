@@ -13,7 +13,7 @@ from polysem.response import respond
 from polysem.stats.effects import Effects, estimate
 from polysem.stats.rows import parse_group
 from polysem.trials import run_batches
-from polysem.worlds.tables import Parts
+from polysem.worlds.tables import WorldTables
 
 _STUDY = """
 name = "selftest"
@@ -60,7 +60,7 @@ class WorldStudy(NamedTuple):
 
 
 def study_of(
-    parts: Parts, *, seed: int, response: bool = False, pairs: dict[str, Any] | None = None, **plan: Any
+    parts: WorldTables, *, seed: int, response: bool = False, pairs: dict[str, Any] | None = None, **plan: Any
 ) -> WorldStudy:
     """Pairs, plan, trials and effects of a world.
 

@@ -12,10 +12,9 @@ from scipy import sparse
 from polysem.edits import Add
 from polysem.seeds import rng_for
 from polysem.selftest.lines import Measured, at_least, near, rate, reported
-from polysem.selftest.runner import Scale
-from polysem.testing.transfer_world import transfer_world as block_world
+from polysem.selftest.runner import RunSize
+from polysem.stats.units import pool_test
 from polysem.transfer.matching import Matching, match_features
-from polysem.transfer.randomisation import pool_test
 from polysem.transfer.shared import SharedStructure, passing_pairs, shared_structure
 from polysem.worlds import transfer
 from polysem.worlds.linear import SITE
@@ -24,7 +23,7 @@ MIN_Z = 4.0
 PHIS = (0.25, 0.5, 0.75)
 
 
-def shared(size: Scale) -> Iterator[Measured]:
+def shared(size: RunSize) -> Iterator[Measured]:
     """The share of the structure that two models have in common, with its interval, over many worlds."""
     n = size.of(60, 200)
     matched, covered, found, drift = [], 0, {phi: [] for phi in PHIS}, []
@@ -49,7 +48,7 @@ def shared(size: Scale) -> Iterator[Measured]:
     yield near(name, np.mean(drift), 0.0, reach, error=error)
 
 
-def unshared(size: Scale) -> Iterator[Measured]:
+def unshared(size: RunSize) -> Iterator[Measured]:
     """The test that nothing is shared: its level where nothing is, and that it sees half. Features lie in blocks of
     eight, so that many pairs are shared by chance and the count is not too coarse for a level of 5 %."""
     n = size.of(60, 1000)
@@ -65,7 +64,7 @@ def unshared(size: Scale) -> Iterator[Measured]:
 
 def _p_shared(phi: float, *, seed: int, n_blocks: int = 24, block: int = 8) -> float:
     rng = rng_for(seed, "blocks")
-    world = block_world(rng, phi=phi, block=block, n_blocks=n_blocks, n_tokens=4)
+    world = transfer.block_world(rng, phi=phi, block=block, n_blocks=n_blocks, n_tokens=4)
     m = n_blocks * block
     pairs = (
         passing_pairs(world.directions_a, np.arange(m), min_z=MIN_Z),
@@ -94,7 +93,7 @@ def _effect_share(world: transfer.TransferWorld, matching: Matching) -> float:
     return _effects(world.b, *in_b) / _effects(world.a, i, j)
 
 
-def _effects(side: transfer.Side, source: np.ndarray, target: np.ndarray, dose: float = 0.05) -> float:
+def _effects(side: transfer.ModelSide, source: np.ndarray, target: np.ndarray, dose: float = 0.05) -> float:
     """Mean shift of the target's own logit when the source is pushed."""
     tokens = torch.ones(len(source), 1, dtype=torch.long)
     vector = torch.as_tensor(dose * side.directions[source])
@@ -103,7 +102,7 @@ def _effects(side: transfer.Side, source: np.ndarray, target: np.ndarray, dose: 
     return float(moved[torch.arange(len(source)), -1, torch.as_tensor(1 + target)].mean())
 
 
-def pools(size: Scale) -> Iterator[Measured]:
+def pools(size: RunSize) -> Iterator[Measured]:
     """Randomisation over pools keeps its level where pools differ in potency; a t test on sentences does not."""
     from scipy.stats import ttest_ind
 
@@ -112,10 +111,8 @@ def pools(size: Scale) -> Iterator[Measured]:
     for k in range(n):
         trials = transfer.pool_trials(seed=100_000 * size.seed + k)
         rejected += _pool_p(trials) <= 0.05
-        naive += (
-            ttest_ind(trials.treated, trials.matched[0], equal_var=False, alternative="greater").pvalue
-            <= 0.05
-        )
+        t = ttest_ind(trials.treated, trials.matched[0], equal_var=False, alternative="greater")
+        naive += t.pvalue <= 0.05  # pyright: ignore[reportAttributeAccessIssue]  (scipy has no stubs)
     yield rate("rejections of no transfer, pool randomisation", rejected, n, nominal=0.05, at=0.02)
     error = np.sqrt(naive / n * (1 - naive / n) / n)
     yield reported(

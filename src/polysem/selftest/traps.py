@@ -6,13 +6,12 @@ import numpy as np
 import pyarrow.compute as pc
 import torch
 
-from polysem.interventions.base import Recipe
-from polysem.linear.decompose import RESEMBLANCE, clean_tokens, decompose, mean_of, split_push
-from polysem.linear.decompose import common_mode as common_basis
+from polysem.act.base import Recipe
+from polysem.linear.decompose import RESEMBLANCE, clean_tokens, decompose, mean_direction, mean_of, split_push
 from polysem.linear.response import membership
 from polysem.selftest.lines import Measured, at_least, at_most, exactly, near, reported
 from polysem.selftest.readout import NORMAL_95, within_sources
-from polysem.selftest.runner import Scale
+from polysem.selftest.runner import RunSize
 from polysem.selftest.studies import WorldStudy, study_of
 from polysem.stats import regress
 from polysem.stats.reliability import instrumented, reliability
@@ -21,7 +20,7 @@ from polysem.worlds.linear import SITE
 from polysem.worlds.readout import ReadoutWorld, identity_pairs, readout_world
 
 
-def duplicates(size: Scale) -> Iterator[Measured]:
+def duplicates(size: RunSize) -> Iterator[Measured]:
     """One concept under two wordings: the map flags it, the plan never draws it."""
     world = readout_world(duplicates=24, seed=size.seed)
     made = study_of(world.parts, seed=size.seed, n_targets=60, sources_per_bin=8, doses=(0.05,), n_random=0)
@@ -48,7 +47,7 @@ def duplicates(size: Scale) -> Iterator[Measured]:
     )
 
 
-def common_mode(size: Scale) -> Iterator[Measured]:
+def common_mode(size: RunSize) -> Iterator[Measured]:
     """Everything leans on one axis and nothing interferes: raw interference predicts, centred does not."""
     world = readout_world(compensation=1.0, axis_gain=8.0, n_prompts=2, seed=size.seed)
     made = study_of(
@@ -71,7 +70,7 @@ def common_mode(size: Scale) -> Iterator[Measured]:
     )
 
 
-def gloss_noise(size: Scale) -> Iterator[Measured]:
+def gloss_noise(size: RunSize) -> Iterator[Measured]:
     """Similarity with error hands its effect to interference, by the amount that theory says; a second gloss as an
     instrument takes it back."""
     world = gloss_world(n_targets=size.of(60, 200), n_sources=size.of(60, 200), seed=size.seed)
@@ -92,7 +91,7 @@ def gloss_noise(size: Scale) -> Iterator[Measured]:
     yield near("slope with the true similarity", fit.estimate[1], 0.0, 0.03, error=error, unit="of gamma")
 
 
-def token_overlap(size: Scale) -> Iterator[Measured]:
+def token_overlap(size: RunSize) -> Iterator[Measured]:
     """A source that moves a target only through a token that is also its own."""
     world = readout_world(leaks=12, leak_gain=6.0, compensation=1.0, seed=size.seed)
     flagged = wrong = 0
@@ -116,7 +115,7 @@ def token_overlap(size: Scale) -> Iterator[Measured]:
 def _leakage(world: ReadoutWorld, source: int, target: int, clean: list[int], dose: float = 0.05) -> float:
     """Leakage share as decompositions give it, mean over prompts."""
     D, d_vocab = torch.as_tensor(world.truth.directions), world.model.spec.d_vocab
-    parts = split_push(dose * D[[source]], D[[target]], common_basis(world.sae.W_dec))
+    parts = split_push(dose * D[[source]], D[[target]], mean_direction(world.sae.W_dec))
     sets = [membership([ids], d_vocab) for ids in (world.truth.tokens[target].tolist(), clean)]
     found = []
     for prompt in world.prompts["token_ids"].to_pylist():
@@ -146,7 +145,7 @@ def _leakage_truth(world: ReadoutWorld, source: int, tokens: np.ndarray, dose: f
     return 1 - effect[1] / effect[0]
 
 
-def identity(size: Scale) -> Iterator[Measured]:
+def identity(size: RunSize) -> Iterator[Measured]:
     """5 % of pairs have a route that is no part of the angle: only the contrast with directions of the same angle,
     the control `cosine_matched` of a study, sees it."""
     world = readout_world(route_share=0.05, route=1.0, seed=size.seed)
@@ -208,7 +207,7 @@ def _matched_null(
 ) -> np.ndarray:
     """alpha (softmax shift) of G_ij d_j + c_i, by the planted weights: nothing of the library but the basis."""
     truth = world.truth
-    basis = common_basis(world.sae.W_dec).numpy()
+    basis = mean_direction(world.sae.W_dec).numpy()
     vectors = []
     for j, i in zip(target, source, strict=True):
         d_j, d_i = truth.directions[j], truth.directions[i]

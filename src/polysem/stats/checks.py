@@ -11,45 +11,42 @@
 Cost: seconds for the mixed model of 600 pairs, a second for 999 relabellings of 20 x 220 cells.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from polysem.seeds import rng_for
+from polysem.stats.arms import PRIMARY, equals, outcome_of
+from polysem.stats.contrasts import RECORD, fitted
 from polysem.stats.mixed import mixed_model
 from polysem.stats.permute import qap
-from polysem.stats.rows import POOLED, View
-from polysem.store.tables import CHECKS
+from polysem.stats.rows import POOLED, Row, Rows, View, number, unit_of
 
 DRAWS = 999
 DEPENDS = 0.01
 """below this chance, missing trials depend on what the arm is"""
 MIN_ARMS = 8
 """with fewer complete or incomplete arms nothing is said of how they differ"""
-Rows = list[dict[str, object]]
 
 
-def checks_of(view: View, rows: Rows) -> Iterator[dict[str, object]]:
+def checks_of(view: View, rows: Rows) -> Iterator[Row]:
     """Rows of CHECKS that rest on the trials of one locus.
 
     Args:
         view: the locus at its headline dose.
         rows: EFFECTS of the view, for the slope to agree with.
     """
-    for tokens in sorted(set(view.columns["token_set"].tolist())):
+    for tokens in view.token_sets:
         yield _mixed(view, rows, tokens)
         yield _missing(view, tokens)
 
 
-def qap_checks(
-    matrix: pa.Table, *, level: float, seed: int, draws: int = DRAWS
-) -> Iterator[dict[str, object]]:
+def qap_checks(matrix: pa.Table, *, level: float, seed: int, draws: int = DRAWS) -> Iterator[Row]:
     """Rows of CHECKS for every SAE and token set of GRADIENT_MATRIX."""
     names = sorted({(r["sae"], r["token_set"]) for r in matrix.select(["sae", "token_set"]).to_pylist()})
     for sae, tokens in names:
-        here = matrix.filter(pc.and_(pc.equal(matrix["sae"], sae), pc.equal(matrix["token_set"], tokens)))
+        here = matrix.filter(equals(matrix, sae=sae, token_set=tokens))
         row, column = (np.unique(here[n].to_numpy(), return_inverse=True)[1] for n in ("target", "source"))
         shape = (int(row.max()) + 1, int(column.max()) + 1)
         own = here["target"].to_numpy() == here["source"].to_numpy()
@@ -60,56 +57,47 @@ def qap_checks(
         found = qap(y, x, draws=draws, rng=rng, fixed_effects=True, alpha=1 - level)
         verdict = "none" if found.reason else "related" if found.p < 1 - level else "unrelated"
         note = found.reason or f"{found.draws} relabellings of {shape[0]} targets and {shape[1]} features"
-        yield _row(
-            "qap", "", sae, tokens, level,
-            estimate=found.estimate, p=found.p, n=int(np.isfinite(y).sum()),
-            unit="nats per unit and cosine", verdict=verdict, note=note,
-        )  # fmt: skip
+        row = _row("qap", "", sae, tokens, level, estimate=found.estimate, p=found.p)
+        yield row | {
+            "n": int(np.isfinite(y).sum()),
+            "unit": f"{unit_of(PRIMARY)} per unit and cosine",
+            "verdict": verdict,
+            "note": note,
+        }
 
 
-def checks_table(rows: Rows) -> pa.Table:
-    return CHECKS.conform(pa.Table.from_pylist(rows, schema=CHECKS.arrow()))
-
-
-def _mixed(view: View, rows: Rows, tokens: str) -> dict[str, object]:
-    """effect ~ interference + similarity + layer type with crossed random intercepts."""
-    c = view.columns
-    used = view.where(relation="pair", token_set=tokens) & np.isfinite(c["logodds"])
-    used &= np.isfinite(c["interference"]) & np.isfinite(c["similarity"])
-    types = sorted(set(c["layer_type"][used].tolist()))[1:]
-    regressors = [c["interference"], c["similarity"], *(c["layer_type"] == name for name in types)]
-    varying = [
-        r[used].astype(np.float64)
-        for r in regressors
-        if used.any() and np.ptp(r[used].astype(np.float64)) > 0
-    ]
-    design = np.column_stack([np.ones(int(used.sum())), *varying])
-    flat = not used.any() or not np.ptp(c["interference"][used]) > 0
-    at = {"unit": "nats per cosine", "n": int(used.sum()), "verdict": "none"}
-    if flat:
-        return _row(
-            "mixed_model", view.locus, POOLED, tokens, view.level, note="interference does not vary", **at
-        )
-    fit = mixed_model(c["logodds"][used], design, view.clusters[used])
-    if fit.reason or "converge" in fit.remark:
-        return _row(
-            "mixed_model", view.locus, POOLED, tokens, view.level, note=fit.reason or fit.remark, **at
-        )  # fmt: skip
+def _mixed(view: View, rows: Rows, tokens: str) -> Row:
+    """effect ~ interference + the covariates of record + layer type, with crossed random intercepts."""
     from scipy.special import ndtr, ndtri
 
-    slope, se = float(fit.estimate[1]), float(fit.se[1])
+    outcome = outcome_of(tokens)
+    pairs = view.known(outcome, relation="pair", token_set=tokens)
+    made = fitted(view, pairs, RECORD, wanted="interference", factor="layer_type")
+    unit = f"{unit_of(outcome)} per cosine"
+    row = _row(
+        "mixed_model", view.locus, POOLED, tokens, view.level, unit=unit, n=len(made.rows), verdict="none"
+    )
+    if made.reason:
+        return row | {"note": made.reason}
+    fit = mixed_model(view.columns[outcome][made.rows], made.x, view.clusters[made.rows])
+    if fit.reason or "converge" in fit.remark:
+        return row | {"note": fit.reason or fit.remark}
+    slope, se = float(fit.estimate[made.which]), float(fit.se[made.which])
     p, reach = float(2 * ndtr(-abs(slope / se))), float(ndtri(0.5 + view.level / 2)) * se
     spread = f"SD of targets {fit.sd_target:.2g}, sources {fit.sd_source:.2g}, pairs {fit.sd_residual:.2g}"
-    at["verdict"] = _agreement(slope, p, _declared(view, rows, tokens), 1 - view.level)
-    return _row(
-        "mixed_model", view.locus, POOLED, tokens, view.level,
-        estimate=slope, lo=slope - reach, hi=slope + reach, p=p, note="; ".join(filter(None, (fit.remark, spread))), **at,
-    )  # fmt: skip
+    return row | {
+        "estimate": slope,
+        "lo": slope - reach,
+        "hi": slope + reach,
+        "p": p,
+        "verdict": _agreement(slope, p, _declared(view, rows, tokens), 1 - view.level),
+        "note": "; ".join(filter(None, (fit.remark, spread))),
+    }
 
 
 def _declared(view: View, rows: Rows, tokens: str) -> tuple[float, float] | None:
     """Estimate and p of the clustered slope on interference."""
-    wanted = view.group(sae=POOLED, outcome="logodds", tokens=tokens)
+    wanted = view.group(sae=POOLED, outcome=outcome_of(tokens), tokens=tokens)
     for r in rows:
         if r["contrast"] == "slope_interference" and r["group"] == wanted and isinstance(r["p"], float):
             return float(str(r["estimate"])), r["p"]
@@ -124,7 +112,7 @@ def _agreement(slope: float, p: float, other: tuple[float, float] | None, alpha:
     return "agrees" if same else "disagrees"
 
 
-def _missing(view: View, tokens: str) -> dict[str, object]:
+def _missing(view: View, tokens: str) -> Row:
     """Whether arms that lack trials differ from those that do not."""
     from scipy.stats import fisher_exact, mannwhitneyu
 
@@ -138,34 +126,21 @@ def _missing(view: View, tokens: str) -> dict[str, object]:
     }
     said = f"missing: {100 * share['pairs']:.1f} % of the trials of pairs, {100 * share['controls']:.1f} % of all others"
     counts = [[int((arms & p & m).sum()) for m in (lacking, ~lacking)] for p in (pair, ~pair)]
-    at = {"unit": "share of trials", "n": int(arms.sum()), "estimate": share["pairs"] - share["controls"]}
-    if sum(row[0] for row in counts) == 0:
-        return _row(
-            "missing",
-            view.locus,
-            POOLED,
-            tokens,
-            view.level,
-            verdict="random",
-            note="no trial is missing",
-            **at,
-        )
+    row = _row("missing", view.locus, POOLED, tokens, view.level, unit="share of trials", n=int(arms.sum()))
+    row |= {"estimate": share["pairs"] - share["controls"], "verdict": "random"}
+    if not any(lost for lost, _ in counts):
+        return row | {"note": "no trial is missing"}
     p = [float(fisher_exact(counts).pvalue)]  # pyright: ignore[reportAttributeAccessIssue]  (scipy has no stubs)
     x = np.abs(c["interference"])
     there, gone = (x[arms & pair & m & np.isfinite(x)] for m in (~lacking, lacking))
     if min(len(there), len(gone)) >= MIN_ARMS:
         p.append(float(mannwhitneyu(gone, there).pvalue))
     smallest = min(1.0, len(p) * min(p))
-    verdict = "not_random" if smallest < DEPENDS else "random"
-    return _row(
-        "missing", view.locus, POOLED, tokens, view.level, p=smallest, verdict=verdict, note=said, **at
-    )
+    return row | {"p": smallest, "verdict": "not_random" if smallest < DEPENDS else "random", "note": said}
 
 
-def _row(check: str, locus: str, sae: str, tokens: str, level: float, **more: object) -> dict[str, object]:
-    base: dict[str, object] = {"estimate": None, "lo": None, "hi": None, "p": None}
-    finite: Mapping[str, object] = {
-        k: None if isinstance(v, float) and not np.isfinite(v) else v for k, v in more.items()
-    }
-    key = {"check": check, "locus": locus, "sae": sae, "token_set": tokens, "level": level}
-    return base | key | dict(finite)
+def _row(check: str, locus: str, sae: str, tokens: str, level: float, **more: object) -> Row:
+    """One row of CHECKS; numbers that are not finite are null."""
+    finite = {k: number(v) if isinstance(v, float) else v for k, v in more.items()}
+    key: Row = {"check": check, "locus": locus, "sae": sae, "token_set": tokens, "level": level}
+    return dict.fromkeys(("estimate", "lo", "hi", "p", "note")) | key | finite

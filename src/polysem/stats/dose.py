@@ -1,11 +1,13 @@
 """What each signed dose does, and which planned trials have no outcome."""
 
+from itertools import chain
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from polysem.stats.arms import floats, group_codes
-from polysem.stats.rows import POOLED
+from polysem.stats.arms import PRIMARY, equals, floats, group_codes
+from polysem.stats.rows import POOLED, Row, Rows
 from polysem.store.tables import DOSE_RESPONSE, MISSING
 
 _KEY = ("sae", "locus", "relation", "interference_bin", "token_set", "dose")
@@ -18,17 +20,13 @@ def dose_response(joined: pa.Table, *, level: float) -> pa.Table:
     (targets - 1) degrees of freedom; null for a single target. The pooled rows (`sae` = *) come on top of
     those of each SAE.
     """
-    ok = joined.filter(pc.and_(pc.equal(joined["status"], "ok"), pc.equal(joined["split"], "confirm")))
-    change = floats(ok["logodds_edit"]) - floats(ok["logodds_base"])
+    ok = joined.filter(equals(joined, status="ok", split="confirm"))
+    change = floats(ok[f"{PRIMARY}_edit"]) - floats(ok[f"{PRIMARY}_base"])
     kl = floats(ok["kl"])
     target = group_codes(ok, ("sae", "target"))
     pooled = ok.set_column(ok.column_names.index("sae"), "sae", pa.repeat(pa.scalar(POOLED), ok.num_rows))
-    rows = [
-        row
-        for table in (pooled, ok)
-        for row in _curves(table, change=change, kl=kl, target=target, level=level)
-    ]
-    return DOSE_RESPONSE.conform(pa.Table.from_pylist(rows, schema=DOSE_RESPONSE.arrow()))
+    curves = (_curves(table, change=change, kl=kl, target=target, level=level) for table in (pooled, ok))
+    return DOSE_RESPONSE.of(chain.from_iterable(curves))
 
 
 def missing(joined: pa.Table) -> pa.Table:
@@ -39,15 +37,13 @@ def missing(joined: pa.Table) -> pa.Table:
     return MISSING.conform(counted.rename_columns([*MISSING.key, "n_trials"]))
 
 
-def _curves(
-    table: pa.Table, *, change: np.ndarray, kl: np.ndarray, target: np.ndarray, level: float
-) -> list[dict[str, object]]:
+def _curves(table: pa.Table, *, change: np.ndarray, kl: np.ndarray, target: np.ndarray, level: float) -> Rows:
     from scipy.special import stdtrit
 
     group = group_codes(table, _KEY)
     order = np.argsort(group, kind="stable")
     starts = np.flatnonzero(np.diff(group[order], prepend=-1))
-    rows = []
+    rows: Rows = []
     for members in np.split(order, starts[1:]) if len(order) else []:
         y = change[members]
         mean, n = float(y.mean()), len(y)
@@ -58,14 +54,7 @@ def _curves(
             sums = np.bincount(code, weights=y - mean)
             reach = float(stdtrit(g - 1, 0.5 + level / 2) * np.sqrt(g / (g - 1) * (sums**2).sum()) / n)
             lo, hi = mean - reach, mean + reach
-        key = {name: table[name][int(members[0])].as_py() for name in _KEY}
-        numbers = {
-            "logodds": mean,
-            "lo": lo,
-            "hi": hi,
-            "kl": float(kl[members].mean()),
-            "n_trials": n,
-            "n_targets": g,
-        }
-        rows.append(key | numbers)
+        key: Row = {name: table[name][int(members[0])].as_py() for name in _KEY}
+        ends = {"lo": lo, "hi": hi, "kl": float(kl[members].mean())}
+        rows.append(key | {PRIMARY: mean} | ends | {"n_trials": n, "n_targets": g})
     return rows

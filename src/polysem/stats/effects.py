@@ -2,13 +2,13 @@
 counted.
 
     anti-join -> odd parts and means over confirm prompts (arms) -> headline dose (chosen on select prompts)
-    -> contrasts -> Holm
+    -> contrasts -> Holm -> grades
 
 Nothing is chosen on the data that it is reported on: the headline dose comes from the KL of select prompts,
 the hypotheses are listed here, and no contrast looks for a best dose, prompt or sign.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -16,84 +16,78 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from polysem.config import EffectsConfig
-from polysem.interventions.strengths import own_strengths, paper_strengths
-from polysem.stats.arms import Arms, collect_arms, headline_dose, join_trials
-from polysem.stats.checks import checks_of, checks_table, qap_checks
-from polysem.stats.contrasts import all_contrasts
-from polysem.stats.discovery import pair_tests, pair_tests_table
+from polysem.plan.strengths import own_strengths, paper_strengths, single_neurons
+from polysem.stats.arms import PRIMARY, Arms, collect_arms, headline_dose, join_trials
+from polysem.stats.budgets import budgets
+from polysem.stats.checks import checks_of, qap_checks
+from polysem.stats.contrasts import Beside, all_contrasts
+from polysem.stats.discovery import pair_tests
 from polysem.stats.dose import dose_response, missing
-from polysem.stats.explain import explained, explained_table, linear_of, validity
-from polysem.stats.glosses import gloss_reliability
+from polysem.stats.explain import explained, linear_of, validity
+from polysem.stats.grades import graded
 from polysem.stats.guard import stopped
+from polysem.stats.heterogeneity import between_saes
 from polysem.stats.multiple import adjust_p
+from polysem.stats.neurons import neuron_effects, neuron_slopes
 from polysem.stats.power import seen_power
-from polysem.stats.presets import Preset, compare_presets
 from polysem.stats.replication import replications
-from polysem.stats.rows import POOLED, View, parse_group
-from polysem.stats.specification import specification_table, specifications
+from polysem.stats.rows import POOLED, Rows, View, parse_group
+from polysem.stats.similarity import Latent, gloss_reliability, latent_similarity, similarity_model
+from polysem.stats.specification import specifications
+from polysem.stats.toward import toward
+from polysem.store.result import Result
 from polysem.store.tables import (
-    CHECKS,
+    COVARIATES,
     EFFECTS,
-    GRADIENT_MATRIX,
-    GRADIENT_PATH,
-    METRICS,
+    HETEROGENEITY,
+    NEURON_DEGREES,
+    NEURON_EFFECTS,
+    NEURON_SLOPES,
+    NEURONS,
     PAIR_EFFECTS,
-    PAIR_TESTS,
     PRESETS,
-    RELIABILITY,
-    REPLICATED,
-    REPLICATION,
-    RESPONSE,
-    SIGNALS,
+    SIMILARITIES,
+    STAGES,
 )
+from polysem.vocabulary import LOCI, TOKEN_SETS
 
-LOCI = ("feature", "clamp", "gradient", "prompt", "neuron", "mlp_neuron")
 HYPOTHESES = (
-    ("slope_interference", {"outcome": "logodds", "tokens": "in"}),
-    ("slope_interference", {"outcome": "logodds", "tokens": "out"}),
-    ("pair_minus_random_feature", {"outcome": "logodds", "tokens": "in", "bin": "all"}),
-    ("pair_minus_random_direction", {"outcome": "logodds", "tokens": "in", "bin": "all"}),
-    ("sign_agreement", {"outcome": "logodds", "tokens": "in"}),
+    *(("slope_interference", {"outcome": kind.outcome, "tokens": name}) for name, kind in TOKEN_SETS.items()),
+    ("geometry_effect", {"outcome": PRIMARY, "tokens": "in", "bin": "all"}),
+    ("pair_minus_cosine_matched", {"outcome": PRIMARY, "tokens": "in", "bin": "all"}),
+    ("sign_agreement", {"outcome": PRIMARY, "tokens": "in"}),
 )
 """The declared hypotheses: (contrast, parts of the group), all SAEs pooled, at the headline dose of the
 study's first locus. Their p values are adjusted together (Holm); every other p value is descriptive."""
 _DECLARED = frozenset(contrast for contrast, _ in HYPOTHESES)
 
 
-@dataclass(frozen=True)
-class Effects:
-    """What a study found."""
+@dataclass(frozen=True, repr=False)
+class Effects(Result):
+    """What a study found: a table for each of the stage's schemas, by its name."""
 
     effects: pa.Table
     pair_effects: pa.Table
+    toward: pa.Table
+    budgets: pa.Table
     dose_response: pa.Table
     missing: pa.Table
     explained: pa.Table
     validity: pa.Table
     specification: pa.Table
     power: pa.Table
+    checks: pa.Table
+    pair_tests: pa.Table
+    heterogeneity: pa.Table
+    replication: pa.Table
+    reliability: pa.Table
+    similarity_model: pa.Table
+    latent_similarity: pa.Table
+    neuron_effects: pa.Table
+    neuron_slopes: pa.Table
+    findings: pa.Table
+    graded: pa.Table
     presets: pa.Table = field(default_factory=PRESETS.empty)
-    checks: pa.Table = field(default_factory=CHECKS.empty)
-    pair_tests: pa.Table = field(default_factory=PAIR_TESTS.empty)
-    replication: pa.Table = field(default_factory=REPLICATION.empty)
-    reliability: pa.Table = field(default_factory=RELIABILITY.empty)
-
-    def tables(self) -> dict[str, pa.Table]:
-        return {
-            "effects": self.effects,
-            "pair_effects": self.pair_effects,
-            "dose_response": self.dose_response,
-            "missing": self.missing,
-            "presets": self.presets,
-            "reliability": self.reliability,
-            "explained": self.explained,
-            "validity": self.validity,
-            "specification": self.specification,
-            "power": self.power,
-            "checks": self.checks,
-            "pair_tests": self.pair_tests,
-            "replication": self.replication,
-        }
 
 
 def estimate(
@@ -103,10 +97,12 @@ def estimate(
     config: EffectsConfig,
     seed: int,
     model: str = "",
-    preset: Preset = "strict",
     response: Mapping[str, pa.Table] | None = None,
     checks: bool = False,
-    signals: pa.Table | None = None,
+    similarities: pa.Table | None = None,
+    covariates: pa.Table | None = None,
+    neurons: Mapping[str, pa.Table] | None = None,
+    beside: Sequence[Beside] = (),
 ) -> Effects:
     """Every effect of a study.
 
@@ -116,10 +112,12 @@ def estimate(
         config: level of the intervals and limit of KL for the headline dose.
         seed: root seed of what resamples: intervals of held-out R2, the joint p of the specifications.
         model: named in the groups of the effects table where given.
-        preset: whether the paper's estimates are added, in a table of their own.
         response: tables of the stage `response` by name; without them no model with linear response is judged.
         checks: whether second opinions are asked: mixed model and permutation test, seconds each.
-        signals: SIGNALS; without it nothing is said of the reliability of gloss similarity.
+        similarities: SIMILARITIES; without it nothing is said of the reliability of gloss similarity.
+        covariates: COVARIATES; without it the regressions of record hold similarity fixed and nothing else.
+        neurons: NEURONS and NEURON_DEGREES by name; without them nothing is said of neurons one by one.
+        beside: who else estimates on the same pairs and prompts.
 
     Raises:
         MismatchError: if trials are not of this plan, or the plan holds a trial twice.
@@ -128,60 +126,72 @@ def estimate(
     """
     whole = join_trials(plan, trials)
     joined = stopped(own_strengths(whole), stop_kl=config.stop_kl)
-    paper = paper_strengths(whole)
-    arms = collect_arms(joined)
+    arms = collect_arms(joined).beside(COVARIATES.empty() if covariates is None else covariates)
     present = set(pc.unique(joined["locus"]).to_pylist())
-    tables = response or {}
-    linear = linear_of(arms, tables.get("response", RESPONSE.empty()))
-    metrics = tables.get("metrics", METRICS.empty())
-    rows: list[dict[str, object]] = []
+    given = {schema.name: schema.empty() for schema in STAGES["response"]} | dict(response or {})
+    linear, asked = (linear_of(arms, given["response"], asked=a) for a in (False, True))
+    measures = Latent.of(
+        SIMILARITIES.empty() if similarities is None else similarities, level=config.level, seed=seed
+    )
+    rows: Rows = []
     views: list[View] = []
-    nested: list[dict[str, object]] = []
-    curves: list[dict[str, object]] = []
-    singles: list[dict[str, object]] = []
-    second: list[dict[str, object]] = []
-    for locus in (name for name in LOCI if name in present):
+    names = ("explained", "specification", "checks", "pair_tests", "findings", "graded")
+    made: dict[str, Rows] = {name: [] for name in names}
+    loci = [name for name in LOCI if name in present]
+    at = {"level": config.level, "model": model, "margin": config.margin}
+    for locus in loci:
         dose, caveat = headline_dose(joined, locus, max_kl=config.max_kl)
-        view = View.of(
-            arms,
-            locus=locus,
-            dose=dose,
-            level=config.level,
-            model=model,
-            caveat=caveat,
-            margin=config.margin,
-        )
+        view = View.of(arms, locus=locus, dose=dose, caveat=caveat, **at)
         views.append(view)
-        own = list(all_contrasts(view))
+        own = adjust(list(all_contrasts(view, beside)), locus=loci[0])
         rows += own
-        singles += pair_tests(view)
-        second += checks_of(view, own) if checks else ()
-        curves += specifications(view, seed=seed)
-        if response is not None:
-            nested += explained(view, linear[view.place], metrics, seed=seed)
+        made["pair_tests"] += pair_tests(view)
+        made["checks"] += checks_of(view, own) if checks else ()
+        curve = specifications(view, measures, seed=seed)
+        told = [] if response is None else explained(view, asked[view.place], given["metrics"], seed=seed)
+        found, lines = graded(
+            view,
+            own,
+            declared_rows(own),
+            declared=locus == loci[0],
+            specification=curve,
+            explained=told,
+            seed=seed,
+        )
+        for name, more in (
+            ("specification", curve),
+            ("explained", told),
+            ("findings", found),
+            ("graded", lines),
+        ):
+            made[name] += more
     if checks:
-        matrix = tables.get("gradient_matrix", GRADIENT_MATRIX.empty())
-        second += qap_checks(matrix, level=config.level, seed=seed)
-    first = next((name for name in LOCI if name in present), "")
-    effects = EFFECTS.conform(pa.Table.from_pylist(adjust(rows, locus=first), schema=EFFECTS.arrow()))
+        made["checks"] += qap_checks(given["gradient_matrix"], level=config.level, seed=seed)
+    schemas = {schema.name: schema for schema in STAGES["effects"]}
+    known = {s.name: s.empty() for s in (NEURONS, NEURON_DEGREES)} | dict(neurons or {})
+    one_by_one, grids = neuron_effects(single_neurons(whole), known["neurons"], known["neuron_degrees"])
     return Effects(
-        effects=effects,
+        effects=EFFECTS.of(rows),
         pair_effects=pair_effects(arms),
+        toward=toward(joined),
+        budgets=budgets(views, max_kl=config.max_kl, level=config.level, seed=seed),
         dose_response=dose_response(joined, level=config.level),
-        missing=missing(pa.concat_tables([joined, paper])),
-        presets=compare_presets(joined, paper, views, preset=preset),
-        reliability=gloss_reliability(SIGNALS.empty() if signals is None else signals, views),
-        explained=explained_table(nested),
-        validity=validity(arms, linear, tables.get("gradient_path", GRADIENT_PATH.empty())),
-        specification=specification_table(curves),
-        power=seen_power(_declared(rows), level=config.level),
-        checks=checks_table(second),
-        pair_tests=pair_tests_table(singles),
-        replication=replications(tables.get("replicated", REPLICATED.empty()), level=config.level, seed=seed),
+        missing=missing(pa.concat_tables([joined, paper_strengths(whole), single_neurons(whole)])),
+        neuron_effects=NEURON_EFFECTS.of(one_by_one),
+        neuron_slopes=NEURON_SLOPES.of(neuron_slopes(one_by_one, grids, level=config.level)),
+        reliability=gloss_reliability(measures, views),
+        similarity_model=similarity_model(measures, level=config.level),
+        latent_similarity=latent_similarity(measures),
+        validity=validity(arms, linear, given["gradient_path"]),
+        power=seen_power(declared_rows(rows), level=config.level),
+        heterogeneity=HETEROGENEITY.of(between_saes(declared_rows(rows), rows)),
+        replication=replications(given["replicated"], level=config.level, seed=seed),
+        **{name: schemas[name].of(found) for name, found in made.items()},
+        **{name: table for one in beside for name, table in one.tables(joined, whole, views).items()},
     )
 
 
-def _declared(rows: list[dict[str, object]]) -> list[dict[str, object]]:
+def declared_rows(rows: Rows) -> Rows:
     """Rows of the declared contrasts of every locus, with their locus and token set as keys."""
     found = []
     for row in rows:
@@ -198,30 +208,24 @@ def pair_effects(arms: Arms) -> pa.Table:
     return PAIR_EFFECTS.conform(table.select([c.name for c in PAIR_EFFECTS.columns]))
 
 
-def adjust(rows: list[dict[str, object]], *, locus: str) -> list[dict[str, object]]:
+def adjust(rows: Rows, *, locus: str) -> Rows:
     """The rows with `p_adj` (Holm) filled for the declared hypotheses of one locus.
 
     A declared hypothesis that could not be tested stays in the family with p = 1 and gets no adjusted value.
     """
     parts_of = [parse_group(str(row["group"])) if row["contrast"] in _DECLARED else {} for row in rows]
-    places = [
-        _place(rows, parts_of, contrast, {"locus": locus, "sae": POOLED} | parts)
-        for contrast, parts in HYPOTHESES
-    ]
+    places: list[int | None] = []
+    for contrast, wanted in HYPOTHESES:
+        parts = ({"locus": locus, "sae": POOLED} | wanted).items()
+        same = (
+            k for k, row in enumerate(rows) if row["contrast"] == contrast and parts <= parts_of[k].items()
+        )
+        places.append(next(same, None))
     p = [None if place is None else rows[place]["p"] for place in places]
-    tested = [1.0 if not isinstance(v, float) else v for v in p]
+    tested = [value if isinstance(value, float) else 1.0 for value in p]
     adjusted = adjust_p(np.array(tested, dtype=np.float64), method="holm")
     result = [dict(row) for row in rows]
     for place, value, new in zip(places, p, adjusted, strict=True):
         if place is not None and value is not None:
             result[place]["p_adj"] = float(new)
     return result
-
-
-def _place(
-    rows: list[dict[str, object]], parts_of: list[dict[str, str]], contrast: str, parts: dict[str, str]
-) -> int | None:
-    for index, row in enumerate(rows):
-        if row["contrast"] == contrast and parts.items() <= parts_of[index].items():
-            return index
-    return None

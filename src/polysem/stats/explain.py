@@ -20,19 +20,32 @@ import pyarrow as pa
 from jaxtyping import Float, Int
 
 from polysem.seeds import rng_for
-from polysem.stats.arms import Arms, floats
-from polysem.stats.rows import POOLED, View
-from polysem.store.tables import EXPLAINED, VALIDITY
+from polysem.stats.arms import ARM, PRIMARY, Arms, floats, outcome_of
+from polysem.stats.rows import POOLED, Row, Rows, View
+from polysem.store.tables import VALIDITY
+from polysem.vocabulary import OUTCOMES
 
 DRAWS = 999
 MAX_FOLDS = 20
-_ARM = ("sae", "locus", "relation", "target", "source", "draw", "token_set", "dose")
-Rows = list[dict[str, object]]
+_KEY = (*ARM, "token_set", "dose")
 
 
-def linear_of(arms: Arms, response: pa.Table) -> Float[np.ndarray, " arms"]:
-    """Linear response of every arm in nats; nan where there is none."""
-    known = dict(zip(_keys(response), floats(response["linear"]).tolist(), strict=True))
+def linear_of(arms: Arms, response: pa.Table, *, asked: bool = False) -> Float[np.ndarray, " arms"]:
+    """Linear response of every arm in nats; nan where there is none.
+
+    Args:
+        arms: the arms.
+        response: RESPONSE.
+        asked: of the outcome that is asked of each token set (`arms.outcome_of`), in place of log-odds.
+    """
+    values = floats(response["linear"])
+    if asked:
+        less = np.array(
+            [OUTCOMES[outcome_of(t)].less for t in response["token_set"].to_pylist()], dtype=object
+        )
+        for column in set(less.tolist()) - {""}:
+            values = np.where(less == column, values - floats(response[column]), values)
+    known = dict(zip(_keys(response), values.tolist(), strict=True))
     return np.array([known.get(key, np.nan) for key in _keys(arms.table)], dtype=np.float64)
 
 
@@ -50,20 +63,21 @@ def explained(view: View, linear: Float[np.ndarray, " arms"], metrics: pa.Table,
         "cosine_similarity": ("interference", "similarity"),
         "all": ("linear", "interference", "similarity"),
     }
-    for name, values in _metric_columns(view, metrics).items():
-        columns[name] = values
-        models[f"metric:{name}"] = (name,)
+    others = _metric_columns(view, metrics)
+    columns |= others
+    models |= {f"metric:{name}": (name,) for name in others}
+    # Every model is judged on the same pairs: those that all have numbers for.
+    complete = np.all([np.isfinite(v) for v in columns.values()], axis=0)
     rows: Rows = []
-    for tokens in sorted(set(c["token_set"].tolist())):
-        pairs = view.where(token_set=tokens, relation="pair")
-        # Every model is judged on the same pairs: those that all have numbers for.
-        used = pairs & np.isfinite(c["logodds"]) & np.all([np.isfinite(v) for v in columns.values()], axis=0)
+    for tokens in view.token_sets:
+        y = c[outcome_of(tokens)]
+        used = complete & np.isfinite(y) & view.where(token_set=tokens, relation="pair")
         for unseen, column in (("targets", 0), ("sources", 1)):
             groups = view.clusters[used, column]
             for model, names in models.items():
                 X = np.column_stack([np.ones(int(used.sum())), *(columns[n][used] for n in names)])
                 rng = rng_for(seed, "explained", view.locus, tokens, unseen)
-                row = held_out_r2(c["logodds"][used], X, groups, level=view.level, rng=rng)
+                row = held_out_r2(y[used], X, groups, level=view.level, rng=rng)
                 key = {"locus": view.locus, "token_set": tokens, "model": model, "unseen": unseen}
                 rows.append(key | row | {"level": view.level, "n_pairs": int(used.sum())})
     return rows
@@ -77,15 +91,17 @@ def held_out_r2(
     level: float,
     rng: np.random.Generator,
     draws: int = DRAWS,
-) -> dict[str, object]:
+) -> Row:
     """R2 of predictions for groups that the fit has not seen, with an interval over groups.
 
     Each group is a fold of its own; more than 20 groups are dealt to 20 folds in the order of `groups`.
     """
     names, code = np.unique(groups, return_inverse=True)
-    nothing: dict[str, object] = {"r2": None, "lo": None, "hi": None}
+    nothing: Row = {"r2": None, "lo": None, "hi": None}
     if len(names) < 3 or len(y) < design.shape[1] + 3:
         return nothing | {"note": f"only {len(names)} groups and {len(y)} pairs: nothing can be left out"}
+    if not np.isfinite(y).all():
+        return nothing | {"note": "some of the effects are not finite"}
     fold = code % MAX_FOLDS
     error, spread = np.zeros(len(y)), np.zeros(len(y))
     for k in np.unique(fold):
@@ -98,51 +114,35 @@ def held_out_r2(
         return nothing | {"note": "the effects do not vary"}
     weights = rng.multinomial(len(names), np.full(len(names), 1 / len(names)), size=draws)
     drawn = weights @ sums
-    lo, hi = np.quantile(
-        1 - drawn[:, 0] / np.maximum(drawn[:, 1], 1e-300), [(1 - level) / 2, (1 + level) / 2]
-    )
-    return {
-        "r2": float(1 - sums[:, 0].sum() / sums[:, 1].sum()),
-        "lo": float(lo),
-        "hi": float(hi),
-        "note": None,
-    }
-
-
-def explained_table(rows: Rows) -> pa.Table:
-    return EXPLAINED.conform(pa.Table.from_pylist(rows, schema=EXPLAINED.arrow()))
+    r2 = 1 - drawn[:, 0] / np.maximum(drawn[:, 1], 1e-300)
+    lo, hi = np.quantile(r2, [(1 - level) / 2, (1 + level) / 2]).tolist()
+    return {"r2": float(1 - sums[:, 0].sum() / sums[:, 1].sum()), "lo": lo, "hi": hi, "note": None}
 
 
 def validity(arms: Arms, linear: Float[np.ndarray, " arms"], path: pa.Table) -> pa.Table:
     """VALIDITY: R2 of measured effects by linear response at every dose, for each SAE and for all; and that of the
     path-averaged gradient, on the sample of pairs in GRADIENT_PATH."""
     t = arms.table
-    y, kl, dose = (floats(t[name]) for name in ("logodds", "kl", "dose"))
+    y, kl, dose = (floats(t[name]) for name in (PRIMARY, "kl", "dose"))
     text = {n: np.array(t[n].to_pylist(), dtype=object) for n in ("sae", "locus", "token_set")}
     used = np.isfinite(y) & np.isfinite(linear)
     sampled = path.to_pylist()
+    at = np.array(list(zip(text["locus"], text["token_set"], dose, strict=True)), dtype=object)
     rows: Rows = []
-    for locus in sorted(set(text["locus"][used].tolist())):
-        for tokens in sorted(set(text["token_set"][used].tolist())):
-            for sae in (POOLED, *sorted(set(text["sae"][used].tolist()))):
-                here = used & (text["locus"] == locus) & (text["token_set"] == tokens)
-                here &= (text["sae"] == sae) | (sae == POOLED)
-                for d in np.unique(dose[here]):
-                    at = here & (dose == d)
-                    key = {"sae": sae, "locus": locus, "token_set": tokens, "dose": float(d)}
-                    some = [
-                        (r["total"], r["path"])
-                        for r in sampled
-                        if (r["locus"], r["token_set"], r["dose"]) == (locus, tokens, float(d))
-                        and sae in (POOLED, r["sae"])
-                    ]
-                    along = np.array(some, dtype=np.float64).reshape(-1, 2)
-                    rows.append(
-                        key
-                        | {"kl": float(kl[at].mean()), "r2": _r2(y[at], linear[at]), "n_arms": int(at.sum())}
-                        | {"r2_path": _r2(along[:, 0], along[:, 1]), "n_path": len(along)}
-                    )
-    return VALIDITY.conform(pa.Table.from_pylist(rows, schema=VALIDITY.arrow()))
+    for locus, tokens, d in sorted({tuple(key) for key in at[used].tolist()}):
+        place = used & np.array([tuple(key) == (locus, tokens, d) for key in at.tolist()], dtype=bool)
+        there = [r for r in sampled if (r["locus"], r["token_set"], r["dose"]) == (locus, tokens, d)]
+        for sae in (POOLED, *sorted(set(text["sae"][place].tolist()))):
+            here = place & ((text["sae"] == sae) | (sae == POOLED))
+            some = [(r["total"], r["path"]) for r in there if sae in (POOLED, r["sae"])]
+            along = np.array(some, dtype=np.float64).reshape(-1, 2)
+            key = {"sae": sae, "locus": locus, "token_set": tokens, "dose": d}
+            rows.append(
+                key
+                | {"kl": float(kl[here].mean()), "r2": _r2(y[here], linear[here]), "n_arms": int(here.sum())}
+                | {"r2_path": _r2(along[:, 0], along[:, 1]), "n_path": len(along)}
+            )
+    return VALIDITY.of(rows)
 
 
 def _r2(y: Float[np.ndarray, " n"], prediction: Float[np.ndarray, " n"]) -> float | None:
@@ -164,4 +164,4 @@ def _metric_columns(view: View, metrics: pa.Table) -> Mapping[str, np.ndarray]:
 
 
 def _keys(table: pa.Table) -> list[tuple[object, ...]]:
-    return list(zip(*(table[name].to_pylist() for name in _ARM), strict=True))
+    return list(zip(*(table[name].to_pylist() for name in _KEY), strict=True))

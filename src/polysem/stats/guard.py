@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from polysem.stats.arms import floats
+from polysem.stats.arms import equals, floats
 
 OVER_BUDGET = "over_kl_budget"
 
@@ -24,18 +24,16 @@ def stopped(joined: pa.Table, *, stop_kl: float | None) -> pa.Table:
     if stop_kl is None or not joined.num_rows:
         return joined
     size = np.abs(floats(joined["dose"]))
-    ok = pc.equal(joined["status"], "ok").to_numpy(zero_copy_only=False).astype(bool)
-    judged = ok & (pc.equal(joined["split"], "select").to_numpy(zero_copy_only=False).astype(bool))
-    judged &= pc.equal(joined["relation"], "pair").to_numpy(zero_copy_only=False).astype(bool)
-    locus, kl = np.asarray(joined["locus"].to_pylist()), floats(joined["kl"])
-    over = np.zeros(len(size), dtype=bool)
-    for name in sorted(set(locus.tolist()) - {"prompt"}):
-        for dose in np.unique(size[locus == name]):
-            here = (locus == name) & (size == dose)
+    judged = equals(joined, status="ok", split="select", relation="pair")
+    kl, over = floats(joined["kl"]), np.zeros(len(size), dtype=bool)
+    for name in set(joined["locus"].to_pylist()):
+        mine = equals(joined, locus=name) & ~equals(joined, dose_unit="injection")
+        for dose in np.unique(size[mine]):
+            here = mine & (size == dose)
             seen = kl[here & judged]
             if len(seen) and float(seen.mean()) > stop_kl:
                 over |= here
-    over &= ok
+    over &= equals(joined, status="ok")
     return _replaced(_replaced(joined, "status", over, "failed"), "reason", over, OVER_BUDGET)
 
 

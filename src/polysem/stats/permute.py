@@ -71,13 +71,16 @@ def qap(
         MismatchError: if the shapes differ, or `one_set` is not square.
     """
     n, m = y.shape
+    seen = np.isfinite(y)
     if any(a.shape != y.shape for a in (x, *given)) or (nodes == "one_set" and n != m):
         raise MismatchError(f"matrices of shapes {[a.shape for a in (y, x, *given)]}; expected one shape")
-    seen = np.isfinite(y)
     if nodes == "one_set":
         seen &= ~np.eye(n, dtype=bool)
     groups = np.zeros(n, dtype=np.int64) if blocks is None else blocks
-    if reason := _too_few(groups, m, draws=draws, alpha=alpha, nodes=nodes):
+    reason = _too_few(groups, m, draws=draws, alpha=alpha, nodes=nodes)
+    if min(seen.any(axis=1).sum(), seen.any(axis=0).sum()) < 2:
+        reason = "effects of only one target or one source are known; at least two of each are needed"
+    if reason:
         return Permutation(np.nan, np.nan, np.nan, draws, reason)
     others = _others(given, n, m, fixed_effects=fixed_effects)
     left = _left_of(np.where(np.isfinite(x), x, 0.0), others, _everywhere(nodes, n, m))

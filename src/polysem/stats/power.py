@@ -1,23 +1,32 @@
 """What a design can see: the smallest effect found in 80 % of such studies, and the smallest margin within which
 a true zero is shown to lie in 80 % of them.
 
-Before the trials, the standard error follows exactly from the planned pairs and from how much effects vary
-between targets, sources, pairs and prompts (`Spread`); afterwards it is the one that was seen. Both are turned
-into effects by the t distribution with the degrees of freedom of the test.
+Before the trials, studies of the planned pairs are drawn with effects that vary between targets, sources, pairs and
+prompts as `Spread` says, and each is judged as the real one will be: by the regression of record, whose intervals are a
+little wider than the estimates' own spread. Afterwards the standard error is the one that was seen, turned into effects
+by the t distribution with the degrees of freedom of the test.
 """
 
+import logging
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from jaxtyping import Float, Int
 
-from polysem.stats.regress import degrees_of_freedom
+from polysem.errors import ConfigError
+from polysem.seeds import rng_for
+from polysem.stats.arms import equals, floats, group_codes
+from polysem.stats.regress import clustered_ols, refusal, tells, within
+from polysem.stats.rows import Rows, reach
 from polysem.store.tables import POWER
 
+log = logging.getLogger(__name__)
+
 POWER_WANTED = 0.8
-Rows = list[dict[str, object]]
+DRAWS = 199
 
 
 @dataclass(frozen=True)
@@ -58,12 +67,31 @@ def design_power(
     spread: Spread,
     n_prompts: int,
     level: float,
+    inside: bool = False,
 ) -> DesignPower:
     """Power for coefficient `which` of a planned regression with one row per pair.
 
     The variance of the least-squares estimate is w' Omega w with w the weights of the outcomes in it and Omega
-    what `spread` says: rows share their target's and their source's effect, and their target's slope.
+    what `spread` says: rows share their target's and their source's effect, and their target's slope. With e the error
+    of an estimate and c the half-width of its interval, in each of `DRAWS` studies, an effect is seen where it exceeds
+    c - e, and shown to be absent within what exceeds |e| + c, with c of two one-sided tests.
+
+    Args:
+        design: regressors; with `inside` what is left of them after a fixed effect of every target.
+        clusters: target and source of every row.
+        which: the column that is asked for.
+        spread: of effects.
+        n_prompts: on which every pair rests.
+        level: of the interval.
+        inside: whether outcomes are compared inside targets.
+
+    Raises:
+        ConfigError: if the design cannot be estimated at all.
     """
+    from scipy.special import stdtrit
+
+    if reason := refusal(np.zeros(len(design)), design):
+        raise ConfigError(f"nothing can be seen with this design: {reason}", hint="plan more pairs")
     w = np.linalg.pinv(design)[which]
     x = design[:, which]
     noise = spread.pair**2 + spread.prompt**2 / n_prompts
@@ -72,8 +100,45 @@ def design_power(
         code = np.unique(clusters[:, column], return_inverse=True)[1]
         for weights, sd in terms:
             variance += sd**2 * float((np.bincount(code, weights=weights) ** 2).sum())
-    df = float(degrees_of_freedom(design, clusters)[which])
-    return from_se(float(np.sqrt(variance)), df, level=level)
+    seen = [_draw(design, clusters, which, spread, n_prompts, k, inside=inside) for k in range(DRAWS)]
+    error, se, df = np.array(seen).T
+    if not np.isfinite(se).all():
+        groups = [len(np.unique(column)) for column in clusters.T]
+        raise ConfigError(
+            f"nothing can be seen with this design: {groups[0]} targets and {groups[1]} sources give no interval",
+            hint="plan more targets and more sources",
+        )
+    alpha = 1 - level
+    apart = stdtrit(df, 1 - alpha / 2) * se - error
+    within_ = stdtrit(df, 1 - alpha) * se + np.abs(error)
+    smallest, absent = (float(np.quantile(v, POWER_WANTED)) for v in (apart, within_))
+    return DesignPower(float(np.sqrt(variance)), float(np.median(df)), smallest, absent)
+
+
+def _draw(
+    design: np.ndarray,
+    clusters: np.ndarray,
+    which: int,
+    spread: Spread,
+    n_prompts: int,
+    k: int,
+    *,
+    inside: bool,
+) -> tuple[float, float, float]:
+    """(estimate, standard error, degrees of freedom) of one study in which the coefficient is 0."""
+    rng = rng_for(k, "planned power")
+    n = len(design)
+    target, source = (np.unique(column, return_inverse=True)[1] for column in clusters.T)
+    y = spread.target * rng.standard_normal(n)[target] + spread.source * rng.standard_normal(n)[source]
+    y += spread.slope * rng.standard_normal(n)[target] * design[:, which] + spread.pair * rng.standard_normal(
+        n
+    )
+    cells = spread.prompt * rng.standard_normal((n, n_prompts))
+    mean = cells.mean(axis=1)
+    y += mean
+    y = within(y[:, None], target)[:, 0] if inside else y
+    fit = clustered_ols(y, design, clusters, level=0.95, prompts=(cells - mean[:, None]) / n_prompts)
+    return float(fit.estimate[which]), float(fit.se[which]), float(fit.df[which])
 
 
 def from_se(se: float, df: float, *, level: float) -> DesignPower:
@@ -87,34 +152,40 @@ def from_se(se: float, df: float, *, level: float) -> DesignPower:
     return DesignPower(se, df, smallest=reach * se, smallest_absent=absent * se)
 
 
-def planned_power(plan: pa.Table, *, spread: Spread, level: float) -> dict[str, DesignPower]:
-    """Power of the slope on interference for a PLAN, by token set; empty where no pairs are planned.
+class PlannedPower(NamedTuple):
+    """Of the slope on interference, for a plan."""
 
-    In units of `spread`; interference is per cosine.
-    """
-    found: dict[str, DesignPower] = {}
-    pairs = plan.filter(pc.and_(pc.equal(plan["relation"], "pair"), pc.equal(plan["split"], "confirm")))
+    power: DesignPower
+    """in units of the spread, per cosine"""
+    reach: float
+    """95th percentile of the planned |interference|: as far as the slope will be told"""
+
+
+def planned_power(plan: pa.Table, *, spread: Spread, level: float) -> dict[str, PlannedPower]:
+    """Power of the slope of record on interference for a PLAN, inside targets with similarity held fixed, by token set;
+    empty where no pairs are planned. Regressors that the plan's table does not hold cost the little that they share with
+    interference."""
+    found: dict[str, PlannedPower] = {}
+    pairs = plan.filter(equals(plan, relation="pair", split="confirm"))
     for tokens in sorted(set(pairs["token_set"].to_pylist())):
-        rows = pairs.filter(pc.equal(pairs["token_set"], tokens))
-        rows = rows.filter(pc.equal(rows["locus"], rows["locus"][0]))
+        rows = pairs.filter(equals(pairs, token_set=tokens))
+        rows = rows.filter(equals(rows, locus=rows["locus"][0].as_py()))
         n_prompts = len(pc.unique(rows["prompt_id"]))
-        arms = rows.group_by(["sae", "target", "source", "interference"], use_threads=False).aggregate([])
-        names = {
-            key: k
-            for k, key in enumerate(
-                sorted({(r["sae"], r[w]) for r in arms.to_pylist() for w in ("target", "source")})
-            )
-        }
-        clusters = np.array(
-            [[names[r["sae"], r["target"]], names[r["sae"], r["source"]]] for r in arms.to_pylist()]
-        )
-        x = arms["interference"].to_numpy()
-        if len(x) < 4 or np.ptp(x) == 0:
+        keys = ["sae", "target", "source", "interference", "similarity"]
+        arms = rows.group_by(keys, use_threads=False).aggregate([])
+        clusters = np.column_stack([group_codes(arms, ("sae", who)) for who in ("target", "source")])
+        told = arms["interference"].to_numpy()
+        x, similarity = (within(floats(arms[n])[:, None], clusters[:, 0])[:, 0] for n in keys[-2:])
+        if len(x) < 4 or not tells(x, []):
             continue
-        design = np.column_stack([np.ones(len(x)), x])
-        found[tokens] = design_power(
-            design, clusters, which=1, spread=spread, n_prompts=n_prompts, level=level
-        )
+        held = [similarity] if np.isfinite(similarity).all() and tells(similarity, [x]) else []
+        at = {"which": 0, "spread": spread, "n_prompts": n_prompts, "level": level, "inside": True}
+        try:
+            power = design_power(np.column_stack([x, *held]), clusters, **at)
+        except ConfigError as error:
+            log.warning("T-%s: %s", tokens, error)
+            continue
+        found[tokens] = PlannedPower(power, reach(told))
     return found
 
 
@@ -125,9 +196,5 @@ def seen_power(rows: Rows, *, level: float) -> pa.Table:
         if row.get("se") is None:
             continue
         power = from_se(float(str(row["se"])), float(str(row["df"])), level=level)
-        made.append(
-            {key: row[key] for key in ("contrast", "locus", "token_set", "unit", "margin")}
-            | {"se": power.se, "smallest": power.smallest, "smallest_absent": power.smallest_absent}
-            | {"level": level}
-        )
-    return POWER.conform(pa.Table.from_pylist(made, schema=POWER.arrow()))
+        made.append(row | vars(power) | {"level": level})
+    return POWER.of(made)

@@ -13,10 +13,16 @@ Steigerwald, Review of Economics and Statistics 99, 2017). `crv1` gives the term
 statsmodels, with min(G) - 1; `docs/effects.md` has the error rates of both. Cost: one fit per cluster, from
 sums.
 
+Prompts are a sample too, shared by all pairs, and averaging over them hides that they are. An estimate is a weighted sum
+of the effects, so it has a value for every prompt; the variance of those, less what targets and sources already account
+for (the three-way formula, V_prompt - V_target,prompt - V_source,prompt + V_cell, if above zero), is added, and degrees
+of freedom are combined after Satterthwaite.
+
 What cannot be estimated is NaN, with the reason in words. An estimate without noise to judge it by stands,
 without an interval, and says so.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
@@ -27,6 +33,8 @@ FEW_CLUSTERS = 10
 """with fewer clusters in either direction, cluster-robust intervals are known to be too short"""
 _RANK_RTOL = 1e-9
 """singular values of the unit-column design below this, relative to the largest, are rounding"""
+_ROUNDING = 1e-9
+"""of the length of a regressor: less than this of it is rounding"""
 _RESIDUAL_RTOL = 1e-10
 """residuals below this, relative to the outcome, are rounding: there is nothing to judge noise by"""
 
@@ -52,6 +60,41 @@ class Regression:
     remark: str
     """what weakens the interval, or why there is none; "" if nothing does"""
 
+    @classmethod
+    def of(
+        cls,
+        estimate: Float[np.ndarray, " k"],
+        se: Float[np.ndarray, " k"],
+        df: Float[np.ndarray, " k"],
+        *,
+        level: float,
+        remark: str = "",
+    ) -> "Regression":
+        """Estimates with Student's intervals and two-sided p values; none where a standard error is not above zero."""
+        from scipy.special import stdtr, stdtrit
+
+        if not (se > 0).all():
+            se = np.where(se > 0, se, np.nan)
+            remark = "; ".join(filter(None, (remark, "no interval: the clusters' errors cancel")))
+        reach = stdtrit(df, 0.5 + level / 2) * se
+        p = 2 * stdtr(df, -np.abs(estimate / se))
+        return cls(estimate, se, estimate - reach, estimate + reach, p, df, "", remark)
+
+    @classmethod
+    def none(cls, k: int, reason: str) -> "Regression":
+        """No estimate of any of k coefficients, and why."""
+        nan = np.full(k, np.nan)
+        return cls(nan, nan, nan, nan, nan, nan, reason, "")
+
+    @classmethod
+    def bare(cls, estimate: Float[np.ndarray, " k"], remark: str) -> "Regression":
+        """Estimates with nothing to judge them by, and why."""
+        return replace(cls.none(len(estimate), ""), estimate=estimate, remark=remark)
+
+    def shifted(self, by: float) -> "Regression":
+        """The same with `by` added to every estimate and interval; p stays that of the unshifted one."""
+        return replace(self, estimate=self.estimate + by, lo=self.lo + by, hi=self.hi + by)
+
 
 def clustered_ols(
     y: Float[np.ndarray, " n"],
@@ -61,6 +104,7 @@ def clustered_ols(
     level: float,
     errors: Errors = "two_way",
     correction: Correction = "jackknife",
+    prompts: Float[np.ndarray, "n prompts"] | None = None,
 ) -> Regression:
     """y on the columns of `design` (constant included by the caller), with cluster-robust intervals.
 
@@ -73,15 +117,17 @@ def clustered_ols(
         level: of the intervals, in (0, 1).
         errors: which rows count as linked.
         correction: for the smallness of the sample.
+        prompts: what every prompt adds to its row's outcome: (value there - mean) / number of prompts of the row, 0 where
+            the row has no such prompt; each row sums to 0. Without it prompts count as fixed.
     """
-    n, k = design.shape
-    if reason := _refusal(n, design):
-        return _nothing(k, reason)
+    k = design.shape[1]
+    if reason := refusal(y, design):
+        return Regression.none(k, reason)
     estimate = np.linalg.lstsq(design, y, rcond=None)[0]
     groups = [len(np.unique(column)) for column in clusters.T]
     residual = y - design @ estimate
     if remark := _no_interval(y, residual, k, groups):
-        return _nothing(k, "", estimate=estimate, remark=remark)
+        return Regression.bare(estimate, remark)
     ways = _ways(clusters, errors)
     term = {"jackknife": _jackknife, "crv1": _crv1}[correction]
     variances = {name: term(design, residual, members) for name, members in ways.items()}
@@ -90,7 +136,32 @@ def clustered_ols(
         linked = variances["feature"] - variances["dyad"]
     largest = [linked, variances["target"], variances["source"]]
     df = np.full(k, min(groups) - 1.0) if correction == "crv1" else degrees_of_freedom(design, clusters)
-    return _with_intervals(estimate, np.sqrt(np.maximum.reduce(largest)), df=df, groups=groups, level=level)
+    few = f"few clusters ({groups[0]} targets, {groups[1]} sources): the interval may be too short"
+    remark = few if min(groups) < FEW_CLUSTERS else ""
+    variance = np.maximum.reduce(largest)
+    if prompts is not None:
+        variance, df = _with_prompts(variance, df, design, clusters, prompts)
+    return Regression.of(estimate, np.sqrt(variance), df, level=level, remark=remark)
+
+
+def _with_prompts(
+    variance: np.ndarray, df: np.ndarray, design: np.ndarray, clusters: np.ndarray, prompts: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Variance and degrees of freedom with prompts as a third way of clustering."""
+    n = int((prompts != 0).any(axis=0).sum())
+    if n < 2:
+        return variance, df
+    target, source = (np.unique(column, return_inverse=True)[1] for column in clusters.T)
+    extra = np.zeros_like(variance)
+    for k, weights in enumerate(np.linalg.pinv(design)):
+        moves = weights[:, None] * prompts
+        linked = sum(float((_sums(moves, code) ** 2).sum()) for code in (target, source))
+        whole, cells = float((moves.sum(axis=0) ** 2).sum()), float((moves**2).sum())
+        extra[k] = max(0.0, n / (n - 1) * (whole - linked + cells))
+    both = variance + extra
+    with np.errstate(divide="ignore", invalid="ignore"):
+        combined = both**2 / (variance**2 / df + extra**2 / (n - 1))
+    return both, np.where(extra > 0, combined, df)
 
 
 def clustered_mean(
@@ -120,32 +191,29 @@ def within(values: Float[np.ndarray, "n k"], groups: Int[np.ndarray, " n"]) -> F
     return values - _sums(values, code)[code] / size[code, None]
 
 
-def _with_intervals(
-    estimate: np.ndarray, se: np.ndarray, *, df: np.ndarray, groups: list[int], level: float
-) -> Regression:
-    from scipy.special import stdtr, stdtrit
-
-    reach = stdtrit(df, 0.5 + level / 2) * se
-    remark = ""
-    if min(groups) < FEW_CLUSTERS:
-        remark = f"few clusters ({groups[0]} targets, {groups[1]} sources): the interval may be too short"
-    return Regression(
-        estimate=estimate,
-        se=se,
-        lo=estimate - reach,
-        hi=estimate + reach,
-        p=2 * stdtr(df, -np.abs(estimate / se)),
-        df=df,
-        reason="",
-        remark=remark,
-    )
+def varies(x: Float[np.ndarray, " n"]) -> bool:
+    """Whether numbers differ by more than rounding; never where there are none."""
+    return bool(len(x) and np.ptp(x) > 1e-12 * np.abs(x).max())
 
 
-def shifted(regression: Regression, by: float) -> Regression:
-    """The same regression with `by` added to every estimate and interval; p stays that of the unshifted one."""
-    return replace(
-        regression, estimate=regression.estimate + by, lo=regression.lo + by, hi=regression.hi + by
-    )
+def tells(x: Float[np.ndarray, " n"], others: Sequence[np.ndarray]) -> bool:
+    """Whether x varies beyond what the others give; rounding does not count."""
+    if not varies(x) or float(np.linalg.norm(x)) <= _ROUNDING * max(1.0, float(np.abs(x).max(initial=0.0))):
+        return False
+    if not others:
+        return True
+    basis = np.column_stack(others)
+    rest = x - basis @ np.linalg.lstsq(basis, x, rcond=None)[0]
+    return bool(np.linalg.norm(rest) > _ROUNDING * np.linalg.norm(x))
+
+
+def independent(columns: Sequence[np.ndarray]) -> list[int]:
+    """Which columns vary beyond what those before them give."""
+    kept: list[int] = []
+    for k, column in enumerate(columns):
+        if tells(column, [columns[j] for j in kept]):
+            kept.append(k)
+    return kept
 
 
 class _Members(NamedTuple):
@@ -207,13 +275,17 @@ def _factor(g: int) -> float:
 def _sums(values: np.ndarray, code: np.ndarray) -> np.ndarray:
     """Sum of the rows of each code; codes are 0 .. G - 1, each present."""
     g = int(code.max(initial=-1)) + 1
-    return np.column_stack([np.bincount(code, weights=column, minlength=g) for column in values.T])
+    summed = [np.bincount(code, weights=column, minlength=g) for column in values.T]
+    return np.column_stack([np.empty((g, 0)), *summed])
 
 
-def _refusal(n: int, design: np.ndarray) -> str:
-    k = design.shape[1]
+def refusal(y: Float[np.ndarray, " n"], design: Float[np.ndarray, "n k"]) -> str:
+    """Why y cannot be regressed on the design; "" if it can."""
+    n, k = design.shape
     if n == 0:
         return "no pairs with an outcome"
+    if not (np.isfinite(y).all() and np.isfinite(design).all()):
+        return "some of the numbers are not finite"
     if k > 1 and n < k + 2:
         return f"too few pairs: {n} for {k} coefficients"
     norms = np.linalg.norm(design, axis=0)
@@ -236,15 +308,11 @@ def _no_interval(y: np.ndarray, residual: np.ndarray, k: int, groups: list[int])
             )
     if not y.any():
         return "no interval: no variance, every effect is exactly zero"
-    if np.linalg.norm(residual) <= _RESIDUAL_RTOL * np.linalg.norm(y):
+    if explained(y, residual):
         return "no interval: no variance, the outcome does not vary beyond what the regressors give"
     return ""
 
 
-def _nothing(
-    k: int, reason: str, *, estimate: Float[np.ndarray, " k"] | None = None, remark: str = ""
-) -> Regression:
-    nan = np.full(k, np.nan)
-    return Regression(
-        nan if estimate is None else estimate, nan, nan, nan, nan, df=nan, reason=reason, remark=remark
-    )
+def explained(y: Float[np.ndarray, " n"], residual: Float[np.ndarray, " n"]) -> bool:
+    """Whether residuals are rounding: there is nothing to judge noise by."""
+    return bool(np.linalg.norm(residual) <= _RESIDUAL_RTOL * np.linalg.norm(y))

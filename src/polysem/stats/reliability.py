@@ -76,6 +76,7 @@ def instrumented(
     second: Float[np.ndarray, " n"],
     clusters: Int[np.ndarray, "n 2"],
     *,
+    held: Float[np.ndarray, "n k"] | None = None,
     level: float = 0.95,
 ) -> Instrumented:
     """effect ~ interference + similarity, by two-stage least squares.
@@ -86,13 +87,14 @@ def instrumented(
         first: similarity by one gloss and embedder.
         second: by another, made independently.
         clusters: target and source of every pair.
+        held: covariates that are held fixed, too.
 
     Raises:
         ConfigError: if a measure does not vary, or the regression cannot be made.
     """
     _check(first, second)
     one = np.ones(len(effect))
-    exogenous = np.column_stack([one, interference])
+    exogenous = np.column_stack([one, interference] if held is None else [one, interference, held])
     stage = np.column_stack([exogenous, second])
     coefficient, *_ = np.linalg.lstsq(stage, first, rcond=None)
     fitted = stage @ coefficient
@@ -100,7 +102,7 @@ def instrumented(
     shift, *_ = np.linalg.lstsq(design, effect, rcond=None)
     # Residuals use the measure itself, not its fit: moving the outcome by their difference gives least squares
     # on the fit the coefficients and the residuals of two-stage least squares.
-    moved = effect - shift[2] * (first - fitted)
+    moved = effect - shift[-1] * (first - fitted)
     corrected = clustered_ols(moved, design, clusters, level=level)
     naive = clustered_ols(effect, np.column_stack([exogenous, first]), clusters, level=level)
     for found in (naive, corrected):
@@ -116,7 +118,7 @@ def instrumented(
         lo=float(corrected.lo[1]),
         hi=float(corrected.hi[1]),
         p=float(corrected.p[1]),
-        similarity=float(corrected.estimate[2]),
+        similarity=float(corrected.estimate[-1]),
         first_stage_f=f,
         remark="; ".join(r for r in remarks if r),
     )
@@ -129,8 +131,8 @@ def _first_stage(first: np.ndarray, stage: np.ndarray, coefficient: np.ndarray) 
     if n <= k:
         return 0.0
     scale = float(left @ left) / (n - k)
-    variance = scale * np.linalg.pinv(stage.T @ stage)[2, 2]
-    return float(coefficient[2] ** 2 / variance) if variance > 0 else float("inf")
+    variance = scale * np.linalg.pinv(stage.T @ stage)[-1, -1]
+    return float(coefficient[-1] ** 2 / variance) if variance > 0 else float("inf")
 
 
 def _check(first: np.ndarray, second: np.ndarray) -> None:

@@ -14,10 +14,13 @@ import pyarrow as pa
 from jaxtyping import Float, Int
 
 from polysem.seeds import rng_for
-from polysem.stats.regress import clustered_mean
+from polysem.stats.regress import clustered_mean, varies
+from polysem.stats.rows import Row, Rows, number
 from polysem.store.tables import REPLICATION
 
 DRAWS = 999
+MEASURES = ("steered", "linear")
+"""of REPLICATED: what real steering did, and what the gradient says"""
 
 
 @dataclass(frozen=True)
@@ -52,13 +55,17 @@ def replicate(
         rng: for the interval of the correlation, which resamples targets.
     """
     names, code = np.unique(clusters[:, 0], return_inverse=True)
-    nan = float("nan")
     counts = (len(first), len(names))
+    reason = ""
     if len(first) < 5 or len(names) < 3:
         reason = f"{len(first)} pairs of {len(names)} targets are in both; 5 pairs of 3 targets are needed"
+    elif not np.isfinite([first, second]).all():
+        reason = "some of the effects are not finite"
+    elif not (varies(first) and varies(second)):
+        reason = "the effects do not vary"
+    if reason:
+        nan = float("nan")
         return Replication(nan, nan, nan, nan, nan, nan, *counts, reason=reason)
-    if not (np.ptp(first) > 0 and np.ptp(second) > 0):
-        return Replication(nan, nan, nan, nan, nan, nan, *counts, reason="the effects do not vary")
     weights = rng.multinomial(len(names), np.full(len(names), 1 / len(names)), size=DRAWS)[:, code]
     drawn = np.array([_correlation(first, second, w.astype(np.float64)) for w in weights])
     lo, hi = np.nanquantile(drawn, [(1 - level) / 2, (1 + level) / 2])
@@ -72,31 +79,29 @@ def replicate(
         sign_hi=float(np.clip(agree.hi[0] + 0.5, 0, 1)),
         n_pairs=counts[0],
         n_targets=counts[1],
-        reason="",
+        reason=agree.remark if np.isnan(agree.lo[0]) else "",
     )
 
 
 def replications(replicated: pa.Table, *, level: float, seed: int) -> pa.Table:
-    """REPLICATION of every two SAEs and token set in REPLICATED."""
+    """REPLICATION of every two SAEs, token set and measure in REPLICATED."""
     groups: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
     for r in replicated.to_pylist():
         groups.setdefault((r["sae"], r["other"], r["token_set"]), []).append(r)
-    rows: list[dict[str, Any]] = []
+    rows: Rows = []
     for key, pairs in sorted(groups.items()):
-        first, second = (
-            np.array([r[n] for r in pairs], dtype=np.float64) for n in ("linear", "other_linear")
-        )
-        ends = [(r["target"], r["source"]) for r in pairs]
-        found = replicate(first, second, np.array(ends), level=level, rng=rng_for(seed, "replication", *key))
-        numbers = {
-            n: getattr(found, n) for n in ("correlation", "lo", "hi", "sign_agreement", "sign_lo", "sign_hi")
-        }
-        row: dict[str, object] = dict(zip(("sae", "other", "token_set"), key, strict=True))
-        row |= {n: pairs[0][n] for n in ("matched", "best_cosine")}
-        row |= {n: None if np.isnan(v) else v for n, v in numbers.items()}
-        row |= {"level": level, "n_pairs": found.n_pairs, "n_targets": found.n_targets}
-        rows.append(row | {"note": found.reason or None})
-    return REPLICATION.conform(pa.Table.from_pylist(rows, schema=REPLICATION.arrow()))
+        for measure in MEASURES:
+            known = [r for r in pairs if r[measure] is not None and r[f"other_{measure}"] is not None]
+            first, second = (
+                np.array([r[n] for r in known], dtype=np.float64) for n in (measure, f"other_{measure}")
+            )
+            ends = np.array([(r["target"], r["source"]) for r in known], dtype=np.int64).reshape(-1, 2)
+            found = replicate(first, second, ends, level=level, rng=rng_for(seed, "replication", *key))
+            row: Row = dict(zip(("sae", "other", "token_set"), key, strict=True))
+            row |= {"measure": measure} | {n: pairs[0][n] for n in ("matched", "best_cosine")}
+            row |= {n: number(v) if isinstance(v, float) else v for n, v in vars(found).items()}
+            rows.append(row | {"level": level, "note": found.reason or None})
+    return REPLICATION.of(rows)
 
 
 def _correlation(a: np.ndarray, b: np.ndarray, w: np.ndarray) -> float:

@@ -5,26 +5,42 @@ back.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from jaxtyping import Bool, Float, Int
 
-from polysem.stats.arms import Arms, floats, group_codes
+from polysem.stats.arms import Arms, equals, floats, group_codes
 from polysem.stats.multiple import equivalence_p
 from polysem.stats.regress import Errors, Regression, clustered_ols
+from polysem.vocabulary import KL, OUTCOMES
 
+Row = dict[str, object]
+"""of a table that is being made"""
+Rows = list[Row]
 POOLED = "*"
 """the value of `sae` for all SAEs together"""
-SLOPE_STEP = 0.5
-"""a slope on interference is judged by the difference between a pair at this interference and one at 0"""
+MINED = ("pair", "related_pair")
+"""relations of pairs that interfere and have unlike glosses"""
+REACH = 0.95
+"""quantile of the sizes of a regressor up to which a slope is told and judged: beyond lie too few pairs"""
 SHARE_MARGIN = 0.05
 """a share is judged by its distance from one half: within this of it, it makes no difference"""
-CLUSTERED = "SE two-way clustered by target and source (jackknife, max rule), t with G*-1 df"
-DYADIC = "SE clustered by target, source and shared feature (jackknife, two-way and dyadic, the larger), t with G*-1 df"
-UNITS = {"logodds": "nats", "cosine": "cosine", "mass": "probability", "kl": "nats"}
+CLUSTERED = "SE clustered by target and source (jackknife, max rule){}, t with G*-1 df"
+DYADIC = "SE clustered by target, source and shared feature (jackknife, the larger){}, t with G*-1 df"
+
+
+def reach(x: Float[np.ndarray, " n"]) -> float:
+    """How far from zero a slope on x may be told: the 95th percentile of |x|; nan where nothing is known."""
+    sizes = np.abs(x[np.isfinite(x)])
+    return float(np.quantile(sizes, REACH)) if len(sizes) else float("nan")
+
+
+def unit_of(outcome: str) -> str:
+    """Unit of an outcome, or of the KL."""
+    return "nats" if outcome == KL.name else OUTCOMES[outcome].unit
 
 
 def group_label(**parts: str | float) -> str:
@@ -62,6 +78,34 @@ class View:
     place: Int[np.ndarray, " arms"]
     """row of every arm among those of all loci and doses"""
 
+    @cached_property
+    def pair_of(self) -> Int[np.ndarray, " arms"]:
+        """Of every control that was drawn for one pair, the row of that pair; -1 for all others."""
+        c = self.columns
+        names = ("sae", "token_set", "target", "source")
+        pairs = np.flatnonzero(self.where(relation="pair"))
+        known = {tuple(c[name][k] for name in names): k for k in pairs.tolist()}
+        names = ("sae", "token_set", "pair_target", "pair_source")
+        found = [known.get(key, -1) for key in zip(*(c[name] for name in names), strict=True)]
+        return np.where(self.where(relation="pair"), -1, np.array(found, dtype=np.int64))
+
+    def prompts(self, outcome: str) -> Float[np.ndarray, "arms prompts"]:
+        """What every prompt adds to the mean effect of its arm; see `clustered_ols`."""
+        if outcome not in self._prompts:
+            grid = np.zeros(self.cells.shape)
+            owner = self.arms.cell_arm
+            prompt = np.unique(self.arms.cell_prompt, return_inverse=True)[1]
+            count = np.bincount(owner, minlength=len(grid))
+            values = self.arms.cell_effect[outcome]
+            mean = np.bincount(owner, weights=values, minlength=len(grid)) / np.maximum(count, 1)
+            grid[owner, prompt] = (values - mean[owner]) / count[owner]
+            self._prompts[outcome] = grid
+        return self._prompts[outcome]
+
+    @cached_property
+    def _prompts(self) -> dict[str, np.ndarray]:
+        return {}
+
     @classmethod
     def of(
         cls,
@@ -76,16 +120,9 @@ class View:
     ) -> "View":
         """The view of one locus and dose."""
         table = arms.table
-        keep = np.flatnonzero(
-            pc.and_(pc.equal(table["locus"], locus), pc.equal(table["dose"], dose)).to_numpy(
-                zero_copy_only=False
-            )
-        )
-        place = np.full(table.num_rows, -1)
-        place[keep] = np.arange(len(keep))
-        cells = place[arms.cell_arm] >= 0
-        part = table.take(pa.array(keep))
-        here = Arms(part, place[arms.cell_arm[cells]], arms.cell_prompt[cells])
+        kept = equals(table, locus=locus, dose=dose)
+        here = arms.only(kept)
+        part = here.table
         text = ("sae", "relation", "token_set", "layer_type")
         columns = {
             name: part[name].to_numpy(zero_copy_only=False) if name in text else floats(part[name])
@@ -93,10 +130,37 @@ class View:
             if name != "locus"
         }
         cell_prompt = np.unique(here.cell_prompt, return_inverse=True)[1]
-        grid = np.zeros((len(keep), int(cell_prompt.max(initial=-1)) + 1), dtype=bool)
+        grid = np.zeros((part.num_rows, int(cell_prompt.max(initial=-1)) + 1), dtype=bool)
         grid[here.cell_arm, cell_prompt] = True
         clusters = nodes(part)
-        return cls(here, locus, dose, level, model, caveat, columns, clusters, grid, margin, keep)
+        return cls(
+            here, locus, dose, level, model, caveat, columns, clusters, grid, margin, np.flatnonzero(kept)
+        )
+
+    def only(self, kept: Bool[np.ndarray, " arms"]) -> "View":
+        """The same locus and dose with these arms alone."""
+        return replace(
+            self,
+            arms=self.arms.only(kept),
+            columns={name: column[kept] for name, column in self.columns.items()},
+            clusters=self.clusters[kept],
+            cells=self.cells[kept],
+            place=self.place[kept],
+        )
+
+    @property
+    def token_sets(self) -> list[str]:
+        """Those that are planned here."""
+        return sorted(set(self.columns["token_set"].tolist()))
+
+    def known(self, *names: str, **wanted: str | int) -> Bool[np.ndarray, " arms"]:
+        """Arms as in `where` whose columns `names` are numbers."""
+        return np.all([self.where(**wanted), *(np.isfinite(self.columns[n]) for n in names)], axis=0)
+
+    def mined(self, *names: str, **wanted: str | int) -> Bool[np.ndarray, " arms"]:
+        """`known` pairs of the map, those included that another measure of similarity finds related."""
+        kinds = (self.known(*names, relation=relation, **wanted) for relation in MINED)
+        return np.logical_or.reduce(list(kinds))
 
     def where(self, **wanted: str | int) -> Bool[np.ndarray, " arms"]:
         """Arms whose columns equal the values; `sae=*` takes all SAEs."""
@@ -107,12 +171,18 @@ class View:
         return chosen
 
     def regress(
-        self, y: Float[np.ndarray, " n"], design: Float[np.ndarray, "n k"], used: Bool[np.ndarray, " arms"]
+        self,
+        y: Float[np.ndarray, " n"],
+        design: Float[np.ndarray, "n k"],
+        used: Bool[np.ndarray, " arms"],
+        *,
+        outcome: str = "",
     ) -> Regression:
-        """`clustered_ols` on the arms `used`; dyadic where a feature is a target here and a source there."""
-        return clustered_ols(
-            y, design, self.clusters[used], level=self.level, errors=links(self.clusters[used])
-        )
+        """`clustered_ols` on the arms `used`; dyadic where a feature is a target here and a source there. Prompts enter the
+        standard error where y is linear in the effects of an `outcome`."""
+        mine = self.clusters[used]
+        prompts = self.prompts(outcome)[used] if outcome else None
+        return clustered_ols(y, design, mine, level=self.level, errors=links(mine), prompts=prompts)
 
     def group(self, **parts: str | float) -> str:
         """The label of a group in this view."""
@@ -135,26 +205,26 @@ def effect_row(
     notes: Sequence[str] = (),
     margin: float = float("nan"),
     null: float = 0.0,
+    prompts: bool = True,
 ) -> dict[str, object]:
-    """One row of EFFECTS: coefficient `which` of a regression on the arms `used` of those `planned`.
+    """One row of EFFECTS: coefficient `which` of a regression on the arms `used` of those `planned`; and, for the
+    power of the declared contrasts, `se`, `df` and `margin`.
 
     Args:
         margin: differences from `null` below this make no difference; nan where none is declared.
         null: the value that stands for "no effect".
+        prompts: whether prompts enter the standard error.
     """
-    values = {name: _number(getattr(regression, name)[which]) for name in ("estimate", "lo", "hi", "p")}
-    equal = equivalence_p(
-        float(regression.estimate[which]) - null,
-        float(regression.se[which]),
-        float(regression.df[which]),
-        margin=margin,
-    )
+    r = {name: getattr(regression, name)[which] for name in ("estimate", "se", "lo", "hi", "p", "df")}
+    equal = equivalence_p(r["estimate"] - null, r["se"], r["df"], margin=margin)
     linked = len(_in_both_roles(view.clusters[used]))
     said = [
         f"not estimated: {regression.reason}" if regression.reason else "",
         regression.remark,
         *notes,
-        f"{linked} features serve as target and as source" if linked else "",
+        f"{linked} {'feature serves' if linked == 1 else 'features serve'} as target and as source"
+        if linked
+        else "",
         view.caveat,
     ]
     c = view.columns
@@ -163,9 +233,10 @@ def effect_row(
     return {
         "contrast": contrast,
         "group": group,
-        **values,
+        **{name: number(value) for name, value in r.items()},
+        "margin": number(margin),
         "level": view.level,
-        "method": f"{method}; {clustering}",
+        "method": f"{method}; {clustering.format(' and prompt' * prompts)}",
         "n_trials": int(2 * c["n_prompts"][used].sum()),
         "n_pairs": int(used.sum()),
         "n_targets": len(np.unique(view.clusters[used, 0])),
@@ -173,11 +244,7 @@ def effect_row(
         "n_prompts": int(view.cells[used].any(axis=0).sum()),
         "n_missing": int((c["n_planned"] - c["n_ok"])[planned].sum()),
         "p_adj": None,
-        "p_equivalent": None if np.isnan(margin) else _number(equal),
-        # Not columns of EFFECTS: what the power of the declared contrasts is computed from.
-        "se": _number(regression.se[which]),
-        "df": _number(regression.df[which]),
-        "margin": _number(margin),
+        "p_equivalent": None if np.isnan(margin) else number(equal),
         "unit": unit,
         "note": "; ".join(s for s in said if s) or None,
     }
@@ -203,5 +270,6 @@ def _in_both_roles(clusters: Int[np.ndarray, "n 2"]) -> Int[np.ndarray, " featur
     return np.intersect1d(clusters[:, 0], clusters[:, 1])
 
 
-def _number(value: float) -> float | None:
-    return None if np.isnan(value) else float(value)
+def number(value: float) -> float | None:
+    """For a table: null where there is no finite number."""
+    return float(value) if np.isfinite(value) else None

@@ -1,66 +1,101 @@
 """The slope on interference under every defensible choice of pairs and fixed effects, and one p value for all.
 
-Which threshold makes a pair interfere, which similarity makes it unrelated, and whether targets or layer types
-are compared within are choices; a result that one of them makes and the next unmakes is none. The joint p value
+Which threshold makes a pair interfere, which similarity makes it unrelated, by which measure or by all of them, and whether
+targets or layer types are compared within are choices; a result that one of them makes and the next unmakes is none. The joint p value
 asks whether the median |t| over all specifications is larger than it would be if, within each target, effects
 were dealt to its sources at random (Simonsohn, Simmons and Nelson, Nature Human Behaviour 4, 2020). Dealing
 within targets is what the choice of pairs by interference leaves exchangeable. Cost: one matrix product per
 specification for all draws.
 """
 
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 import numpy as np
-import pyarrow as pa
 from jaxtyping import Bool, Float
 
 from polysem.seeds import rng_for
+from polysem.stats.arms import outcome_of
 from polysem.stats.permute import permute_within
 from polysem.stats.regress import within
-from polysem.stats.rows import View
-from polysem.store.tables import SPECIFICATION
+from polysem.stats.rows import Row, Rows, View, number
+from polysem.stats.similarity import Latent
 
 MIN_INTERFERENCE = (0.0, 0.1, 0.2, 0.3)
 MAX_SIMILARITY = (1.01, 0.3, 0.2, 0.1)
 FIXED = ("layer_type", "target")
+ALL = "all"
+"""in place of a measure: unrelated by every one of them"""
 DRAWS = 999
 MIN_PAIRS = 12
-Rows = list[dict[str, object]]
 
 
 class _Spec(NamedTuple):
-    row: dict[str, object]
+    row: Row
     used: Bool[np.ndarray, " arms"]
     design: Float[np.ndarray, "n k"]
 
 
-def specifications(view: View, *, seed: int, draws: int = DRAWS) -> Rows:
-    """SPECIFICATION of one locus at its headline dose, all SAEs together."""
+def specifications(view: View, measures: Latent | None = None, *, seed: int, draws: int = DRAWS) -> Rows:
+    """SPECIFICATION of one locus at its headline dose, all SAEs together.
+
+    Args:
+        view: the arms.
+        measures: the further measures of similarity; None where there are none.
+        seed: root seed of the permutations.
+        draws: of them.
+    """
     rows: Rows = []
-    for tokens in sorted(set(view.columns["token_set"].tolist())):
-        specs = list(_specs(view, tokens))
+    for tokens in view.token_sets:
+        specs = [*_specs(view, tokens), *_further(view, tokens, measures)]
         p = _joint_p(view, specs, tokens, seed=seed, draws=draws) if specs else None
         for spec in specs:
             y = _outcome(view, spec)
             fit = view.regress(y, spec.design, spec.used)
             k = spec.design.shape[1] - 1 if spec.row["fixed_effects"] == "target" else 1
-            numbers = {n: float(getattr(fit, n)[k]) for n in ("estimate", "lo", "hi")}
-            shown = {n: v if np.isfinite(v) else None for n, v in numbers.items()}
-            rows.append(spec.row | shown | {"n_pairs": int(spec.used.sum()), "p_joint": p})
+            numbers = {n: number(getattr(fit, n)[k]) for n in ("estimate", "lo", "hi")}
+            rows.append(spec.row | numbers | {"n_pairs": int(spec.used.sum()), "p_joint": p})
     return rows
 
 
-def specification_table(rows: Rows) -> pa.Table:
-    return SPECIFICATION.conform(pa.Table.from_pylist(rows, schema=SPECIFICATION.arrow()))
+def _further(view: View, tokens: str, measures: Latent | None) -> Iterator[_Spec]:
+    """The same with each further measure in place of the gloss cosine, and with all together; those whose pairs are no
+    others than of one before are left out."""
+    if measures is None:
+        return
+    grid, c = measures.grid, view.columns
+    place = {pair: k for k, pair in enumerate(grid.pairs)}
+    at = np.array([place.get(key, -1) for key in zip(c["sae"], c["target"], c["source"], strict=True)])
+    values = np.where(at[:, None] >= 0, grid.values[at], np.nan)
+    limits = {high: np.where(at[:, None] >= 0, grid.limits(high)[at], np.nan) for high in MAX_SIMILARITY}
+    known = np.isfinite(values)
+    for m, name in enumerate((*grid.measures[1:], ALL), start=1):
+        low = {
+            high: known[:, m] & (values[:, m] <= limit[:, m])
+            if name != ALL
+            else known[:, 0] & (values[:, 0] < limit[:, 0]) & ~(values > limit)[:, 1:].any(axis=1)
+            for high, limit in limits.items()
+        }
+        seen: set[bytes] = set()
+        for spec in _specs(view, tokens, low, name):
+            key = spec.used.tobytes() + str(spec.row["fixed_effects"]).encode()
+            if key not in seen:
+                seen.add(key)
+                yield spec
 
 
-def _specs(view: View, tokens: str):
+def _specs(
+    view: View,
+    tokens: str,
+    unrelated: Mapping[float, Bool[np.ndarray, " arms"]] | None = None,
+    name: str = "gloss",
+) -> Iterator[_Spec]:
     c = view.columns
-    pairs = view.where(token_set=tokens, relation="pair") & np.isfinite(c["logodds"])
-    pairs &= np.isfinite(c["interference"]) & np.isfinite(c["similarity"])
+    pairs = view.mined(outcome_of(tokens), "interference", "similarity", token_set=tokens)
     for low in MIN_INTERFERENCE:
         for high in MAX_SIMILARITY:
-            used = pairs & (np.abs(c["interference"]) >= low) & (c["similarity"] < high)
+            own = c["similarity"] < high if unrelated is None else unrelated[high]
+            used = pairs & (np.abs(c["interference"]) >= low) & own
             for fixed in FIXED:
                 x = c["interference"][used]
                 if fixed == "target":
@@ -72,12 +107,12 @@ def _specs(view: View, tokens: str):
                     design = np.column_stack([np.ones(len(x)), x, *dummies]).astype(np.float64)
                 if used.sum() < MIN_PAIRS or np.ptp(x) <= 1e-9:
                     continue
-                key = {"locus": view.locus, "token_set": tokens, "min_interference": low}
+                key = {"locus": view.locus, "token_set": tokens, "similarity": name, "min_interference": low}
                 yield _Spec(key | {"max_similarity": min(high, 1.0), "fixed_effects": fixed}, used, design)
 
 
 def _outcome(view: View, spec: _Spec) -> Float[np.ndarray, " n"]:
-    y = view.columns["logodds"][spec.used]
+    y = view.columns[outcome_of(str(spec.row["token_set"]))][spec.used]
     if spec.row["fixed_effects"] == "target":
         return within(y[:, None], view.clusters[spec.used, 0])[:, 0]
     return y
@@ -89,7 +124,7 @@ def _joint_p(view: View, specs: list[_Spec], tokens: str, *, seed: int, draws: i
     place = np.flatnonzero(everyone)
     rng = rng_for(seed, "specification", view.locus, tokens)
     dealt = permute_within(view.clusters[everyone, 0], draws=draws, rng=rng)
-    whole = view.columns["logodds"]
+    whole = view.columns[outcome_of(tokens)]
     drawn = np.concatenate([whole[place][None], whole[place][dealt]]).T
     t = np.array([_t_values(view, s, drawn[np.isin(place, np.flatnonzero(s.used))]) for s in specs])
     known = np.isfinite(t).all(axis=1)

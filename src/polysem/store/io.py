@@ -9,7 +9,7 @@ import errno
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
@@ -19,6 +19,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from polysem.boundary.door import Door
+from polysem.boundary.files import regular
+from polysem.boundary.text import parse_json
 from polysem.errors import StoreError
 from polysem.store.schema import Schema
 
@@ -32,7 +35,7 @@ _FULL = {errno.ENOSPC, errno.EDQUOT}
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[IO[bytes]]:
+def replacing(path: Path) -> Generator[IO[bytes], None, None]:
     """A stream whose bytes become `path` when the block ends, and nothing if it does not.
 
     Raises:
@@ -80,6 +83,7 @@ def write_text(path: Path, text: str) -> str:
 
 def read_text(path: Path, *, rebuild: str) -> str:
     """The text of a file. Raises StoreError if it is missing or not UTF-8."""
+    _check_file(path, rebuild=rebuild)
     try:
         return path.read_bytes().decode()
     except (OSError, UnicodeDecodeError) as error:
@@ -103,9 +107,10 @@ def read_json(path: Path, *, rebuild: str) -> dict[str, Any]:
     Raises:
         StoreError: if it is missing, truncated, or no object.
     """
+    text = read_text(path, rebuild=rebuild)
     try:
-        value = json.loads(read_text(path, rebuild=rebuild))
-    except ValueError as error:
+        value = parse_json(text, path, door=Door(hint=rebuild, error=StoreError, missing=StoreError))
+    except StoreError as error:
         raise _not_read(path, error, rebuild=rebuild) from error
     if not isinstance(value, dict):
         raise StoreError(f"{path} holds a JSON {type(value).__name__}, expected an object", hint=rebuild)
@@ -160,7 +165,7 @@ def read_table(
         StoreError: if the file is missing, truncated, of another table or version, or has other columns.
     """
     try:
-        with path.open("rb") as stream:
+        with _opened(path) as stream:
             _check_schema(path, pq.read_schema(stream), schema, rebuild=rebuild)
             wanted = None if columns is None else list(columns)
             return pq.read_table(stream, columns=wanted, filters=where)
@@ -168,10 +173,16 @@ def read_table(
         raise _not_read(path, error, rebuild=rebuild) from error
 
 
+def _opened(path: Path) -> pa.OSFile:
+    # A native file, not Python's: Arrow reads in threads of its own, and one of them that lets go of a Python
+    # object while the interpreter ends takes the process down ("terminate called without an active exception").
+    return pa.OSFile(str(path))
+
+
 def count_rows(path: Path, schema: Schema, *, rebuild: str) -> int:
     """Rows of a parquet file, from its footer; its schema is checked as by `read_table`."""
     try:
-        with path.open("rb") as stream:
+        with _opened(path) as stream:
             file = pq.ParquetFile(stream)
             rows, seen = file.metadata.num_rows, file.schema_arrow
     except (OSError, pa.ArrowException) as error:
@@ -195,6 +206,7 @@ def read_arrays(path: Path, *, rebuild: str) -> dict[str, np.ndarray]:
     from safetensors import SafetensorError
     from safetensors.numpy import load
 
+    _check_file(path, rebuild=rebuild)
     try:
         arrays = load(path.read_bytes())
     except (OSError, SafetensorError, ValueError) as error:
@@ -227,9 +239,10 @@ class Arrays(Mapping[str, np.ndarray]):
         return len(self._names)
 
     @contextmanager
-    def _opened(self) -> Iterator[Any]:
+    def _opened(self) -> Generator[Any, None, None]:
         from safetensors import SafetensorError, safe_open
 
+        _check_file(self._path, rebuild=self._rebuild)
         try:
             with safe_open(self._path, framework="numpy") as stream:
                 yield stream
@@ -239,6 +252,7 @@ class Arrays(Mapping[str, np.ndarray]):
 
 def sha256(path: Path) -> str:
     """The sha256 of a file's content, in hexadecimal."""
+    _check_file(path, rebuild="put the file there, or run the same command again")
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
@@ -309,6 +323,16 @@ def _not_read(path: Path, error: Exception, *, rebuild: str) -> StoreError:
         f"{path} ({seen}) cannot be read, it is truncated or damaged: {what[0] if what else type(error).__name__}",
         hint=rebuild,
     )
+
+
+def _check_file(path: Path, *, rebuild: str) -> None:
+    """Refuses what must not be opened: a device, a pipe, a folder, a link to nowhere. Raises StoreError."""
+    try:
+        there = path.exists()
+    except (OSError, ValueError) as error:
+        raise StoreError(f"{path} cannot be looked at: {error}", hint=rebuild) from error
+    if there or path.is_symlink():
+        regular(path, door=Door(hint=rebuild, error=StoreError, missing=StoreError))
 
 
 def _check_schema(path: Path, seen: pa.Schema, schema: Schema, *, rebuild: str) -> None:

@@ -9,7 +9,7 @@ write different parts hold locks of their own, which exclude the lock of the who
 import json
 import os
 import platform
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -53,7 +53,7 @@ class Holder:
 
 
 @contextmanager
-def locked(folder: Path, name: str = WHOLE) -> Iterator[None]:
+def locked(folder: Path, name: str = WHOLE) -> Generator[None, None, None]:
     """Hold a lock of `folder` while the block runs.
 
     Args:

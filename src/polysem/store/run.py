@@ -1,11 +1,11 @@
 """A run folder: where every file of a study lies, and how its stages are written and read.
 
-    study.toml     what was asked, verbatim
-    features/      features, glosses, contexts, clusters (.parquet); embeddings.safetensors
-    pairs/         pairs, density, spectrum, partners: TABLE-KKKKK-of-NNNNN.parquet, one part per SAE by label
-    plan/          plan, prompts (.parquet)
+    study.toml     what was asked, verbatim; transfer.toml of a transfer study, which may lie beside it or alone
+    origin.json    the folder that this file came from, which its relative paths follow
+    STAGE/         one folder for every stage of `store.stages`: TABLE.parquet, or one file for each of its parts
+    features/      also embeddings.safetensors
     trials/        part-KKKKK-of-NNNNN.parquet, each a run of whole batches
-    effects/       effects, pair_effects, dose_response, missing (.parquet)
+    atlas/         NN-TABLE.parquet, NN-gradients.safetensors, NN being the place of the SAE among the sorted labels
     report.html
 
 Each stage folder (and `report/`, which holds nothing else) has a `manifest.json`; each part has a record
@@ -14,63 +14,73 @@ of parts follows from the study and the plan, so the files do not depend on who 
 or how often it was interrupted.
 """
 
+import json
 import math
+import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from pydantic import BaseModel
 
+from polysem.boundary.door import Door
+from polysem.boundary.text import read_toml
 from polysem.config import Study, parse_study
-from polysem.errors import ConfigError, StoreError
+from polysem.errors import PolysemError, StoreError
+from polysem.places import Places, here
 from polysem.store import io
 from polysem.store.lock import WHOLE, locked
 from polysem.store.manifest import (
     Manifest,
     Output,
-    Recipe,
+    StageInputs,
     damaged_outputs,
     made_here,
     platform_facts,
     read_manifest,
 )
 from polysem.store.schema import Schema
-from polysem.store.stages import ORDER, Stage, command
-from polysem.store.tables import STAGES
+from polysem.store.stages import REGISTRY, StageName, command
 
 BATCHES_PER_PART = 64
 """batches of the plan in one part of the trials: what a kill can cost, against what starting a part costs"""
 REPORT = "report.html"
+ORIGIN = "origin.json"
 
-_HOMES: dict[str, tuple[Stage, Schema]] = {
-    schema.name: (stage, schema) for stage in ORDER for schema in STAGES.get(stage, ())
+_HOMES: dict[str, tuple[StageName, Schema]] = {
+    schema.name: (stage.name, schema) for stage in REGISTRY.values() for schema in stage.tables
 }
+Arrays = Mapping[str, np.ndarray]
+"""of one safetensors file, by name"""
+SETTINGS = {"study.toml": "study", "transfer.toml": "the transfer study"}
+"""files that say what is asked, and what each holds"""
 
 
 @dataclass(frozen=True)
 class Part:
     """Part `k` of `n` of a stage."""
 
-    stage: Stage
+    stage: StageName
     k: int
     n: int
 
     @property
-    def label(self) -> str:
-        return f"{self.k:05d}-of-{self.n:05d}"
-
-    @property
     def record(self) -> str:
-        return f"{self.stage}/part-{self.label}.json"
+        return f"{self.stage}/part-{self.k:05d}-of-{self.n:05d}.json"
 
     def file(self, table: str) -> str:
         """The file of one of the part's tables, relative to the run folder."""
-        return f"{self.stage}/{'part' if table == 'trials' else table}-{self.label}.parquet"
+        return _part_file(self.stage, table, self.k, self.n)
+
+
+_SETTINGS = Door("study", error=StoreError, missing=StoreError)
 
 
 class RunFolder:
@@ -82,12 +92,16 @@ class RunFolder:
     @classmethod
     def open(cls, root: Path) -> "RunFolder":
         """An existing run folder. Raises StoreError where there is none."""
-        if not (root / "study.toml").is_file():
+        if not any((root / file).is_file() for file in SETTINGS):
             raise StoreError(
                 f"{root} is no run folder: it holds no study.toml",
                 hint=f"polysem run STUDY.toml --out {root}",
             )
         return cls(root)
+
+    def holds(self, file: str) -> bool:
+        """Whether one of SETTINGS is there."""
+        return (self.root / file).is_file()
 
     def study(self) -> Study:
         """The study that was asked for."""
@@ -95,48 +109,87 @@ class RunFolder:
         text = io.read_text(path, rebuild=f"polysem run STUDY.toml --out {self.root}")
         return parse_study(text, origin=str(path))
 
-    def claim(self, study: Study, text: str, *, force: bool = False) -> None:
-        """Make this the folder of a study: write `study.toml` if it differs, after making sure that nothing
-        of another is there.
+    def places(self, moved: Mapping[str, str] | None = None) -> Places:
+        """Where the inputs are: beside the file that the settings came from, or where that folder has been moved to
+        together with this one.
+
+        Args:
+            moved: references that lie elsewhere now.
+        """
+        path = self.root / ORIGIN
+        if not path.is_file():
+            return replace(here(), moved=moved or {})
+        origin = io.read_json(path, rebuild=f"polysem run STUDY.toml --out {self.root}")
+        absolute = Path(str(origin.get("folder")))
+        beside = self.root / str(origin.get("from_here"))
+        return Places(beside if beside.is_dir() and not absolute.is_dir() else absolute, moved or {})
+
+    def claim(
+        self,
+        settings: BaseModel,
+        text: str,
+        *,
+        base: Path,
+        file: str = "study.toml",
+        force: bool = False,
+    ) -> None:
+        """Make this the folder of a study: write its file if it differs, after making sure that nothing of another
+        is there.
+
+        Args:
+            settings: the study.
+            text: its file, which is kept verbatim.
+            base: the folder that its relative paths follow.
+            file: one of SETTINGS, which it becomes.
+            force: write over another.
 
         Raises:
             StoreError: if the folder holds another study, or something else, and not `force`.
         """
-        other = self._other_than(study)
+        other = self.foreign(settings, file=file)
         if other and not force:
             raise StoreError(
                 f"{self.root} is foreign: {other}",
-                hint="choose another --out, or give --force to write this study over it",
+                hint="choose another --out, or give --force to write this study over it"
+                if file == "study.toml"
+                else "choose another --out",
             )
-        path = self.root / "study.toml"
+        self._keep(file, text)
+        # A run is gone on with by its own copy of the file, whose folder the paths do not follow.
+        if base.resolve() != self.root.resolve() or not (self.root / ORIGIN).is_file():
+            from_here = os.path.relpath(base.resolve(), self.root.resolve())
+            origin = json.dumps({"folder": str(base.resolve()), "from_here": from_here}, indent=2)
+            self._keep(ORIGIN, origin + "\n")
+
+    def _keep(self, file: str, text: str) -> None:
+        path = self.root / file
         if not path.is_file() or path.read_bytes() != text.encode():
             io.write_text(path, text)
 
-    def foreign(self, study: Study) -> str:
+    def foreign(self, settings: BaseModel, *, file: str = "study.toml") -> str:
         """Why the folder does not belong to a study; "" if it does, or is empty."""
-        return self._other_than(study)
-
-    def _other_than(self, study: Study) -> str:
-        path = self.root / "study.toml"
-        if not path.is_file():
-            known = {*ORDER, REPORT}
-            there = sorted(p.name for p in self.root.iterdir()) if self.root.is_dir() else []
-            odd = [name for name in there if not name.startswith(".") and name not in known]
-            return f"it is no run folder but holds {', '.join(odd[:3])}" if odd else ""
-        try:
-            mine = self.study()
-        except ConfigError:
-            return ""  # an edit of study.toml that went wrong is still this study's folder
-        for name, seen, wanted in (
-            ("study", mine.name, study.name),
-            ("model", mine.model.ref, study.model.ref),
-        ):
-            if seen != wanted:
-                return f"it holds {name} {seen!r}, expected {name} {wanted!r}"
-        return ""
+        path = self.root / file
+        if path.is_file():
+            wanted = settings.model_dump(mode="json")
+            try:
+                seen = read_toml(path, door=_SETTINGS)
+                model = seen.get("model", {}).get("ref")
+            except (PolysemError, AttributeError):
+                return ""  # an edit that went wrong is still this study's folder
+            name = seen.get("name", type(settings).model_fields["name"].default)
+            if name != wanted["name"]:
+                return f"it holds {SETTINGS[file]} {name!r}, expected {SETTINGS[file]} {wanted['name']!r}"
+            if "model" in wanted and model != wanted["model"]["ref"]:
+                return f"it holds model {model!r}, expected model {wanted['model']['ref']!r}"
+            return ""
+        if file != "study.toml" or any(map(self.holds, SETTINGS)):
+            return ""
+        there = sorted(p.name for p in self.root.iterdir()) if self.root.is_dir() else []
+        odd = [name for name in there if not name.startswith(".") and name not in {*REGISTRY, REPORT, ORIGIN}]
+        return f"it is no run folder but holds {', '.join(odd[:3])}" if odd else ""
 
     @contextmanager
-    def writing(self, shard: str = "") -> Iterator[None]:
+    def writing(self, shard: str = "") -> Generator[None, None, None]:
         """Be the only writer of the folder, or of one shard of its trials, while the block runs; leftovers
         of killed writers go.
 
@@ -155,10 +208,10 @@ class RunFolder:
                     io.remove(leftover)
             yield
 
-    def folder(self, stage: Stage) -> Path:
+    def folder(self, stage: StageName) -> Path:
         return self.root / stage
 
-    def manifest(self, stage: Stage) -> Manifest | None:
+    def manifest(self, stage: StageName) -> Manifest | None:
         """The manifest of a finished stage, or None."""
         return read_manifest(self.root, stage)
 
@@ -187,11 +240,11 @@ class RunFolder:
         together = pa.concat_tables(parts)
         return schema.conform(together) if columns is None else together
 
-    def tables(self, stage: Stage) -> dict[str, pa.Table]:
+    def tables(self, stage: StageName) -> dict[str, pa.Table]:
         """All tables of a stage, by name."""
-        return {schema.name: self.table(schema.name) for schema in STAGES[stage]}
+        return {schema.name: self.table(schema.name) for schema in REGISTRY[stage].tables}
 
-    def embeddings(self) -> Mapping[str, np.ndarray]:
+    def embeddings(self) -> Arrays:
         """Gloss embeddings by SAE label, each [n_features d_embed], rows in the order of `features`; read when
         they are asked for."""
         return io.Arrays(
@@ -211,12 +264,9 @@ class RunFolder:
                 f"{self.root / stage} holds no finished stage: there is no manifest.json",
                 hint=command(stage, self.root),
             )
-        stem = "part" if name == "trials" else name
-        whole, part = f"{stage}/{stem}.parquet", f"{stage}/{stem}-"
+        parts = _part_file(stage, name, "*", "*")
         found = sorted(
-            file
-            for file in manifest.outputs
-            if file == whole or (file.startswith(part) and file.endswith(".parquet"))
+            file for file in manifest.outputs if file == f"{stage}/{name}.parquet" or fnmatch(file, parts)
         )
         if not found:
             raise StoreError(
@@ -225,84 +275,91 @@ class RunFolder:
             )
         return found
 
-    def _home(self, name: str) -> tuple[Stage, Schema]:
+    def _home(self, name: str) -> tuple[StageName, Schema]:
         if name not in _HOMES:
             raise StoreError(f"there is no table {name!r}; expected one of {', '.join(_HOMES)}")
         return _HOMES[name]
 
     # writing
 
-    def begin(self, stage: Stage) -> None:
-        """A stage is about to be made anew: what it says about itself no longer holds."""
+    def write(
+        self, stage: StageName, made: Mapping[str, pa.Table | Arrays], *, part: Part | None = None
+    ) -> dict[str, Output]:
+        """Write what a stage made, or one part of it: its tables, and arrays under any other name. Gives the outputs.
+
+        What the stage says about itself no longer holds from then on.
+        """
         io.remove(self.root / stage / "manifest.json")
-
-    def write_tables(self, stage: Stage, tables: Mapping[str, pa.Table]) -> dict[str, Output]:
-        """Write the tables of a stage that has no parts; gives its outputs."""
-        outputs = {}
-        for schema in STAGES[stage]:
-            file = f"{stage}/{schema.name}.parquet"
-            digest = io.write_table(self.root / file, tables[schema.name], schema)
-            outputs[file] = Output(digest, tables[schema.name].num_rows)
+        schemas = {schema.name: schema for schema in REGISTRY[stage].tables}
+        outputs: dict[str, Output] = {}
+        for name in [*schemas, *(name for name in made if name not in schemas)]:
+            file, value = part.file(name) if part else f"{stage}/{name}.parquet", made[name]
+            if isinstance(value, pa.Table):
+                digest, rows = io.write_table(self.root / file, value, schemas[name]), len(value)
+            else:
+                file = file.removesuffix(".parquet") + ".safetensors"
+                digest, rows = io.write_arrays(self.root / file, value), sum(map(len, value.values()))
+            outputs[file] = Output(digest, rows)
         return outputs
-
-    def write_embeddings(self, arrays: Mapping[str, np.ndarray]) -> dict[str, Output]:
-        """Write the gloss embeddings; gives their output."""
-        file = "features/embeddings.safetensors"
-        digest = io.write_arrays(self.root / file, arrays)
-        return {file: Output(digest, sum(len(a) for a in arrays.values()))}
 
     def write_part(
         self,
         part: Part,
-        tables: Mapping[str, pa.Table],
+        made: Mapping[str, pa.Table | Arrays],
         *,
-        recipe: Recipe,
+        made_from: StageInputs,
         facts: Mapping[str, Any],
         started: float,
     ) -> None:
         """Write one part of a stage, its record last."""
-        outputs = {}
-        for schema in STAGES[part.stage]:
-            file = part.file(schema.name)
-            digest = io.write_table(self.root / file, tables[schema.name], schema)
-            outputs[file] = Output(digest, tables[schema.name].num_rows)
-        self._manifest(recipe, outputs, facts, started).write(self.root / part.record)
+        outputs = self.write(part.stage, made, part=part)
+        self._manifest(made_from, outputs, facts, started).write(self.root / part.record)
 
-    def good_part(self, part: Part, recipe: Recipe, *, ignore_versions: bool = False) -> Manifest | None:
-        """The record of a part if it was made by this recipe and its files are as they were written."""
-        path = self.root / part.record
-        if not path.is_file():
-            return None
+    def record(self, part: Part) -> Manifest:
+        """The record of a part. Raises StoreError if there is none, or it is damaged."""
+        return Manifest.read(self.root / part.record, rebuild=command(part.stage, self.root))
+
+    def good_part(
+        self, part: Part, made_from: StageInputs, *, ignore_versions: bool = False
+    ) -> Manifest | None:
+        """The record of a part if it was made from this and its files are as they were written."""
         try:
-            record = Manifest.read(path, rebuild=command(part.stage, self.root))
+            record = self.record(part)
         except StoreError:
             return None  # a record that cannot be read vouches for nothing; the part is made again
-        if record.recipe.differences(recipe, ignore_versions=ignore_versions):
+        if record.made_from.differences(made_from, ignore_versions=ignore_versions):
             return None
         return None if any(damaged_outputs(self.root, record.outputs)) else record
 
     def finish(
         self,
-        stage: Stage,
-        recipe: Recipe,
+        stage: StageName,
+        made_from: StageInputs,
         outputs: Mapping[str, Output],
         *,
+        parts: Sequence[Part],
         facts: Mapping[str, Any],
         started: float,
     ) -> None:
         """Write the manifest of a stage whose files are all there, and remove tables and parts that are not
         among them."""
-        kept = {*outputs, *(_record_of(file) for file in outputs)}
+        kept = {*outputs, *(part.record for part in parts)}
         for pattern in ("*.parquet", "part-*.json"):
             for path in sorted((self.root / stage).glob(pattern)):
                 if f"{stage}/{path.name}" not in kept:
                     io.remove(path)
-        self._manifest(recipe, outputs, facts, started).write(self.root / stage / "manifest.json")
+        records = {part.record: io.sha256(self.root / part.record) for part in parts}
+        manifest = replace(self._manifest(made_from, outputs, facts, started), records=records)
+        manifest.write(self.root / stage / "manifest.json")
 
     def _manifest(
-        self, recipe: Recipe, outputs: Mapping[str, Output], facts: Mapping[str, Any], started: float
+        self,
+        made_from: StageInputs,
+        outputs: Mapping[str, Output],
+        facts: Mapping[str, Any],
+        started: float,
     ) -> Manifest:
-        return Manifest(recipe, dict(outputs), {**facts, "platform": platform_facts()}, made_here(started))
+        return Manifest(made_from, dict(outputs), {**facts, "platform": platform_facts()}, made_here(started))
 
 
 def trial_parts(plan: pa.Table) -> list[list[int]]:
@@ -317,7 +374,10 @@ def now() -> float:
     return time.time()
 
 
-def _record_of(file: str) -> str:
-    """The record of the part that a file belongs to; of a file without parts, a name that does not exist."""
-    stage, _, name = file.partition("/")
-    return f"{stage}/part-{name.removesuffix('.parquet')[-14:]}.json"
+def _part_file(stage: StageName, table: str, k: int | str, n: int | str) -> str:
+    """The name of a part's file; with "*" for k and n, a pattern of those of all parts."""
+    known = REGISTRY[stage]
+    numbers = {
+        name: str(value).zfill(known.digits) if value != "*" else "*" for name, value in (("k", k), ("n", n))
+    }
+    return f"{stage}/{known.part_file.format(table=table, **numbers)}"

@@ -4,7 +4,10 @@ Everything that reads or writes a table checks it against its schema; the docume
 explorer's column heads are generated from the same objects.
 """
 
+import math
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import pyarrow as pa
 
@@ -41,6 +44,33 @@ class Schema:
 
     def empty(self) -> pa.Table:
         return self.arrow().empty_table()
+
+    def of_rows(self, rows: Iterable[Mapping[str, Any]]) -> pa.Table:
+        """The table of some rows, perhaps of none.
+
+        Where a null may stand, one stands for what a row leaves out, and for a number that is not finite.
+
+        Raises:
+            StoreError: on an unknown column, and as `conform`.
+        """
+        wanted = {c.name for c in self.columns}
+        open_ends = {c.name for c in self.columns if c.nullable and pa.types.is_floating(c.dtype)}
+        rows = list(rows)
+        unknown = sorted(set().union(*rows) - wanted)
+        if unknown:
+            raise StoreError(f"table {self.name}: unknown columns {unknown}")
+        finite = [
+            {
+                k: None if k in open_ends and v is not None and not math.isfinite(v) else v
+                for k, v in row.items()
+            }
+            for row in rows
+        ]
+        return self.of(finite)
+
+    def of(self, rows: Iterable[Mapping[str, Any]]) -> pa.Table:
+        """The table of some rows, as `conform` makes it; keys that are no columns are left out."""
+        return self.conform(pa.Table.from_pylist(list(rows), schema=self.arrow()))
 
     def conform(self, table: pa.Table) -> pa.Table:
         """`table` cast to this schema, columns in order, rows sorted by key.

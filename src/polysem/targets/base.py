@@ -13,13 +13,14 @@ import numpy as np
 from jaxtyping import Float
 
 from polysem.errors import FormatError
+from polysem.vocabulary_transfer import TargetKind
 
 MASS_TOLERANCE = 2e-3
 """how far granted probabilities may sum above 1: servers round log-probabilities and compute in 16 bits"""
 
 
 @dataclass(frozen=True)
-class Prompt:
+class TargetPrompt:
     """What is given to a target."""
 
     text: str
@@ -95,11 +96,21 @@ class Target(Protocol):
         ...
 
     @property
-    def word_start(self) -> bool:
-        """Whether a next token that begins a word carries a space in front; not so in chat answers."""
+    def kind(self) -> TargetKind:
+        """How it is reached, and whether in messages."""
         ...
 
-    def answers(self, prompts: Sequence[Prompt]) -> list[Answer]:
+    @property
+    def vocabulary(self) -> tuple[str, ...] | None:
+        """The text of every token, by id; None where only those that are granted are seen."""
+        ...
+
+    @property
+    def granted(self) -> int | None:
+        """Log-probabilities that an answer holds; None where it holds all, or nothing was asked yet."""
+        ...
+
+    def answers(self, prompts: Sequence[TargetPrompt]) -> list[Answer]:
         """The answers, in the order of the prompts; equal prompts get equal answers.
 
         Raises:

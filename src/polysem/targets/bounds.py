@@ -13,7 +13,10 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from polysem.errors import ConfigError
-from polysem.targets.base import Answer
+from polysem.targets.base import MASS_TOLERANCE, Answer
+
+ROUNDING = 1e-4
+"""mass that log-probabilities of four decimals can hide"""
 
 
 @dataclass(frozen=True)
@@ -60,20 +63,25 @@ def log_odds_bound(mass: Bound, rest: Bound) -> Bound:
 def kl_bound(base: Answer, other: Answer) -> Bound:
     """KL(base || other) in nats.
 
-    Lower: the tokens granted in both, and one bucket for all else (merging tokens never raises KL). Upper:
-    finite only where both are complete; a token that was granted in `base` alone can be as rare in `other` as
-    one likes.
+    Lower: the tokens granted in both, and one bucket for all else (merging tokens never raises KL). The bucket of
+    `other` is what its granted tokens leave, and may be as large as their rounding hides; a larger one only lowers the
+    bound, which is finite therefore. Upper: finite only where both are complete; a token that was granted in `base`
+    alone can be as rare in `other` as one likes.
     """
-    return Bound(
-        *_kl(*_merged(base, other), whole=base.complete and other.complete and base.tokens == other.tokens)
-    )
-
-
-def _kl(p: Float[np.ndarray, " n"], q: Float[np.ndarray, " n"], *, whole: bool) -> tuple[float, float]:
+    whole = _whole(base, other)
+    p, q = _merged(base, other)
+    # A probability below the smallest number is not 0: its logarithm is there, and above that of the smallest number.
+    q = np.maximum(q, np.finfo(np.float64).tiny)
+    if not whole:
+        q[-1] = max(q[-1], _hidden_by_rounding(other))
     live = p > 0
-    with np.errstate(divide="ignore"):
-        value = max(0.0, float((p[live] * (np.log(p[live]) - np.log(q[live]))).sum()))
-    return value, value if whole else math.inf
+    value = max(0.0, float((p[live] * (np.log(p[live]) - np.log(q[live]))).sum()))
+    return Bound(value, value if whole else math.inf)
+
+
+def _hidden_by_rounding(answer: Answer) -> float:
+    """Mass that rounded log-probabilities can hide: what four decimals do; where more than 1 is granted, what is taken."""
+    return MASS_TOLERANCE if float(np.exp(answer.logprobs).sum()) > 1 else ROUNDING
 
 
 def tv_bound(base: Answer, other: Answer) -> Bound:
@@ -83,10 +91,15 @@ def tv_bound(base: Answer, other: Answer) -> Bound:
     """
     p, q = _merged(base, other)
     lower = 0.5 * float(np.abs(p - q).sum())
-    if base.complete and other.complete and base.tokens == other.tokens:
+    if _whole(base, other):
         return Bound(lower, lower)
     common = 0.5 * float(np.abs(p[:-1] - q[:-1]).sum())
     return Bound(lower, min(1.0, common + 0.5 * float(p[-1] + q[-1])))
+
+
+def _whole(base: Answer, other: Answer) -> bool:
+    """Whether both are complete and of one vocabulary."""
+    return base.complete and other.complete and base.tokens == other.tokens
 
 
 def _merged(base: Answer, other: Answer) -> tuple[Float[np.ndarray, " n"], Float[np.ndarray, " n"]]:
@@ -95,7 +108,7 @@ def _merged(base: Answer, other: Answer) -> tuple[Float[np.ndarray, " n"], Float
     Tokens are known by their text alone, so a text that stands for several goes into the bucket, and where
     tokens of equal text were lost everything does. Of two complete answers of one vocabulary nothing is merged.
     """
-    if base.complete and other.complete and base.tokens == other.tokens:
+    if _whole(base, other):
         return np.append(base.probs, 0.0), np.append(other.probs, 0.0)
     p, q = _by_text(base), _by_text(other)
     common = sorted(p.keys() & q.keys()) if base.lost == other.lost == 0 else []
@@ -111,17 +124,12 @@ def _by_text(answer: Answer) -> dict[str, float]:
     return {text: prob for text, prob in pairs if seen[text] == 1}
 
 
-def top_k_count(answer: Answer, inside: Bool[np.ndarray, " n"], *, k: int) -> Bound:
-    """How many of the k most likely tokens are of T.
+def top_k_counts(answer: Answer, inside: Bool[np.ndarray, "sets n"], *, k: int) -> list[Bound]:
+    """How many of the k most likely tokens are of each set.
 
     Raises:
         ConfigError: if fewer than k tokens were granted (those lost counted): nothing is said about the rest.
     """
-    return top_k_counts(answer, inside[None, :], k=k)[0]
-
-
-def top_k_counts(answer: Answer, inside: Bool[np.ndarray, "sets n"], *, k: int) -> list[Bound]:
-    """`top_k_count` of several sets at once."""
     if answer.n + answer.lost < k and not answer.complete:
         raise ConfigError(
             f"top-{k} success was asked for, but the target grants {answer.n + answer.lost} log-probabilities",

@@ -15,6 +15,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from polysem.boundary.door import Door, telling
+from polysem.boundary.files import read_plain
+from polysem.boundary.text import parse_json
 from polysem.errors import StoreError
 from polysem.store import io
 
@@ -46,13 +49,10 @@ class ResponseCache:
         path = self.path(key)
         if not path.is_file():
             return None
-        try:
-            return json.loads(gzip.decompress(path.read_bytes()))["response"]
-        except (OSError, EOFError, ValueError, KeyError, TypeError) as error:
-            raise StoreError(
-                f"{path} is no kept response: {error}",
-                hint=f"rm {path}, then run the same command again: this one request is sent once more",
-            ) from error
+        again = f"rm {path}, then run the same command again: this one request is sent once more"
+        door = Door("kept response", again, StoreError, StoreError)
+        with telling(door, path, doing="is no kept response"):
+            return parse_json(read_plain(path, door=door), path, door=door)["response"]
 
     def mark(self, key: str) -> None:
         """Note that a request is about to be sent."""

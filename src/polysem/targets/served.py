@@ -5,33 +5,37 @@ what was answered is never asked again. A request leaves a mark before it is sen
 `Idempotency-Key`: a response that a kill has lost is sent again under the same key, which a server that honours the
 header answers from its books, without a second charge. Requests run in threads; a rate and a budget hold for all of them.
 
-The key comes from the environment, and only from variables that name polysem or the server: POLYSEM_API_KEY for
-any address, OPENAI_API_KEY only for OpenAI's own or for the address in OPENAI_BASE_URL; an address comes from a
-study file, and a stranger's study file must not be able to send the key elsewhere.
+The key comes from the user's environment and is bound to a server that the user named (`polysem.keys`).
 """
 
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
-from dataclasses import dataclass
-from typing import Any, Literal
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from typing import Any
 
 import httpx
 
-from polysem.errors import ConfigError, FormatError, UnknownReferenceError
-from polysem.http import Retries, send
-from polysem.targets.base import Answer, Prompt
+from polysem.errors import ConfigError, FormatError
+from polysem.http import RequestError, Retries, ask_json
+from polysem.keys import Key, Keyring, endpoint, origin
+from polysem.targets.base import Answer, TargetPrompt
 from polysem.targets.cache import ResponseCache
-from polysem.targets.parse import parse_answer, with_losses
+from polysem.targets.parse import parse_answer, told, with_losses
+from polysem.targets.probe import Probed, probe_answers
+from polysem.targets.spelling import reader_of_tokens
 from polysem.targets.spend import Budget, Estimate, Rate
+from polysem.targets.tokenizer import KnownTokenizer
+from polysem.vocabulary_transfer import TARGET_KINDS, TargetKind
 
-Api = Literal["completions", "chat"]
 Messages = Sequence[Mapping[str, str]]
 """of a chat: role and content of each"""
-OPENAI = "https://api.openai.com/v1"
 BYTES_PER_TOKEN = 3
 """for estimates where the tokenizer is unknown; English has more, so costs are overstated"""
+FIRST = 8
+"""prompts that are asked and judged before all others"""
 
 
 @dataclass(frozen=True)
@@ -40,7 +44,8 @@ class Serving:
 
     url: str
     model: str
-    api: Api = "completions"
+    api: str = "completions"
+    """of TARGET_KINDS, a served one"""
     k: int = 20
     """log-probabilities to ask for"""
     vocabulary: int | None = None
@@ -48,18 +53,22 @@ class Serving:
     concurrency: int = 4
     per_minute: float | None = None
     timeout: float = 60.0
-    """seconds"""
+    """seconds that one attempt may take in all"""
+    known_as: str | None = None
+    """the name that the server gives the model in its answers, where that is another"""
     extra: tuple[tuple[str, Any], ...] = ()
     """further fields of the request's body"""
+    bos: bool | None = None
+    """whether the server puts BOS in front of a prompt; None: as the tokenizer does by itself"""
+
+    @property
+    def kind(self) -> TargetKind:
+        return TARGET_KINDS[self.api]
 
     @property
     def endpoint(self) -> str:
         """The address of the call."""
-        base = self.url.rstrip("/")
-        path = "/chat/completions" if self.api == "chat" else "/completions"
-        if base.endswith(path):
-            return base
-        return f"{base}{path}" if httpx.URL(base).path.strip("/") else f"{base}/v1{path}"
+        return endpoint(self.url, self.kind.path)
 
 
 class ServedTarget:
@@ -74,18 +83,19 @@ class ServedTarget:
         api_key: str | None = None,
         client: httpx.Client | None = None,
         retries: Retries | None = None,
-        counter: Callable[[str], int] | None = None,
+        tokenizer: KnownTokenizer | None = None,
     ):
         self.serving = serving
         self.cache = cache
         self.budget = budget
-        self.granted: int | None = None
-        """log-probabilities that the server really gives; measured by `probe`"""
+        self.tokenizer = tokenizer
+        self.probed: Probed | None = None
+        """what the server does; measured by `probe`"""
         self._api_key = api_key
         self._client = client
         self._retries = retries or Retries()
         self._rate = Rate(serving.per_minute)
-        self._counter = counter
+        self._text: Callable[[str], str] = str
 
     @property
     def name(self) -> str:
@@ -97,22 +107,53 @@ class ServedTarget:
         return f"{self.name} k={self.serving.k} extra={sorted(self.serving.extra)}"
 
     @property
-    def word_start(self) -> bool:
-        return self.serving.api == "completions"
+    def kind(self) -> TargetKind:
+        return self.serving.kind
+
+    @property
+    def granted(self) -> int | None:
+        """Log-probabilities that the server really gives; None before `probe`."""
+        return self.probed.granted if self.probed else None
+
+    @property
+    def vocabulary(self) -> tuple[str, ...] | None:
+        """The text of every token, by id, where the tokenizer is known."""
+        return self.tokenizer.vocabulary if self.tokenizer else None
 
     def count_tokens(self, text: str) -> int | None:
-        return self._counter(text) if self._counter else None
+        return self.tokenizer.count(text) if self.tokenizer else None
 
-    def probe(self, prompts: Sequence[Prompt]) -> int:
-        """Ask a few prompts and set `granted` to the most log-probabilities that any answer has.
+    def probe(self, prompts: Sequence[TargetPrompt]) -> int:
+        """Ask a few prompts, judge what the server does, ask the rest; gives the most log-probabilities that any answer
+        has.
 
         Raises:
-            PolysemError: no answer, no key, no such model, or no log-probabilities.
+            PolysemError: no answer, no key, no such model, no log-probabilities, or a convention (spelling, BOS, thoughts)
+                that does not fit.
         """
-        self.granted = max(answer.n for answer in self._asked(prompts))
-        return self.granted
+        first = self._probe(prompts[:FIRST])
+        self._text = reader_of_tokens(
+            first.spelling, by_id=self.tokenizer.text if self.tokenizer else None, who=self.name
+        )
+        self.probed = replace(first, granted=max(a.n for a in self._asked(prompts)))
+        return self.probed.granted
 
-    def answers(self, prompts: Sequence[Prompt]) -> list[Answer]:
+    def _probe(self, prompts: Sequence[TargetPrompt]) -> Probed:
+        self._text = str
+        answers = self._asked(prompts)
+        bodies = [self.cache.find(ResponseCache.key(self._request(p))) or "" for p in prompts]
+        return probe_answers(
+            prompts,
+            answers,
+            [told(body, api=self.serving.api, where=self.name) for body in bodies],
+            who=self.name,
+            asked=self.serving.k,
+            chat=self.kind.chat,
+            tokenizer=self.tokenizer,
+            declared=self.serving.bos,
+        )
+
+    def answers(self, prompts: Sequence[TargetPrompt]) -> list[Answer]:
         """The answers, in the order of the prompts; each distinct request is sent at most once, ever.
 
         Raises:
@@ -125,7 +166,7 @@ class ServedTarget:
         granted, size = self.granted, self.serving.vocabulary
         return [with_losses(a, granted=granted, vocabulary=size) for a in self._asked(prompts)]
 
-    def estimate(self, prompts: Sequence[Prompt]) -> Estimate:
+    def estimate(self, prompts: Sequence[TargetPrompt]) -> Estimate:
         """What asking these prompts would send and cost."""
         return self._estimate(list(map(self._request, prompts)), 1)
 
@@ -151,25 +192,22 @@ class ServedTarget:
 
     def chat_ahead(self, all_messages: Sequence[Messages], *, max_tokens: int) -> None:
         """Ask many questions side by side and keep what comes, so that `chat` finds it. Errors as `chat`."""
-        requests = [self._chat_request(messages, max_tokens, 0) for messages in all_messages]
-        distinct = {ResponseCache.key(r): r for r in requests}
-        missing = [r for key, r in distinct.items() if not self.cache.has(key)]
-        if missing:
-            self._send_all(missing)
+        self._ensure([self._chat_request(messages, max_tokens, 0) for messages in all_messages])
 
-    def estimate_chats(self, all_messages: Sequence[Messages], *, max_tokens: int) -> Estimate:
-        """What asking these questions once would send and cost; replies are taken to be as long as they may be."""
-        return self._estimate(
-            [self._chat_request(messages, max_tokens, 0) for messages in all_messages], max_tokens
-        )
+    def estimate_chats(
+        self, all_messages: Sequence[Messages], *, max_tokens: int, attempts: int = 1
+    ) -> Estimate:
+        """What asking these questions would send and cost at most: replies as long as they may be, and every question whose
+        first reply is not there yet asked `attempts` times."""
+        asked = [self._chat_request(messages, max_tokens, 0) for messages in all_messages]
+        for request in list(asked):
+            if not self.cache.has(ResponseCache.key(request)):
+                asked += [request | {"repeat": n} for n in range(1, attempts)]
+        return self._estimate(asked, max_tokens)
 
     def _chat_request(self, messages: Messages, max_tokens: int, repeat: int) -> dict[str, Any]:
-        body: dict[str, Any] = {
-            "model": self.serving.model,
-            "messages": [dict(m) for m in messages],
-            "max_tokens": max_tokens,
-        }
-        body |= {"temperature": 0, **dict(self.serving.extra)}
+        fixed = {"model": self.serving.model, "max_tokens": max_tokens, "temperature": 0}
+        body = {**fixed, "messages": [dict(m) for m in messages], **dict(self.serving.extra)}
         return {"url": self.serving.endpoint, "body": body, "repeat": repeat}
 
     def _check(self, request: Mapping[str, Any], body: str) -> None:
@@ -179,26 +217,34 @@ class ServedTarget:
         else:
             read_chat(body, where=self.name)
 
-    def _asked(self, prompts: Sequence[Prompt]) -> list[Answer]:
-        requests = [self._request(prompt) for prompt in prompts]
-        keys = [ResponseCache.key(request) for request in requests]
-        distinct = dict(zip(keys, requests, strict=True))
-        missing = {key: request for key, request in distinct.items() if not self.cache.has(key)}
-        if missing:
-            self._send_all(list(missing.values()))
-        found = {key: self._read(self.cache.find(key) or "") for key in distinct}
+    def _asked(self, prompts: Sequence[TargetPrompt]) -> list[Answer]:
+        keys = self._ensure([self._request(prompt) for prompt in prompts])
+        found = {key: self._kept(key) for key in dict.fromkeys(keys)}
         return [found[key] for key in keys]
 
-    def _send_all(self, requests: list[dict[str, Any]]) -> None:
-        """Send requests in threads. After a failure those in flight are still waited for and kept."""
+    def _kept(self, key: str) -> Answer:
+        """The answer in a kept response, its tokens as texts."""
+        answer = self._read(self.cache.find(key) or "")
+        if self._text is str:
+            return answer
+        return replace(answer, tokens=tuple(map(self._text, answer.tokens)))
+
+    def _ensure(self, requests: Sequence[dict[str, Any]]) -> list[str]:
+        """Keys of the requests, whose responses are all kept then: each distinct one that was not is sent, in threads.
+        After a failure those in flight are still waited for and kept."""
+        keys = [ResponseCache.key(request) for request in requests]
+        missing = [r for key, r in dict(zip(keys, requests, strict=True)).items() if not self.cache.has(key)]
+        if not missing:
+            return keys
         with self._connection() as client, ThreadPoolExecutor(self.serving.concurrency) as pool:
-            waiting = [pool.submit(self._body, client, request) for request in requests]
+            waiting = [pool.submit(self._body, client, request) for request in missing]
             try:
                 done, _ = wait(waiting, return_when=FIRST_EXCEPTION)
                 for future in done:
                     future.result()
             finally:  # an interrupt, too, must not send what is still waiting
                 pool.shutdown(cancel_futures=True)
+        return keys
 
     def _body(self, client: httpx.Client, request: dict[str, Any]) -> str:
         """The body of a whole, successful response, kept before it is given."""
@@ -206,40 +252,35 @@ class ServedTarget:
         kept = self.cache.find(key)
         if kept is not None:
             return kept
-        for attempt in range(self._retries.attempts):
-            text = self._once(client, request, key)
-            try:
-                self._check(request, text)
-            except FormatError:
-                # A proxy that cuts a body and still ends it properly looks like this; anything else stays wrong.
-                if attempt + 1 == self._retries.attempts:
-                    raise
-                self._retries.sleep(self._retries.first * 2**attempt)
-                continue
-            self.cache.add(key, request, text)
-            self.cache.unmark(key)
-            return text
-        raise ConfigError(f"retries.attempts is {self._retries.attempts}; expected at least 1")
+        text = self._once(client, request, key)
+        self._check(request, text)
+        self.cache.add(key, request, text)
+        self.cache.unmark(key)
+        return text
 
     def _once(self, client: httpx.Client, request: dict[str, Any], key: str) -> str:
         self.cache.mark(key)
-        response = send(
-            client,
-            "POST",
-            request["url"],
-            retries=self._retries,
-            before=lambda: self._before(request),
-            json=request["body"],
-            # A server that knows the header answers a repeated request without charging again.
-            headers={"Idempotency-Key": key, **self._authorization()},
-        )
-        if not response.is_success:
-            self.cache.unmark(key)  # refused, so not charged
-            raise UnknownReferenceError(
-                f"{request['url']}: HTTP {response.status_code} for model {self.serving.model!r}: {response.text[:300]}",
-                hint=_ADVICE.get(response.status_code, "check the model's name and the address"),
-            )
-        return response.text
+        s = self.serving
+        try:
+            return ask_json(
+                client, request["url"], request["body"], retries=self._retries, deadline=s.timeout, known_as=s.known_as,
+                key=self.key, before=lambda: self._before(request),
+                # A server that knows the header answers a repeated request without charging again.
+                headers={"Idempotency-Key": key},
+            )  # fmt: skip
+        except RequestError as error:
+            if error.status is not None and error.status < 500:
+                self.cache.unmark(key)  # refused, so not charged
+            if error.too_large:
+                text = _asked_text(request)
+                raise RequestError(
+                    f"{error.args[0]}; what is too large begins with {text[:60]!r} and has {len(text)} characters",
+                    hint="let the server take longer inputs (--max-model-len, -c), or send less: pools.n_tokens of a transfer "
+                    "study, shorter glosses or contexts of a panel",
+                    status=error.status,
+                    too_large=True,
+                ) from None
+            raise
 
     def _before(self, request: dict[str, Any]) -> None:
         self._rate.wait()
@@ -248,10 +289,10 @@ class ServedTarget:
     def _read(self, body: str) -> Answer:
         return parse_answer(body, api=self.serving.api, k=self.serving.k, where=self.name)
 
-    def _request(self, prompt: Prompt) -> dict[str, Any]:
+    def _request(self, prompt: TargetPrompt) -> dict[str, Any]:
         s = self.serving
         body: dict[str, Any] = {"model": s.model, "max_tokens": 1, "temperature": 0, **dict(s.extra)}
-        if s.api == "chat":
+        if s.kind.chat:
             system = [{"role": "system", "content": prompt.system}] if prompt.system is not None else []
             body["messages"] = [*system, {"role": "user", "content": prompt.text}]
             body |= {"logprobs": True, "top_logprobs": s.k}
@@ -264,42 +305,21 @@ class ServedTarget:
             body |= {"prompt": prompt.text, "logprobs": s.k}
         return {"url": s.endpoint, "body": body, "repeat": prompt.repeat}
 
-    def _connection(self) -> "_Connection":
-        return _Connection(self._client, self.serving.timeout)
+    def _connection(self) -> AbstractContextManager[httpx.Client]:
+        """The given client, which stays open, or one of our own, which does not."""
+        return nullcontext(self._client) if self._client else httpx.Client(timeout=self.serving.timeout)
 
-    def _authorization(self) -> dict[str, str]:
-        key = self._api_key or key_from(os.environ, self.serving.endpoint)
-        return {"Authorization": f"Bearer {key}"} if key else {}
+    @property
+    def key(self) -> Key | None:
+        """What may be sent to the server: the given key, or the user's for it."""
+        if self._api_key is not None:
+            return Key(self._api_key, origin(self.serving.url), "api_key")
+        return Keyring.of(os.environ).key(self.serving.url)
 
-
-class _Connection:
-    """A given client, which stays open, or one of our own, which does not."""
-
-    def __init__(self, given: httpx.Client | None, timeout: float):
-        self._given = given
-        self._client = given or httpx.Client(timeout=timeout)
-
-    def __enter__(self) -> httpx.Client:
-        return self._client
-
-    def __exit__(self, *exception: object) -> None:
-        if self._given is None:
-            self._client.close()
-
-
-_ADVICE = {
-    400: "check the model's name, and that the server grants as many log-probabilities as target.k",
-    401: "set POLYSEM_API_KEY (OPENAI_API_KEY is sent to OpenAI's own address only)",
-    403: "set POLYSEM_API_KEY (OPENAI_API_KEY is sent to OpenAI's own address only)",
-    404: "check the model's name and the address, e.g. http://localhost:8000/v1; GET /v1/models lists the names",
-}
-
-
-def key_from(environment: Mapping[str, str], url: str) -> str | None:
-    """The key that may be sent to `url`; None if there is none."""
-    own = {httpx.URL(base).host for base in (OPENAI, environment.get("OPENAI_BASE_URL", "")) if base}
-    general = environment.get("POLYSEM_API_KEY")
-    return general or (environment.get("OPENAI_API_KEY") if httpx.URL(url).host in own else None) or None
+    @property
+    def question(self) -> str:
+        """What the user is asked before a server gets no key although the user has some; mostly empty."""
+        return "" if self._api_key is not None else Keyring.of(os.environ).question(self.serving.url)
 
 
 def read_chat(body: str, *, where: str) -> str:
@@ -308,12 +328,16 @@ def read_chat(body: str, *, where: str) -> str:
         content = json.loads(body)["choices"][0]["message"]["content"]
         if not isinstance(content, str):
             raise TypeError(f"content is {type(content).__name__}")
+        content.encode()  # half a surrogate pair can stand in JSON, and in no file
     except (ValueError, KeyError, IndexError, TypeError) as error:
         raise FormatError(f"{where}: the answer is no chat response ({error!r}): {body[:200]!r}") from error
     return content
 
 
-def _input_tokens(request: Mapping[str, Any]) -> float:
+def _asked_text(request: Mapping[str, Any]) -> str:
     body = request["body"]
-    texts = [body["prompt"]] if "prompt" in body else [m["content"] for m in body["messages"]]
-    return float(sum(len(text.encode()) for text in texts)) / BYTES_PER_TOKEN
+    return body["prompt"] if "prompt" in body else "\n".join(m["content"] for m in body["messages"])
+
+
+def _input_tokens(request: Mapping[str, Any]) -> float:
+    return len(_asked_text(request).encode()) / BYTES_PER_TOKEN

@@ -13,7 +13,7 @@ import torch
 
 from polysem.errors import PolysemError
 from polysem.saes.base import SAE
-from polysem.saes.source import sha256
+from polysem.store.io import sha256
 
 TOLERANCE = 1e-4
 """float32, relative to the size of the reconstruction"""
@@ -78,7 +78,7 @@ def _check_codec(sae: SAE) -> None:
 def _check_same(one: SAE, other: SAE) -> None:
     for name in ("W_enc", "W_dec", "b_enc", "b_dec"):
         assert torch.equal(getattr(one, name), getattr(other, name)), f"loading twice gives two {name}"
-    assert one.site == other.site
+    assert (one.reads, one.writes) == (other.reads, other.writes)
     assert one.provenance == other.provenance, "loading twice gives two provenances"
 
 

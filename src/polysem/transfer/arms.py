@@ -4,33 +4,35 @@
     shared        strings of interferers whose pair with a target feature passes in both sources
     source_only   ... passes in one of them only, though both features are matched
     neither       strings of matched features that pass with no target feature in either
-    high, low     the paper's sets: by largest cosine with a target feature, joined over the sources
     random        all other strings
+    high, low     and others whose records name what makes them
 
 A target feature of a category is one with an activating string of the category; an interferer is any other feature.
-Within the first family (shared, source_only, neither), within the second (high, low), and towards target and random,
-sets are disjoint: a string stays in the first set that claims it. What overlapped is counted.
+Within a family, and towards target and random, sets are disjoint: a string stays in the first set that claims it. What
+overlapped is counted.
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
+from itertools import combinations
 
 import numpy as np
 from jaxtyping import Bool, Int
 
 from polysem.categories import Categories
 from polysem.transfer.config import SharedConfig
-from polysem.transfer.matching import Matching, match_features, max_by_segment, segments
-from polysem.transfer.paper import PaperSets, join_sets, overlaps, paper_sets
+from polysem.transfer.matching import Matching, match_sources
 from polysem.transfer.shared import SharedStructure, passing_pairs, shared_structure
-from polysem.transfer.source import Source
+from polysem.transfer.source import SourceModel
+from polysem.vocabulary import attribute
+from polysem.vocabulary_transfer import TRANSFER_ARMS
 
 OVERLAP = 0.2
 """Jaccard overlap of activating strings above which two features are one concept"""
 STEM = 4
 """letters from which one word inside another counts as related"""
-_FAMILIES = (("shared", "source_only", "neither"), ("high", "low"))
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,11 @@ class Structure:
     pairs_b: Int[np.ndarray, "n_b 2"]
     counts: SharedStructure
 
+    def strings_of(self, places: Int[np.ndarray, " n"]) -> list[tuple[str, ...]]:
+        """Of matched pairs, the strings of both features."""
+        first, second = self.strings
+        return [(*first[int(self.matching.a[m])], *second[int(self.matching.b[m])]) for m in places.tolist()]
+
 
 @dataclass(frozen=True)
 class ArmSets:
@@ -58,12 +65,11 @@ class ArmSets:
     sets: dict[str, tuple[str, ...]]
     """arm -> strings, sorted"""
     overlap: dict[tuple[str, str], int]
-    n_target_features: tuple[int, int]
 
 
 def common_structure(
-    a: Source,
-    b: Source,
+    a: SourceModel,
+    b: SourceModel,
     *,
     config: SharedConfig,
     level: float,
@@ -80,41 +86,23 @@ def common_structure(
         rng: for permuted matchings.
         snippet_tokens: length of the snippets that are injected; None injects tokens.
     """
-    in_a, in_b, n = segments(a.ends, b.ends)
-    matching = match_features(
-        max_by_segment(a.acts, in_a, n),
-        max_by_segment(b.acts, in_b, n),
-        min_r=config.min_r,
-        min_active=config.min_active,
-    )
-    strings = tuple(s.strings(ratio=config.target_ratio, first=config.n_strings) for s in (a, b))
-    passing = [
-        passing_pairs(
-            source.directions,
-            features,
-            min_z=config.min_z,
-            excluded=related_features([texts[f] for f in features.tolist()]),
-        )
-        for source, features, texts in zip((a, b), (matching.a, matching.b), strings, strict=True)
-    ]
-    counts = shared_structure(passing[0], passing[1], m=matching.m, level=level, rng=rng)
-    pieces, texts = {}, (strings[0], strings[1])
-    if snippet_tokens is not None:
-        pieces, texts = _snippets((a, b), width=snippet_tokens, first=config.n_strings)
-    return Structure(matching, (strings[0], strings[1]), pieces, texts, passing[0], passing[1], counts)
-
-
-def _snippets(
-    sources: tuple[Source, Source], *, width: int, first: int
-) -> tuple[dict[str, tuple[str, ...]], tuple[list[tuple[str, ...]], list[tuple[str, ...]]]]:
-    """(snippet -> its tokens, snippets of every feature of either source)."""
+    matching = match_sources(a, b, min_r=config.min_r, min_active=config.min_active)
+    strings, passing, texts = [], [], []
     pieces: dict[str, tuple[str, ...]] = {}
-    texts: list[list[tuple[str, ...]]] = []
-    for source in sources:
-        of_source = source.snippets(width=width, first=first)
-        pieces |= {"".join(tokens): tokens for row in of_source for tokens in row}
-        texts.append([tuple("".join(tokens) for tokens in row) for row in of_source])
-    return pieces, (texts[0], texts[1])
+    for source, features in ((a, matching.a), (b, matching.b)):
+        of_source = source.strings(ratio=config.target_ratio, first=config.n_strings)
+        related = related_features([of_source[f] for f in features.tolist()])
+        passing.append(passing_pairs(source.directions, features, min_z=config.min_z, excluded=related))
+        strings.append(of_source)
+        if snippet_tokens is None:
+            texts.append(of_source)
+        else:
+            snippets = source.snippets(width=snippet_tokens, first=config.n_strings)
+            pieces |= {"".join(tokens): tokens for row in snippets for tokens in row}
+            texts.append([tuple("".join(tokens) for tokens in row) for row in snippets])
+    counts = shared_structure(*passing, m=matching.m, level=level, rng=rng)
+    both = (strings[0], strings[1]), pieces, (texts[0], texts[1])
+    return Structure(matching, *both, passing[0], passing[1], counts)
 
 
 def related_features(texts: Sequence[Sequence[str]]) -> Bool[np.ndarray, "m m"]:
@@ -133,19 +121,15 @@ def related_features(texts: Sequence[Sequence[str]]) -> Bool[np.ndarray, "m m"]:
 def arm_sets(
     category: str,
     categories: Categories,
-    sources: tuple[Source, Source],
+    sources: tuple[SourceModel, SourceModel],
     structure: Structure,
     config: SharedConfig,
 ) -> ArmSets:
     """The strings of every arm for one category."""
-    targets = _target_features(category, categories, structure)
+    targets = target_features(category, categories, structure)
     raw = _family(structure, targets)
-    papers = [
-        _paper(source, rows, is_target, category, categories, config)
-        for source, rows, is_target in zip(sources, structure.texts, targets, strict=True)
-    ]
-    joined = join_sets(papers, how=config.join)
-    raw |= {"high": set(joined.high), "low": set(joined.medium)}
+    for maker in dict.fromkeys(arm.strings for arm in TRANSFER_ARMS.values() if arm.strings):
+        raw |= attribute(maker)(category, categories, sources, structure, config)
     own = categories.words[category]
     usable = set(plain_texts(sources, structure))
     words = _own_texts(category, categories, structure, targets, usable)
@@ -153,18 +137,17 @@ def arm_sets(
     clean = {t for t in usable if related.isdisjoint(t.split())} - words
     raw = {arm: texts & clean for arm, texts in raw.items()}
     raw["random"] = clean - set().union(*raw.values())
-    before = {"target": frozenset(words), **{arm: frozenset(texts) for arm, texts in raw.items()}}
+    before = {"target": words, **raw}
     sets = {"target": words, "random": raw["random"]}
-    for family in _FAMILIES:
-        taken: set[str] = set()
-        for arm in family:
-            sets[arm] = raw[arm] - taken
-            taken |= raw[arm]
+    taken: dict[str, set[str]] = defaultdict(set)
+    for name, arm in TRANSFER_ARMS.items():
+        if arm.family:
+            sets[name] = raw[name] - taken[arm.family]
+            taken[arm.family] |= raw[name]
     return ArmSets(
         category,
         {arm: tuple(sorted(texts)) for arm, texts in sets.items()},
         overlaps(before),
-        (int(targets[0].sum()), int(targets[1].sum())),
     )
 
 
@@ -173,13 +156,13 @@ def matched_arms(
 ) -> dict[str, Int[np.ndarray, " members"]]:
     """Places of the matched pairs of each arm for one category: target (target features in both sources), shared,
     source_only, neither. Pairs of which one side alone is a target feature are in none."""
-    targets = _target_features(category, categories, structure)
+    targets = target_features(category, categories, structure)
     members = _members(structure, targets)
     matching = structure.matching
     return {"target": np.flatnonzero(targets[0][matching.a] & targets[1][matching.b]), **members}
 
 
-def _target_features(category: str, categories: Categories, structure: Structure) -> list[np.ndarray]:
+def target_features(category: str, categories: Categories, structure: Structure) -> list[np.ndarray]:
     """By source, which features have an activating string of the category."""
     return [
         np.array(
@@ -190,10 +173,15 @@ def _target_features(category: str, categories: Categories, structure: Structure
     ]
 
 
-def plain_texts(sources: tuple[Source, Source], structure: Structure) -> list[str]:
+def plain_texts(sources: tuple[SourceModel, SourceModel], structure: Structure) -> list[str]:
     """All texts that can be injected, sorted: tokens of the sources, or snippets of their features."""
     if structure.pieces:
         return sorted(t for t in structure.pieces if is_plain(t))
+    return plain_tokens(sources)
+
+
+def plain_tokens(sources: tuple[SourceModel, SourceModel]) -> list[str]:
+    """The tokens of the sources that can be written into a prompt, sorted."""
     return sorted(
         {t for s in sources for n, t in enumerate(s.vocabulary) if n not in s.special and is_plain(t)}
     )
@@ -205,13 +193,10 @@ def _own_texts(
     """The ceiling's texts: the category's words, or snippets of its target features."""
     if not structure.pieces:
         return {t for t in usable if categories.of_token(t, word_start=True) == category}
-    found = {
-        t
-        for rows, is_target in zip(structure.texts, targets, strict=True)
-        for f in np.flatnonzero(is_target).tolist()
-        for t in rows[f]
-    }
-    return found & usable
+    both = zip(structure.texts, targets, strict=True)
+    return {
+        t for rows, is_target in both for f in np.flatnonzero(is_target).tolist() for t in rows[f]
+    } & usable
 
 
 def _family(structure: Structure, targets: list[np.ndarray]) -> dict[str, set[str]]:
@@ -234,13 +219,8 @@ def _members(structure: Structure, targets: list[np.ndarray]) -> dict[str, Int[n
     is_target = targets[0][matching.a] & targets[1][matching.b]
     either = targets[0][matching.a] | targets[1][matching.b]
     passes = [_partners(pairs, is_target, matching.m) for pairs in (structure.pairs_a, structure.pairs_b)]
-    both = np.zeros(matching.m, dtype=bool)
-    code_a, code_b = (
-        {(int(i), int(j)) for i, j in pairs} for pairs in (structure.pairs_a, structure.pairs_b)
-    )
-    for i, j in code_a & code_b:
-        both[i] |= is_target[j]
-        both[j] |= is_target[i]
+    common = set(map(tuple, structure.pairs_a.tolist())) & set(map(tuple, structure.pairs_b.tolist()))
+    both = _partners(np.array(sorted(common), dtype=np.int64).reshape(-1, 2), is_target, matching.m)
     kinds = {
         "shared": both,
         "source_only": (passes[0] | passes[1]) & ~both,
@@ -256,30 +236,6 @@ def _partners(pairs: np.ndarray, is_target: np.ndarray, m: int) -> Bool[np.ndarr
     found[i[is_target[j]]] = True
     found[j[is_target[i]]] = True
     return found
-
-
-def _paper(
-    source: Source,
-    strings: list[tuple[str, ...]],
-    is_target: np.ndarray,
-    category: str,
-    categories: Categories,
-    config: SharedConfig,
-) -> PaperSets:
-    """The paper's sets of one source: every interferer by its largest cosine with a target feature."""
-    norms = np.linalg.norm(source.directions, axis=1, keepdims=True)
-    unit = source.directions / np.where(norms > 0, norms, 1.0)
-    largest = (unit @ unit[is_target].T).max(axis=1) if is_target.any() else np.zeros(len(unit))
-    value = {n: float(largest[n]) for n in np.flatnonzero(~is_target).tolist() if strings[n]}
-    return paper_sets(
-        value=value,
-        strings=dict(enumerate(strings)),
-        target={t for t in source.vocabulary if categories.of_token(t, word_start=True) == category},
-        vocabulary=source.vocabulary,
-        high=config.high,
-        medium=config.medium,
-        first=config.n_strings,
-    )
 
 
 def is_plain(text: str) -> bool:
@@ -299,6 +255,6 @@ def is_related(text: str, words: Mapping[str, object] | frozenset[str]) -> bool:
     return any(len(word) >= STEM and (bare in word or word in bare) for word in words)
 
 
-def overlap_rows(sets: ArmSets) -> list[tuple[str, str, int]]:
-    """(arm, arm, strings in common before sets were made disjoint)."""
-    return [(a, b, n) for (a, b), n in sets.overlap.items()]
+def overlaps(sets: Mapping[str, Set[str]]) -> dict[tuple[str, str], int]:
+    """Strings in common of every two sets, by the sets' names in order."""
+    return {(a, b): len(sets[a] & sets[b]) for a, b in combinations(sets, 2)}

@@ -23,77 +23,66 @@ from jaxtyping import Float
 from polysem.errors import ConfigError
 from polysem.progress import SILENT, Reporter
 from polysem.seeds import rng_for
-from polysem.store import io
-from polysem.store.lock import locked
 from polysem.store.tables import DEFENCES, PROTECTED
-from polysem.targets import LocalTarget, Prompt
+from polysem.targets import LocalTarget, TargetPrompt
 from polysem.transfer.arms import related_features
 from polysem.transfer.ask import planned
-from polysem.transfer.config import load_transfer
-from polysem.transfer.cost import edited_nats, held_out
+from polysem.transfer.capability import edited_nats
+from polysem.transfer.config import TransferStudy
+from polysem.transfer.cost import held_out
 from polysem.transfer.defence import detector, monitor_scores, protected_direction, text_nats, tradeoff
-from polysem.transfer.prepare import CHARACTERS_PER_TOKEN, Prepared, prepare
-from polysem.transfer.result import DEFENCE, FOLDER
-from polysem.transfer.run import STUDY, open_target
-from polysem.transfer.shared import passing_pairs
-from polysem.transfer.source import chunks_of
+from polysem.transfer.directions import WhiteBox, members_of, open_white_box
+from polysem.transfer.prepare import PreparedTransfer, prepare
+from polysem.transfer.run import open_target
+from polysem.transfer.shared import passing_pairs, unit_rows
+from polysem.transfer.source import held_out_rows
 from polysem.transfer.steering import category_gradients, steer
-from polysem.transfer.white import WhiteBox, members_of, open_white_box
 
 Row = dict[str, Any]
 Say = Callable[[str], None]
-MIN_CLEAN = 20
 
 
-def defend(out: Path, *, n_clean: int = 200, say: Say, reporter: Reporter = SILENT) -> Path:
-    """Judge the defences on a transfer study's local targets; gives the folder of the tables.
+def judge_defences(
+    study: TransferStudy, kept: Path, *, n_clean: int = 200, say: Say, reporter: Reporter = SILENT
+) -> dict[str, pa.Table]:
+    """The defences on a transfer study's local targets: tables by name.
 
     Args:
-        out: folder of a transfer study.
+        study: the transfer study.
+        kept: where answers are kept.
         n_clean: clean inputs.
         say: is told what is left out.
         reporter: is told of progress.
 
     Raises:
-        ConfigError: no study there, no local target, too few clean inputs.
+        ConfigError: no local target.
         PolysemError: of models, SAEs and files.
     """
-    if n_clean < MIN_CLEAN:
-        raise ConfigError(f"{n_clean} clean inputs; expected at least {MIN_CLEAN}", hint="raise --n-clean")
-    study = load_transfer(out / STUDY)
     local = [c for c in study.targets if c.kind == "local"]
     for config in study.targets:
         if config.kind != "local":
             say(f"{config.name}: a served target has no inside to watch; left out")
     if not local:
         raise ConfigError(
-            f"{out}: no target of the study is on this machine",
+            f"transfer study {study.name!r}: no target is on this machine",
             hint='add a target with kind = "local" to transfer.toml',
         )
-    folder = out / DEFENCE
-    folder.mkdir(parents=True, exist_ok=True)
     found: list[Row] = []
     steered: list[Row] = []
-    with locked(folder):
-        prepared = prepare(study, reporter=reporter)
-        for config in local:
-            target = open_target(config, out / FOLDER)
-            assert isinstance(target, LocalTarget)
-            box = open_white_box(prepared, config, target, reporter=reporter) if config.sae else None
-            if box is None:
-                say(
-                    f"{config.name}: no sae, so no monitor and no protected steering; only the filter is judged"
-                )
-            found += _detectors(prepared, config.name, target, box, n_clean=n_clean, reporter=reporter)
-            steered += _protected(prepared, box) if box else []
-        for schema, rows in ((DEFENCES, found), (PROTECTED, steered)):
-            table = schema.conform(pa.Table.from_pylist(rows, schema=schema.arrow()))
-            io.write_table(folder / f"{schema.name}.parquet", table, schema)
-    return folder
+    prepared = prepare(study, reporter=reporter)
+    for config in local:
+        target = open_target(config, kept)
+        assert isinstance(target, LocalTarget)
+        box = open_white_box(prepared, config, target, reporter=reporter) if config.sae else None
+        if box is None:
+            say(f"{config.name}: no sae, so no monitor and no protected steering; only the filter is judged")
+        found += _detectors(prepared, config.name, target, box, n_clean=n_clean, reporter=reporter)
+        steered += _protected(prepared, box) if box else []
+    return {schema.name: schema.of_rows(rows) for schema, rows in ((DEFENCES, found), (PROTECTED, steered))}
 
 
 def _detectors(
-    prepared: Prepared,
+    prepared: PreparedTransfer,
     name: str,
     target: LocalTarget,
     box: WhiteBox | None,
@@ -127,7 +116,7 @@ def _detectors(
     return rows
 
 
-def _prompts(prepared: Prepared, category: str, arm: str) -> list[str]:
+def _prompts(prepared: PreparedTransfer, category: str, arm: str) -> list[str]:
     """The prompts of the treated pools, first draw, first frame."""
     frames = prepared.study.frames
     return [
@@ -138,16 +127,13 @@ def _prompts(prepared: Prepared, category: str, arm: str) -> list[str]:
     ]  # fmt: skip
 
 
-def _clean(prepared: Prepared, attacked: list[str], *, n: int) -> list[str]:
+def _clean(prepared: PreparedTransfer, attacked: list[str], *, n: int) -> list[str]:
     """Held-out prose cut to the lengths of attacked inputs, at spaces."""
     study = prepared.study
-    used = 0 if study.cost.corpus else study.corpus.n_tokens * CHARACTERS_PER_TOKEN
-    ref = study.cost.corpus or study.corpus.ref
-    first = len(chunks_of(ref, n_characters=used)) if used else 0
     rng = rng_for(study.seed, "defence", "clean")
     lengths = [len(attacked[k]) for k in rng.integers(0, len(attacked), n).tolist()]
     longest = max(lengths)
-    words = " ".join(chunks_of(ref, n_characters=used + 2 * (sum(lengths) + n * longest))[first:]).split(" ")
+    words = " ".join(held_out_rows(study, n_characters=2 * (sum(lengths) + n * longest))).split(" ")
     found: list[str] = []
     for length in lengths:
         text = ""
@@ -155,36 +141,31 @@ def _clean(prepared: Prepared, attacked: list[str], *, n: int) -> list[str]:
             text = f"{text} {words.pop(0)}" if text else words.pop(0)
         if len(text) < length:
             raise ConfigError(
-                f"corpus {ref!r} has held-out prose for {len(found)} inputs, expected {n}",
+                f"corpus {study.cost.corpus or study.corpus.ref!r} has held-out prose for {len(found)} inputs, expected {n}",
                 hint="lower --n-clean or corpus.n_tokens, or name another cost.corpus",
             )
         found.append(text)
     return found
 
 
-def _monitor(prepared: Prepared, box: WhiteBox) -> Callable[[list[str]], np.ndarray]:
-    """The monitor's score of an input: its largest token's, BOS left out."""
+def _monitor(prepared: PreparedTransfer, box: WhiteBox) -> Callable[[list[str]], np.ndarray]:
+    """The monitor's score of an input: its largest token's, the first position left out."""
     import torch
 
-    strings = prepared.structure.strings
-    matching = prepared.structure.matching
-    texts = [
-        (*strings[0][int(matching.a[m])], *strings[1][int(matching.b[m])]) for m in box.triples.place.tolist()
-    ]
+    texts = prepared.structure.strings_of(box.triples.place)
     rows = box.sae.W_dec.detach().float().cpu().numpy().astype(np.float64)
     pairs = passing_pairs(
         rows, box.triples.feature, min_z=prepared.study.shared.min_z, excluded=related_features(texts)
     )
-    unit = rows[box.triples.feature]
-    unit = unit / np.maximum(np.linalg.norm(unit, axis=1, keepdims=True), 1e-12)
+    unit = unit_rows(rows[box.triples.feature])
     cosines = (unit[pairs[:, 0]] * unit[pairs[:, 1]]).sum(axis=1)
-    skipped = int(box.target.prepend_bos)
+    skipped = box.target.positions.n_first
 
     def score(inputs: list[str]) -> Float[np.ndarray, " n"]:
         found = []
         for text in inputs:
-            ids = box.target.tokens(Prompt(text))
-            seen = box.model.capture(torch.tensor([ids]), [box.sae.site])[box.sae.site][0, skipped:]
+            ids = box.target.tokens(TargetPrompt(text))
+            seen = box.model.capture(torch.tensor([ids]), [box.sae.reads])[box.sae.reads][0, skipped:]
             acts = box.sae.encode(seen)[:, torch.tensor(box.triples.feature)].cpu().numpy()
             found.append(float(monitor_scores(acts, pairs, cosines, tau=0.0).max()))
         return np.array(found)
@@ -200,14 +181,14 @@ class _Halves:
     judged: list[list[int]]
 
 
-def _protected(prepared: Prepared, box: WhiteBox) -> list[Row]:
+def _protected(prepared: PreparedTransfer, box: WhiteBox) -> list[Row]:
     """Rows of PROTECTED: steering towards each category with the others protected."""
     names = list(prepared.categories.names)
     if len(names) < 2:
         return []
     inside = prepared.categories.inside(box.target.vocabulary, word_start=True)
     halves = {c: _halved(prepared, box, c) for c in names}
-    texts = [box.target.model.tokenize(t, prepend_bos=box.target.prepend_bos) for t in held_out(prepared)]
+    texts = [box.target.row(t) for t in held_out(prepared)]
     rows: list[Row] = []
     for own, category in enumerate(names):
         members = members_of(prepared, box, category)["target"]
@@ -218,7 +199,7 @@ def _protected(prepared: Prepared, box: WhiteBox) -> list[Row]:
         goal = goal / np.linalg.norm(goal)
         gradients = np.mean(
             [
-                category_gradients(box.model, ids, site=box.sae.site, inside=inside)
+                category_gradients(box.model, ids, site=box.sae.writes, inside=inside)
                 for ids in halves[category].setting
             ],
             axis=0,
@@ -231,7 +212,7 @@ def _protected(prepared: Prepared, box: WhiteBox) -> list[Row]:
         )
         pushes = strength * np.stack([0 * goal, goal, left])
         reached = math.isfinite(strength)
-        nats = [edited_nats(box.model, ids, box.sae.site, pushes) for ids in texts] if reached else []
+        nats = [edited_nats(box.model, ids, box.sae.writes, pushes) for ids in texts] if reached else []
         costs = np.mean(nats, axis=0) if nats else np.full(3, math.nan)
         rows.append(
             {
@@ -247,13 +228,13 @@ def _protected(prepared: Prepared, box: WhiteBox) -> list[Row]:
     return rows
 
 
-def _halved(prepared: Prepared, box: WhiteBox, category: str) -> _Halves:
-    ids = [box.target.tokens(Prompt(s)) for s in prepared.sentences[category]]
+def _halved(prepared: PreparedTransfer, box: WhiteBox, category: str) -> _Halves:
+    ids = [box.target.tokens(TargetPrompt(s)) for s in prepared.sentences[category]]
     return _Halves(ids[0::2], ids[1::2])
 
 
 def _moved(
-    prepared: Prepared,
+    prepared: PreparedTransfer,
     box: WhiteBox,
     sentences: list[list[int]],
     goal: np.ndarray,
@@ -266,7 +247,7 @@ def _moved(
         first = steer(
             box.model,
             ids,
-            site=box.sae.site,
+            site=box.sae.writes,
             directions=goal[None],
             inside=inside,
             kl=prepared.study.directions.kl,
@@ -276,7 +257,7 @@ def _moved(
         second = steer(
             box.model,
             ids,
-            site=box.sae.site,
+            site=box.sae.writes,
             directions=left[None],
             inside=inside,
             strength=float(first.strength[0]),

@@ -17,6 +17,8 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from polysem.errors import ConfigError, MismatchError
+from polysem.positions import positions_of
+from polysem.transfer.capability import own_logprobs
 from polysem.transfer.judges import Proportion, proportion
 
 if TYPE_CHECKING:
@@ -161,14 +163,10 @@ def text_nats(model: WhiteBoxModel, texts: Sequence[str]) -> Float[np.ndarray, "
     Raises:
         ConfigError: a text of fewer than two tokens.
     """
-    import torch
-
     found = []
     for text in texts:
-        ids = model.tokenize(text, prepend_bos=model.bos_id is not None)
+        ids = positions_of(model).row(model.tokenize(text, prepend_bos=False))
         if len(ids) < 2:
             raise ConfigError(f"a text of {len(ids)} tokens has no perplexity: {text[:40]!r}")
-        tokens = torch.tensor([ids])
-        logprobs = model.logits(tokens)[0, :-1].double().log_softmax(-1)
-        found.append(-float(logprobs.gather(1, tokens[0, 1:, None].to(logprobs.device)).mean()))
+        found.append(-float(own_logprobs(model, ids).mean()))
     return np.array(found)

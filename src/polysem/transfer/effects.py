@@ -3,14 +3,14 @@
     logodds    mean change of the log-odds of the category's words: pool-randomisation test, max-T over categories
     specific   the same less the mean change of the other categories' words: what perturbs everything cancels
     success    P(more of its words among the k most likely) - P(fewer): intervals resample sentences
-    welch      the paper's test on trials of the treated pool against those of the random arm (not of ours)
-
-Target (a ceiling) is compared with the random arm's pools, which are not matched to it.
+Further contrasts are made where their records say. Target (a ceiling) is compared with the random arm's pools, which
+are not matched to it.
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from typing import Any
 
 import numpy as np
@@ -18,72 +18,87 @@ import pyarrow as pa
 from jaxtyping import Float
 
 from polysem.seeds import rng_for
+from polysem.stats.units import (
+    MIN_REFERENCE,
+    LookedTest,
+    cell_means,
+    looked_pool_test,
+    pool_test,
+    sentence_bootstrap,
+)
 from polysem.store.tables import TRANSFER_EFFECTS
+from polysem.targets.tail import MEASURABLE
 from polysem.transfer.config import TESTED, TransferStudy
-from polysem.transfer.paper import inflation, welch_of_rates
-from polysem.transfer.randomisation import MIN_REFERENCE, pool_test, sentence_bootstrap
+from polysem.transfer.tails import k_that_would_do
+from polysem.vocabulary import attribute
+from polysem.vocabulary_transfer import TRANSFER_CONTRASTS
 
 Z = 1.959963984540054
+Row = dict[str, object]
 
 
 @dataclass(frozen=True)
-class Cell:
+class TransferCell:
     """Trials of one category, arm and frame: [pools, sentences] means over draws."""
 
     category: str
     pools: np.ndarray
     values: dict[str, Float[np.ndarray, "pools sentences"]]
+    """logodds and specific, each with its _lo, _hi and _sd; success; up: whether there are more words in the top k"""
     n_trials: int
     kl: float
     refused: float
+    note: str | None = None
+    """why there is no estimate"""
 
     def where(self, treated: bool, name: str) -> Float[np.ndarray, "pools sentences"]:
         """A value under treated or reference pools."""
         return self.values[name][(self.pools >= 0) == treated]
 
 
-_NAMES = ("logodds", "specific", "lo", "hi", "specific_lo", "specific_hi", "success", "up")
-
-
-def cell_of(table: pa.Table, category: str) -> Cell:
+def cell_of(table: pa.Table, category: str) -> TransferCell:
     """The cell of the trials of one category, arm and frame."""
     names = table["categories"][0].as_py()
     own = names.index(category)
     lists = {
         name: np.array(table[name].to_pylist(), dtype=np.float64).reshape(table.num_rows, len(names))
-        for name in ("logodds", "logodds_lo", "logodds_hi", "success")
+        for name in ("logodds", "logodds_lo", "logodds_hi", "logodds_sd", "success", "share", "k_needed")
     }
-    other = [n for n in range(len(names)) if n != own]
-    flat = {
-        "logodds": lists["logodds"][:, own],
-        "lo": lists["logodds_lo"][:, own],
-        "hi": lists["logodds_hi"][:, own],
-        "success": lists["success"][:, own],
-        "up": np.where(np.isnan(lists["success"][:, own]), np.nan, lists["success"][:, own] > 0),
-    }
-    if other:
-        flat["specific"] = flat["logodds"] - lists["logodds"][:, other].mean(axis=1)
+    measured = [not column.any() for column in np.isnan(lists["logodds"]).T]
+    other = [n for n in range(len(names)) if n != own and measured[n]]
+    flat = {name: values[:, own] for name, values in lists.items() if name not in ("share", "k_needed")}
+    flat["up"] = np.where(np.isnan(flat["success"]), np.nan, flat["success"] > 0)
+    # What is least for one category takes the most from the others.
+    for end, opposite in (("", ""), ("_lo", "_hi"), ("_hi", "_lo")) if other else ():
         with np.errstate(invalid="ignore"):
-            flat["specific_lo"] = flat["lo"] - lists["logodds_hi"][:, other].mean(axis=1)
-            flat["specific_hi"] = flat["hi"] - lists["logodds_lo"][:, other].mean(axis=1)
+            others = lists[f"logodds{opposite}"][:, other].mean(axis=1)
+            flat[f"specific{end}"] = flat[f"logodds{end}"] - others
+    if len(names) > 1 and not other:
+        flat |= {f"specific{end}": np.full(table.num_rows, np.nan) for end in ("", "_lo", "_hi")}
+    if len(names) > 1:
+        rest = (lists["logodds_sd"][:, other] ** 2).sum(axis=1) / max(len(other), 1) ** 2
+        flat["specific_sd"] = np.sqrt(flat["logodds_sd"] ** 2 + rest)
     pools, pool = np.unique(table["pool"].to_numpy(), return_inverse=True)
     sentences, sentence = np.unique(table["sentence"].to_numpy(), return_inverse=True)
-    shape, at = (len(pools), len(sentences)), (pool, sentence)
-    count = np.zeros(shape)
-    np.add.at(count, at, 1)
-    values = {}
-    for name, column in flat.items():
-        total = np.zeros(shape)
-        np.add.at(total, at, column)
-        values[name] = total / count
+    shape = (len(pools), len(sentences))
     treated = table["pool"].to_numpy() >= 0
-    return Cell(
+    return TransferCell(
         category,
         pools,
-        values,
+        {name: cell_means(column, (pool, sentence), shape=shape) for name, column in flat.items()},
         table.num_rows,
         float(table["kl_lo"].to_numpy()[treated].mean()),
         float(table["refused"].to_numpy(zero_copy_only=False)[treated].mean()),
+        None if measured[own] else unmeasured(lists["share"][0, own], lists["k_needed"][0, own]),
+    )
+
+
+def unmeasured(share: float, k_needed: float) -> str:
+    """Why a category has no estimate, and what would give one."""
+    k = k_that_would_do(k_needed)
+    do = f"k = {k} would do" if k else "no larger k is known to do"
+    return (
+        f"not measurable: {share:.0%} of its probability is granted, expected at least {MEASURABLE:.0%}; {do}"
     )
 
 
@@ -95,25 +110,41 @@ def effects(trials: pa.Table, study: TransferStudy, *, noise: dict[str, dict[str
         study: level, seed, success_k.
         noise: target -> category -> SD of one answer's log-odds from jitter.
     """
-    rows: list[dict[str, object]] = []
-    keys = (
-        trials.select(["target", "template", "position"])
-        .group_by(["target", "template", "position"])
-        .aggregate([])
-    )
-    for key in sorted(keys.to_pylist(), key=lambda k: tuple(k.values())):
-        found = _Frame(trials, key, study, noise.get(key["target"], {}))
-        rows += found.rows()
-    return TRANSFER_EFFECTS.conform(pa.Table.from_pylist(rows, schema=TRANSFER_EFFECTS.arrow()))
+    names = ["target", "template", "position"]
+    keys = trials.select(names).group_by(names).aggregate([]).to_pylist()
+    frames = (FrameEffects(trials, key, study, noise.get(key["target"], {})) for key in keys)
+    return TRANSFER_EFFECTS.of_rows(row for frame in frames for row in frame.rows())
 
 
-class _Frame:
+def is_decided(trials: pa.Table, study: TransferStudy, arm: str) -> bool:
+    """Whether more reference pools can be spared: in every frame each category of the arm is shown, or too far from it.
+
+    Args:
+        trials: TRANSFER_TRIALS of one target and arm, up to a look.
+        study: with looks.
+        arm: of TESTED.
+    """
+    names = ["target", "template", "position"]
+    for key in trials.select(names).group_by(names).aggregate([]).to_pylist():
+        frame = FrameEffects(trials, key, study, {})
+        known = _measurable("logodds", frame.cells[arm].values())
+        if not known:  # more pools would not change what is granted
+            continue
+        found = frame.looked("logodds", arm, known)
+        shown = found.test.p_adj <= 1 - study.test.level + 1e-12
+        if not (shown | (found.now > study.test.futility)).all():
+            return False
+    return True
+
+
+class FrameEffects:
     """All effects of one target, template and position."""
 
     def __init__(self, trials: pa.Table, key: dict[str, str], study: TransferStudy, noise: dict[str, float]):
         self.key, self.study, self.noise = key, study, noise
         mine = trials.filter(_equal(trials, key))
-        self.cells: dict[str, dict[str, Cell]] = {}
+        self.cells: dict[str, dict[str, TransferCell]] = {}
+        """arm -> category -> its cell"""
         for arm in study.pools.arms:
             of_arm = mine.filter(_equal(mine, {"arm": arm}))
             present = sorted(set(of_arm["category"].to_pylist()), key=study.categories.names.index)
@@ -122,85 +153,123 @@ class _Frame:
                     c: cell_of(of_arm.filter(_equal(of_arm, {"category": c})), c) for c in present
                 }
 
-    def rows(self) -> Iterable[dict[str, object]]:
+    def rows(self) -> Iterable[Row]:
+        further = [attribute(contrast.row) for contrast in TRANSFER_CONTRASTS.values() if contrast.row]
         for arm, cells in self.cells.items():
-            for contrast in ("logodds", "specific"):
-                if contrast == "specific" and len(self.study.categories.names) < 2:
-                    continue
-                yield from self._tested(contrast, arm, list(cells.values()))
+            yield from self._tested("logodds", arm, list(cells.values()))
+            if len(self.study.categories.names) > 1:
+                yield from self._tested("specific", arm, list(cells.values()))
             for cell in cells.values():
                 yield self._success(arm, cell)
-                if arm != "random" and "random" in self.cells and cell.category in self.cells["random"]:
-                    yield self._welch(arm, cell, self.cells["random"][cell.category])
+                yield from (row for make in further if (row := make(self, arm, cell)) is not None)
 
-    def _reference(self, arm: str, cell: Cell, name: str) -> Float[np.ndarray, "pools sentences"]:
+    def row(self, contrast: str, arm: str, cell: TransferCell, **found: object) -> Row:
+        """What every effect has, and what was found."""
+        return {
+            **self.key, "contrast": contrast, "arm": arm, "category": cell.category, "level": self.study.test.level,
+            "kl": cell.kl, "refused": cell.refused, "n_sentences": cell.values["logodds"].shape[1],
+            "n_trials": cell.n_trials, "unit": TRANSFER_CONTRASTS[contrast].unit, **found,
+        }  # fmt: skip
+
+    def _reference(self, arm: str, cell: TransferCell, name: str) -> Float[np.ndarray, "pools sentences"]:
         """What an arm is compared with: its matched pools; for the ceiling, the random arm's."""
         if arm in TESTED:
             return cell.where(False, name)
         other = self.cells.get("random", {}).get(cell.category)
         return other.where(True, name) if arm == "target" and other else np.zeros((0, 1))
 
-    def _tested(self, contrast: str, arm: str, cells: list[Cell]) -> Iterable[dict[str, object]]:
-        low, high = ("lo", "hi") if contrast == "logodds" else ("specific_lo", "specific_hi")
+    def _tested(self, contrast: str, arm: str, cells: list[TransferCell]) -> Iterable[Row]:
+        known = _measurable(contrast, cells)
+        for cell in cells:
+            if cell not in known:
+                note = cell.note or "not measurable: no other category is"
+                low, high = self._bounds(cell, arm, contrast)
+                n = len(cell.where(True, contrast))
+                yield self.row(
+                    contrast, arm, cell, n_treated=n, n_reference=0, bound_lo=low, bound_hi=high, note=note
+                )
+        if known:
+            yield from self._measured(contrast, arm, known)
+
+    def _measured(self, contrast: str, arm: str, cells: list[TransferCell]) -> Iterable[Row]:
         treated = [c.where(True, contrast) for c in cells]
         reference = [self._reference(arm, c, contrast) for c in cells]
-        n_treated, n = min(len(t) for t in treated), min(len(r) for r in reference)
+        n = min(len(r) for r in reference)
         test = None
-        if arm != "random" and n >= MIN_REFERENCE:
+        if arm in TESTED and self.study.test.looks and n >= MIN_REFERENCE:
+            test = self.looked(contrast, arm, cells).test
+        elif arm != "random" and n >= MIN_REFERENCE:
             test = pool_test(
-                np.array([t[:n_treated].mean(axis=1) for t in treated]),
-                np.array([r[:n].mean(axis=1) for r in reference]),
-                level=self.study.test.level,
-                rng=rng_for(self.study.seed, "test", *self.key.values(), contrast, arm),
+                *self._means(treated, reference), level=self.study.test.level, rng=self._rng(contrast, arm)
             )
         for k, cell in enumerate(cells):
             ours, theirs = float(treated[k].mean()), float(reference[k].mean()) if n else math.nan
-            bounds = self._bounds(cell, arm, low, high)
+            low, high = self._bounds(cell, arm, contrast)
             sigma = self.noise.get(cell.category, math.nan)
             floor = Z * sigma * math.sqrt(1 / treated[k].size + (1 / reference[k].size if n else 0))
-            yield self._row(contrast, arm, cell, "nats") | {
-                "treated": ours,
-                "reference": theirs if n else None,
-                "estimate": ours - theirs if n else None,
-                "lo": _finite(test.lo[k]) if test else None,
-                "hi": _finite(test.hi[k]) if test else None,
-                "bound_lo": bounds[0],
-                "bound_hi": bounds[1],
-                "p": float(test.p[k]) if test else None,
-                "p_adj": float(test.p_adj[k]) if test else None,
-                "noise_floor": None if math.isnan(floor) else floor,
-                "n_treated": len(treated[k]),
-                "n_reference": len(reference[k]),
-                "note": self._note(arm, n, test is not None),
-            }
+            found = self.row(
+                contrast, arm, cell, treated=ours, reference=theirs, estimate=ours - theirs, bound_lo=low,
+                bound_hi=high, noise_floor=floor, n_treated=len(treated[k]), n_reference=len(reference[k]),
+                note=self._note(arm, n, test is not None),
+            )  # fmt: skip
+            sd = truncation_sd(
+                cell.where(True, f"{contrast}_sd"), self._reference(arm, cell, f"{contrast}_sd")
+            )
+            found["truncation_sd"] = sd
+            if test:
+                found |= {name: float(getattr(test, name)[k]) for name in ("p", "p_adj")}
+                ends = (float(test.lo[k]), float(test.hi[k]))
+                found |= widened(ours - theirs, *ends, sd=sd, level=self.study.test.level)
+            yield found
+
+    def looked(self, contrast: str, arm: str, cells: Sequence[TransferCell]) -> LookedTest:
+        """The test of an arm's categories as far as it was asked, in a design with looks."""
+        study = self.study
+        treated, reference = self._means(
+            [c.where(True, contrast) for c in cells],
+            [self._reference(arm, c, contrast)[::-1] for c in cells],  # pool -1 was asked first
+        )
+        looks = (*study.test.looks, study.pools.n_reference)
+        rng = self._rng(contrast, arm)
+        return looked_pool_test(treated, reference, looks=looks, level=study.test.level, rng=rng)
+
+    def _means(
+        self, treated: Sequence[np.ndarray], reference: Sequence[np.ndarray]
+    ) -> tuple[Float[np.ndarray, "categories treated"], Float[np.ndarray, "categories reference"]]:
+        """Means of pools, as many in every category as the one with the fewest has."""
+        n, m = min(map(len, treated)), min(map(len, reference))
+        return np.array([t[:n].mean(axis=1) for t in treated]), np.array(
+            [r[:m].mean(axis=1) for r in reference]
+        )
+
+    def _rng(self, contrast: str, arm: str) -> np.random.Generator:
+        return rng_for(self.study.seed, "test", *self.key.values(), contrast, arm)
 
     def _note(self, arm: str, n: int, tested: bool) -> str | None:
         if arm == "random":
             return "change from the baseline; what every prefix of this length does"
-        if arm == "target":
-            return (
-                "compared with the random arm, whose pools are not matched to it"
-                if tested
-                else (f"{n} random pools; a test needs {MIN_REFERENCE}")
-            )
-        return None
+        whole = self.study.pools.n_reference
+        if arm in TESTED and self.study.test.looks and n < whole:
+            return f"ended after {n} of {whole} reference pools; p and interval hold at every look"
+        if arm != "target":
+            return None
+        if tested:
+            return "compared with the random arm, whose pools are not matched to it"
+        return f"{n} random pools; a test needs {MIN_REFERENCE}"
 
-    def _bounds(self, cell: Cell, arm: str, low: str, high: str) -> tuple[float | None, float | None]:
-        """The estimates that truncated answers allow at either end."""
-        reference_lo, reference_hi = (self._reference(arm, cell, name) for name in (low, high))
-        if not len(reference_lo):
-            return None, None
-        ends = (
-            float(cell.where(True, low).mean() - reference_hi.mean()),
-            float(cell.where(True, high).mean() - reference_lo.mean()),
+    def _bounds(self, cell: TransferCell, arm: str, contrast: str) -> tuple[float, float]:
+        """The estimates that truncated answers allow at either end; NaN without a reference."""
+        least, most = (self._reference(arm, cell, f"{contrast}{end}") for end in ("_lo", "_hi"))
+        if not len(least):
+            return math.nan, math.nan
+        return (
+            float(cell.where(True, f"{contrast}_lo").mean() - most.mean()),
+            float(cell.where(True, f"{contrast}_hi").mean() - least.mean()),
         )
-        return _finite(ends[0]), _finite(ends[1])
 
-    def _success(self, arm: str, cell: Cell) -> dict[str, object]:
+    def _success(self, arm: str, cell: TransferCell) -> Row:
         ours, theirs = cell.where(True, "success"), self._reference(arm, cell, "success")
-        row = self._row("success", arm, cell, "probability") | {
-            "n_treated": len(ours), "n_reference": len(theirs),
-        }  # fmt: skip
+        row = self.row("success", arm, cell, n_treated=len(ours), n_reference=len(theirs))
         if np.isnan(ours).any():
             k = self.study.test.success_k
             return row | {"note": f"not told: the target grants fewer than {k} log-probabilities"}
@@ -211,91 +280,35 @@ class _Frame:
             by_sentence = by_sentence - theirs.mean(axis=0)
         rng = rng_for(self.study.seed, "bootstrap", *self.key.values(), arm, cell.category)
         share = sentence_bootstrap(by_sentence, level=self.study.test.level, rng=rng)
-        return row | {
-            "estimate": share.estimate,
-            "lo": share.lo,
-            "hi": share.hi,
-            "note": None if len(theirs) else "against the baseline",
-        }
-
-    def _welch(self, arm: str, cell: Cell, random: Cell) -> dict[str, object]:
-        ours, theirs = cell.where(True, "up")[:1], random.where(True, "up")[:1]
-        row = self._row("welch", arm, cell, "probability") | {"n_treated": 1, "n_reference": 1}
-        if np.isnan(ours).any() or np.isnan(theirs).any() or min(ours.size, theirs.size) < 2:
-            return row | {"note": "not told: too few log-probabilities or trials"}
-        # Trials, as the paper has them: cells hold means over draws.
-        n = ours.size * self.study.pools.draws
-        found = welch_of_rates(float(ours.mean()), float(theirs.mean()), n=n)
-        rate = min(max(float(theirs.mean()), 0.05), 0.95)
-        pool_sd, sentence_sd = _spreads(cell, random)
-        wrong = inflation(
-            sentences=ours.shape[1],
-            trials=self.study.pools.draws,
-            sentence_sd=sentence_sd,
-            pool_sd=pool_sd,
-            rate=rate,
-            worlds=400,
-            rng=rng_for(self.study.seed, "inflation", arm, cell.category),
-        )
-        return row | {
-            "treated": float(ours.mean()),
-            "reference": float(theirs.mean()),
-            "estimate": found.difference,
-            "p": found.p,
-            "note": f"trials taken as independent: rejects in {100 * wrong:.0f} % of simulated worlds without any effect",
-        }
-
-    def _row(self, contrast: str, arm: str, cell: Cell, unit: str) -> dict[str, object]:
-        names = (
-            "treated",
-            "reference",
-            "estimate",
-            "lo",
-            "hi",
-            "bound_lo",
-            "bound_hi",
-            "p",
-            "p_adj",
-            "noise_floor",
-            "note",
-        )
-        empty: dict[str, object] = {name: None for name in names}  # noqa: C420  (fromkeys would fix the value's type)
-        return empty | self.key | {
-            "contrast": contrast,
-            "arm": arm,
-            "category": cell.category,
-            "level": self.study.test.level,
-            "kl": cell.kl,
-            "refused": cell.refused,
-            "n_sentences": cell.values["logodds"].shape[1],
-            "n_trials": cell.n_trials,
-            "unit": unit,
-        }  # fmt: skip
+        note = None if len(theirs) else "against the baseline"
+        return row | {"estimate": share.estimate, "lo": share.lo, "hi": share.hi, "note": note}
 
 
-def _spreads(cell: Cell, random: Cell) -> tuple[float, float]:
-    """(pools, sentences): standard deviations on log-odds, of the study's own data where it has them, else 0.5 and 0.4.
-
-    Pools: of the reference pools' means. Sentences: of the arm's effect on one sentence; an effect is a difference of two
-    arms, so that of the differences is larger by the square root of two.
-    """
-    reference = cell.where(False, "logodds")
-    pool_sd = float(reference.mean(axis=1).std(ddof=1)) if len(reference) > 1 else 0.5
-    apart = cell.where(True, "logodds").mean(axis=0) - random.where(True, "logodds").mean(axis=0)
-    sentence_sd = float(apart.std(ddof=1)) / math.sqrt(2) if len(apart) > 1 else 0.4
-    return pool_sd, sentence_sd
+def _measurable(contrast: str, cells: Iterable[TransferCell]) -> list[TransferCell]:
+    return [cell for cell in cells if np.isfinite(cell.values[contrast]).all()]
 
 
-def _finite(value: float) -> float | None:
-    """The value, or None for an end that is not bounded."""
-    return float(value) if math.isfinite(value) else None
+def truncation_sd(*arms: Float[np.ndarray, "_ _"]) -> float:
+    """Standard error of a difference of means of pools from that of every cell: what is not known of a sentence's tokens
+    is taken to be one error for all pools, and another for each sentence."""
+    each = [arm.mean(axis=0) for arm in arms if len(arm)]
+    return math.sqrt(sum(float((e**2).sum()) / len(e) ** 2 for e in each))
+
+
+def widened(estimate: float, lo: float, hi: float, *, sd: float, level: float) -> dict[str, float]:
+    """An interval that holds an independent error of standard deviation `sd`, too; the same numbers where that is 0."""
+    from scipy import stats
+
+    reach = float(stats.norm.ppf(0.5 + level / 2)) * sd
+    if not reach:
+        return {"lo": lo, "hi": hi}
+    return {
+        "lo": estimate - math.hypot(estimate - lo, reach),
+        "hi": estimate + math.hypot(hi - estimate, reach),
+    }
 
 
 def _equal(table: pa.Table, values: dict[str, str]) -> Any:
     import pyarrow.compute as pc
 
-    mask = None
-    for name, value in values.items():
-        here = pc.equal(table[name], value)
-        mask = here if mask is None else pc.and_(mask, here)
-    return mask
+    return reduce(pc.and_, (pc.equal(table[name], value) for name, value in values.items()))

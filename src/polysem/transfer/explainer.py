@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float
 
 from polysem.errors import ConfigError
 from polysem.transfer.judges import Ask, Proportion, proportion, question
@@ -17,7 +16,7 @@ MAX_WORDS = 32
 
 
 @dataclass(frozen=True)
-class Context:
+class ExplainedContext:
     """One window of text with a feature's activation on each token."""
 
     tokens: tuple[str, ...]
@@ -36,7 +35,7 @@ class Context:
         return "".join(self.tokens)
 
 
-def explain_question(contexts: Sequence[Context]) -> dict[str, object]:
+def explain_question(contexts: Sequence[ExplainedContext]) -> dict[str, object]:
     """The question for a gloss."""
     return {
         "task": f"Say in at most {MAX_WORDS} words what the marked tokens have in common.",
@@ -45,7 +44,7 @@ def explain_question(contexts: Sequence[Context]) -> dict[str, object]:
     }
 
 
-def detection_questions(gloss: str, contexts: Sequence[Context]) -> list[dict[str, object]]:
+def detection_questions(gloss: str, contexts: Sequence[ExplainedContext]) -> list[dict[str, object]]:
     """The question whether a text contains what a gloss says, of each context."""
     return [
         {
@@ -58,7 +57,7 @@ def detection_questions(gloss: str, contexts: Sequence[Context]) -> list[dict[st
     ]
 
 
-def explain(contexts: Sequence[Context], ask: Ask) -> str | None:
+def explain(contexts: Sequence[ExplainedContext], ask: Ask) -> str | None:
     """A gloss of at most 32 words from a feature's top contexts; None where no reply was of the form.
 
     Raises:
@@ -66,7 +65,7 @@ def explain(contexts: Sequence[Context], ask: Ask) -> str | None:
     """
     if not contexts:
         raise ConfigError(
-            "a gloss needs at least one context", hint="harvest features first: polysem features"
+            "a gloss needs at least one context", hint="harvest features first: polysem features STUDY.toml"
         )
     gloss = question(ask, explain_question(contexts), "gloss", ())
     return None if gloss is None or len(gloss.split()) > MAX_WORDS else str(gloss).strip()
@@ -74,8 +73,8 @@ def explain(contexts: Sequence[Context], ask: Ask) -> str | None:
 
 def detection(
     gloss: str,
-    active: Sequence[Context],
-    silent: Sequence[Context],
+    active: Sequence[ExplainedContext],
+    silent: Sequence[ExplainedContext],
     ask: Ask,
     *,
     rng: np.random.Generator,
@@ -103,8 +102,3 @@ def detection(
             asked += 1
             right += said == truth
     return proportion(right, asked, level=level, n_missing=len(cases) - asked)
-
-
-def detection_scores(found: Sequence[Proportion]) -> Float[np.ndarray, " n"]:
-    """The shares, for a table."""
-    return np.array([p.share for p in found])

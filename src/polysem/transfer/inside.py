@@ -6,19 +6,18 @@ from pathlib import Path
 import pyarrow as pa
 
 from polysem.progress import Reporter
-from polysem.store.schema import Schema
 from polysem.store.tables import TRANSFER_COST, TRANSFER_DIRECTIONS, TRANSFER_STEERED
 from polysem.targets import LocalTarget, Target
 from polysem.transfer.capability import load_items
 from polysem.transfer.cost import direction_cost, held_out, prompt_cost
-from polysem.transfer.prepare import Prepared
-from polysem.transfer.white import WhiteBox, direction_rows, open_white_box, steered_table
+from polysem.transfer.directions import WhiteBox, direction_rows, open_white_box, steered_table
+from polysem.transfer.prepare import PreparedTransfer
 
 Say = Callable[[str], None]
 
 
 def open_inside(
-    prepared: Prepared, targets: Mapping[str, Target], reporter: Reporter, say: Say
+    prepared: PreparedTransfer, targets: Mapping[str, Target], reporter: Reporter, say: Say
 ) -> tuple[list[str], dict[str, WhiteBox]]:
     """Held-out texts, and the insides of targets that have an SAE."""
     local = {c.name: (c, t) for c in prepared.study.targets if isinstance(t := targets[c.name], LocalTarget)}
@@ -38,7 +37,7 @@ def open_inside(
 
 
 def inside_tables(
-    prepared: Prepared,
+    prepared: PreparedTransfer,
     targets: Mapping[str, Target],
     texts: list[str],
     boxes: Mapping[str, WhiteBox],
@@ -59,14 +58,7 @@ def inside_tables(
             moved += direction_rows(prepared, box, steered[-1])
             cost += direction_cost(prepared, box, steered[-1], texts=texts, reporter=reporter)
     return {
-        "transfer_steered": TRANSFER_STEERED.conform(
-            pa.concat_tables(steered) if steered else TRANSFER_STEERED.arrow().empty_table()
-        ),
-        "transfer_directions": table_of(TRANSFER_DIRECTIONS, moved),
-        "transfer_cost": table_of(TRANSFER_COST, cost),
+        "transfer_steered": TRANSFER_STEERED.conform(pa.concat_tables([TRANSFER_STEERED.empty(), *steered])),
+        "transfer_directions": TRANSFER_DIRECTIONS.of_rows(moved),
+        "transfer_cost": TRANSFER_COST.of_rows(cost),
     }
-
-
-def table_of(schema: Schema, rows: list[dict[str, object]]) -> pa.Table:
-    """The table of some rows, perhaps of none."""
-    return schema.conform(pa.Table.from_pylist(rows, schema=schema.arrow()))

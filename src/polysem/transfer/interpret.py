@@ -5,7 +5,7 @@
     RUN/explain/written_glosses.parquet      glosses with detection scores
     RUN/explain/SAE/EXPLAINER.jsonl    glosses, which a study reads as `file:RUN/explain/SAE`
 
-Responses are kept below RUN/panel, so that a rerun costs nothing. A matched pair of the forced choice has the
+Responses are kept below RUN/panel. A matched pair of the forced choice has the
 same SAE and, within the tolerance, the same gloss similarity, and is not in the map of pairs: its
 |interference| is below the map's threshold.
 """
@@ -24,11 +24,17 @@ from jaxtyping import Float
 from polysem.errors import ConfigError
 from polysem.http import Retries
 from polysem.seeds import rng_for
-from polysem.store import RunFolder, io
-from polysem.store.lock import locked
+from polysem.store import RunFolder
 from polysem.store.tables import JUDGED, JUDGEMENTS, WRITTEN_GLOSSES
-from polysem.transfer.explainer import Context, detection, detection_questions, explain, explain_question
+from polysem.transfer.explainer import (
+    ExplainedContext,
+    detection,
+    detection_questions,
+    explain,
+    explain_question,
+)
 from polysem.transfer.judges import (
+    ATTEMPTS,
     Annotation,
     Proportion,
     annotate,
@@ -39,7 +45,7 @@ from polysem.transfer.judges import (
     proportion,
     related_questions,
 )
-from polysem.transfer.panel import Member, Panel
+from polysem.transfer.panel import JudgePanel, Member
 
 Say = Callable[[str], None]
 Row = dict[str, Any]
@@ -47,6 +53,11 @@ JUDGE, EXPLAIN, RESPONSES = "judge", "explain", "panel"
 REPLY_TOKENS = 60
 DRAWS = 200
 """random pairs among which a matched one is looked for"""
+
+
+_UNUSABLE = (
+    f"none of its {ATTEMPTS} replies was the JSON object that was asked for; take a model that can write it"
+)
 
 
 class Pair(NamedTuple):
@@ -59,48 +70,50 @@ class Pair(NamedTuple):
     similarity: float
 
 
-def judge_run(
-    run: Path, panel: Panel, *, say: Say, estimate_only: bool = False, retries: Retries | None = None
-) -> Path:
-    """Annotate pairs of a study and let every judge choose between pairs; gives the folder of the tables.
+def judge_pairs(
+    run: RunFolder,
+    panel: JudgePanel,
+    *,
+    say: Say,
+    estimate_only: bool = False,
+    retries: Retries | None = None,
+) -> dict[str, pa.Table] | None:
+    """What every judge says of pairs of a study, and which it chooses: tables by name; None if only the cost is said.
 
     Raises:
-        StoreError: no run folder, or its stages features and pairs are not finished.
+        StoreError: the stages features and pairs are not finished.
         ConfigError: no such pair, or a budget that is too small.
         PolysemError: of servers; what was answered is kept.
     """
-    pairs, trials = chosen_pairs(run, panel)
-    folder = run / RESPONSES
-    folder.mkdir(parents=True, exist_ok=True)
-    with locked(folder):
-        questions = [q for p in pairs for q in related_questions(p.glosses)]
-        questions += [q for high, low in trials for q in choice_questions(high.glosses, low.glosses)]
-        ahead = [messages_of(q) for q in questions]
-        members = [Member(config, folder, retries=retries) for config in panel.judges]
-        for member in members:
-            say(member.announce(ahead, max_tokens=REPLY_TOKENS))
-        if estimate_only:
-            return run / JUDGE
-        views: dict[str, Annotation] = {}
-        choices: dict[str, Proportion] = {}
-        for member in members:
-            ask = member.ask(ahead, max_tokens=REPLY_TOKENS)
-            views[member.name] = annotate([p.glosses for p in pairs], ask)
-            choices[member.name] = forced_choice(
-                [(h.glosses, m.glosses) for h, m in trials], ask, level=panel.level
-            )
-        rows = [
-            {"sae": p.sae, "i": p.i, "j": p.j, "judge": name, "similarity": p.similarity,
-             "related": None if math.isnan(v) else float(v)}
-            for name, view in views.items() for p, v in zip(pairs, view.related.tolist(), strict=True)
-        ]  # fmt: skip
-        io.write_table(run / JUDGE / "annotations.parquet", _table(JUDGED, rows), JUDGED)
-        found = [*_shares(panel, views), *_agreement(panel, views), *_choices(panel, choices)]
-        io.write_table(run / JUDGE / "judgements.parquet", _table(JUDGEMENTS, found), JUDGEMENTS)
-    return run / JUDGE
+    pairs, trials = chosen_pairs(run.root, panel)
+    questions = [q for p in pairs for q in related_questions(p.glosses)]
+    questions += [q for high, low in trials for q in choice_questions(high.glosses, low.glosses)]
+    ahead = [messages_of(q) for q in questions]
+    members = [Member(config, run.root / RESPONSES, retries=retries) for config in panel.judges]
+    for member in members:
+        say(member.announce(ahead, max_tokens=REPLY_TOKENS))
+    if estimate_only:
+        return None
+    views: dict[str, Annotation] = {}
+    choices: dict[str, Proportion] = {}
+    for member in members:
+        ask = member.ask(ahead, max_tokens=REPLY_TOKENS)
+        views[member.name] = annotate([p.glosses for p in pairs], ask)
+        choices[member.name] = forced_choice(
+            [(h.glosses, m.glosses) for h, m in trials], ask, level=panel.level
+        )
+        if missing := views[member.name].n_missing:
+            say(f"{member.name}: {missing} of {len(pairs)} pairs have no answer: {_UNUSABLE}")
+    rows = [
+        {"sae": p.sae, "i": p.i, "j": p.j, "judge": name, "similarity": p.similarity,
+         "related": None if math.isnan(v) else float(v)}
+        for name, view in views.items() for p, v in zip(pairs, view.related.tolist(), strict=True)
+    ]  # fmt: skip
+    found = [*_shares(panel, views), *_agreement(panel, views), *_choices(panel, choices)]
+    return {"annotations": _table(JUDGED, rows), "judgements": _table(JUDGEMENTS, found)}
 
 
-def chosen_pairs(run: Path, panel: Panel) -> tuple[list[Pair], list[tuple[Pair, Pair]]]:
+def chosen_pairs(run: Path, panel: JudgePanel) -> tuple[list[Pair], list[tuple[Pair, Pair]]]:
     """Pairs to annotate, and pairs with a matched one each, drawn by the panel's seed.
 
     Raises:
@@ -170,7 +183,7 @@ class _Matches:
         return None
 
 
-def _shares(panel: Panel, views: dict[str, Annotation]) -> list[Row]:
+def _shares(panel: JudgePanel, views: dict[str, Annotation]) -> list[Row]:
     found = []
     for name, view in views.items():
         known = view.related[~np.isnan(view.related)]
@@ -179,7 +192,7 @@ def _shares(panel: Panel, views: dict[str, Annotation]) -> list[Row]:
     return found
 
 
-def _agreement(panel: Panel, views: dict[str, Annotation]) -> list[Row]:
+def _agreement(panel: JudgePanel, views: dict[str, Annotation]) -> list[Row]:
     found = []
     for a, b in itertools.combinations(views, 2):
         rng = rng_for(panel.seed, "panel", "kappa", a, b)
@@ -194,7 +207,7 @@ def _agreement(panel: Panel, views: dict[str, Annotation]) -> list[Row]:
     return found
 
 
-def _choices(panel: Panel, choices: dict[str, Proportion]) -> list[Row]:
+def _choices(panel: JudgePanel, choices: dict[str, Proportion]) -> list[Row]:
     return [_row("forced choice", name, "", share, panel) for name, share in choices.items()]
 
 
@@ -203,7 +216,7 @@ def _row(
     judge: str,
     other: str,
     share: Proportion,
-    panel: Panel,
+    panel: JudgePanel,
     *,
     n_inconsistent: int | None = None,
 ) -> Row:
@@ -216,45 +229,45 @@ def _row(
     }  # fmt: skip
 
 
-def explain_run(
-    run: Path, panel: Panel, *, say: Say, estimate_only: bool = False, retries: Retries | None = None
-) -> Path:
-    """Let every model of the panel write glosses of features and another score them; gives the folder.
+def explain_features(
+    run: RunFolder,
+    panel: JudgePanel,
+    *,
+    say: Say,
+    estimate_only: bool = False,
+    retries: Retries | None = None,
+) -> pa.Table | None:
+    """WRITTEN_GLOSSES: every model of the panel writes glosses of features and another scores them; None if only the
+    cost is said.
 
     Raises:
-        StoreError: no run folder, or its stage features is not finished.
+        StoreError: the stage features is not finished.
         ConfigError: no feature with enough contexts, or a budget that is too small.
         PolysemError: of servers; what was answered is kept.
     """
-    chosen, everything = chosen_features(run, panel)
-    folder = run / RESPONSES
-    folder.mkdir(parents=True, exist_ok=True)
-    with locked(folder):
-        members = [Member(config, folder, retries=retries) for config in panel.judges]
-        ahead = [messages_of(explain_question(_shown(rows, panel))) for rows in chosen.values()]
-        scoring = len(chosen) * 2 * panel.features.n_scored
-        for member in members:
-            say(
-                f"{member.announce(ahead, max_tokens=REPLY_TOKENS)}; then up to {scoring} questions to score glosses"
-            )
-        if estimate_only:
-            return run / EXPLAIN
-        rows: list[Row] = []
-        for n, member in enumerate(members):
-            ask = member.ask(ahead, max_tokens=REPLY_TOKENS)
-            glosses = {key: explain(_shown(found, panel), ask) for key, found in chosen.items()}
-            rows += _scored(panel, member.name, glosses, chosen, everything, members[(n + 1) % len(members)])
-        io.write_table(
-            run / EXPLAIN / "written_glosses.parquet", _table(WRITTEN_GLOSSES, rows), WRITTEN_GLOSSES
-        )
-        _write_glosses(run / EXPLAIN, rows)
-    return run / EXPLAIN
+    chosen, everything = chosen_features(run.root, panel)
+    members = [Member(config, run.root / RESPONSES, retries=retries) for config in panel.judges]
+    ahead = [messages_of(explain_question(_shown(rows, panel))) for rows in chosen.values()]
+    scoring = len(chosen) * 2 * panel.features.n_scored
+    for member in members:
+        said = member.announce(ahead, max_tokens=REPLY_TOKENS)
+        say(f"{said}; then up to {scoring} questions to score glosses")
+    if estimate_only:
+        return None
+    rows: list[Row] = []
+    for n, member in enumerate(members):
+        ask = member.ask(ahead, max_tokens=REPLY_TOKENS)
+        glosses = {key: explain(_shown(found, panel), ask) for key, found in chosen.items()}
+        if none := sum(gloss is None for gloss in glosses.values()):
+            say(f"{member.name}: {none} of {len(glosses)} features have no gloss: {_UNUSABLE}")
+        rows += _scored(panel, member.name, glosses, chosen, everything, members[(n + 1) % len(members)])
+    return _table(WRITTEN_GLOSSES, rows)
 
 
 Key = tuple[str, int]
 
 
-def chosen_features(run: Path, panel: Panel) -> tuple[dict[Key, list[Row]], list[Row]]:
+def chosen_features(run: Path, panel: JudgePanel) -> tuple[dict[Key, list[Row]], list[Row]]:
     """Contexts of the features to explain, best first, and the contexts of all features.
 
     Raises:
@@ -274,16 +287,16 @@ def chosen_features(run: Path, panel: Panel) -> tuple[dict[Key, list[Row]], list
     return {able[k]: by_feature[able[k]] for k in sorted(order)}, everything
 
 
-def _shown(rows: Sequence[Row], panel: Panel) -> list[Context]:
+def _shown(rows: Sequence[Row], panel: JudgePanel) -> list[ExplainedContext]:
     return [_context(row) for row in rows[0::2][: panel.features.n_shown]]
 
 
-def _context(row: Row) -> Context:
-    return Context(tuple(row["tokens"]), tuple(row["values"]))
+def _context(row: Row) -> ExplainedContext:
+    return ExplainedContext(tuple(row["tokens"]), tuple(row["values"]))
 
 
 def _scored(
-    panel: Panel,
+    panel: JudgePanel,
     explainer: str,
     glosses: dict[Key, str | None],
     chosen: dict[Key, list[Row]],
@@ -324,8 +337,8 @@ def _scored(
 
 
 def _cases(
-    panel: Panel, key: Key, rows: list[Row], everything: list[Row]
-) -> tuple[list[Context], list[Context]]:
+    panel: JudgePanel, key: Key, rows: list[Row], everything: list[Row]
+) -> tuple[list[ExplainedContext], list[ExplainedContext]]:
     """Contexts of odd rank, and as many of other features of the SAE from places where this one's are not."""
     active = [_context(row) for row in rows[1::2][: panel.features.n_scored]]
     places = {row["source"] for row in rows}
@@ -337,17 +350,15 @@ def _cases(
     return active, [_context(others[k]) for k in order]
 
 
-def _write_glosses(folder: Path, rows: list[Row]) -> None:
-    """One file per SAE and explainer that a study reads as `file:FOLDER/SAE`."""
-    for sae, explainer in sorted({(r["sae"], r["explainer"]) for r in rows}):
-        lines = [
-            json.dumps(
-                {"feature": r["feature"], "gloss": r["gloss"], "explainer": explainer}, ensure_ascii=False
-            )
-            for r in rows
-            if (r["sae"], r["explainer"]) == (sae, explainer) and r["gloss"]
-        ]
-        io.write_text(folder / sae / f"{explainer}.jsonl", "".join(f"{line}\n" for line in lines))
+def gloss_files(table: pa.Table) -> dict[str, str]:
+    """Of WRITTEN_GLOSSES, SAE/EXPLAINER.jsonl -> content: a folder of these a study reads as `file:FOLDER/SAE`."""
+    files: dict[str, list[str]] = {}
+    for row in table.to_pylist():
+        if row["gloss"]:
+            line = {name: row[name] for name in ("feature", "gloss", "explainer")}
+            file = files.setdefault(f"{row['sae']}/{row['explainer']}.jsonl", [])
+            file.append(json.dumps(line, ensure_ascii=False))
+    return {name: "".join(f"{line}\n" for line in lines) for name, lines in files.items()}
 
 
 def mean_detection(

@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
+from polysem.boundary.door import Door, brief
+from polysem.boundary.text import parse_json
 from polysem.errors import ConfigError, FormatError
 
 Ask = Callable[[Sequence[Mapping[str, str]], int], str]
@@ -64,10 +66,7 @@ def question(ask: Ask, data: Mapping[str, object], key: str, allowed: tuple[obje
 def _value(reply: str, key: str, allowed: tuple[object, ...]) -> Any:
     """Raises FormatError for a reply that is not exactly the object that was asked for."""
     text = reply.strip().removeprefix("```json").removeprefix("```").removesuffix("```").strip()
-    try:
-        value = json.loads(text)
-    except ValueError as error:
-        raise FormatError(f"the judge's reply is not JSON: {reply[:80]!r}") from error
+    value = parse_json(text, "the judge's reply", door=Door(hint=f"the reply begins with {brief(reply, 80)}"))
     if not isinstance(value, dict) or set(value) != {key}:
         raise FormatError(f"the judge's reply is no object with the one key {key!r}: {reply[:80]!r}")
     found = value[key]

@@ -15,6 +15,7 @@ from jaxtyping import Float, Int
 from scipy import sparse
 
 from polysem.errors import MismatchError
+from polysem.transfer.source import SourceModel
 
 BLOCK = 1024
 """features of the first model at a time"""
@@ -31,9 +32,6 @@ class Matching:
     r: Float[np.ndarray, " m"]
     """correlation of activations over segments"""
     n_segments: int
-    n_active_a: int
-    """features of the first model that were active often enough to be matched"""
-    n_active_b: int
 
     @property
     def m(self) -> int:
@@ -97,7 +95,7 @@ def match_features(
             f"activations on {n} and {n_b} segments; expected the same, at least one",
             hint="align both on the same text first: transfer.matching.segments",
         )
-    live_a, live_b = (np.flatnonzero(_n_active(acts) >= min_active) for acts in (acts_a, acts_b))
+    live_a, live_b = (np.flatnonzero(n_active(acts) >= min_active) for acts in (acts_a, acts_b))
     x, y = (_standard(acts[:, live]) for acts, live in ((acts_a, live_a), (acts_b, live_b)))
     best_of_b = np.full(len(live_b), -np.inf)
     partner_of_b = np.full(len(live_b), -1)
@@ -116,8 +114,14 @@ def match_features(
     mutual = np.zeros(len(live_a), dtype=bool)
     mutual[found] = (partner_of_b[partner_of_a[found]] == index[found]) & (best_of_a[found] >= min_r)
     b = live_b[partner_of_a[mutual]].astype(np.int64)
-    return Matching(
-        live_a[mutual].astype(np.int64), b, np.minimum(best_of_a[mutual], 1.0), n, len(live_a), len(live_b)
+    return Matching(live_a[mutual].astype(np.int64), b, np.minimum(best_of_a[mutual], 1.0), n)
+
+
+def match_sources(a: SourceModel, b: SourceModel, *, min_r: float, min_active: int) -> Matching:
+    """`match_features` of two models that were seen on one text."""
+    in_a, in_b, n = segments(a.ends, b.ends)
+    return match_features(
+        max_by_segment(a.acts, in_a, n), max_by_segment(b.acts, in_b, n), min_r=min_r, min_active=min_active
     )
 
 
@@ -148,5 +152,6 @@ def _shape(acts: Any) -> tuple[int, int]:
     return acts.shape
 
 
-def _n_active(acts: sparse.csr_matrix) -> Int[np.ndarray, " d"]:
-    return np.asarray((acts > 0).sum(axis=0)).ravel()
+def n_active(acts: sparse.csr_matrix) -> Int[np.ndarray, " d"]:
+    """Rows on which each column is above zero."""
+    return np.asarray(sparse.csr_matrix(acts > 0).sum(axis=0)).ravel()

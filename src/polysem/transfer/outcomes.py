@@ -1,7 +1,7 @@
 """What one answer says about every category, against the baselines of its sentence: point values and bounds.
 
 Where an answer is truncated, the mass of a category has bounds; the point value is taken from their middle, and the
-bounds are kept beside it. A complete answer gives bounds of width 0.
+bounds are kept beside it, as [3 categories]: least, point, greatest. A complete answer gives bounds of width 0.
 """
 
 import math
@@ -25,21 +25,19 @@ from polysem.targets.bounds import (
 
 TINY = 1e-12
 """least mass of which a log-odds is taken: below it a float32 softmax holds nothing"""
+POINT = 1
+"""place of the point value in [least, point, greatest]"""
 
 
 @dataclass(frozen=True)
 class Reading:
-    """One answer by category; arrays in the order of the categories."""
+    """One answer by category, in the order of the categories."""
 
-    mass: Float[np.ndarray, " categories"]
-    mass_lo: Float[np.ndarray, " categories"]
-    mass_hi: Float[np.ndarray, " categories"]
-    log_odds: Float[np.ndarray, " categories"]
-    log_odds_lo: Float[np.ndarray, " categories"]
-    log_odds_hi: Float[np.ndarray, " categories"]
-    count_lo: Float[np.ndarray, " categories"]
-    """tokens of the category among the k most likely; NaN where fewer than k were granted"""
-    count_hi: Float[np.ndarray, " categories"]
+    mass: Float[np.ndarray, "3 categories"]
+    log_odds: Float[np.ndarray, "3 categories"]
+    """nats"""
+    count: Float[np.ndarray, "2 categories"]
+    """least and most tokens of the category among the k most likely; NaN where fewer than k were granted"""
 
 
 class Reader:
@@ -55,24 +53,13 @@ class Reader:
     def read(self, answer: Answer) -> Reading:
         """What the answer says of every category."""
         inside = self._inside(answer.tokens)
-        masses = [mass_bound(answer, row) for row in inside]
-        rests = [mass_bound(answer, ~row) for row in inside]
-        odds = [log_odds_bound(mass, rest) for mass, rest in zip(masses, rests, strict=True)]
-        counts = self._counts(answer, inside)
+        masses = [(mass_bound(answer, row), mass_bound(answer, ~row)) for row in inside]
+        odds = [(log_odds_bound(mass, rest), _logit(mass, rest)) for mass, rest in masses]
         return Reading(
-            mass=np.array([m.mid for m in masses]),
-            mass_lo=np.array([m.lo for m in masses]),
-            mass_hi=np.array([m.hi for m in masses]),
-            log_odds=np.array([_logit(m, r) for m, r in zip(masses, rests, strict=True)]),
-            log_odds_lo=np.array([o.lo for o in odds]),
-            log_odds_hi=np.array([o.hi for o in odds]),
-            count_lo=np.array([c.lo for c in counts]),
-            count_hi=np.array([c.hi for c in counts]),
+            mass=np.array([(m.lo, m.mid, m.hi) for m, _ in masses]).T,
+            log_odds=np.array([(o.lo, point, o.hi) for o, point in odds]).T,
+            count=np.array([(c.lo, c.hi) for c in self._counts(answer, inside)]).T,
         )
-
-    def grants_success(self, granted: int | None) -> bool:
-        """Whether top-k success can be told from so many log-probabilities (None: all)."""
-        return granted is None or granted >= self.success_k
 
     def _counts(self, answer: Answer, inside: np.ndarray) -> list[Bound]:
         if not answer.complete and answer.n + answer.lost < self.success_k:
@@ -100,16 +87,12 @@ def _logit(mass: Bound, rest: Bound) -> float:
 
 
 @dataclass(frozen=True)
-class Change:
-    """What an injection changed; arrays in the order of the categories."""
+class AnswerChange:
+    """What an injection changed, in the order of the categories."""
 
-    log_odds: Float[np.ndarray, " categories"]
+    log_odds: Float[np.ndarray, "3 categories"]
     """nats"""
-    log_odds_lo: Float[np.ndarray, " categories"]
-    log_odds_hi: Float[np.ndarray, " categories"]
-    mass: Float[np.ndarray, " categories"]
-    mass_lo: Float[np.ndarray, " categories"]
-    mass_hi: Float[np.ndarray, " categories"]
+    mass: Float[np.ndarray, "3 categories"]
     success: Float[np.ndarray, " categories"]
     """1 more tokens of the category among the k most likely, -1 fewer, 0 as many or not told; NaN where k was not
     granted"""
@@ -118,19 +101,15 @@ class Change:
     tv: Bound
 
 
-def change(base: tuple[Answer, Reading], edited: tuple[Answer, Reading]) -> Change:
+def change(base: tuple[Answer, Reading], edited: tuple[Answer, Reading]) -> AnswerChange:
     """The change from the first baseline answer of a sentence to an injected one."""
     (a, b), (c, d) = base, edited
-    up = (d.count_lo > b.count_hi).astype(float)
-    down = (d.count_hi < b.count_lo).astype(float)
-    told = ~(np.isnan(b.count_lo) | np.isnan(d.count_lo))
-    return Change(
-        log_odds=d.log_odds - b.log_odds,
-        log_odds_lo=d.log_odds_lo - b.log_odds_hi,
-        log_odds_hi=d.log_odds_hi - b.log_odds_lo,
-        mass=d.mass - b.mass,
-        mass_lo=d.mass_lo - b.mass_hi,
-        mass_hi=d.mass_hi - b.mass_lo,
+    up, down = (d.count[0] > b.count[1]).astype(float), (d.count[1] < b.count[0]).astype(float)
+    told = ~(np.isnan(b.count[0]) | np.isnan(d.count[0]))
+    return AnswerChange(
+        # The least change is from the greatest baseline, and the other way round.
+        log_odds=d.log_odds - b.log_odds[::-1],
+        mass=d.mass - b.mass[::-1],
         success=np.where(told, up - down, np.nan),
         kl=kl_bound(a, c),
         tv=tv_bound(a, c),
@@ -143,5 +122,5 @@ def noise_of(readings: Sequence[Sequence[Reading]]) -> Float[np.ndarray, " categ
     Args:
         readings: by sentence, one reading per repeat.
     """
-    values = np.array([[r.log_odds for r in row] for row in readings])
+    values = np.array([[r.log_odds[POINT] for r in row] for row in readings])
     return np.array([noise_sd(values[:, :, n]) for n in range(values.shape[2])])

@@ -1,18 +1,18 @@
 """A panel of language models that judge or explain, as one TOML file: chat servers with budgets."""
 
-import tomllib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from polysem.config import parse_section, parse_toml, read_text
 from polysem.errors import ConfigError
 from polysem.http import Retries
 from polysem.targets import ServedTarget
 from polysem.targets.served import Messages
 from polysem.transfer.config import TargetConfig
-from polysem.transfer.judges import Ask, ask_with
+from polysem.transfer.judges import ATTEMPTS, Ask, ask_with
 
 
 class MemberConfig(TargetConfig):
@@ -48,7 +48,7 @@ class FeaturesOfPanel(BaseModel):
     """contexts of odd rank, and as many of other features, on which it is scored"""
 
 
-class Panel(BaseModel):
+class JudgePanel(BaseModel):
     """A whole panel file."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -67,28 +67,14 @@ class Panel(BaseModel):
         return self
 
 
-def load_panel(path: Path) -> Panel:
+def load_panel(path: Path) -> JudgePanel:
     """The panel of a TOML file.
 
     Raises:
         ConfigError: naming the file, the key, the value and what was expected.
     """
-    try:
-        return Panel.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(
-            f"cannot read panel {path}: {getattr(error, 'strerror', None) or error}",
-            hint="polysem judge --init > judges.toml",
-        ) from error
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"{path} is not TOML: {error}") from error
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"]) or "panel"
-        raise ConfigError(
-            f"{path}: {where}: {first['msg']} (got {str(first['input'])[:80]!r})",
-            hint="polysem judge --init prints a panel with its keys",
-        ) from error
+    text = read_text(path, what="panel", hint="polysem judge --init > judges.toml")
+    return parse_section(JudgePanel, parse_toml(text, origin=str(path)), origin=str(path))
 
 
 class Member:
@@ -103,14 +89,17 @@ class Member:
         self.name, self._target = config.name, target
 
     def announce(self, questions: Sequence[Messages], *, max_tokens: int) -> str:
-        """What asking them would send and cost.
+        """What asking them would send and cost at most: a reply that is not of the form is asked for again.
 
         Raises:
             ConfigError: the budget is too small.
         """
-        estimate = self._target.estimate_chats(questions, max_tokens=max_tokens)
+        estimate = self._target.estimate_chats(questions, max_tokens=max_tokens, attempts=ATTEMPTS)
         self._target.budget.check(estimate)
-        return f"{self.name}: {estimate}"
+        asked = self._target.question
+        once = self._target.estimate_chats(questions, max_tokens=max_tokens).to_send
+        least = f" at most ({once} to send if every reply is the JSON that is asked for)" if once else ""
+        return f"{self.name}: {estimate}{least}" + (f"; {asked}" if asked else "")
 
     def ask(self, ahead: Sequence[Messages], *, max_tokens: int) -> Ask:
         """Ask `ahead` side by side, then give what answers from what was kept."""

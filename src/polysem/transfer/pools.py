@@ -50,7 +50,6 @@ class Universe:
     """matched exactly: space in front, all letters, ASCII"""
     covariates: Float[np.ndarray, "n k"]
     """standardised over the universe, in the order of COVARIATES"""
-    raw: Float[np.ndarray, "n k"]
 
     @property
     def place(self) -> dict[str, int]:
@@ -103,7 +102,7 @@ def universe(
     # A rare class has a small spread; divided by it, its few strings would be matched on the class and on nothing else.
     spread[-N_CLASSES:] = np.maximum(spread[-N_CLASSES:], 0.5)
     scaled = (raw - raw.mean(axis=0)) / np.where(spread > 0, spread, 1.0)
-    return Universe(tuple(strings), np.array([number[kind] for kind in kinds], dtype=np.int64), scaled, raw)
+    return Universe(tuple(strings), np.array([number[kind] for kind in kinds], dtype=np.int64), scaled)
 
 
 def word_class(text: str) -> tuple[float, float, float]:

@@ -10,22 +10,20 @@ from polysem.categories import Categories, load_categories
 from polysem.errors import ConfigError
 from polysem.progress import SILENT, Reporter
 from polysem.seeds import rng_for
-from polysem.transfer.arms import ArmSets, Structure, arm_sets, common_structure, is_plain, plain_texts
+from polysem.transfer.arms import ArmSets, Structure, arm_sets, common_structure, plain_texts, plain_tokens
 from polysem.transfer.categories import load_sentences
 from polysem.transfer.config import TESTED, TransferStudy
 from polysem.transfer.pools import Pools, make_pools, universe
-from polysem.transfer.source import Source, chunks_of, see
-
-CHARACTERS_PER_TOKEN = 4
-"""how much text is read for corpus.n_tokens"""
+from polysem.transfer.source import SourceModel, matched_rows, see
+from polysem.vocabulary_transfer import TRANSFER_ARMS
 
 
 @dataclass(frozen=True)
-class Prepared:
+class PreparedTransfer:
     """A transfer study before its first request."""
 
     study: TransferStudy
-    sources: tuple[Source, Source]
+    sources: tuple[SourceModel, SourceModel]
     structure: Structure
     categories: Categories
     sentences: dict[str, list[str]]
@@ -41,7 +39,7 @@ def prepare(
     *,
     count_tokens: Callable[[str], int | None] | None = None,
     reporter: Reporter = SILENT,
-) -> Prepared:
+) -> PreparedTransfer:
     """Load the sources, find what they share, and draw all pools.
 
     Args:
@@ -57,13 +55,15 @@ def prepare(
 
     categories = load_categories(study.categories.table, study.categories.names)
     sentences = load_sentences(study.categories.sentences, categories.names, n=study.categories.n_sentences)
-    chunks = chunks_of(study.corpus.ref, n_characters=study.corpus.n_tokens * CHARACTERS_PER_TOKEN)
-    seen: list[Source] = []
-    counters: list[Callable[[str], int | None]] = []
+    rows = matched_rows(study)
+    alike = study.sources[0].model == study.sources[1].model
+    seen: list[SourceModel] = []
+    counters: list[Callable[[str], int | None]] = [count_tokens] if count_tokens else []
     for n, config in enumerate(study.sources):
         model = load_model(config.model, revision=config.revision, device=config.device)
         sae = load_sae(config.sae, model=model, max_fvu=config.max_fvu)
-        seen.append(see(model, sae, chunks, name=_name(study, n), reporter=reporter))
+        name = f"{config.model}#{n}" if alike else config.model
+        seen.append(see(model, sae, rows, name=name, reporter=reporter))
         counters.append(lambda text, m=model: len(m.tokenize(text, prepend_bos=False)))
     sources = (seen[0], seen[1])
     structure = common_structure(
@@ -74,9 +74,9 @@ def prepare(
         snippet_tokens=study.pools.snippet_tokens if study.pools.unit == "snippets" else None,
     )
     sets = {c: arm_sets(c, categories, sources, structure, study.shared) for c in categories.names}
-    prepared = Prepared(study, sources, structure, categories, sentences, sets, {})
+    prepared = PreparedTransfer(study, sources, structure, categories, sentences, sets, {})
     for category in categories.names:
-        _draw_pools(prepared, category, count_tokens or counters[0])
+        _draw_pools(prepared, category, counters[0])
     if not prepared.pools:
         reasons = "; ".join(f"{c} {a}: {why}" for (c, a), why in list(prepared.reasons.items())[:4])
         raise ConfigError(
@@ -86,13 +86,7 @@ def prepare(
     return prepared
 
 
-def _name(study: TransferStudy, n: int) -> str:
-    """The source's reference, with a number where both are the same model."""
-    names = [s.model for s in study.sources]
-    return names[n] if names[0] != names[1] else f"{names[n]}#{n}"
-
-
-def _draw_pools(prepared: Prepared, category: str, count_tokens: Callable[[str], int | None]) -> None:
+def _draw_pools(prepared: PreparedTransfer, category: str, count_tokens: Callable[[str], int | None]) -> None:
     study, sets = prepared.study, prepared.sets[category].sets
     strings = plain_texts(prepared.sources, prepared.structure)
     leakage = leakage_of(prepared, category)
@@ -103,7 +97,7 @@ def _draw_pools(prepared: Prepared, category: str, count_tokens: Callable[[str],
         count_tokens=count_tokens,
     )
     kin = frozenset(strings).difference(*sets.values())
-    barred = kin.union(sets["target"], sets["shared"], sets["high"])
+    barred = kin.union(*(sets[name] for name, arm in TRANSFER_ARMS.items() if arm.rises))
     for arm in study.pools.arms:
         key = (category, arm)
         if len(sets[arm]) < study.pools.n_tokens:
@@ -128,34 +122,20 @@ def _draw_pools(prepared: Prepared, category: str, count_tokens: Callable[[str],
             prepared.reasons[key] = str(error).splitlines()[0]
 
 
-def _frequency(prepared: Prepared, strings: Sequence[str]) -> dict[str, float]:
+def _frequency(prepared: PreparedTransfer, strings: Sequence[str]) -> dict[str, float]:
     """How often a string occurs in the sources' text; of a snippet the geometric mean over its tokens."""
-    counts: dict[str, int] = {}
-    for source in prepared.sources:
-        for text, count in source.frequency().items():
-            counts[text] = counts.get(text, 0) + count
-    pieces = prepared.structure.pieces
+    first, second = (source.frequency() for source in prepared.sources)
+    counts, pieces = first + second, prepared.structure.pieces
     return {
-        t: float(
-            np.expm1(np.mean([np.log1p(counts.get(p, 0)) for p in pieces[t]]))
-            if t in pieces
-            else counts.get(t, 0)
-        )
+        t: float(np.expm1(np.mean([np.log1p(counts[p]) for p in pieces[t]])) if t in pieces else counts[t])
         for t in strings
     }
 
 
-def leakage_of(prepared: Prepared, category: str) -> dict[str, float]:
+def leakage_of(prepared: PreparedTransfer, category: str) -> dict[str, float]:
     """Cosine of every token's embedding with the category's words, as pools are matched on; of a snippet the mean over
     its tokens."""
-    tokens = sorted(
-        {
-            t
-            for s in prepared.sources
-            for n, t in enumerate(s.vocabulary)
-            if n not in s.special and is_plain(t)
-        }
-    )
+    tokens = plain_tokens(prepared.sources)
     found = dict(zip(tokens, _leakage(prepared, tokens, category).tolist(), strict=True))
     for text, pieces in prepared.structure.pieces.items():
         known = [found[p] for p in pieces if p in found]
@@ -163,9 +143,8 @@ def leakage_of(prepared: Prepared, category: str) -> dict[str, float]:
     return found
 
 
-def _leakage(prepared: Prepared, strings: Sequence[str], category: str) -> Float[np.ndarray, " n"]:
+def _leakage(prepared: PreparedTransfer, strings: Sequence[str], category: str) -> Float[np.ndarray, " n"]:
     """Cosine of each string's embedding with the mean of the category's words."""
-    words = [s for s in strings if prepared.categories.of_token(s, word_start=True) == category]
     match prepared.study.pools.leakage:
         case "none":
             return np.zeros(len(strings))
@@ -175,18 +154,15 @@ def _leakage(prepared: Prepared, strings: Sequence[str], category: str) -> Float
             vectors = embed_texts([s.strip() for s in strings], "minilm", cache=None).vectors.astype(
                 np.float64
             )
-            goal = vectors[[strings.index(w) for w in words]].mean(axis=0) if words else vectors[0] * 0
         case "source":
-            vectors = np.zeros((len(strings), prepared.sources[0].embedding.shape[1]))
-            for source in prepared.sources[:1]:
-                place = {t: n for n, t in enumerate(source.vocabulary)}
-                known = [n for n, t in enumerate(strings) if t in place]
-                rows = source.embedding[[place[strings[n]] for n in known]].astype(np.float64)
-                rows -= source.embedding.mean(
-                    axis=0
-                )  # rows share a large mean, which would hide what differs
-                vectors[known] = rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
-            index = {t: n for n, t in enumerate(strings)}
-            goal = vectors[[index[w] for w in words]].mean(axis=0) if words else vectors[0] * 0
+            source = prepared.sources[0]
+            vectors = np.zeros((len(strings), source.embedding.shape[1]))
+            place = {t: n for n, t in enumerate(source.vocabulary)}
+            known = [n for n, t in enumerate(strings) if t in place]
+            rows = source.embedding[[place[strings[n]] for n in known]].astype(np.float64)
+            rows -= source.embedding.mean(axis=0)  # rows share a large mean, which would hide what differs
+            vectors[known] = rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
+    words = [n for n, s in enumerate(strings) if prepared.categories.of_token(s, word_start=True) == category]
+    goal = vectors[words].mean(axis=0) if words else vectors[0] * 0
     size = np.linalg.norm(goal)
     return vectors @ goal / size if size > 0 else np.zeros(len(strings))

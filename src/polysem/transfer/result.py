@@ -5,14 +5,12 @@ from pathlib import Path
 import pyarrow as pa
 
 from polysem.errors import StoreError
-from polysem.store import io
-from polysem.store.tables import TRANSFER
+from polysem.store.manifest import damaged_outputs
+from polysem.store.run import RunFolder
+from polysem.store.stages import command
 
-FOLDER = "transfer"
-"""below the study's folder"""
-DEFENCE = "defence"
-"""... of `polysem defend`"""
-RERUN = "polysem transfer STUDY.toml --out DIR"
+FOLDER, DEFENCE = "transfer", "defend"
+"""stages, and their folders below the study's folder"""
 
 
 def read_transfer(out: Path) -> dict[str, pa.Table]:
@@ -21,9 +19,10 @@ def read_transfer(out: Path) -> dict[str, pa.Table]:
     Raises:
         StoreError: if there is none, or a table is not what was written.
     """
-    folder = out / FOLDER
-    manifest = io.read_json(folder / "manifest.json", rebuild=RERUN)
-    for file, wanted in manifest["outputs"].items():
-        if io.sha256_of(folder / file) != wanted["sha256"]:
-            raise StoreError(f"{folder / file} is not the file that was written", hint=RERUN)
-    return {s.name: io.read_table(folder / f"{s.name}.parquet", s, rebuild=RERUN) for s in TRANSFER}
+    run = RunFolder(out)
+    manifest = run.manifest(FOLDER)
+    if manifest is None:
+        raise StoreError(f"{out / FOLDER / 'manifest.json'} is missing", hint=command(FOLDER, out))
+    if damaged := next(damaged_outputs(out, manifest.outputs), None):
+        raise StoreError(f"{out}: {damaged}", hint=command(FOLDER, out))
+    return run.tables(FOLDER)

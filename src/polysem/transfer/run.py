@@ -1,34 +1,27 @@
-"""A transfer study from its file to its tables; stop it anywhere and run it again.
+"""A transfer study from its settings to its tables; stopped anywhere and made again, nothing is asked twice.
 
-    OUT/transfer.toml             what was asked, verbatim
     OUT/transfer/responses/       responses of servers, by content: nothing is paid for twice
-    OUT/transfer/trials/          finished parts, each named by a hash of all that it depends on
-    OUT/transfer/*.parquet        the tables of `store/tables` under TRANSFER
-    OUT/transfer/manifest.json    what they were made from
+    OUT/transfer/trials/          rows of answers, each file named by a hash of all that they depend on
 
-Sources are small, so what is decided by them is computed again each time; answers and parts are kept.
+Sources are small, so what is decided by them is computed again each time; answers are kept.
 """
 
+import itertools
 import json
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
-from polysem.errors import ConfigError, StoreError, UnknownReferenceError
 from polysem.http import Retries
 from polysem.progress import SILENT, Reporter
-from polysem.registry import zoo_path
-from polysem.store import io
-from polysem.store.lock import locked
-from polysem.store.manifest import made_here, platform_facts, version_of
-from polysem.store.run import now
 from polysem.store.schema import Schema
 from polysem.store.tables import (
-    TRANSFER,
     TRANSFER_SETS,
     TRANSFER_SHARED,
     TRANSFER_TARGETS,
@@ -36,82 +29,92 @@ from polysem.store.tables import (
 )
 from polysem.targets import Budget, LocalTarget, ResponseCache, ServedTarget, Serving, Target
 from polysem.targets.spend import Price
-from polysem.transfer.ask import Baselines, all_prompts, ask_baselines, ask_part, baseline_prompts, is_chat
+from polysem.targets.tokenizer import known_tokenizer
+from polysem.transfer.ask import (
+    Asked,
+    Baselines,
+    all_prompts,
+    ask_baselines,
+    ask_category,
+    baseline_prompts,
+    spans,
+)
 from polysem.transfer.categories import check_coverage, coverage
-from polysem.transfer.config import TargetConfig, TransferStudy, parse_transfer
-from polysem.transfer.effects import effects
-from polysem.transfer.prepare import Prepared, prepare
-from polysem.transfer.result import FOLDER
+from polysem.transfer.config import TargetConfig, TransferStudy
+from polysem.transfer.effects import effects, is_decided
+from polysem.transfer.power import affordable, kept_spreads, power_line, what_is_seen
+from polysem.transfer.prepare import PreparedTransfer, prepare
 
 log = logging.getLogger(__name__)
-STUDY = "transfer.toml"
 Say = Callable[[str], None]
 UNMATCHED = 0.25
 """standard deviations of the universe beyond which a difference of pools is said"""
 
 
-def run_transfer(
-    study_file: Path,
-    out: Path,
+class MadeTransfer(NamedTuple):
+    """The tables of a transfer study, and what was found out while making them."""
+
+    tables: dict[str, pa.Table]
+    facts: dict[str, Any]
+
+
+def make_transfer(
+    study: TransferStudy,
+    folder: Path,
     *,
     reporter: Reporter = SILENT,
     say: Say = log.info,
     estimate_only: bool = False,
     retries: Retries | None = None,
-) -> Path:
-    """Run a transfer study; what was answered before is not asked again.
+) -> MadeTransfer | None:
+    """The tables of a transfer study; None if only its cost is said.
 
     Args:
-        study_file: the study; kept verbatim in `out`.
-        out: folder; made if it does not exist, and may be the folder of another study.
+        study: the study.
+        folder: where answers are kept.
         reporter: is told of progress.
         say: is told what will be sent and cost before it is sent, and what is not run.
         estimate_only: say it and end.
         retries: of served targets.
 
-    Returns:
-        The folder of the tables.
-
     Raises:
-        ConfigError: the study is not one, a budget is too small, or nothing can be run.
+        ConfigError: a budget is too small, or nothing can be run.
         PolysemError: of models, SAEs, servers and files; what was paid for is kept.
     """
-    text = _text(study_file)
-    study = parse_transfer(text, origin=str(study_file))
-    folder = out / FOLDER
-    folder.mkdir(parents=True, exist_ok=True)
-    with locked(folder):
-        _claim(out / STUDY, text, study)
-        started = now()
-        targets = {c.name: open_target(c, folder, retries=retries) for c in study.targets}
-        counter = next((t.count_tokens for t in targets.values() if t.count_tokens("a") is not None), None)
-        with reporter.stage("sources"):
-            prepared = prepare(study, count_tokens=counter, reporter=reporter)
-        for category, sentences in prepared.sentences.items():
-            if len(sentences) < study.categories.n_sentences:
-                say(
-                    f"{category}: {len(sentences)} sentences of the {study.categories.n_sentences} asked for "
-                    "(categories.n_sentences): give more with categories.sentences"
-                )
-        for (category, arm), reason in prepared.reasons.items():
-            say(f"{category}, {arm}: not run: {reason}")
-        for (category, arm), pools in prepared.pools.items():
-            for name, gap in pools.imbalance.items():
-                if abs(gap) > UNMATCHED:
-                    say(f"{category}, {arm}: pools differ by {gap:+.2f} SD in {name}: matched only so far")
-        _announce(prepared, targets, say)
-        if estimate_only:
-            return folder
-        from polysem.transfer.inside import inside_tables, open_inside
+    targets = {c.name: open_target(c, folder, retries=retries) for c in study.targets}
+    counter = next((t.count_tokens for t in targets.values() if t.count_tokens("a") is not None), None)
+    with reporter.stage("sources"):
+        prepared = prepare(study, count_tokens=counter, reporter=reporter)
+    for category, sentences in prepared.sentences.items():
+        if len(sentences) < study.categories.n_sentences:
+            say(
+                f"{category}: {len(sentences)} sentences of the {study.categories.n_sentences} asked for "
+                "(categories.n_sentences): give more with categories.sentences"
+            )
+    for (category, arm), reason in prepared.reasons.items():
+        say(f"{category}, {arm}: not run: {reason}")
+    for (category, arm), pools in prepared.pools.items():
+        for name, gap in pools.imbalance.items():
+            if abs(gap) > UNMATCHED:
+                say(f"{category}, {arm}: pools differ by {gap:+.2f} SD in {name}: matched only so far")
+    _announce(prepared, targets, folder, say)
+    if estimate_only:
+        return None
+    from polysem.transfer.inside import inside_tables, open_inside
 
-        # What can fail on this machine fails before a server is asked.
-        texts, boxes = open_inside(prepared, targets, reporter, say)
-        tables = _ask(prepared, targets, folder, reporter, say)
-        tables |= inside_tables(prepared, targets, texts, boxes, folder, reporter)
-        tables["transfer_shared"] = shared_table(prepared)
-        tables["transfer_sets"] = sets_table(prepared)
-        _write(folder, tables, prepared, targets, started)
-    return folder
+    # What can fail on this machine fails before a server is asked.
+    texts, boxes = open_inside(prepared, targets, reporter, say)
+    tables = _ask(prepared, targets, folder, reporter, say)
+    tables |= inside_tables(prepared, targets, texts, boxes, folder, reporter)
+    tables["transfer_shared"] = shared_table(prepared)
+    tables["transfer_sets"] = sets_table(prepared)
+    facts = {
+        "sources": {s.name: s.revision for s in prepared.sources},
+        "targets": {name: target.fingerprint for name, target in targets.items()},
+        "purpose": study.categories.purpose,
+        "shared": {k: v for k, v in asdict(prepared.structure.counts).items() if v == v},
+    }
+    return MadeTransfer(tables, facts)
 
 
 def open_target(config: TargetConfig, folder: Path, *, retries: Retries | None = None) -> Target:
@@ -119,7 +122,8 @@ def open_target(config: TargetConfig, folder: Path, *, retries: Retries | None =
     if config.kind == "local":
         from polysem.models import load_model
 
-        return LocalTarget(load_model(config.model, dtype=config.dtype, device=config.device))
+        model = load_model(config.model, dtype=config.dtype, device=config.device)
+        return LocalTarget(model, prepend_bos=config.bos)
     serving = Serving(
         url=str(config.url),
         model=config.model,
@@ -129,6 +133,9 @@ def open_target(config: TargetConfig, folder: Path, *, retries: Retries | None =
         concurrency=config.concurrency,
         per_minute=config.per_minute,
         timeout=config.timeout,
+        extra=tuple(sorted(config.extra.items())),
+        bos=config.bos,
+        known_as=config.known_as,
     )
     price = Price(
         config.price_per_request,
@@ -138,39 +145,37 @@ def open_target(config: TargetConfig, folder: Path, *, retries: Retries | None =
     )
     budget = Budget(config.max_requests, config.max_cost, price)
     cache = ResponseCache(folder / "responses")
-    counter = token_counter(config.tokenizer) if config.tokenizer else None
-    return ServedTarget(serving, cache=cache, budget=budget, retries=retries, counter=counter)
+    tokenizer = known_tokenizer(config.tokenizer) if config.tokenizer else None
+    return ServedTarget(serving, cache=cache, budget=budget, retries=retries, tokenizer=tokenizer)
 
 
-def token_counter(ref: str) -> Callable[[str], int]:
-    """Tokens of a text, by the tokenizer of a Hub id, a folder or zoo:NAME; no weights are loaded.
-
-    Raises:
-        UnknownReferenceError: no such tokenizer.
-    """
-    from transformers import AutoTokenizer
-
-    place = str(zoo_path("models", ref.removeprefix("zoo:"))) if ref.startswith("zoo:") else ref
-    try:
-        tokenizer: Any = AutoTokenizer.from_pretrained(place, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        raise UnknownReferenceError(
-            f"there is no tokenizer {ref!r}: {str(error).splitlines()[0]}",
-            hint="leave targets.tokenizer out: pools are then matched on tokens of the first source",
-        ) from error
-    return lambda text: len(tokenizer(text, add_special_tokens=False)["input_ids"])
-
-
-def _announce(prepared: Prepared, targets: Mapping[str, Target], say: Say) -> None:
-    """Say what each server will be sent, and refuse what a budget cannot pay for, before the first request."""
+def _announce(prepared: PreparedTransfer, targets: Mapping[str, Target], folder: Path, say: Say) -> None:
+    """Say what each server will be sent and what that can show, and refuse what a budget cannot pay for, before the first
+    request."""
+    n = prepared.study.pools.n_reference
     for name, target in targets.items():
-        prompts = list(all_prompts(prepared, chat=is_chat(target)))
+        prompts = list(all_prompts(prepared, chat=target.kind.chat))
+        spreads = kept_spreads(folder / "trials", name)
+        say(f"{name}: {power_line(what_is_seen(prepared, spreads), spreads, n_reference=n)}")
         if isinstance(target, ServedTarget):
             estimate = target.estimate(prompts)
             say(f"{name}: {estimate}")
+            if target.question:
+                say(f"{name}: {target.question}")
+            most = target.budget.affords(estimate)
+            if most < estimate.to_send:
+                paid = affordable(prepared, wanted=estimate.to_send, most=most)
+                seen = what_is_seen(prepared, spreads, n_reference=paid)
+                say(
+                    f"{name}: the budget pays for pools.n_reference = {paid}: {power_line(seen, spreads, n_reference=paid)}"
+                )
+            elif prepared.study.test.looks:
+                asked = {key: spans(prepared.study, key[1])[0][1] for key in prepared.pools}
+                least = target.estimate(list(all_prompts(prepared, chat=target.kind.chat, asked=asked)))
+                say(f"{name}: if every arm is decided at the first look: {least}")
             target.budget.check(estimate)
         else:
-            say(f"{name}: {len(set(prompts))} prompts on this machine")
+            say(f"{name}: {len(set(prompts))} prompts on this machine, {_conventions(target)}")
             rows = coverage(prepared.categories, target.vocabulary) if isinstance(target, LocalTarget) else []
             for row in rows:
                 say(f"{name}: {row.category}: {row.n_words_covered} of {row.n_words} words are one token")
@@ -178,7 +183,7 @@ def _announce(prepared: Prepared, targets: Mapping[str, Target], say: Say) -> No
 
 
 def _ask(
-    prepared: Prepared, targets: Mapping[str, Target], folder: Path, reporter: Reporter, say: Say
+    prepared: PreparedTransfer, targets: Mapping[str, Target], folder: Path, reporter: Reporter, say: Say
 ) -> dict[str, pa.Table]:
     parts: list[pa.Table] = []
     about: list[dict[str, Any]] = []
@@ -186,26 +191,83 @@ def _ask(
     for name, target in targets.items():
         with reporter.stage(f"target {name}"):
             if isinstance(target, ServedTarget):
-                rows = baseline_prompts(prepared, chat=is_chat(target))
+                rows = baseline_prompts(prepared, chat=target.kind.chat)
                 target.probe([repeats[0] for sentences in rows.values() for repeats in sentences])
+                say(f"{name}: {target.probed}")
             baselines = ask_baselines(prepared, target)
             noise[name] = baselines.noise
+            if target.kind.served:
+                say(f"{name}: {_repeats(baselines.noise)}")
             for line in unseen(name, baselines.seen):
                 say(line)
-            for category, arm in prepared.pools:
-                parts.append(
-                    ask_part(
-                        prepared, target, baselines, category, arm,
-                        name=name, folder=folder / "trials", reporter=reporter,
-                    )
-                )  # fmt: skip
-            about.append(_target_row(prepared, name, target, baselines))
+            asked: dict[tuple[str, str], int] = {}
+            ask = partial(
+                ask_category,
+                prepared,
+                target,
+                baselines,
+                name=name,
+                folder=folder / "trials",
+                reporter=reporter,
+            )
+            parts += _ask_in_looks(prepared, ask, asked, lambda text, name=name: say(f"{name}, {text}"))
+            about.append(_target_row(prepared, name, target, baselines, asked))
     trials = TRANSFER_TRIALS.conform(pa.concat_tables(parts))
     return {
         "transfer_trials": trials,
         "transfer_effects": effects(trials, prepared.study, noise=noise),
         "transfer_targets": _table(TRANSFER_TARGETS, about),
     }
+
+
+def _ask_in_looks(
+    prepared: PreparedTransfer,
+    ask: Callable[..., Iterable[pa.Table]],
+    asked: dict[tuple[str, str], int],
+    say: Say,
+) -> list[pa.Table]:
+    """The parts of a target: every arm to the look at which it is decided. Truncated answers of a category are read
+    together, so that each look reads all that there are; `asked` gets how many reference pools of each pool that took.
+    """
+    study = prepared.study
+    going = list(study.pools.arms)
+    for look in itertools.count():
+        for key in prepared.pools:
+            if key[1] in going:
+                asked[key] = spans(study, key[1])[look][1]
+        categories = dict.fromkeys(category for category, _ in prepared.pools)
+        parts = [part for category in categories for part in ask(category, asked=asked)]
+        going = [arm for arm in going if look + 1 < len(spans(study, arm))]
+        if not going:
+            return parts
+        trials = pa.concat_tables(parts)
+        for arm in list(going):
+            if is_decided(trials.filter(pc.equal(trials["arm"], arm)), study, arm):
+                going.remove(arm)
+                n = spans(study, arm)[look][1]
+                say(f"{arm}: decided after {n} of {study.pools.n_reference} reference pools")
+        if not going:
+            return parts
+    return []
+
+
+def _conventions(target: Target) -> str:
+    """How a target was asked and answers, in words."""
+    if isinstance(target, ServedTarget):
+        return str(target.probed)
+    return target.positions.said if isinstance(target, LocalTarget) else ""
+
+
+def _repeats(noise: Mapping[str, float]) -> str:
+    """Whether a server gives equal answers to equal prompts."""
+    known = [v for v in noise.values() if v == v]
+    if not known:
+        return "determinism not measured (frames.repeats is 1)"
+    return (
+        f"repeated baselines differ by {max(known):.2g} nats (SD)"
+        if max(known)
+        else "repeated baselines are equal"
+    )
 
 
 def unseen(name: str, seen: Mapping[str, int]) -> list[str]:
@@ -218,9 +280,11 @@ def unseen(name: str, seen: Mapping[str, int]) -> list[str]:
     ]
 
 
-def _target_row(prepared: Prepared, name: str, target: Target, baselines: Baselines) -> dict[str, Any]:
+def _target_row(
+    prepared: PreparedTransfer, name: str, target: Target, baselines: Baselines, asked: Asked
+) -> dict[str, Any]:
     served = target if isinstance(target, ServedTarget) else None
-    prompts = list(all_prompts(prepared, chat=is_chat(target)))
+    prompts = list(all_prompts(prepared, chat=target.kind.chat, asked=asked))
     distinct = len(set(prompts))
     cost = 0.0
     if served:
@@ -239,6 +303,7 @@ def _target_row(prepared: Prepared, name: str, target: Target, baselines: Baseli
         "granted": served.granted if served else None,
         "missing": baselines.missing,
         "n_lost": baselines.n_lost,
+        "conventions": _conventions(target),
         "noise": (sum(v * v for v in sigma) / len(sigma)) ** 0.5 if sigma else None,
         "n_prompts": distinct,
         "cost": cost,
@@ -247,7 +312,7 @@ def _target_row(prepared: Prepared, name: str, target: Target, baselines: Baseli
     }
 
 
-def shared_table(prepared: Prepared) -> pa.Table:
+def shared_table(prepared: PreparedTransfer) -> pa.Table:
     """TRANSFER_SHARED of the two sources."""
     s, (a, b) = prepared.structure.counts, prepared.sources
     row = {
@@ -259,7 +324,7 @@ def shared_table(prepared: Prepared) -> pa.Table:
     return _table(TRANSFER_SHARED, [{k: None if v != v else v for k, v in row.items()}])
 
 
-def sets_table(prepared: Prepared) -> pa.Table:
+def sets_table(prepared: PreparedTransfer) -> pa.Table:
     """TRANSFER_SETS: every arm of every category, those that were not run included."""
     rows = []
     for category, found in prepared.sets.items():
@@ -281,59 +346,6 @@ def sets_table(prepared: Prepared) -> pa.Table:
                 }
             )
     return _table(TRANSFER_SETS, rows)
-
-
-def _write(
-    folder: Path,
-    tables: Mapping[str, pa.Table],
-    prepared: Prepared,
-    targets: Mapping[str, Target],
-    started: float,
-) -> None:
-    outputs = {}
-    for schema in TRANSFER:
-        file = f"{schema.name}.parquet"
-        outputs[file] = {
-            "sha256": io.write_table(folder / file, tables[schema.name], schema),
-            "rows": tables[schema.name].num_rows,
-        }
-    study = prepared.study
-    manifest = {
-        "study": study.model_dump(mode="json"),
-        "sources": {s.name: s.revision for s in prepared.sources},
-        "targets": {name: target.fingerprint for name, target in targets.items()},
-        "purpose": study.categories.purpose,
-        "packages": {
-            name: version_of(name) for name in ("polysem", "torch", "transformers", "numpy", "scipy")
-        },
-        "outputs": outputs,
-        "shared": {k: v for k, v in asdict(prepared.structure.counts).items() if v == v},
-        "made": made_here(started),
-        "platform": platform_facts(),
-    }
-    io.write_json(folder / "manifest.json", manifest)
-
-
-def _claim(path: Path, text: str, study: TransferStudy) -> None:
-    if path.is_file():
-        mine = parse_transfer(path.read_text(encoding="utf-8"), origin=str(path))
-        if mine.name != study.name:
-            raise StoreError(
-                f"{path.parent} holds the transfer study {mine.name!r}, expected {study.name!r}",
-                hint="choose another --out",
-            )
-    if not path.is_file() or path.read_bytes() != text.encode():
-        io.write_text(path, text)
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(
-            f"cannot read transfer study {path}: {getattr(error, 'strerror', None) or error}",
-            hint="polysem transfer --init > transfer.toml",
-        ) from error
 
 
 def _table(schema: Schema, rows: list[dict[str, Any]]) -> pa.Table:

@@ -53,15 +53,10 @@ class SharedStructure:
     level: float
 
 
-def z_scores(
-    directions: Float[np.ndarray, "d_sae d"], features: Int[np.ndarray, " m"]
-) -> tuple[Float[np.ndarray, "m m"], Float[np.ndarray, "m m"]]:
-    """(cosines, z scores) of all pairs of some features; z against the covariance null of all rows."""
+def unit_rows(directions: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "n d"]:
+    """The rows at norm 1; rows of zeros stay."""
     norms = np.linalg.norm(directions, axis=1, keepdims=True)
-    unit = directions / np.where(norms > 0, norms, 1.0)
-    chosen = unit[features].astype(np.float64)
-    cosines = chosen @ chosen.T
-    return cosines, covariance_null(directions[norms[:, 0] > 0]).z(cosines)
+    return directions / np.where(norms > 0, norms, 1.0)
 
 
 def passing_pairs(
@@ -79,8 +74,10 @@ def passing_pairs(
         min_z: standard deviations of the covariance null.
         excluded: further pairs that do not pass (common tokens, like glosses).
     """
-    cosines, z = z_scores(directions, features)
-    passes = (z >= min_z) & (np.abs(cosines) <= DUPLICATE)
+    chosen = unit_rows(directions)[features].astype(np.float64)
+    cosines = chosen @ chosen.T
+    null = covariance_null(directions[np.linalg.norm(directions, axis=1) > 0])
+    passes = (null.z(cosines) >= min_z) & (np.abs(cosines) <= DUPLICATE)
     if excluded is not None:
         passes &= ~excluded
     i, j = np.nonzero(np.triu(passes, k=1))

@@ -1,8 +1,10 @@
 """A source model seen for transfer: what its features fire on, character by character, and where they point."""
 
 import hashlib
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import groupby, pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,7 +13,9 @@ from scipy import sparse
 
 from polysem.corpus import documents
 from polysem.errors import FormatError, MismatchError
+from polysem.positions import positions_of
 from polysem.progress import SILENT, Reporter
+from polysem.transfer.config import TransferStudy
 
 if TYPE_CHECKING:
     from polysem.models.hf import HFModel
@@ -19,13 +23,15 @@ if TYPE_CHECKING:
 else:
     HFModel = SAE = Any
 
+CHARACTERS_PER_TOKEN = 4
+"""how much text is read for corpus.n_tokens"""
 CHUNK_CHARACTERS = 320
 """text of one row, cut at a space"""
 ROWS = 16
 
 
 @dataclass(frozen=True)
-class Source:
+class SourceModel:
     """One source model on a text."""
 
     name: str
@@ -41,14 +47,17 @@ class Source:
     revision: str
     """of model and SAE"""
 
+    def _active(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Of every feature, where it fires (tokens) and how much."""
+        columns = self.acts.tocsc()
+        for start, end in pairwise(columns.indptr):
+            yield columns.indices[start:end], columns.data[start:end]
+
     def strings(self, *, ratio: float, first: int) -> list[tuple[str, ...]]:
         """By feature, the texts of tokens whose largest activation is at least `ratio` of the feature's, best
         first, at most `first`; () for a feature that never fires."""
-        columns = self.acts.tocsc()
         found = []
-        for feature in range(self.directions.shape[0]):
-            part = slice(columns.indptr[feature], columns.indptr[feature + 1])
-            rows, values = columns.indices[part], columns.data[part]
+        for rows, values in self._active():
             kept = values >= ratio * values.max() if len(values) else np.zeros(0, dtype=bool)
             best: dict[str, float] = {}
             for token, value in zip(self.tokens[rows[kept]].tolist(), values[kept].tolist(), strict=True):
@@ -60,13 +69,10 @@ class Source:
     def snippets(self, *, width: int, first: int) -> list[tuple[tuple[str, ...], ...]]:
         """By feature, the `width` tokens up to and with its largest activations, as token texts, best first, at most
         `first`; of windows that overlap the better one."""
-        columns = self.acts.tocsc()
         found = []
-        for feature in range(self.directions.shape[0]):
-            part = slice(columns.indptr[feature], columns.indptr[feature + 1])
-            rows, values = columns.indices[part], np.asarray(columns.data[part], dtype=np.float64)
+        for rows, values in self._active():
             taken: list[int] = []
-            for n in np.lexsort((rows, -values)).tolist():
+            for n in np.lexsort((rows, -values.astype(np.float64))).tolist():
                 at = int(rows[n])
                 if len(taken) == first:
                     break
@@ -76,13 +82,9 @@ class Source:
             found.append(tuple(tuple(self.vocabulary[t] for t in window) for window in windows))
         return found
 
-    def frequency(self) -> dict[str, int]:
+    def frequency(self) -> Counter[str]:
         """How often each token text occurs in the text."""
-        ids, counts = np.unique(self.tokens, return_counts=True)
-        found: dict[str, int] = {}
-        for token, count in zip(ids.tolist(), counts.tolist(), strict=True):
-            found[self.vocabulary[token]] = found.get(self.vocabulary[token], 0) + count
-        return found
+        return Counter(self.vocabulary[token] for token in self.tokens.tolist())
 
 
 def chunks_of(ref: str, *, n_characters: int) -> list[str]:
@@ -110,8 +112,25 @@ def chunks_of(ref: str, *, n_characters: int) -> list[str]:
     return found
 
 
-def see(model: HFModel, sae: SAE, chunks: Iterable[str], *, name: str, reporter: Reporter = SILENT) -> Source:
-    """Run the rows through model and SAE; BOS positions are left out.
+def matched_rows(study: TransferStudy) -> list[str]:
+    """The rows of text on which a study matches features. Raises FormatError if there is none."""
+    return chunks_of(study.corpus.ref, n_characters=study.corpus.n_tokens * CHARACTERS_PER_TOKEN)
+
+
+def held_out_rows(study: TransferStudy, *, n_characters: int) -> list[str]:
+    """Rows on which nothing was matched: of cost.corpus, or of the corpus after `matched_rows`. Raises FormatError."""
+    if study.cost.corpus:
+        return chunks_of(study.cost.corpus, n_characters=n_characters)
+    used = study.corpus.n_tokens * CHARACTERS_PER_TOKEN
+    first = len(matched_rows(study))
+    return chunks_of(study.corpus.ref, n_characters=used + n_characters)[first:]
+
+
+def see(
+    model: HFModel, sae: SAE, chunks: Iterable[str], *, name: str, reporter: Reporter = SILENT
+) -> SourceModel:
+    """Run the rows through model and SAE. What is in front of a row is left out; the first position of a row and massive
+    tokens activate nothing.
 
     Raises:
         MismatchError: if the tokenizer cannot say where its tokens lie in a text, or a row does not fit.
@@ -121,17 +140,24 @@ def see(model: HFModel, sae: SAE, chunks: Iterable[str], *, name: str, reporter:
     chunks = list(chunks)
     rows, ends = zip(*(_tokens(model, chunk, name) for chunk in chunks), strict=True)
     starts = np.cumsum([0, *(len(c) + 1 for c in chunks[:-1])])
-    bos = [model.bos_id] if sae.prepend_bos and model.bos_id is not None else []
+    positions, limit = positions_of(model, sae), None
+    n_front = len(positions.front)
     parts: dict[int, sparse.csr_matrix] = {}
-    order = sorted(range(len(rows)), key=lambda n: (len(rows[n]), n))
-    batches = list(_batches(order, rows))
+    order = sorted(range(len(rows)), key=lambda n: len(rows[n]))
+    alike = [list(group) for _, group in groupby(order, key=lambda n: len(rows[n]))]
+    batches = [group[start : start + ROWS] for group in alike for start in range(0, len(group), ROWS)]
     sae = sae.to(model.spec.device)
     for batch in reporter.track(batches, total=len(batches), label=f"activations of {name}"):
-        tokens = torch.tensor([[*bos, *rows[n]] for n in batch])
-        acts = sae.encode(model.capture(tokens, [sae.site])[sae.site])[:, len(bos) :].cpu().numpy()
-        for n, values in zip(batch, acts, strict=True):
-            parts[n] = sparse.csr_matrix(np.where(values > 0, values, 0).astype(np.float32))
-    return Source(
+        tokens = torch.tensor([positions.row(rows[n]) for n in batch])
+        seen = model.capture(tokens, [sae.reads])[sae.reads]
+        norms = seen.double().norm(dim=-1).cpu().numpy()
+        by_place = positions.counted(tokens.shape[1])
+        limit = positions.limit(norms[:, by_place].ravel()) if limit is None else limit
+        counted = (by_place & ~(norms > limit))[:, n_front:, None]
+        acts = sae.encode(seen)[:, n_front:].cpu().numpy()
+        for n, values, kept in zip(batch, acts, counted, strict=True):
+            parts[n] = sparse.csr_matrix(np.where(kept & (values > 0), values, 0).astype(np.float32))
+    return SourceModel(
         name=name,
         directions=sae.W_dec.float().cpu().numpy().astype(np.float64),
         acts=sparse.csr_matrix(sparse.vstack([parts[n] for n in range(len(rows))])),
@@ -146,35 +172,11 @@ def see(model: HFModel, sae: SAE, chunks: Iterable[str], *, name: str, reporter:
     )
 
 
-def _batches(order: list[int], rows: tuple[list[int], ...]) -> Iterable[list[int]]:
-    """Rows of one length together, at most ROWS."""
-    batch: list[int] = []
-    for n in order:
-        if batch and (len(rows[n]) != len(rows[batch[0]]) or len(batch) == ROWS):
-            yield batch
-            batch = []
-        batch.append(n)
-    if batch:
-        yield batch
-
-
 def _tokens(model: HFModel, text: str, name: str) -> tuple[list[int], list[int]]:
     """(ids, ends in characters) of a text."""
-    if not getattr(model.tokenizer, "is_fast", False):
-        raise MismatchError(
-            f"the tokenizer of {name} cannot say where its tokens lie in a text, so features cannot be matched",
-            hint="use a model with a tokenizer.json (a fast tokenizer)",
-        )
-    encoded = model.tokenizer(
-        text,
-        add_special_tokens=False,
-        return_offsets_mapping=True,
-        return_attention_mask=False,
-        verbose=False,
-    )
-    ids = list(encoded["input_ids"])
+    ids, spans = model.located(text)
     if not ids or len(ids) + 1 > model.spec.n_ctx:
         raise MismatchError(
             f"{name}: a row of {len(text)} characters is {len(ids)} tokens; expected 1 to {model.spec.n_ctx - 1}"
         )
-    return ids, np.maximum.accumulate([end for _, end in encoded["offset_mapping"]]).tolist()
+    return ids, np.maximum.accumulate([end for _, end in spans]).tolist()

@@ -1,8 +1,8 @@
-"""Pushing along directions at one site of a model, each at the same KL, and what moves in every category.
+"""Steering along directions at one site of a model, each at the same KL, and what moves in every category.
 
 A dose is a KL divergence at the last position of a sentence, not a length: directions of any norm and layer
 are compared at equal disturbance. What is kept is the odd part of the change of log-odds, (change at +s -
-change at -s) / 2, because any push, whatever its direction, has an even part. Cost: about six forward rows
+change at -s) / 2, because steering, whatever its direction, has an even part. Cost: about six forward rows
 per direction and sentence.
 """
 
@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float
 
+from polysem.act.dosing import doses_at_kl
 from polysem.edits import Add
 from polysem.errors import MismatchError
-from polysem.interventions.dosing import doses_at_kl
 from polysem.models.base import WhiteBoxModel
 from polysem.transfer.outcomes import TINY
 from polysem.types import Site
@@ -23,7 +23,7 @@ from polysem.types import Site
 ROWS = 64
 """directions in one forward pass"""
 FIRST = 0.05
-"""first strength, in norms of the activation that is pushed"""
+"""first strength, in norms of the activation that is steered"""
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ def steer(
     kl: float = 0.0,
     strength: float | None = None,
 ) -> Steered:
-    """Push the last position of one sentence along every direction, at the same KL or at one strength.
+    """Steer the last position of one sentence along every direction, at the same KL or at one strength.
 
     Args:
         model: which model.
@@ -68,23 +68,21 @@ def steer(
         raise MismatchError(
             f"directions of {directions.shape[1]} numbers for {model.site_width(site)} coordinates at {site}"
         )
-    push = _Push(model, tokens, site, directions)
-    base = push.logprobs(np.zeros(1, dtype=np.int64), np.zeros(1))[0]
+    steered = _Sentence(model, tokens, site, directions)
+    base = steered.logprobs(np.zeros(1, dtype=np.int64), np.zeros(1))[0]
 
     def measure(rows: np.ndarray, size: np.ndarray) -> np.ndarray:
-        return _kl(base, push.logprobs(rows, size))
+        return _kl(base, steered.logprobs(rows, size))
 
-    n = len(directions)
-    if strength is not None:
-        size, every = np.full(n, strength), np.arange(n)
-        odd = (
-            _log_odds(push.logprobs(every, size), inside) - _log_odds(push.logprobs(every, -size), inside)
-        ) / 2
-        return Steered(size, measure(every, size), np.ones(n, dtype=bool), odd)
-    doses = doses_at_kl(measure, np.full(n, kl), np.full(n, FIRST * push.norm))
-    up, down = (push.logprobs(np.arange(n), sign * doses.strength) for sign in (1, -1))
-    odd = (_log_odds(up, inside) - _log_odds(down, inside)) / 2
-    return Steered(doses.strength, doses.kl, doses.reached, np.where(doses.reached[:, None], odd, np.nan))
+    n, every = len(directions), np.arange(len(directions))
+    if strength is None:
+        doses = doses_at_kl(measure, np.full(n, kl), np.full(n, FIRST * steered.norm))
+        size, spent, reached = doses.strength, doses.kl, doses.reached
+    else:
+        size = np.full(n, strength)
+        spent, reached = measure(every, size), np.ones(n, dtype=bool)
+    up, down = (_log_odds(steered.logprobs(every, sign * size), inside) for sign in (1, -1))
+    return Steered(size, spent, reached, np.where(reached[:, None], (up - down) / 2, np.nan))
 
 
 def category_gradients(
@@ -101,7 +99,7 @@ def category_gradients(
     return np.array(found)
 
 
-class _Push:
+class _Sentence:
     """One sentence and all directions."""
 
     def __init__(self, model: WhiteBoxModel, tokens: Sequence[int], site: Site, directions: np.ndarray):
@@ -115,7 +113,7 @@ class _Push:
         self._mask[-1] = True
 
     def logprobs(self, rows: np.ndarray, strength: np.ndarray) -> Float[np.ndarray, "rows d_vocab"]:
-        """Of the next token, float64, under each row's push."""
+        """Of the next token, float64, under each row at its strength."""
         found = []
         for start in range(0, len(rows), ROWS):
             part = slice(start, start + ROWS)

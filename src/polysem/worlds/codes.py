@@ -18,8 +18,7 @@ from torch import Tensor
 from polysem.saes.base import SAE
 from polysem.seeds import rng_for
 from polysem.types import Site
-from polysem.worlds.planted import plain_sae
-from polysem.worlds.tables import unit_rows
+from polysem.worlds.tables import plain_sae, unit_rows
 
 SITE = Site(0, "hook_resid_post")
 MATCHED = 0.7
@@ -86,7 +85,8 @@ def codes_world(
     """The world.
 
     Args:
-        n_features: features; d: dimensions.
+        n_features: features.
+        d: dimensions.
         n_pairs: planted pairs (2 k, 2 k + 1) at `cosine`.
         cosine: of planted pairs.
         l0: mean number of features present, hierarchy apart.

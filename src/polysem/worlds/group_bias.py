@@ -24,7 +24,7 @@ from torch import Tensor
 from polysem.saes.base import SAE
 from polysem.seeds import rng_for
 from polysem.types import Site
-from polysem.worlds.planted import plain_sae
+from polysem.worlds.tables import plain_sae
 
 GAMMA = 0.01
 DEAD = 1e-6

@@ -19,8 +19,7 @@ from torch import Tensor
 from polysem.saes.base import SAE
 from polysem.seeds import rng_for
 from polysem.types import Site
-from polysem.worlds.planted import plain_sae
-from polysem.worlds.tables import unit_rows
+from polysem.worlds.tables import plain_sae, unit_rows
 
 SITE = Site(1, "hook_resid_post")
 
@@ -91,7 +90,7 @@ def write_saelens_folder(folder: Path, sae: SAE) -> Path:
         "dtype": "float32",
         "apply_b_dec_to_input": sae.subtract_b_dec,
         "normalize_activations": sae.normalization,
-        "metadata": {"hook_name": str(sae.site), "model_name": "gpt2", "sae_lens_version": "6.44.0"},
+        "metadata": {"hook_name": str(sae.reads), "model_name": "gpt2", "sae_lens_version": "6.44.0"},
     }
     (folder / "cfg.json").write_text(json.dumps(config), encoding="utf-8")
     return folder

@@ -16,6 +16,7 @@ from jaxtyping import Float
 from polysem.seeds import rng_for
 from polysem.store.tables import PLAN, TRIALS
 from polysem.worlds.linear import SITE
+from polysem.worlds.tables import filled
 
 LABEL = "noise"
 BASE = -4.0
@@ -47,6 +48,8 @@ def noise_world(
     true_share: float = 0.0,
     true_effect: float = 0.0,
     common: float = 0.6,
+    negatives: bool = False,
+    sign_effect: float = 0.0,
     seed: int = 0,
 ) -> NoiseWorld:
     """The tables.
@@ -64,17 +67,23 @@ def noise_world(
         slope: a true slope on interference, nats per cosine.
         true_share, true_effect: the first pairs have an effect of their own: how many of all, and nats.
         common: scale of the common mode of the cosines.
+        negatives: as many pairs again whose cosine is negative, of other sources, for the question of signs.
+        sign_effect: nats that a pair moves the way of its cosine's sign.
         seed: of everything.
     """
     rng = rng_for(seed, "noise world")
     cosines = _cosines(n_targets, n_sources, common, rng)
-    target = np.repeat(np.arange(n_targets), sources_per_target)
-    source = np.concatenate([rng.permutation(n_sources)[:sources_per_target] for _ in range(n_targets)])
+    each = sources_per_target * (2 if negatives else 1)
+    target = np.repeat(np.arange(n_targets), each)
+    source = np.concatenate([rng.permutation(n_sources)[:each] for _ in range(n_targets)])
     cosine = cosines[target, source]
+    if negatives:
+        cosine[np.arange(len(cosine)) % 2 == 1] *= -1
     effect = mean + target_sd * rng.standard_normal(n_targets)[target]
     effect = effect + source_sd * rng.standard_normal(n_sources)[source]
     effect = effect + slope_sd * rng.standard_normal(n_targets)[target] * (cosine - cosine.mean())
     effect = effect + pair_sd * rng.standard_normal(len(target)) + slope * (cosine - cosine.mean())
+    effect += sign_effect * np.sign(cosine)
     effect[: round(true_share * len(target))] += true_effect
     shape = (len(target), n_prompts, len(doses))
     odd = effect[:, None, None] + row_sd * rng.standard_normal(shape)
@@ -102,47 +111,49 @@ def _tables(
     signs = np.array([1.0, -1.0])[sign]
     signed = np.array(doses)[dose] * signs
     change = odd[pair, prompt, dose] * signs
-    n = len(pair)
-    ids = [f"{k:016x}" for k in range(n)]
-    text = {"sae": LABEL, "site": str(SITE), "locus": "feature", "relation": "pair", "token_set": "in"}
-    text |= {"dose_unit": "absolute", "positions": "last"}
-    plan = {name: pa.repeat(pa.scalar(value), n) for name, value in text.items()}
-    plan |= {
-        "trial_id": pa.array(ids),
-        "target": pa.array(target[pair], pa.int32()),
-        "source": pa.array(source[pair], pa.int32()),
-        "draw": pa.repeat(pa.scalar(0, pa.int32()), n),
-        "recipe": pa.array([f'{{"feature":{s},"kind":"decoder"}}' for s in source[pair]]),
-        "interference_bin": pa.array(np.minimum(4, (10 * cosine[pair]).astype(np.int8)), pa.int8()),
-        "interference": pa.array(cosine[pair]),
-        "similarity": pa.repeat(pa.scalar(0.1), n),
-        "prompt_id": pa.array([f"prompt {p}" for p in prompt]),
-        "dose": pa.array(signed),
-        "split": pa.array(np.where(prompt % 2, "select", "confirm").tolist()),
-        "block": pa.array([f"{LABEL}/{t}" for t in target[pair]]),
-        "batch": pa.array(prompt, pa.int32()),
-    }
-    mass = 1 / (1 + np.exp(-(BASE + change)))
-    base = np.full(n, 1 / (1 + np.exp(-BASE)))
-    trials = {
-        "trial_id": pa.array(ids),
-        "status": pa.repeat(pa.scalar("ok"), n),
-        "reason": pa.nulls(n, pa.string()),
-        "cosine_base": pa.array(0.2 + 0 * change),
-        "cosine_edit": pa.array(0.2 + 0.01 * change),
-        "mass_base": pa.array(base),
-        "mass_edit": pa.array(mass),
-        "logodds_base": pa.array(BASE + 0 * change),
-        "logodds_edit": pa.array(BASE + change),
-        "kl": pa.array(signed**2 / 2),
-        "rho": pa.nulls(n, pa.float64()),
-        "top1_kept": pa.repeat(pa.scalar(True), n),
-        "alignment": pa.array(cosine[pair]),
-        "dose_absolute": pa.array(signed),
-        "resid_norm": pa.repeat(pa.scalar(1.0), n),
-        "dtype": pa.repeat(pa.scalar("float64"), n),
-    }
-    return NoiseWorld(
-        PLAN.conform(pa.table({c.name: plan[c.name] for c in PLAN.columns})),
-        TRIALS.conform(pa.table({c.name: trials[c.name] for c in TRIALS.columns})),
+    ids = [f"{k:016x}" for k in range(len(pair))]
+    plan = filled(
+        PLAN,
+        trial_id=ids,
+        sae=LABEL,
+        site=str(SITE),
+        locus="feature",
+        relation=np.where(cosine[pair] < 0, "negative_pair", "pair").tolist(),
+        token_set="in",
+        dose_unit="absolute",
+        positions="last",
+        target=target[pair],
+        source=source[pair],
+        source_sae=LABEL,
+        draw=0,
+        recipe=[f'{{"feature":{s},"kind":"decoder"}}' for s in source[pair]],
+        interference_bin=np.minimum(4, (10 * np.abs(cosine[pair])).astype(np.int8)),
+        interference=cosine[pair],
+        similarity=0.1,
+        prompt_id=[f"prompt {p}" for p in prompt],
+        dose=signed,
+        split=np.where(prompt % 2, "select", "confirm").tolist(),
+        block=[f"{LABEL}/{t}" for t in target[pair]],
+        batch=prompt,
     )
+    trials = filled(
+        TRIALS,
+        trial_id=ids,
+        status="ok",
+        reason=None,
+        cosine_base=0.2,
+        cosine_edit=0.2 + 0.01 * change,
+        mass_base=1 / (1 + np.exp(-BASE)),
+        mass_edit=1 / (1 + np.exp(-(BASE + change))),
+        logodds_base=BASE,
+        logodds_edit=BASE + change,
+        beyond_base=BASE,
+        beyond_edit=BASE + change,
+        kl=signed**2 / 2,
+        rho=None,
+        alignment=cosine[pair],
+        dose_absolute=signed,
+        resid_norm=1.0,
+        dtype="float64",
+    )
+    return NoiseWorld(plan, trials)

@@ -23,8 +23,7 @@ from polysem.features import FeatureTable
 from polysem.saes.base import SAE
 from polysem.seeds import rng_for
 from polysem.worlds.linear import SITE, LinearWorld
-from polysem.worlds.planted import plain_sae
-from polysem.worlds.tables import FeatureRow, Parts, feature_table, random_prompts, unit_rows
+from polysem.worlds.tables import FeatureRow, WorldTables, feature_table, plain_sae, random_prompts, unit_rows
 
 LABEL = "readout"
 TOKENS = 3
@@ -103,8 +102,8 @@ class ReadoutWorld:
     truth: ReadoutTruth
 
     @property
-    def parts(self) -> Parts:
-        return Parts(self.model, {LABEL: self.sae}, self.features, self.prompts)
+    def parts(self) -> WorldTables:
+        return WorldTables(self.model, {LABEL: self.sae}, self.features, self.prompts)
 
     def base_logits(self, split: str = "confirm") -> Float[np.ndarray, "prompts d_vocab"]:
         """Unedited last-position logits of the prompts of a split, straight from the weights."""

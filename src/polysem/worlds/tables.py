@@ -2,21 +2,25 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import torch
 from jaxtyping import Float
 
 from polysem.features import FeatureTable
 from polysem.models.base import WhiteBoxModel
-from polysem.saes.base import SAE
+from polysem.saes.base import SAE, Provenance
 from polysem.seeds import short_hash
+from polysem.store.schema import Schema
 from polysem.store.tables import CLUSTERS, CONTEXTS, FEATURES, GLOSSES, PROMPTS
 from polysem.types import Site
+from polysem.worlds.linear import SITE
 
 
 @dataclass(frozen=True)
-class Parts:
+class WorldTables:
     """What a study of a world runs on."""
 
     model: WhiteBoxModel
@@ -67,6 +71,19 @@ def feature_table(
     )
 
 
+def filled(schema: Schema, **columns: Any) -> pa.Table:
+    """A table of the schema: columns by name, arrays and lists as they are, a single value in every row;
+    null where a nullable column is not given."""
+    n = max(len(values) for values in columns.values() if isinstance(values, np.ndarray | list))
+    arrays = [
+        pa.array(values, c.dtype)
+        if isinstance(values, np.ndarray | list)
+        else pa.repeat(pa.scalar(values, c.dtype), n)
+        for c, values in ((c, columns.get(c.name) if c.nullable else columns[c.name]) for c in schema.columns)
+    ]
+    return schema.conform(pa.table(arrays, schema.arrow()))
+
+
 def prompt_table(rows: Sequence[Sequence[int]]) -> pa.Table:
     """PROMPTS of token ids; every second prompt is for confirmation."""
     written = []
@@ -84,6 +101,23 @@ def random_prompts(n: int, d_vocab: int, rng: np.random.Generator) -> pa.Table:
     """PROMPTS of 3 to 6 random tokens after token 0."""
     return prompt_table(
         [[0, *rng.integers(1, d_vocab, size=int(rng.integers(3, 7))).tolist()] for _ in range(n)]
+    )
+
+
+def plain_sae(W_dec: Float[np.ndarray, "d_sae d_in"], *, site: Site = SITE) -> SAE:
+    """A ReLU SAE with these decoder rows, its encoder their transpose, no biases."""
+    rows = torch.tensor(W_dec, dtype=torch.float32)
+    return SAE(
+        W_enc=rows.T.contiguous(),
+        W_dec=rows,
+        b_enc=torch.zeros(len(rows)),
+        b_dec=torch.zeros(rows.shape[1]),
+        activation="relu",
+        reads=site,
+        writes=site,
+        model_id=None,
+        model_revision=None,
+        provenance=Provenance(ref="planted", revision="memory", dialect="memory"),
     )
 
 

@@ -17,7 +17,7 @@ from polysem.saes.base import SAE
 from polysem.seeds import rng_for
 from polysem.types import Site
 from polysem.worlds.model import Tap, WorldModel
-from polysem.worlds.planted import plain_sae
+from polysem.worlds.tables import plain_sae
 
 SITE = Site(0, "hook_resid_post")
 NODES = 12

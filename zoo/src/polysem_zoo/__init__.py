@@ -15,22 +15,25 @@ __all__ = ["names", "path"]
 
 _ROOT = Path(__file__).resolve().parent
 _MARK = {"models": "config.json", "saes": "cfg.json"}
+_SUFFIX = {"texts": ".txt", "glosses": ".jsonl"}
 
 
 def names(kind: str) -> list[str]:
-    """Names of the entries of one kind: "models", "saes", "texts" or "features"."""
+    """Names of the entries of one kind: "models", "saes", "texts", "features" or "glosses"."""
     folder = _ROOT / kind
     if kind in _MARK:
         return sorted(str(p.parent.relative_to(folder)) for p in folder.rglob(_MARK[kind]))
     if kind == "texts":
         return sorted(p.stem for p in folder.glob("*.txt"))
+    if kind == "glosses":
+        return sorted(str(p.relative_to(folder)).removesuffix(".jsonl") for p in folder.rglob("*.jsonl"))
     if kind == "features":
         return sorted(str(p.parent.relative_to(folder)) for p in folder.rglob("features.parquet"))
-    raise ValueError(f"unknown kind of zoo entry {kind!r}; expected models, saes, texts or features")
+    raise ValueError(f"unknown kind of zoo entry {kind!r}; expected models, saes, texts, features or glosses")
 
 
 def path(kind: str, name: str) -> Path:
-    """Folder (models, saes, features) or file (texts) of an entry. Raises KeyError for an unknown name."""
+    """Folder (models, saes, features) or file (texts, glosses) of an entry. Raises KeyError for an unknown name."""
     if name not in names(kind):
         raise KeyError(f"no {kind} entry {name!r}; there are {names(kind)}")
-    return _ROOT / kind / (f"{name}.txt" if kind == "texts" else name)
+    return _ROOT / kind / (name + _SUFFIX.get(kind, ""))

@@ -2,6 +2,7 @@
 import { svg } from "./dom.js";
 import { ticks } from "./heat.js";
 import { interval, number, tick } from "./text.js";
+import { shape, told } from "./words.js";
 
 const WIDTH = 640;
 
@@ -25,17 +26,16 @@ export function padded(values, include = []) {
   return [lo - room, hi + room];
 }
 
-export const doseWords = (unit, { signed = false } = {}) => ({ kl: `${signed ? "signed " : ""}dose (nats of KL, square-root scale)`, resid_norm: `${signed ? "signed " : ""}dose (× mean norm of the site)`, absolute: "dose (length of the added vector)", factor: "dose (relative change of the neuron)", max_act: "dose (× the feature's largest activation)", injection: "dose (1: the snippet)" }[unit] || `dose (${unit})`);
+const SHAPES = {
+  circle: (x, y, cls) => svg("circle", { cls, cx: x, cy: y, r: 4.5 }),
+  square: (x, y, cls) => svg("rect", { cls, x: x - 4, y: y - 4, width: 8, height: 8 }),
+  triangle: (x, y, cls) => svg("path", { cls, d: `M${x} ${y - 5.5}l5 9h-10z` }),
+  diamond: (x, y, cls) => svg("path", { cls, d: `M${x} ${y - 6}l6 6l-6 6l-6 -6z` }),
+};
+// The mark of a curve: of its relation where it has one, else by its place, so that two of a colour can be told apart.
+export const mark = (k, x, y, cls, name = null) => SHAPES[name ? shape(name) : Object.keys(SHAPES)[k % 4]](x, y, cls);
 
-const MARKS = [
-  (x, y, cls) => svg("circle", { cls, cx: x, cy: y, r: 4.5 }),
-  (x, y, cls) => svg("rect", { cls, x: x - 4, y: y - 4, width: 8, height: 8 }),
-  (x, y, cls) => svg("path", { cls, d: `M${x} ${y - 5.5}l5 9h-10z` }),
-  (x, y, cls) => svg("path", { cls, d: `M${x} ${y - 6}l6 6l-6 6l-6 -6z` }),
-];
-export const mark = (k, x, y, cls) => MARKS[k % MARKS.length](x, y, cls);
-
-// curves: [{label, kind, points: [{x, y, lo, hi}]}]; floor: [{x, lo, hi}]
+// curves: [{label, kind, relation, points: [{x, y, lo, hi}]}]; floor: [{x, lo, hi}]
 export function doseChart(curves_, { floor: floor_ = [], xLabel, yLabel, headline: headline_ = null, label, zeroed = true, unit = "" }) {
   // Effects grow like the square root of a KL: on that scale small doses are not crammed into a corner.
   const root_ = unit === "kl";
@@ -62,7 +62,7 @@ export function doseChart(curves_, { floor: floor_ = [], xLabel, yLabel, headlin
       group.append(svg("path", { cls: `line${c.plain ? " plain" : k % 2 ? " dashed" : ""}`, d: `M${all.map((p) => `${x(p.x).toFixed(1)} ${y(p.y).toFixed(1)}`).join("L")}` }));
       for (const p of c.plain ? [] : line) {
         if (p.lo !== null && p.lo !== undefined) group.append(svg("line", { cls: "whisker", x1: x(p.x), x2: x(p.x), y1: y(p.lo), y2: y(p.hi) }));
-        const spot = mark(k, x(p.x), y(p.y), "");
+        const spot = mark(k, x(p.x), y(p.y), "", c.relation);
         spot.append(svg("title", {}, `${c.label}, dose ${number(p.dose)}: ${number(p.y, 3, true)} (${interval(p.lo, p.hi)})`));
         group.append(spot);
       }
@@ -72,7 +72,8 @@ export function doseChart(curves_, { floor: floor_ = [], xLabel, yLabel, headlin
 }
 
 // rows: [{label, estimate, lo, hi, kind, words}]
-export function dotPlot(rows, { xLabel, label, reference = 0, band = null, left = 250 }) {
+export function dotPlot(rows, { xLabel, label, reference = 0, band = null }) {
+  const left = Math.min(400, Math.max(110, 18 + 6.9 * Math.max(...rows.map((r) => r.label.length))));
   const height = 64 + rows.length * 30;
   const xs = padded(rows.flatMap((r) => [r.estimate, r.lo, r.hi]), [reference]);
   return frame((root, x) => {
@@ -129,16 +130,9 @@ export function histogram(values, { label, bins = 20 }) {
   return root;
 }
 
-const SPLITS = [
-  ["by direction", ["shared", "common", "own", "interaction"]],
-  ["by path", ["direct", "indirect"]],
-  ["by the target's latent", ["mediated", "remainder"]],
-];
-const PARTS = { shared: "along the target (interference proper)", common: "along what all directions share", own: "the source's own route", interaction: "not the sum of the three", direct: "through no further block", indirect: "through further blocks", mediated: "through the target's own latent", remainder: "past the target's latent" };
-
 // One effect taken apart in three ways: parts add up from zero, the line is the whole.
 export function decomposition(row, { label }) {
-  const known = SPLITS.map(([words, names]) => [words, names.filter((n) => row[n] !== null && row[n] !== undefined)]).filter(([, names]) => names.length);
+  const known = Object.entries(told("splits")).map(([words, parts]) => [words, Object.keys(parts).filter((n) => row[n] !== null && row[n] !== undefined)]).filter(([, names]) => names.length);
   const sums = known.flatMap(([, names]) => [names.reduce((n, k) => n + Math.max(0, row[k]), 0), names.reduce((n, k) => n + Math.min(0, row[k]), 0)]);
   const xs = padded(sums, [0, row.total]);
   const height = 58 + known.length * 46;
@@ -154,7 +148,7 @@ export function decomposition(row, { label }) {
         const [from, to] = [ends[side], ends[side] + row[name]];
         ends[side] = to;
         const wide = Math.abs(x(to) - x(from));
-        const bar = svg("g", {}, svg("rect", { cls: `part f${(k + n + (n > 0 ? 1 : 0)) % 6}`, x: Math.min(x(from), x(to)), y: top, width: Math.max(1, wide), height: 26 }), svg("title", {}, `${name}: ${number(row[name], 3, true)} nats, ${PARTS[name]}`));
+        const bar = svg("g", {}, svg("rect", { cls: `part f${(k + n + (n > 0 ? 1 : 0)) % 6}`, x: Math.min(x(from), x(to)), y: top, width: Math.max(1, wide), height: 26 }), svg("title", {}, `${name}: ${number(row[name], 3, true)} nats, ${told("splits")[words][name]}`));
         if (wide > 7.4 * name.length + 8) bar.append(svg("text", { cls: "in-bar", x: (x(from) + x(to)) / 2, y: top + 18, "text-anchor": "middle" }, name));
         root.append(bar);
       });
@@ -163,4 +157,4 @@ export function decomposition(row, { label }) {
   }, { xs, ys: [0, 0], height, left, xLabel: "change in log-odds (nats)", label });
 }
 
-export const decompositionWords = (row) => SPLITS.flatMap(([, names]) => names).filter((n) => row[n] !== null && row[n] !== undefined).map((n) => [n, row[n], PARTS[n]]);
+export const decompositionWords = (row) => Object.values(told("splits")).flatMap((parts) => Object.entries(parts)).filter(([n]) => row[n] !== null && row[n] !== undefined).map(([n, words]) => [n, row[n], words]);

@@ -5,11 +5,13 @@ import { address, change, first, here, note as noteAddress } from "./state.js";
 import { count, fixed, number, plural, probability } from "./text.js";
 
 export const PAGE = 50;
+// The column that says of which SAE a row is, where there are several.
+export const several = (study) => (study.saes.length > 1 ? ["sae"] : []);
 const HEADS = {
   gloss_i: "First feature", gloss_j: "Second feature", gloss_target: "Target", gloss_source: "Source",
   interference: "Interference", strength: "|Interference|", similarity: "Gloss similarity", z_covariance: "Chance z",
   q_covariance: "Chance q", token_overlap: "Token overlap", logodds: "Change in log-odds", kl: "KL", dose: "Dose",
-  token_set: "Tokens read", relation: "Relation", locus: "Locus", sae: "SAE", n_pairs: "Pairs", pushes: "Pushed",
+  token_set: "Tokens read", relation: "Relation", locus: "Locus", sae: "SAE", n_pairs: "Pairs", steered: "Steered",
   n_unflagged: "Unflagged pairs", strongest: "Strongest", load: "Load", density: "Density", gloss: "Gloss",
   feature: "Feature", max_act: "Largest activation", coordinate: "Coordinate", n_features: "Features",
   n_first: "First for", share: "Share", largest: "Largest entry", site: "Site", n_prompts: "Prompts",
@@ -240,8 +242,8 @@ function arrows(event) {
 
 // A feature in a cell: its gloss and its number, leading to its page.
 // Neurons count on from the last feature; random directions have no number.
-export function featureCell(sae, feature, gloss, study, neuron = "neuron") {
-  if (feature < 0) return el("span", { cls: "id" }, "random direction");
+export function featureCell(sae, feature, gloss, study, { neuron = "neuron", direction = "random direction" } = {}) {
+  if (feature < 0) return el("span", { cls: "id" }, direction);
   const size = study?.saes.find((s) => s.label === sae)?.n_features;
   if (size && feature >= size && !gloss) return el("span", {}, `${neuron} ${feature - size}`);
   const words = gloss || "no gloss";

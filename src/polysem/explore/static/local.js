@@ -179,8 +179,9 @@ export class Local {
     const sides = { in: new Set(), out: new Set() };
     for (let row = 0; row < features.rows; row += 1) {
       const key = `${sae.at(row)} ${number.values[row]}`;
-      if (fits(0, row) || fits(1, row)) sides.in.add(key);
-      if (fits(0, row) || fits(2, row)) sides.out.add(key);
+      const gloss = !read && fits(0, row);
+      if (gloss || fits(1, row)) sides.in.add(key);
+      if (gloss || fits(2, row)) sides.out.add(key);
     }
     const own = await relation.column("sae");
     return (row) => (read ? [read.at(row)] : ["in", "out"]).some((side) => sides[side]?.has(`${own.at(row)} ${column.values[row]}`));

@@ -4,14 +4,15 @@ import { address, here } from "./state.js";
 import { Server } from "./source.js";
 import { feature } from "./views/feature.js";
 import { home } from "./views/home.js";
-import { hubs, pairs, pushes, tables } from "./views/lists.js";
+import { hubs, pairs, steering, tables } from "./views/lists.js";
 import { live } from "./views/live.js";
 import { map } from "./views/map.js";
 import { pair } from "./views/pair.js";
 import { results } from "./views/results.js";
+import { learn } from "./words.js";
 
-const VIEWS = { home, map, pairs, pushes, hubs, results, live, tables, pair, feature };
-const NAV = [["home", "Study"], ["map", "Map"], ["pairs", "Pairs"], ["pushes", "Pushes"], ["hubs", "Hubs"], ["results", "Results"], ["live", "Live"], ["tables", "Tables"]];
+const VIEWS = { home, map, pairs, steering, hubs, results, live, tables, pair, feature };
+const NAV = [["home", "Study"], ["map", "Map"], ["pairs", "Pairs"], ["steering", "Steering"], ["hubs", "Hubs"], ["results", "Results"], ["live", "Live"], ["tables", "Tables"]];
 const WITHIN = { pair: "pairs", feature: "hubs" };
 const POLL = 2500;
 
@@ -103,6 +104,7 @@ async function open() {
   try {
     ctx.source = mode === "static" ? new (await import("./local.js")).Local() : new Server();
     ctx.study = await ctx.source.doc("overview");
+    learn(ctx.study.vocabulary);
   } catch (error) {
     replace(main, el("h1", {}, "The study cannot be opened"), problem(error));
     return;

@@ -16,6 +16,7 @@ export async function fetchJson(path, options = {}) {
   }
   if (response.ok) return response.json();
   if (response.status === 401) throw new Refused("this page has no valid token any more", "open the address that polysem explore printed");
+  if (response.status === 421) throw new Refused("the explorer does not answer to this address any more", `polysem explore RUN --allow-host ${location.host}`);
   let told = null;
   try { told = await response.json(); } catch { /* no JSON: the status says it */ }
   throw new Refused((told && told.error) || `the server answered ${response.status}`, told && told.hint);

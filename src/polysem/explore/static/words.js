@@ -1,5 +1,38 @@
-// What the tables' short names stand for, the same in every view.
-export const RELATIONS = { pair: "interfering features", random_feature: "random features", random_direction: "random directions", self: "the target itself", isotropic: "isotropic directions", cosine_matched: "directions of the same cosine", high_attribution: "features of high attribution", swapped_target: "pushes with another target read", rotated: "rotated neurons", split_pair: "one concept twice", frozen_decoder: "decoder rows that were never trained", shuffled_gloss: "pairs with shuffled glosses" };
-export const LOCI = { feature: "feature directions", clamp: "clamped features", gradient: "token gradients", prompt: "prompt injections", neuron: "coordinates of the site", mlp_neuron: "neurons of the MLP" };
-export const TOKENS = { in: "tokens that activate the target", out: "tokens the target writes" };
-export const KINDS = { pair: "k-pair", self: "k-self", random_feature: "k-random_feature", random_direction: "k-random_direction", isotropic: "k-random_direction", rotated: "k-random_direction" };
+// What the tables' names stand for and how they are marked: from the vocabulary that the study brings along. A name that
+// it does not know is shown as it stands in the tables.
+let known = {};
+
+export const learn = (vocabulary) => { known = vocabulary; };
+export const told = (kind) => known[kind];
+
+const plain = (name) => String(name).replace(/_/g, " ");
+const up = (text) => text.replace(/^./, (c) => c.toUpperCase());
+
+export const label = (kind, name) => known[kind]?.[name]?.label ?? plain(name);
+export const title = (kind, name) => up(label(kind, name));
+export const help = (kind, name) => known[kind]?.[name]?.help ?? "";
+
+export const relation = (name) => label("relations", name);
+export const locus = (name) => title("loci", name);
+export const tokens = (name) => label("token_sets", name);
+export const contrast = (name) => known.contrasts[name]?.label ?? plain(name).replace(/^pair minus (.*)$/, (_, rest) => `pairs minus ${relation(rest.replace(/ /g, "_"))}`);
+
+// Relations: the class that colours them, their shape, what they are to a pair.
+export const kind = (name) => (known.relations[name] ? `k-${name}` : "k-other");
+export const shape = (name) => (known.relations[name]?.mark ?? known.other).shape;
+export const role = (name) => known.relations[name]?.role ?? "reference";
+
+// Names in the order in which people are shown them; unknown ones last.
+export function inOrder(kindOf, names) {
+  const there = new Set(names);
+  const order = Object.keys(known[kindOf]);
+  return [...order.filter((n) => there.has(n)), ...[...there].filter((n) => !order.includes(n)).sort()];
+}
+
+// The best control at hand that says what any direction does.
+export const floorAmong = (names) => known.floors.find((name) => names.includes(name));
+
+export function doseAxis(unit, { signed = false } = {}) {
+  const words = known.dose_units[unit]?.axis || label("dose_units", unit);
+  return `${signed ? "signed " : ""}dose (${words}${unit === "kl" ? ", square-root scale" : ""})`;
+}

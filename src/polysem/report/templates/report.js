@@ -8,6 +8,14 @@
     return node;
   };
 
+  // On paper nothing can be unfolded: what is folded opens for printing, and closes again.
+  let folded = [];
+  window.addEventListener("beforeprint", () => {
+    folded = [...document.querySelectorAll("details:not([open])")];
+    for (const part of folded) part.open = true;
+  });
+  window.addEventListener("afterprint", () => { for (const part of folded) part.open = false; });
+
   // Heat maps: the pointer's cell in words.
   for (const svg of document.querySelectorAll("svg.heat")) {
     const figure = svg.closest("figure");
@@ -84,7 +92,7 @@
       if (pictures.length) {
         const grid = make("div", "grid");
         grid.append(...pictures);
-        cell.append(make("h4", "", "What the push does over its dose"), grid);
+        cell.append(make("h4", "", "What steering does over its dose"), grid);
       }
       const two = make("div", "two");
       two.append(feature(row.dataset.sae, row.dataset.i, "First"), feature(row.dataset.sae, row.dataset.j, "Second"));
@@ -108,7 +116,7 @@
   const steered = document.getElementById("steered");
   const unflagged = document.getElementById("unflagged");
   const all = document.getElementById("all");
-  const FIRST = 40; // rows until all are asked for
+  const FIRST = 12; // rows until all are asked for
   let most = FIRST;
   const filter = () => {
     const needle = find.value.trim().toLowerCase();

@@ -1,74 +1,133 @@
-"""Which dialect a folder or file speaks, told by its files."""
+"""Which dialect a folder or file speaks, told by its files. Adding one is a module and a record here; other
+distributions add theirs by an entry point of the group `polysem.saes` that names a record."""
 
-from importlib import import_module
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from polysem.boundary.files import listing
+from polysem.boundary.tensors import PICKLES, SAFETENSORS_HINT
 from polysem.errors import FormatError
-from polysem.saes.source import PICKLES, SAFETENSORS_HINT, Source, listing
+from polysem.registry import check_links
+from polysem.saes.source import WeightFiles
+from polysem.vocabulary import Vocabulary, Word, attribute
 
 if TYPE_CHECKING:
-    from polysem.saes.parts import Parts
+    from polysem.saes.parts import SAEParts
 
-SIGNS: tuple[tuple[tuple[str, ...], str], ...] = (
-    (("sae_weights.safetensors", "cfg.json"), "saelens:load"),
-    (("sae.safetensors", "cfg.json"), "sparsify:load"),
-    (("params.npz",), "gemma_scope:load_npz"),
-    (("params.safetensors",), "gemma_scope:load_safetensors"),
-    (("ae.pt", "config.json"), "dictionary_learning:load"),
-    (("hyperparams.json", "checkpoints/final.safetensors"), "llama_scope:load"),
+
+@dataclass(frozen=True)
+class Dialect(Word):
+    """A way in which SAEs are written to disk."""
+
+    load: str
+    """"module:function", (WeightFiles) -> SAEParts"""
+    files: tuple[str, ...] = ()
+    """names that lie together in a folder, the weights or the rarest first"""
+    suffixes: tuple[str, ...] = ()
+    """endings of a single file of any other name"""
+
+
+_HERE = "polysem.saes.dialects."
+DIALECTS: Vocabulary[Dialect] = Vocabulary(
+    "SAE dialect",
+    Dialect(
+        "saelens",
+        "SAELens",
+        "folders of SAELens 2 to 6",
+        load=f"{_HERE}saelens:load",
+        files=("sae_weights.safetensors", "cfg.json"),
+    ),
+    Dialect(
+        "sparsify",
+        "sparsify",
+        "a hookpoint's folder of EleutherAI sparsify",
+        load=f"{_HERE}sparsify:load",
+        files=("sae.safetensors", "cfg.json"),
+    ),
+    Dialect(
+        "gemma-scope",
+        "Gemma Scope",
+        "archives of Gemma Scope",
+        load=f"{_HERE}gemma_scope:load_npz",
+        files=("params.npz",),
+        suffixes=(".npz",),
+    ),
+    Dialect(
+        "gemma-scope-2",
+        "Gemma Scope 2",
+        "folders of Gemma Scope 2",
+        load=f"{_HERE}gemma_scope:load_safetensors",
+        files=("params.safetensors",),
+    ),
+    Dialect(
+        "dictionary_learning",
+        "dictionary_learning",
+        "a trainer's folder of dictionary_learning",
+        load=f"{_HERE}dictionary_learning:load",
+        files=("ae.pt", "config.json"),
+    ),
+    Dialect(
+        "llama-scope",
+        "Llama Scope",
+        "folders of Llama Scope",
+        load=f"{_HERE}llama_scope:load",
+        files=("hyperparams.json", "checkpoints/final.safetensors"),
+    ),
+    Dialect(
+        "checkpoint",
+        "torch checkpoints",
+        "one torch file of OpenAI, Goodfire or Qwen Scope",
+        load=f"{_HERE}checkpoints:load",
+        suffixes=(".pt", ".pth"),
+    ),
+    group="polysem.saes",
 )
-"""files that lie together, the weights or the rarest first -> module:function"""
-KNOWN_FILES = tuple(dict.fromkeys(name for names, _ in SIGNS for name in names))
-_TORCH = (".pt", ".pth")
 
 
-def read_parts(source: Source) -> "Parts":
+def known_files() -> tuple[str, ...]:
+    """The names by which folders are told."""
+    return tuple(dict.fromkeys(name for dialect in DIALECTS.values() for name in dialect.files))
+
+
+def read_parts(source: WeightFiles) -> "SAEParts":
     """What the files of `source` say, read by the dialect they speak.
 
     Raises:
         FormatError: if the files are of no known dialect, incomplete, or damaged.
-        UnknownReferenceError: never; resolving references happens before.
     """
-    path = source.path
-    if path.is_file():
-        return _read_file(source)
-    for names, loader in SIGNS:
-        if all((path / name).is_file() for name in names):
-            return _call(loader, source)
-    torch_files = [p for p in path.iterdir() if p.suffix in _TORCH and p.name != "ae.pt"]
-    if len(torch_files) == 1:
-        return _call("checkpoints:load", _at(source, torch_files[0]))
+    path, single = source.path, source.path.is_file()
+    if path.suffix in PICKLES:
+        raise FormatError(f"{path} is a pickle: reading it could run any code", hint=SAFETENSORS_HINT)
+    check_links(path.parent if single else path)
+    for dialect in DIALECTS.values():
+        for name in dialect.files if single else dialect.files[:1]:
+            folder = path.parents[name.count("/")] if single else path
+            if all((folder / other).is_file() for other in dialect.files) and path in (folder, folder / name):
+                return attribute(dialect.load)(_at(source, folder))
+    # ae.pt is a file of a folder's dialect, and read by itself where the rest is missing
+    around = (
+        [p for p in path.iterdir() if p.name not in known_files() or p.suffix == ".pt"] if not single else []
+    )
+    others = [path] if single else around
+    for dialect in DIALECTS.values():
+        alone = [p for p in others if p.suffix in dialect.suffixes and (single or not dialect.files)]
+        if len(alone) == 1:
+            return attribute(dialect.load)(_at(source, alone[0]))
+    found = (
+        "is no SAE of a known format"
+        if single
+        else f"holds no SAE of a known format; it holds {listing(path)}"
+    )
+    formats = "; ".join(" + ".join(d.files) for d in DIALECTS.values() if d.files)
     raise FormatError(
-        f"{path} holds no SAE of a known format; it holds {listing(path)}{_incomplete(path)}", hint=_formats()
+        f"{path} {found}{_incomplete(path.parent if single else path)}",
+        hint=f"expected one of: {formats}; or one .pt/.pth file",
     )
 
 
-def _read_file(source: Source) -> "Parts":
-    path = source.path
-    if path.suffix in PICKLES:
-        raise FormatError(f"{path} is a pickle: reading it could run any code", hint=SAFETENSORS_HINT)
-    if path.suffix == ".npz":
-        return _call("gemma_scope:load_npz", source)
-    for names, loader in SIGNS:
-        for name in names:
-            folder = path.parents[name.count("/")]
-            if path == folder / name and all((folder / other).is_file() for other in names):
-                return _call(loader, _at(source, folder))
-    if path.suffix in _TORCH and path.name != "ae.pt":
-        return _call("checkpoints:load", source)
-    raise FormatError(f"{path} is no SAE of a known format{_incomplete(path.parent)}", hint=_formats())
-
-
-def _call(loader: str, source: Source) -> "Parts":
-    module, _, function = loader.partition(":")
-    return getattr(import_module(f"polysem.saes.dialects.{module}"), function)(source)
-
-
-def _at(source: Source, path: Path) -> Source:
+def _at(source: WeightFiles, path: Path) -> WeightFiles:
     """The same source at another path; the label follows, since dialects read names from it."""
-    from dataclasses import replace
-
     if source.path in path.parents:
         return replace(source, path=path, label=f"{source.label.rstrip('/')}/{path.relative_to(source.path)}")
     return replace(source, path=path)
@@ -76,13 +135,9 @@ def _at(source: Source, path: Path) -> Source:
 
 def _incomplete(folder: Path) -> str:
     """Which file is missing, if some files of a dialect are there."""
-    for names, _ in SIGNS:
-        there = [name for name in names if (folder / name).is_file()]
+    for dialect in DIALECTS.values():
+        there = [name for name in dialect.files if (folder / name).is_file()]
         if there:
-            absent = [name for name in names if name not in there]
+            absent = [name for name in dialect.files if name not in there]
             return f"; beside {', '.join(there)} it lacks {', '.join(absent)}" if absent else ""
     return ""
-
-
-def _formats() -> str:
-    return "expected one of: " + "; ".join(" + ".join(names) for names, _ in SIGNS) + "; or one .pt/.pth file"

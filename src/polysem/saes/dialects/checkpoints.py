@@ -7,10 +7,12 @@ and repository.
 import re
 from typing import Any
 
+from polysem.boundary.tensors import read_torch
 from polysem.errors import FormatError
 from polysem.saes.base import Activation
-from polysem.saes.parts import Parts, take
-from polysem.saes.source import Source, read_torch
+from polysem.saes.dialects import dictionary_learning
+from polysem.saes.parts import SAEParts, take
+from polysem.saes.source import WeightFiles
 from polysem.types import Site
 
 _OPENAI_PLACES = {
@@ -22,8 +24,14 @@ _OPENAI_PLACES = {
 }
 _OPENAI_ACTIVATIONS: dict[str, Activation] = {"TopK": "topk", "ReLU": "relu"}
 
+_OPENAI_RECORDS = (
+    *("activation", "activation_state_dict", "stats_last_nonzero"),
+    *("latents_activation_frequency", "latents_mean_square"),
+)
+"""beside the weights: the rule, and statistics of the training"""
 
-def load(source: Source) -> Parts:
+
+def load(source: WeightFiles) -> SAEParts:
     """Read a single torch file, deciding by its keys whose it is.
 
     Raises:
@@ -36,14 +44,17 @@ def load(source: Source) -> Parts:
         return _goodfire(source, state)
     if "W_enc" in state and "W_dec" in state and re.search(r"layer\d+\.sae\.pt$", source.path.name):
         return _qwen(source, state)
+    if (alone := dictionary_learning.load_alone(source, state)) is not None:
+        return alone
     raise FormatError(
         f"{source.path} has the keys {', '.join(sorted(map(str, state))[:12])}: not the format of OpenAI "
-        "(pre_bias), Goodfire (encoder_linear.weight) or Qwen Scope (layerN.sae.pt with W_enc, W_dec)",
-        hint="for dictionary_learning name the folder: ae.pt needs the config.json beside it",
+        "(pre_bias), Goodfire (encoder_linear.weight), Qwen Scope (layerN.sae.pt with W_enc, W_dec) or "
+        "dictionary_learning (ae.pt)",
+        hint="for dictionary_learning put the config.json of its training beside it, and name the folder",
     )
 
 
-def _openai(source: Source, state: dict[str, Any]) -> Parts:
+def _openai(source: WeightFiles, state: dict[str, Any]) -> SAEParts:
     """openai/sparse_autoencoder: layer norm if and only if the activation is TopK; trained with context 64
     and no BOS."""
     name = state.get("activation", "ReLU")
@@ -57,7 +68,7 @@ def _openai(source: Source, state: dict[str, Any]) -> Parts:
     k = settings.get("k")
     place = re.search("|".join(_OPENAI_PLACES), source.label)
     layer = re.search(r"(\d+)\.pth?$", source.path.name)
-    return Parts(
+    return SAEParts(
         dialect="openai",
         weights=source.path,
         tensors=take(
@@ -69,6 +80,7 @@ def _openai(source: Source, state: dict[str, Any]) -> Parts:
                 "b_dec": "pre_bias",
             },
             path=source.path,
+            besides=_OPENAI_RECORDS,
         ),
         activation=_OPENAI_ACTIVATIONS[name],
         site=Site(int(layer[1]), _OPENAI_PLACES[place[0]]) if place and layer else None,
@@ -83,10 +95,10 @@ def _openai(source: Source, state: dict[str, Any]) -> Parts:
     )
 
 
-def _goodfire(source: Source, state: dict[str, Any]) -> Parts:
+def _goodfire(source: WeightFiles, state: dict[str, Any]) -> SAEParts:
     """Goodfire: ReLU, no subtraction of the decoder bias; `Llama-3.1-8B-Instruct-SAE-l19.pth`."""
     match = re.search(r"(Llama-3\.\d-\d+B-Instruct)-SAE-l(\d+)", source.label)
-    return Parts(
+    return SAEParts(
         dialect="goodfire",
         weights=source.path,
         tensors=take(
@@ -106,7 +118,7 @@ def _goodfire(source: Source, state: dict[str, Any]) -> Parts:
     )
 
 
-def _qwen(source: Source, state: dict[str, Any]) -> Parts:
+def _qwen(source: WeightFiles, state: dict[str, Any]) -> SAEParts:
     """Qwen Scope: both matrices transposed, TopK with k from the repository's name, no subtraction of the
     decoder bias."""
     repo = re.search(r"SAE-Res-([\w.-]+?)-W(\d+)K-L0_(\d+)", source.label)
@@ -117,7 +129,7 @@ def _qwen(source: Source, state: dict[str, Any]) -> Parts:
             hint="keep the file in a folder that is named like its repository",
         )
     layer = re.search(r"layer(\d+)\.sae\.pt$", source.path.name)
-    return Parts(
+    return SAEParts(
         dialect="qwen-scope",
         weights=source.path,
         tensors=take(

@@ -2,30 +2,33 @@
 `buffer`.
 
 Rules: dictionary_learning `dictionary.py` and `trainers/`. Loaders there scale AutoEncoder's decoder to unit
-norm, and AutoEncoderNew
-reports features times their decoder norm; both are folded here. BatchTopK dictionaries are used with their
-learned threshold.
+norm, and AutoEncoderNew reports features times their decoder norm; both are folded here. BatchTopK
+dictionaries are used with their learned threshold.
 """
 
 import logging
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
+from polysem.boundary.settings import setting
+from polysem.boundary.tensors import read_torch
 from polysem.errors import FormatError
 from polysem.saes.base import Activation
-from polysem.saes.parts import Parts, fold_decoder_norm, take
-from polysem.saes.source import Source, read_json, read_torch, setting
+from polysem.saes.parts import SAEParts, fold_decoder_norm, take
+from polysem.saes.source import WeightFiles, read_json
 from polysem.types import Site
 
 WEIGHTS = "ae.pt"
 logger = logging.getLogger(__name__)
 _LINEAR = {"W_enc": "encoder.weight.T", "W_dec": "decoder.weight.T"}
 _MATRIX = {"W_enc": "W_enc", "W_dec": "W_dec", "b_enc": "b_enc", "b_dec": "b_dec"}
+_BUFFERS = ("k", "threshold", "group_sizes")
+"""of top-k classes, beside their weights"""
 _SUBMODULES = (
     (r"resid_pre", "hook_resid_pre"),
     (r"resid_mid", "hook_resid_mid"),
@@ -59,9 +62,18 @@ _CLASSES = {
     "MatryoshkaBatchTopKSAE": _Class("jumprelu", _MATRIX),
     "JumpReluAutoEncoder": _Class("jumprelu", {**_MATRIX, "threshold": "threshold"}, subtract_b_dec=False),
 }
+_BY_KEYS: tuple[tuple[frozenset[str], str], ...] = (
+    (frozenset({"encoder.weight", "decoder.weight", "r_mag", "gate_bias", "mag_bias"}), "GatedAutoEncoder"),
+    (frozenset({"encoder.weight", "encoder.bias", "decoder.weight", "b_dec"}), "AutoEncoderTopK"),
+    (frozenset({"encoder.weight", "encoder.bias", "decoder.weight", "decoder.bias"}), "AutoEncoderNew"),
+    (frozenset({"encoder.weight", "encoder.bias", "decoder.weight", "bias"}), "AutoEncoder"),
+    (frozenset({"W_enc", "W_dec", "b_enc", "b_dec", "group_sizes"}), "MatryoshkaBatchTopKSAE"),
+    (frozenset({"W_enc", "W_dec", "b_enc", "b_dec", "threshold"}), "JumpReluAutoEncoder"),
+)
+"""keys of a state dict -> its class; the first that fits"""
 
 
-def load(source: Source) -> Parts:
+def load(source: WeightFiles) -> SAEParts:
     """Read a dictionary_learning folder. Raises FormatError for an unknown dict_class or a config without its
     trainer."""
     config_path, weights_path = source.path / "config.json", source.path / WEIGHTS
@@ -75,26 +87,64 @@ def load(source: Source) -> Parts:
             f"{config_path}: trainer.dict_class is {name!r}, expected one of {', '.join(_CLASSES)}"
         )
     state = read_torch(weights_path)
-    kind = _spelling(_CLASSES[name], state)
-    tensors = take(state, kind.names, path=weights_path)
-    activation, k = kind.activation, _k(state, trainer, where=config_path)
-    if activation == "jumprelu" and "threshold" not in tensors:
-        activation, tensors = _with_threshold(tensors, state, weights_path)
     buffer = setting(config, "buffer", dict, where=config_path, default={}) or {}
-    return Parts(
-        dialect="dictionary_learning",
-        weights=weights_path,
+    parts = _parts(name, state, _k(state, trainer, where=config_path), path=weights_path)
+    return replace(
+        parts,
         configs=(config_path,),
-        tensors=fold_decoder_norm(tensors) if kind.fold else tensors,
-        activation=activation,
         site=_site(trainer),
         model_id=setting(trainer, "lm_name", str, where=config_path),
-        declared={**trainer, "d_in": trainer.get("activation_dim"), "d_sae": trainer.get("dict_size")},
-        rules={
-            "k": k if activation == "topk" else None,
-            "subtract_b_dec": kind.subtract_b_dec,
-            "context_size": setting(buffer, "ctx_len", int, where=config_path),
+        declared={
+            **trainer,
+            **parts.declared,
+            "d_in": trainer.get("activation_dim"),
+            "d_sae": trainer.get("dict_size"),
         },
+        rules={**parts.rules, "context_size": setting(buffer, "ctx_len", int, where=config_path)},
+    )
+
+
+def load_alone(source: WeightFiles, state: Mapping[str, Any]) -> SAEParts | None:
+    """What the state dict of a lone `ae.pt` says by itself, as `from_pretrained` of dictionary_learning takes it; None if it
+    has not the keys of one. Site and model are not in it.
+
+    Raises:
+        FormatError: if it is a top-k dictionary of which k is not told.
+    """
+    name = next((name for keys, name in _BY_KEYS if keys <= state.keys()), None)
+    if name is None:
+        return None
+    k = _k(state, {}, where=source.path)
+    if name == "AutoEncoderTopK" and k is None:
+        raise FormatError(
+            f"{source.path} is a top-k dictionary that does not hold its k",
+            hint='write a config.json beside it: {"trainer": {"dict_class": "AutoEncoderTopK", "k": K}} with its K',
+        )
+    if name == "AutoEncoderTopK" and float(state.get("threshold", -1.0)) >= 0:
+        logger.warning(
+            "%s holds k = %s and a threshold: AutoEncoderTopK and BatchTopKSAE have the same keys; top-k is taken. "
+            'For the threshold write a config.json beside it: {"trainer": {"dict_class": "BatchTopKSAE"}}',
+            *(source.path, k),
+        )
+    return _parts(name, state, k, path=source.path)
+
+
+def _parts(name: str, state: Mapping[str, Any], k: int | None, *, path: Path) -> SAEParts:
+    """What a state dict of a class says."""
+    kind = _spelling(_CLASSES[name], state)
+    tensors = take(state, kind.names, path=path, besides=_BUFFERS)
+    activation = kind.activation
+    if activation == "jumprelu" and "threshold" not in tensors:
+        activation, tensors = _with_threshold(tensors, state, path)
+    return SAEParts(
+        dialect="dictionary_learning",
+        weights=path,
+        tensors=fold_decoder_norm(tensors) if kind.fold else tensors,
+        activation=activation,
+        site=None,
+        model_id=None,
+        declared={} if k is None else {"k": k},
+        rules={"k": k if activation == "topk" else None, "subtract_b_dec": kind.subtract_b_dec},
     )
 
 

@@ -2,10 +2,8 @@
 somebody added one).
 
 Rule of both: JumpReLU, no subtraction of b_dec, no normalisation. Layer, kind and model of Gemma Scope are
-known only from the name
-of the repository and of the folder. Embedding SAEs were trained on unscaled embeddings and are folded to the
-scaled ones that the
-model's `hook_embed` has.
+known only from the name of the repository and of the folder. Embedding SAEs were trained on unscaled
+embeddings and are folded to the scaled ones that the model's `hook_embed` has.
 """
 
 import math
@@ -15,10 +13,12 @@ from typing import Any
 
 from torch import Tensor
 
+from polysem.boundary.settings import setting
+from polysem.boundary.tensors import read_npz, read_safetensors
 from polysem.errors import FormatError
 from polysem.saes.names import site_of_module
-from polysem.saes.parts import Parts
-from polysem.saes.source import Source, read_json, read_npz, read_safetensors, setting
+from polysem.saes.parts import SAEParts
+from polysem.saes.source import WeightFiles, read_json
 from polysem.types import Site
 
 NPZ, SAFETENSORS = "params.npz", "params.safetensors"
@@ -27,7 +27,7 @@ _POINT_2 = {"resid_post": "hook_resid_post", "attn_out": "attn.hook_z", "mlp_out
 _RULES: Mapping[str, Any] = {"subtract_b_dec": False, "prepend_bos": True, "context_size": 1024}
 
 
-def load_npz(source: Source) -> Parts:
+def load_npz(source: WeightFiles) -> SAEParts:
     """Read a Gemma Scope archive. Without the names of the original folders the site must be given."""
     path = source.path if source.path.is_file() else source.path / NPZ
     _refuse_transcoder(source.label)
@@ -38,7 +38,7 @@ def load_npz(source: Source) -> Parts:
     site = Site(int(layer[1]), _POINT[release[3]]) if release and layer else None
     if re.search(r"(^|/)embedding/", source.label):
         site, tensors = Site(None, "hook_embed"), _to_scaled_embeddings(tensors)
-    return Parts(
+    return SAEParts(
         dialect="gemma-scope",
         weights=path,
         tensors=tensors,
@@ -49,7 +49,7 @@ def load_npz(source: Source) -> Parts:
     )
 
 
-def load_safetensors(source: Source) -> Parts:
+def load_safetensors(source: WeightFiles) -> SAEParts:
     """Read a Gemma Scope 2 folder."""
     _refuse_transcoder(source.label)
     weights, config_path = source.path / SAFETENSORS, source.path / "config.json"
@@ -63,7 +63,7 @@ def load_safetensors(source: Source) -> Parts:
             "autoencoder"
         )
     model = setting(config, "model_name", str, where=config_path) or _gemma_3(source.label)
-    return Parts(
+    return SAEParts(
         dialect="gemma-scope-2",
         weights=weights,
         configs=(config_path,) if config else (),

@@ -1,10 +1,8 @@
 """Llama Scope (fnlp): `hyperparams.json` + `checkpoints/final.safetensors`.
 
 JumpReLU with one threshold for all features; inputs were scaled to an average norm of sqrt(d_model). The
-scale
-s = sqrt(d_model) / dataset_average_activation_norm.in is folded into the weights, and the threshold is
-multiplied by it,
-as SAELens does.
+scale s = sqrt(d_model) / dataset_average_activation_norm.in is folded into the weights, and the threshold is
+multiplied by it, as SAELens does.
 """
 
 import math
@@ -13,10 +11,12 @@ from typing import Any
 
 import torch
 
+from polysem.boundary.settings import setting
+from polysem.boundary.tensors import read_safetensors
 from polysem.errors import FormatError
-from polysem.saes.names import parse_site
-from polysem.saes.parts import Parts, fold_input_scale, take
-from polysem.saes.source import Source, read_json, read_safetensors, setting
+from polysem.saes.names import declared_site
+from polysem.saes.parts import SAEParts, fold_input_scale, take
+from polysem.saes.source import WeightFiles, read_json
 
 CONFIG, WEIGHTS = "hyperparams.json", "checkpoints/final.safetensors"
 MODEL = "meta-llama/Llama-3.1-8B"
@@ -28,7 +28,7 @@ _NAMES = {
 }
 
 
-def load(source: Source) -> Parts:
+def load(source: WeightFiles) -> SAEParts:
     """Read a Llama Scope folder. Raises FormatError if a number that the fold needs is missing or not
     positive."""
     config_path, weights_path = source.path / CONFIG, source.path / WEIGHTS
@@ -48,13 +48,13 @@ def load(source: Source) -> Parts:
     }
     threshold = torch.full((raw["b_enc"].shape[0],), jump * scale)
     hook = setting(config, "hook_point_in", str, where=config_path)
-    return Parts(
+    return SAEParts(
         dialect="llama-scope",
         weights=weights_path,
         configs=(config_path,),
         tensors={**fold_input_scale(raw, scale), "threshold": threshold},
         activation="jumprelu",
-        site=parse_site(hook, where=str(config_path)) if hook else None,
+        site=declared_site(hook, model_id=MODEL) if hook else None,
         model_id=MODEL,
         declared={**config, "d_in": int(d_model), "d_sae": config.get("d_sae")},
         rules={"subtract_b_dec": False, "prepend_bos": True, "context_size": 1024},

@@ -11,12 +11,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from polysem.boundary.settings import setting
+from polysem.boundary.tensors import read_safetensors
 from polysem.errors import FormatError
 from polysem.saes.base import Activation, Normalization
-from polysem.saes.names import parse_site
-from polysem.saes.parts import GATE, Parts, fold_input_scale
-from polysem.saes.source import Source, read_json, read_safetensors, setting
+from polysem.saes.names import declared_site, hub_id
+from polysem.saes.parts import SAEParts, fold_input_scale
+from polysem.saes.source import WeightFiles, read_json
 
+HOOKED = "HookedTransformer"
 WEIGHTS = "sae_weights.safetensors"
 _ACTIVATION: dict[str, Activation] = {
     "standard": "relu",
@@ -36,13 +39,12 @@ _RENAMED = {
 }
 
 
-def load(source: Source) -> Parts:
+def load(source: WeightFiles) -> SAEParts:
     """Read a SAELens folder.
 
     Raises:
         FormatError: a transcoder or another architecture that is no autoencoder of one site, a single-head
-        SAE, an input
-            normalisation without its factor, or files that are damaged.
+            SAE, an input normalisation without its factor, or files that are damaged.
     """
     config_path, weights_path = source.path / "cfg.json", source.path / WEIGHTS
     raw = read_json(config_path)
@@ -66,21 +68,26 @@ def load(source: Source) -> Parts:
             f"of {', '.join(_NORMALIZATION)}"
         )
     hook = setting(config, "hook_name", str, where=where)
+    model = setting(config, "model_name", str, where=where)
+    hooked = setting(config, "model_class_name", str, where=where, default=HOOKED) == HOOKED
     kwargs = setting(config, "model_from_pretrained_kwargs", dict, where=where, default={}) or {}
-    return Parts(
+    return SAEParts(
         dialect=f"saelens-{form}",
         weights=weights_path,
         configs=(config_path,),
         tensors=tensors,
         activation=activation,
-        site=parse_site(hook, where=where) if hook else None,
-        model_id=setting(config, "model_name", str, where=where),
+        site=declared_site(hook, model_id=hub_id(model) if model else None) if hook else None,
+        model_id=model,
         declared={**raw, "d_in": config.get("d_in"), "d_sae": config.get("d_sae")},
         rules={
             "k": config.get("k") if activation == "topk" else None,
             "normalization": _NORMALIZATION[normalization],
             "subtract_b_dec": setting(config, "apply_b_dec_to_input", bool, where=where, default=True),
-            "centre_input": setting(kwargs, "center_writing_weights", bool, where=where, default=False),
+            # A word to TransformerLens; other models of SAELens know neither it nor EOS in the place of BOS.
+            "centre_input": hooked
+            and setting(kwargs, "center_writing_weights", bool, where=where, default=False),
+            "bos_stand_in": "eos" if hooked else "none",
             "rescale_by_decoder_norm": setting(
                 config, "rescale_acts_by_decoder_norm", bool, where=where, default=False
             ),
@@ -138,7 +145,7 @@ def _normalize_name(value: object) -> str:
     return "none" if value is None else str(value)
 
 
-def _input_factor(config: Mapping[str, Any], source: Source, *, where: str) -> float:
+def _input_factor(config: Mapping[str, Any], source: WeightFiles, *, where: str) -> float:
     factor = config.get("norm_scaling_factor") or (source.entry.norm_scaling_factor if source.entry else None)
     if not isinstance(factor, int | float) or not factor > 0:
         raise FormatError(
@@ -152,11 +159,8 @@ def _input_factor(config: Mapping[str, Any], source: Source, *, where: str) -> f
 def _fold_finetuning(
     tensors: dict[str, Tensor], config: Mapping[str, Any], *, where: str
 ) -> dict[str, Tensor]:
-    kept = {
-        name: t
-        for name, t in tensors.items()
-        if name in ("W_enc", "W_dec", "b_enc", "b_dec", "threshold", *GATE)
-    }
+    names = ("scaling_factor", "finetuning_scaling_factor")
+    kept = {name: t for name, t in tensors.items() if name not in names}
     factor = tensors.get("scaling_factor", tensors.get("finetuning_scaling_factor"))
     if factor is None or torch.allclose(factor.float(), torch.ones_like(factor.float())):
         return kept

@@ -2,24 +2,25 @@
 at the repository's root.
 
 Rule: sparsify `sparse_coder.py` and `fused_encoder.py`: x - b_dec, linear, ReLU, then top k (or the maximum
-of each of k groups).
-W_dec is stored [d_sae d_in] already.
+of each of k groups). W_dec is stored [d_sae d_in] already.
 """
 
 from pathlib import Path
 from typing import Any
 
+from polysem.boundary.settings import setting
+from polysem.boundary.tensors import read_safetensors
 from polysem.errors import FormatError
 from polysem.saes.base import Activation
 from polysem.saes.names import hub_id, site_of_module
-from polysem.saes.parts import Parts, take
-from polysem.saes.source import Source, read_json, read_safetensors, setting
+from polysem.saes.parts import SAEParts, take
+from polysem.saes.source import WeightFiles, read_json
 
 WEIGHTS = "sae.safetensors"
 _ACTIVATION: dict[str, Activation] = {"topk": "topk", "groupmax": "groupmax"}
 
 
-def load(source: Source) -> Parts:
+def load(source: WeightFiles) -> SAEParts:
     """Read a sparsify folder; its name is the hookpoint. Raises FormatError for transcoders, skip connections
     and signed top-k."""
     config_path, weights_path = source.path / "cfg.json", source.path / WEIGHTS
@@ -36,7 +37,7 @@ def load(source: Source) -> Parts:
         {"W_enc": "encoder.weight.T", "b_enc": "encoder.bias", "W_dec": "W_dec", "b_dec": "b_dec"},
         path=weights_path,
     )
-    return Parts(
+    return SAEParts(
         dialect="sparsify",
         weights=weights_path,
         configs=(config_path, run_path) if run_path else (config_path,),

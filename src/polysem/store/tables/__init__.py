@@ -3,17 +3,32 @@
 Stage folders hold the tables of `STAGES`; a module here is a stage, but for the effects: `effects` has what was
 measured, `judgement` how sure it is. Besides tables, `features/` holds embeddings.safetensors: one
 [n_features d_embed] tensor per SAE, rows in the order of `features`, zero rows where there is no gloss.
-`atlas`, `transfer`, `panel` and `defence` are folders of their own, outside the stages of a study.
 """
 
 from polysem.store.schema import Schema
-from polysem.store.tables.atlas import ATLAS, ATLAS_DENSITY, ATLAS_FIT, ATLAS_SAMPLE, ATLAS_TOP
+from polysem.store.tables.atlas import ATLAS, ATLAS_DENSITY, ATLAS_FIT, ATLAS_SAMPLE, ATLAS_TOP, ATLAS_TOWARD
 from polysem.store.tables.defence import DEFENCES, PROTECTED
-from polysem.store.tables.effects import DOSE_RESPONSE, EFFECTS, MISSING, PAIR_EFFECTS, PRESETS, RELIABILITY
+from polysem.store.tables.effects import (
+    BUDGETS,
+    DOSE_RESPONSE,
+    EFFECTS,
+    LATENT_SIMILARITY,
+    MISSING,
+    NEURON_EFFECTS,
+    NEURON_SLOPES,
+    PAIR_EFFECTS,
+    PRESETS,
+    RELIABILITY,
+    SIMILARITY_MODEL,
+    TOWARD,
+)
 from polysem.store.tables.features import CLUSTERS, CONTEXTS, FEATURES, GLOSSES
 from polysem.store.tables.judgement import (
     CHECKS,
     EXPLAINED,
+    FINDINGS,
+    GRADED,
+    HETEROGENEITY,
     PAIR_TESTS,
     POWER,
     REPLICATION,
@@ -22,7 +37,17 @@ from polysem.store.tables.judgement import (
 )
 from polysem.store.tables.pairs import DENSITY, PAIRS, PARTNERS, SPECTRUM
 from polysem.store.tables.panel import JUDGED, JUDGEMENTS, WRITTEN_GLOSSES
-from polysem.store.tables.plan import NEURON_DEGREES, NEURONS, PLAN, PROMPTS, SIGNALS
+from polysem.store.tables.plan import (
+    CONCEPTS,
+    COVARIATES,
+    NEURON_DEGREES,
+    NEURONS,
+    PLAN,
+    PROMPTS,
+    SENSES,
+    SIGNALS,
+    SIMILARITIES,
+)
 from polysem.store.tables.response import (
     COMPENSATION,
     DECOMPOSITION,
@@ -31,6 +56,16 @@ from polysem.store.tables.response import (
     METRICS,
     REPLICATED,
     RESPONSE,
+)
+from polysem.store.tables.side_effects import (
+    CLEANER,
+    DIRECTIONS,
+    FORECASTS,
+    REPAIRS,
+    SCREENED,
+    SIDE_EFFECTS,
+    SIDE_EFFECTS_LINEAR,
+    SIDE_EFFECTS_MOVED,
 )
 from polysem.store.tables.transfer import (
     TRANSFER,
@@ -51,26 +86,39 @@ __all__ = [
     "ATLAS_FIT",
     "ATLAS_SAMPLE",
     "ATLAS_TOP",
+    "ATLAS_TOWARD",
+    "BUDGETS",
     "CHECKS",
+    "CLEANER",
     "CLUSTERS",
     "COMPENSATION",
+    "CONCEPTS",
     "CONTEXTS",
+    "COVARIATES",
     "DECOMPOSITION",
     "DEFENCES",
     "DENSITY",
+    "DIRECTIONS",
     "DOSE_RESPONSE",
     "EFFECTS",
     "EXPLAINED",
     "FEATURES",
+    "FINDINGS",
+    "FORECASTS",
     "GLOSSES",
+    "GRADED",
     "GRADIENT_MATRIX",
     "GRADIENT_PATH",
+    "HETEROGENEITY",
     "JUDGED",
     "JUDGEMENTS",
+    "LATENT_SIMILARITY",
     "METRICS",
     "MISSING",
     "NEURONS",
     "NEURON_DEGREES",
+    "NEURON_EFFECTS",
+    "NEURON_SLOPES",
     "PAIRS",
     "PAIR_EFFECTS",
     "PAIR_TESTS",
@@ -81,13 +129,22 @@ __all__ = [
     "PROMPTS",
     "PROTECTED",
     "RELIABILITY",
+    "REPAIRS",
     "REPLICATED",
     "REPLICATION",
     "RESPONSE",
+    "SCREENED",
+    "SENSES",
+    "SIDE_EFFECTS",
+    "SIDE_EFFECTS_LINEAR",
+    "SIDE_EFFECTS_MOVED",
     "SIGNALS",
+    "SIMILARITIES",
+    "SIMILARITY_MODEL",
     "SPECIFICATION",
     "SPECTRUM",
     "STAGES",
+    "TOWARD",
     "TRANSFER",
     "TRANSFER_COST",
     "TRANSFER_DIRECTIONS",
@@ -105,7 +162,10 @@ __all__ = [
 STAGES: dict[str, tuple[Schema, ...]] = {
     "features": (FEATURES, GLOSSES, CONTEXTS, CLUSTERS),
     "pairs": (PAIRS, DENSITY, SPECTRUM, PARTNERS),
-    "plan": (PLAN, PROMPTS, NEURONS, NEURON_DEGREES, SIGNALS),
+    "plan": (
+        *(PLAN, PROMPTS, NEURONS, NEURON_DEGREES),
+        *(SIGNALS, SIMILARITIES, CONCEPTS, SENSES, COVARIATES),
+    ),
     "trials": (TRIALS,),
     "response": (
         *(RESPONSE, DECOMPOSITION, METRICS, COMPENSATION),
@@ -114,6 +174,8 @@ STAGES: dict[str, tuple[Schema, ...]] = {
     "effects": (
         EFFECTS,
         PAIR_EFFECTS,
+        TOWARD,
+        BUDGETS,
         DOSE_RESPONSE,
         MISSING,
         EXPLAINED,
@@ -123,8 +185,24 @@ STAGES: dict[str, tuple[Schema, ...]] = {
         PRESETS,
         CHECKS,
         PAIR_TESTS,
+        HETEROGENEITY,
         REPLICATION,
         RELIABILITY,
+        SIMILARITY_MODEL,
+        LATENT_SIMILARITY,
+        NEURON_EFFECTS,
+        NEURON_SLOPES,
+        FINDINGS,
+        GRADED,
     ),
+    "atlas": ATLAS,
+    "side-effects": (
+        *(DIRECTIONS, SIDE_EFFECTS, SIDE_EFFECTS_MOVED, SIDE_EFFECTS_LINEAR),
+        *(CLEANER, FORECASTS, SCREENED, REPAIRS),
+    ),
+    "judge": (JUDGED, JUDGEMENTS),
+    "explain": (WRITTEN_GLOSSES,),
+    "transfer": TRANSFER,
+    "defend": (DEFENCES, PROTECTED),
 }
-"""Stage name -> its tables, in the order in which a study runs."""
+"""Stage name -> its tables: of a study, in the order in which it runs, then of what is made beside it."""

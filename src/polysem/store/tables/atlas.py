@@ -13,7 +13,7 @@ ATLAS_TOP = Schema(
         SAE,
         Column("target", pa.int32(), "", "feature whose token set is read out"),
         Column("rank", pa.int32(), "", "0 is the source with the largest absolute effect"),
-        Column("source", pa.int32(), "", "feature whose direction is pushed"),
+        Column("source", pa.int32(), "", "feature along whose direction is steered"),
         Column(
             "effect",
             pa.float64(),
@@ -65,7 +65,7 @@ ATLAS_SAMPLE = Schema(
             "nats",
             "change of log-odds by the gradient of this prompt at this dose",
         ),
-        Column("measured", pa.float64(), "nats", "change of log-odds of the real push"),
+        Column("measured", pa.float64(), "nats", "change of log-odds under real steering"),
     ),
 )
 
@@ -82,8 +82,8 @@ ATLAS_FIT = Schema(
         Column("lo", pa.float64(), "", "95 % interval, bootstrap over pairs", nullable=True),
         Column("hi", pa.float64(), "", "95 % interval", nullable=True),
         Column("slope", pa.float64(), "", "measured on predicted, through zero", nullable=True),
-        Column("n", pa.int64(), "interventions", "real pushes that reached the KL"),
-        Column("n_asked", pa.int64(), "interventions", "real pushes that were tried"),
+        Column("n", pa.int64(), "interventions", "real trials that reached the KL"),
+        Column("n_asked", pa.int64(), "interventions", "real trials that were tried"),
         Column(
             "n_targets", pa.int64(), "features", "targets of the atlas: those whose token set can be read"
         ),
@@ -92,5 +92,37 @@ ATLAS_FIT = Schema(
     ),
 )
 
-ATLAS: tuple[Schema, ...] = (ATLAS_TOP, ATLAS_DENSITY, ATLAS_SAMPLE, ATLAS_FIT)
+ATLAS_TOWARD = Schema(
+    "atlas_toward",
+    1,
+    ("sae", "category", "rank"),
+    (
+        SAE,
+        Column("category", pa.string(), "", "whose words are read"),
+        Column("rank", pa.int32(), "", "0 is the source with the largest effect"),
+        Column("source", pa.int32(), "", "feature along whose direction is steered"),
+        Column(
+            "effect",
+            pa.float64(),
+            "nats per resid_norm",
+            "predicted change of the log-odds of the category's words per unit of dose, mean over prompts",
+        ),
+        Column(
+            "unrelated",
+            pa.bool_(),
+            "",
+            "whether neither its gloss nor a token that activates it names a word of it",
+        ),
+        Column(
+            "measured",
+            pa.float64(),
+            "nats",
+            "change under real steering at the KL of the atlas, mean over prompts; null where it was not steered",
+            nullable=True,
+        ),
+        Column("n_measured", pa.int64(), "prompts", "on which it was steered and reached the KL"),
+    ),
+)
+
+ATLAS: tuple[Schema, ...] = (ATLAS_TOP, ATLAS_DENSITY, ATLAS_SAMPLE, ATLAS_FIT, ATLAS_TOWARD)
 """tables of `polysem atlas`, one file each per SAE"""

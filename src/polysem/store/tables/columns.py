@@ -4,10 +4,45 @@ import pyarrow as pa
 
 from polysem.store.schema import Column
 
-INTS = pa.list_(pa.int32())
-FLOATS = pa.list_(pa.float32())
-STRINGS = pa.list_(pa.string())
+STRING, BOOL = pa.string(), pa.bool_()
+I8, I32, I64 = pa.int8(), pa.int32(), pa.int64()
+F32, F64 = pa.float32(), pa.float64()
+INTS, FLOATS, STRINGS = pa.list_(I32), pa.list_(F32), pa.list_(STRING)
 
-SAE = Column("sae", pa.string(), "", "label of the SAE in the study")
-FEATURE = Column("feature", pa.int32(), "", "row of W_dec")
-TRIAL = Column("trial_id", pa.string(), "", "hash of the trial's own specification, 16 hex digits")
+SAE = Column("sae", STRING, "", "label of the SAE in the study")
+SAE_J = Column("sae_j", STRING, "", "label of the dictionary of `j`; that of `i` within one dictionary")
+FEATURE = Column("feature", I32, "", "row of W_dec")
+TRIAL = Column("trial_id", STRING, "", "hash of the trial's own specification, 16 hex digits")
+
+
+def text(name: str, meaning: str, *, nullable: bool = False) -> Column:
+    return Column(name, pa.string(), "", meaning, nullable)
+
+
+def index(name: str, meaning: str, *, nullable: bool = False) -> Column:
+    return Column(name, pa.int32(), "", meaning, nullable)
+
+
+def number(name: str, unit: str, meaning: str, *, nullable: bool = False) -> Column:
+    return Column(name, pa.float64(), unit, meaning, nullable)
+
+
+def count(name: str, unit: str, meaning: str) -> Column:
+    return Column(name, pa.int64(), unit, meaning)
+
+
+LOCUS = text("locus", "as in plan")
+RELATION = text("relation", "as in plan")
+TOKENS = text("token_set", "in | out")
+TARGET = index("target", "index of the target feature")
+SOURCE = index("source", "index of the source feature")
+DRAW = index("draw", "which of several draws of a control")
+ANY_SAE = text("sae", "label of the SAE in the study; * for all SAEs together")
+DOSE = number("dose", "dose_unit", "absolute value")
+LEVEL = number("level", "probability", "nominal coverage")
+NOTE = text("note", "what must be said next to the number", nullable=True)
+WHY = text("note", "why there is no number", nullable=True)
+N_PAIRS = count("n_pairs", "pairs", "pairs that enter")
+N_TARGETS = count("n_targets", "features", "targets that enter")
+N_SOURCES = count("n_sources", "features", "sources that enter")
+N_PROMPTS = count("n_prompts", "prompts", "prompts that enter")

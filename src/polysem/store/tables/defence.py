@@ -15,12 +15,12 @@ DEFENCES = Schema(
         Column("category", pa.string(), "", "of the prompts"),
         Column("auroc", pa.float64(), "probability", "that an attacked input scores above a clean one"),
         Column("lo", pa.float64(), "probability", "bootstrap over inputs"),
-        Column("hi", pa.float64(), "probability", ""),
+        Column("hi", pa.float64(), "probability", "upper end of the interval of auroc"),
         Column(
             "found", pa.float64(), "fraction", "attacked inputs flagged where 1 % of clean ones were to be"
         ),
         Column("found_lo", pa.float64(), "fraction", "Wilson"),
-        Column("found_hi", pa.float64(), "fraction", ""),
+        Column("found_hi", pa.float64(), "fraction", "upper end of the interval of found"),
         Column(
             "false_positives",
             pa.float64(),
@@ -28,9 +28,9 @@ DEFENCES = Schema(
             "clean inputs flagged, of those that set no threshold",
         ),
         Column("false_lo", pa.float64(), "fraction", "Wilson"),
-        Column("false_hi", pa.float64(), "fraction", ""),
-        Column("n_clean", pa.int64(), "inputs", ""),
-        Column("n_attacked", pa.int64(), "inputs", ""),
+        Column("false_hi", pa.float64(), "fraction", "upper end of the interval of false alarms"),
+        Column("n_clean", pa.int64(), "inputs", "clean inputs that were scored"),
+        Column("n_attacked", pa.int64(), "inputs", "attacked inputs that were scored"),
         Column("level", pa.float64(), "probability", "nominal coverage"),
     ),
 )
@@ -52,7 +52,7 @@ PROTECTED = Schema(
         Column("base_nats", pa.float64(), "nats per token", "of held-out text", nullable=True),
         Column("cost_before", pa.float64(), "nats per token", "change under the direction", nullable=True),
         Column("cost_after", pa.float64(), "nats per token", "... under what is left of it", nullable=True),
-        Column("kl", pa.float64(), "nats", "dose of the unprotected push"),
+        Column("kl", pa.float64(), "nats", "dose of unprotected steering"),
         Column("n_features", pa.int64(), "features", "of which the direction is the mean"),
         Column("n_sentences", pa.int64(), "sentences", "on which effects are measured"),
         Column("n_texts", pa.int64(), "texts", "on which the cost is measured"),

@@ -3,78 +3,133 @@
 import pyarrow as pa
 
 from polysem.store.schema import Column, Schema
-from polysem.store.tables.columns import SAE
+from polysem.store.tables import columns as c
+from polysem.vocabulary import OUTCOMES, Outcome
 
 EFFECTS = Schema(
     "effects",
     2,
     ("contrast", "group"),
     (
-        Column("contrast", pa.string(), "", "what is estimated"),
-        Column("group", pa.string(), "", "for which model, site, metric or dose"),
-        Column("estimate", pa.float64(), "unit", "point estimate", nullable=True),
-        Column("lo", pa.float64(), "unit", "lower end of the interval", nullable=True),
-        Column("hi", pa.float64(), "unit", "upper end of the interval", nullable=True),
-        Column("level", pa.float64(), "probability", "nominal coverage"),
-        Column("method", pa.string(), "", "estimator and standard errors"),
-        Column("n_trials", pa.int64(), "trials", ""),
-        Column("n_pairs", pa.int64(), "pairs", ""),
-        Column("n_targets", pa.int64(), "features", ""),
-        Column("n_sources", pa.int64(), "features", ""),
-        Column("n_prompts", pa.int64(), "prompts", ""),
-        Column("n_missing", pa.int64(), "trials", "planned trials of the contrast without an ok row"),
-        Column("p", pa.float64(), "probability", "two-sided", nullable=True),
-        Column(
-            "p_adj",
-            pa.float64(),
-            "probability",
-            "Holm over declared hypotheses; null where not declared",
-            nullable=True,
+        c.text("contrast", "what is estimated"),
+        c.text("group", "for which model, site, metric or dose"),
+        c.number("estimate", "unit", "point estimate", nullable=True),
+        c.number("lo", "unit", "lower end of the interval", nullable=True),
+        c.number("hi", "unit", "upper end of the interval", nullable=True),
+        c.LEVEL,
+        c.text("method", "estimator and standard errors"),
+        c.count("n_trials", "trials", "trials that enter, both signs"),
+        *(c.N_PAIRS, c.N_TARGETS, c.N_SOURCES, c.N_PROMPTS),
+        c.count("n_missing", "trials", "planned trials of the contrast without an ok row"),
+        c.number("p", "probability", "two-sided", nullable=True),
+        c.number(
+            "p_adj", "probability", "Holm over declared hypotheses; null where not declared", nullable=True
         ),
-        Column(
+        c.number(
             "p_equivalent",
-            pa.float64(),
             "probability",
             "of the claim that the effect is within the declared margin (TOST); null where no margin is declared",
             nullable=True,
         ),
-        Column("unit", pa.string(), "", "unit of the estimate"),
-        Column("note", pa.string(), "", "what must be said next to the number", nullable=True),
+        c.text("unit", "unit of the estimate"),
+        c.NOTE,
     ),
 )
 
+PRIMARY = next(iter(OUTCOMES.values()))
+
+
+def _effect(outcome: Outcome) -> list[Column]:
+    """Mean odd change of an outcome; of the primary one with its standard error."""
+    mean = f"mean over confirm prompts of the odd change in the {outcome.label} of T"
+    column = c.number(outcome.name, outcome.unit, mean, nullable=not outcome.read)
+    if outcome is not PRIMARY:
+        return [column]
+    error = "its standard error over prompts"
+    return [column, c.number(f"{outcome.name}_se", outcome.unit, error, nullable=True)]
+
+
 PAIR_EFFECTS = Schema(
     "pair_effects",
-    1,
+    2,
     ("sae", "locus", "relation", "target", "source", "draw", "token_set", "dose"),
     (
-        SAE,
-        Column("locus", pa.string(), "", "as in plan"),
-        Column("relation", pa.string(), "", "as in plan"),
-        Column("target", pa.int32(), "", ""),
-        Column("source", pa.int32(), "", "-1 for a random direction"),
-        Column("draw", pa.int32(), "", ""),
-        Column("token_set", pa.string(), "", "in | out"),
-        Column(
-            "dose", pa.float64(), "dose_unit", "absolute value; effects are odd parts over +dose and -dose"
-        ),
+        *(c.SAE, c.LOCUS, c.RELATION, c.TARGET),
+        c.index("source", "-1 for a random direction"),
+        *(c.DRAW, c.TOKENS),
+        c.number("dose", "dose_unit", "absolute value; effects are odd parts over +dose and -dose"),
         Column("interference_bin", pa.int8(), "", "as in plan"),
-        Column(
+        c.number(
             "interference",
-            pa.float64(),
             "cosine",
             "as in plan; realised alignment where the plan knows none",
             nullable=True,
         ),
-        Column("similarity", pa.float64(), "cosine", "as in plan", nullable=True),
-        Column(
-            "logodds", pa.float64(), "nats", "mean over confirm prompts of the odd change in log-odds of T"
+        c.number("similarity", "cosine", "as in plan", nullable=True),
+        *(column for outcome in OUTCOMES.values() for column in _effect(outcome)),
+        c.number("kl", "nats", "mean KL over both signs"),
+        c.number(
+            "push",
+            "resid_norm",
+            "mean norm of the push over both signs, over that of the site's activations",
+            nullable=True,
         ),
-        Column("logodds_se", pa.float64(), "nats", "its standard error over prompts", nullable=True),
-        Column("cosine", pa.float64(), "cosine", "mean odd change of c"),
-        Column("mass", pa.float64(), "probability", "mean odd change of w"),
-        Column("kl", pa.float64(), "nats", "mean KL over both signs"),
-        Column("n_prompts", pa.int64(), "prompts", ""),
+        c.N_PROMPTS,
+    ),
+)
+
+TOWARD = Schema(
+    "toward",
+    1,
+    ("sae", "locus", "push", "dose", "category"),
+    (
+        *(c.SAE, c.LOCUS),
+        c.text("push", "hash of what is pushed: the recipe of the plan"),
+        c.text("relation", "as in plan; of several the first in the vocabulary, whatever the target"),
+        c.index("source", "feature (or neuron) that is pushed; -1 for a random direction"),
+        c.number("dose", "dose_unit", "absolute value; effects are odd parts over +dose and -dose"),
+        c.text("category", "whose words are read"),
+        c.number("effect", "nats", "mean over confirm prompts of the odd change in its log-odds"),
+        c.number("effect_se", "nats", "its standard error over prompts", nullable=True),
+        c.number("select", "nats", "the same over the select prompts, to choose by", nullable=True),
+        c.number("select_se", "nats", "its standard error over prompts", nullable=True),
+        c.number("kl", "nats", "mean KL over both signs, confirm prompts"),
+        c.N_PROMPTS,
+        c.count("n_select", "prompts", "select prompts that enter"),
+    ),
+)
+
+BUDGETS = Schema(
+    "budgets",
+    1,
+    ("locus", "token_set", "budget"),
+    (
+        *(c.LOCUS, c.TOKENS),
+        c.text("budget", "nats (effects at one KL) | norm (effects of one unit of norm)"),
+        c.text("reference", "locus that is compared with, on the same pairs"),
+        c.number(
+            "at", "nats or resid_norm", "the budget: nats of KL, or 1 mean norm of the site's activations"
+        ),
+        c.number(
+            "size",
+            "nats",
+            "root mean square effect at the budget, without the noise of prompts",
+            nullable=True,
+        ),
+        c.number("reference_size", "nats", "that of the reference", nullable=True),
+        c.number("ratio", "", "size over reference_size", nullable=True),
+        c.number("lo", "", "lower end of its interval, bootstrap over targets", nullable=True),
+        c.number("hi", "", "upper end", nullable=True),
+        c.number("mean", "nats", "mean effect at the budget, with its sign", nullable=True),
+        c.number("reference_mean", "nats", "that of the reference", nullable=True),
+        c.number(
+            "spent",
+            "nats or resid_norm",
+            "median of what the trials spent, where effects are scaled from",
+            nullable=True,
+        ),
+        c.LEVEL,
+        *(c.N_PAIRS, c.N_TARGETS, c.NOTE),
     ),
 )
 
@@ -83,18 +138,16 @@ DOSE_RESPONSE = Schema(
     1,
     ("sae", "locus", "relation", "interference_bin", "token_set", "dose"),
     (
-        Column("sae", pa.string(), "", "label of the SAE in the study; * for all SAEs together"),
-        Column("locus", pa.string(), "", "as in plan"),
-        Column("relation", pa.string(), "", "as in plan"),
+        *(c.ANY_SAE, c.LOCUS, c.RELATION),
         Column("interference_bin", pa.int8(), "", "as in plan; -1 for controls"),
-        Column("token_set", pa.string(), "", "in | out"),
-        Column("dose", pa.float64(), "dose_unit", "signed"),
-        Column("logodds", pa.float64(), "nats", "mean change in log-odds of T", nullable=True),
-        Column("lo", pa.float64(), "nats", "95 % interval over targets", nullable=True),
-        Column("hi", pa.float64(), "nats", "95 % interval over targets", nullable=True),
-        Column("kl", pa.float64(), "nats", "mean KL", nullable=True),
-        Column("n_trials", pa.int64(), "trials", ""),
-        Column("n_targets", pa.int64(), "features", ""),
+        c.TOKENS,
+        c.number("dose", "dose_unit", "signed"),
+        c.number(PRIMARY.name, PRIMARY.unit, f"mean change in the {PRIMARY.label} of T", nullable=True),
+        c.number("lo", "nats", "95 % interval over targets", nullable=True),
+        c.number("hi", "nats", "95 % interval over targets", nullable=True),
+        c.number("kl", "nats", "mean KL", nullable=True),
+        c.count("n_trials", "trials", "trials that enter, both signs"),
+        c.N_TARGETS,
     ),
 )
 
@@ -103,11 +156,63 @@ MISSING = Schema(
     1,
     ("locus", "relation", "status", "reason"),
     (
-        Column("locus", pa.string(), "", "as in plan"),
-        Column("relation", pa.string(), "", "as in plan"),
-        Column("status", pa.string(), "", "ok | skipped | failed | absent"),
-        Column("reason", pa.string(), "", "'' for ok"),
-        Column("n_trials", pa.int64(), "trials", "how many planned trials ended so"),
+        *(c.LOCUS, c.RELATION),
+        c.text("status", "ok | skipped | failed | absent"),
+        c.text("reason", "'' for ok"),
+        c.count("n_trials", "trials", "how many planned trials ended so"),
+    ),
+)
+
+NEURON_EFFECTS = Schema(
+    "neuron_effects",
+    1,
+    ("sae", "locus", "basis", "neuron", "operation"),
+    (
+        *(c.SAE, c.LOCUS),
+        c.index("basis", "0: the model's own neurons; 1: directions of a basis rotated at random"),
+        c.index("neuron", "number of the neuron, or of the rotated basis's direction"),
+        c.text("operation", "mask (set to 0) | ablate (set to its mean) | amplify (doubled)"),
+        c.index("target", "feature that writes most along it, whose tokens are read"),
+        c.count("degree", "clusters", "gloss clusters of the features that it is tied to"),
+        Column("degree_bin", pa.int8(), "", "bin of the degree, as in the paper from 1; 0: tied to nothing"),
+        Column("super", pa.bool_(), "", "degree above 500"),
+        Column(
+            "super_scale_free",
+            pa.bool_(),
+            "",
+            "degree above the largest of any rotated basis; null where none was drawn",
+            nullable=True,
+        ),
+        c.number("variance", "activation^2", "of its activation on the study's prompts"),
+        c.number("write_norm", "activation", "length of what one unit of it adds to the site"),
+        c.number("kl", "nats", "mean KL over confirm prompts"),
+        c.number(
+            "tied",
+            "nats",
+            "mean change in the log-odds of the target's tokens, the way that the operation should move them",
+        ),
+        c.N_PROMPTS,
+    ),
+)
+
+NEURON_SLOPES = Schema(
+    "neuron_slopes",
+    1,
+    ("locus", "operation", "outcome", "term"),
+    (
+        *(c.LOCUS, c.text("operation", "as in neuron_effects")),
+        c.text("outcome", "kl: log10 of the mean KL | tied: as in neuron_effects"),
+        c.text("term", "what is estimated: see stats/neurons.py"),
+        c.number("estimate", "unit", "point estimate", nullable=True),
+        c.number("lo", "unit", "lower end of the interval", nullable=True),
+        c.number("hi", "unit", "upper end of the interval", nullable=True),
+        c.number("p", "probability", "two-sided, not adjusted", nullable=True),
+        c.LEVEL,
+        c.count("n_neurons", "neurons", "neurons that enter"),
+        c.count("n_missing", "neurons", "neurons of the operation without such an outcome"),
+        c.N_PROMPTS,
+        c.text("unit", "unit of the estimate"),
+        c.NOTE,
     ),
 )
 
@@ -116,71 +221,102 @@ PRESETS = Schema(
     1,
     ("locus", "token_set", "question", "relation", "path", "step"),
     (
-        Column("locus", pa.string(), "", "as in plan"),
-        Column("token_set", pa.string(), "", "in | out"),
-        Column("question", pa.string(), "", "slope_b | slope_a | mean | difference; see stats/presets.py"),
-        Column("relation", pa.string(), "", "as in plan: whose effects are asked about"),
-        Column("path", pa.string(), "", "walk (changes add up) | alone (one change) | optimism"),
-        Column(
-            "step", pa.int32(), "", "place on the path; a walk goes from 0, the paper's, to the strict one"
-        ),
-        Column(
-            "choice",
-            pa.string(),
-            "",
-            "paper, or what was changed in this step; of optimism: what is averaged",
-        ),
-        Column("estimate", pa.float64(), "unit", "point estimate", nullable=True),
-        Column("se", pa.float64(), "unit", "its standard error", nullable=True),
-        Column("lo", pa.float64(), "unit", "lower end of the interval", nullable=True),
-        Column("hi", pa.float64(), "unit", "upper end of the interval", nullable=True),
-        Column("level", pa.float64(), "probability", "nominal coverage"),
-        Column("p", pa.float64(), "probability", "two-sided, not adjusted", nullable=True),
-        Column("unit", pa.string(), "", "unit of the estimate"),
-        Column("method", pa.string(), "", "estimator, and what counts as independent"),
-        Column("n_rows", pa.int64(), "rows", "trials, or pairs where errors are clustered"),
-        Column("n_pairs", pa.int64(), "arms", "pairs and controls that enter"),
-        Column("n_targets", pa.int64(), "features", ""),
-        Column("n_doses", pa.int64(), "strengths", "signed strengths among which the paper's way chooses"),
-        Column("note", pa.string(), "", "what must be said next to the number", nullable=True),
+        *(c.LOCUS, c.TOKENS),
+        c.text("question", "slope_b | slope_a | mean | difference; see paper/presets.py"),
+        c.text("relation", "as in plan: whose effects are asked about"),
+        c.text("path", "walk (changes add up) | alone (one change) | optimism"),
+        c.index("step", "place on the path; a walk goes from 0, the paper's, to the strict one"),
+        c.text("choice", "paper, or what was changed in this step; of optimism: what is averaged"),
+        c.number("estimate", "unit", "point estimate", nullable=True),
+        c.number("se", "unit", "its standard error", nullable=True),
+        c.number("lo", "unit", "lower end of the interval", nullable=True),
+        c.number("hi", "unit", "upper end of the interval", nullable=True),
+        c.LEVEL,
+        c.number("p", "probability", "two-sided, not adjusted", nullable=True),
+        c.text("unit", "unit of the estimate"),
+        c.text("method", "estimator, and what counts as independent"),
+        c.count("n_rows", "rows", "trials, or pairs where errors are clustered"),
+        c.count("n_pairs", "arms", "pairs and controls that enter"),
+        c.N_TARGETS,
+        c.count("n_doses", "strengths", "signed strengths among which the paper's way chooses"),
+        c.NOTE,
     ),
 )
 
 RELIABILITY = Schema(
     "reliability",
-    1,
-    ("locus", "token_set"),
+    2,
+    ("locus", "token_set", "measure"),
     (
-        Column("locus", pa.string(), "", "as in plan"),
-        Column("token_set", pa.string(), "", "in | out"),
-        Column("measure", pa.string(), "", "what the second measure of gloss similarity is"),
-        Column(
-            "r", pa.float64(), "", "correlation of the two measures: reliability of either", nullable=True
+        *(c.LOCUS, c.TOKENS),
+        c.text(
+            "measure",
+            "the second measure: as in similarities, second gloss, or one factor (all others together)",
         ),
-        Column("r_lo", pa.float64(), "", "lower end of its interval", nullable=True),
-        Column("r_hi", pa.float64(), "", "upper end of its interval", nullable=True),
-        Column(
-            "naive",
-            pa.float64(),
-            "unit",
-            "coefficient of interference, the first measure as control",
+        c.number("r", "", "correlation of the two measures: reliability of either", nullable=True),
+        c.number("r_lo", "", "lower end of its interval", nullable=True),
+        c.number("r_hi", "", "upper end of its interval", nullable=True),
+        c.number("naive", "unit", "coefficient of interference, the first measure as control", nullable=True),
+        c.number("corrected", "unit", "... the first measure instrumented by the second", nullable=True),
+        c.number("lo", "unit", "lower end of its interval", nullable=True),
+        c.number("hi", "unit", "upper end of its interval", nullable=True),
+        c.number("p", "probability", "two-sided, not adjusted", nullable=True),
+        c.number("similarity", "unit", "corrected coefficient of similarity", nullable=True),
+        c.number("first_stage_f", "", "F of the instrument; below 10 it is weak", nullable=True),
+        c.LEVEL,
+        c.text("unit", "unit of the coefficients"),
+        *(c.N_PAIRS, c.NOTE),
+    ),
+)
+
+SIMILARITY_MODEL = Schema(
+    "similarity_model",
+    1,
+    ("measure",),
+    (
+        c.text("measure", "as in similarities; one factor: what all have in common"),
+        c.text("made_by", "model, database and package"),
+        c.count("n_pairs", "pairs", "drawn at random and known to the measure"),
+        c.number("r_own", "", "correlation with the study's own gloss similarity", nullable=True),
+        c.text("split", "what its halves are: glosses | halves | ''"),
+        c.number("r_halves", "", "correlation of the two halves", nullable=True),
+        c.number(
+            "reliability_halves", "", "of the whole, from its halves (Spearman and Brown)", nullable=True
+        ),
+        c.number("loading", "", "on what the measures have in common", nullable=True),
+        c.number("lo", "", "lower end of its interval", nullable=True),
+        c.number("hi", "", "upper end of its interval", nullable=True),
+        c.number("reliability", "", "loading squared; of the one factor, of its score", nullable=True),
+        c.LEVEL,
+        c.count("n_planned", "pairs", "planned and known to the measure"),
+        c.count("n_related", "pairs", "of these, found related"),
+        c.NOTE,
+    ),
+)
+
+LATENT_SIMILARITY = Schema(
+    "latent_similarity",
+    1,
+    ("sae", "target", "source"),
+    (
+        c.SAE,
+        Column("target", pa.int32(), "", "feature"),
+        Column("source", pa.int32(), "", "feature, of the same SAE"),
+        c.number(
+            "latent",
+            "standard deviations of random pairs",
+            "score on the one factor; null if not known",
             nullable=True,
         ),
+        c.count("n_known", "measures", "that know the pair"),
+        c.count("n_related", "measures", "that find it related"),
+        c.text("related_by", "which they are"),
         Column(
-            "corrected",
-            pa.float64(),
-            "unit",
-            "... the first measure instrumented by the second",
-            nullable=True,
+            "unrelated_by_all",
+            pa.bool_(),
+            "",
+            "counter-intuitive in strict: no measure that knows it finds it related",
         ),
-        Column("lo", pa.float64(), "unit", "lower end of its interval", nullable=True),
-        Column("hi", pa.float64(), "unit", "upper end of its interval", nullable=True),
-        Column("p", pa.float64(), "probability", "two-sided, not adjusted", nullable=True),
-        Column("similarity", pa.float64(), "unit", "corrected coefficient of similarity", nullable=True),
-        Column("first_stage_f", pa.float64(), "", "F of the instrument; below 10 it is weak", nullable=True),
-        Column("level", pa.float64(), "probability", "nominal coverage"),
-        Column("unit", pa.string(), "", "unit of the coefficients"),
-        Column("n_pairs", pa.int64(), "pairs", ""),
-        Column("note", pa.string(), "", "what must be said next to the number", nullable=True),
+        Column("unrelated_by_any", pa.bool_(), "", "at least one measure finds it unrelated"),
     ),
 )

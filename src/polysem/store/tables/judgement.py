@@ -3,23 +3,21 @@
 import pyarrow as pa
 
 from polysem.store.schema import Column, Schema
-from polysem.store.tables.columns import SAE
+from polysem.store.tables import columns as c
+from polysem.vocabulary_findings import CLAIMS, GRADE_LINES, GRADES
 
 EXPLAINED = Schema(
     "explained",
     1,
     ("locus", "token_set", "model", "unseen"),
     (
-        Column("locus", pa.string(), "", "as in plan"),
-        Column("token_set", pa.string(), "", "in | out"),
-        Column("model", pa.string(), "", "which regressors: see stats/explain.py"),
-        Column("unseen", pa.string(), "", "targets | sources: what the prediction has not seen"),
-        Column("r2", pa.float64(), "share", "held-out R2 of the effects of pairs", nullable=True),
-        Column("lo", pa.float64(), "share", "lower end of the interval", nullable=True),
-        Column("hi", pa.float64(), "share", "upper end", nullable=True),
-        Column("level", pa.float64(), "probability", "nominal coverage"),
-        Column("n_pairs", pa.int64(), "pairs", ""),
-        Column("note", pa.string(), "", "why there is no number", nullable=True),
+        *(c.LOCUS, c.TOKENS),
+        c.text("model", "which regressors: see stats/explain.py"),
+        c.text("unseen", "targets | sources: what the prediction has not seen"),
+        c.number("r2", "share", "held-out R2 of the effects of pairs", nullable=True),
+        c.number("lo", "share", "lower end of the interval", nullable=True),
+        c.number("hi", "share", "upper end", nullable=True),
+        *(c.LEVEL, c.N_PAIRS, c.WHY),
     ),
 )
 
@@ -28,27 +26,12 @@ VALIDITY = Schema(
     2,
     ("sae", "locus", "token_set", "dose"),
     (
-        Column("sae", pa.string(), "", "label of the SAE in the study; * for all SAEs together"),
-        Column("locus", pa.string(), "", "as in plan"),
-        Column("token_set", pa.string(), "", "in | out"),
-        Column("dose", pa.float64(), "dose_unit", "absolute value"),
-        Column("kl", pa.float64(), "nats", "mean KL of the arms"),
-        Column(
-            "r2",
-            pa.float64(),
-            "share",
-            "of measured effects by linear response, nothing fitted",
-            nullable=True,
-        ),
-        Column("n_arms", pa.int64(), "arms", ""),
-        Column(
-            "r2_path",
-            pa.float64(),
-            "share",
-            "by the gradient averaged along the push; a sample",
-            nullable=True,
-        ),
-        Column("n_path", pa.int64(), "pairs", "in that sample"),
+        *(c.ANY_SAE, c.LOCUS, c.TOKENS, c.DOSE),
+        c.number("kl", "nats", "mean KL of the arms"),
+        c.number("r2", "share", "of measured effects by linear response, nothing fitted", nullable=True),
+        c.count("n_arms", "arms", "arms that enter"),
+        c.number("r2_path", "share", "by the gradient averaged along the push; a sample", nullable=True),
+        c.count("n_path", "pairs", "in that sample"),
     ),
 )
 
@@ -57,93 +40,110 @@ CHECKS = Schema(
     1,
     ("check", "locus", "sae", "token_set"),
     (
-        Column("check", pa.string(), "", "mixed_model | qap | missing: see stats/checks.py"),
-        Column("locus", pa.string(), "", "as in plan; empty where no trial is needed"),
-        Column("sae", pa.string(), "", "label of the SAE in the study; * for all SAEs together"),
-        Column("token_set", pa.string(), "", "in | out"),
-        Column("estimate", pa.float64(), "unit", "", nullable=True),
-        Column("lo", pa.float64(), "unit", "lower end of the interval", nullable=True),
-        Column("hi", pa.float64(), "unit", "upper end", nullable=True),
-        Column("level", pa.float64(), "probability", "nominal coverage"),
-        Column("p", pa.float64(), "probability", "two-sided", nullable=True),
-        Column("n", pa.int64(), "pairs", "that the check rests on"),
-        Column("unit", pa.string(), "", ""),
-        Column(
-            "verdict",
-            pa.string(),
-            "",
-            "agrees | disagrees | related | unrelated | random | not_random | none",
-        ),
-        Column("note", pa.string(), "", "why there is no number, or what weakens it", nullable=True),
+        c.text("check", "mixed_model | qap | missing: see stats/checks.py"),
+        c.text("locus", "as in plan; empty where no trial is needed"),
+        *(c.ANY_SAE, c.TOKENS),
+        c.number("estimate", "unit", "what the check finds", nullable=True),
+        c.number("lo", "unit", "lower end of the interval", nullable=True),
+        c.number("hi", "unit", "upper end", nullable=True),
+        c.LEVEL,
+        c.number("p", "probability", "two-sided", nullable=True),
+        c.count("n", "pairs", "that the check rests on"),
+        c.text("unit", "unit of the numbers"),
+        c.text("verdict", "agrees | disagrees | related | unrelated | random | not_random | none"),
+        c.text("note", "why there is no number, or what weakens it", nullable=True),
     ),
 )
 
 PAIR_TESTS = Schema(
     "pair_tests",
-    1,
+    2,
     ("locus", "sae", "token_set", "target", "source"),
     (
-        Column("locus", pa.string(), "", "as in plan"),
-        SAE,
-        Column("token_set", pa.string(), "", "in | out"),
-        Column("target", pa.int32(), "", ""),
-        Column("source", pa.int32(), "", ""),
-        Column("effect", pa.float64(), "nats", "odd change in log-odds at the headline dose"),
-        Column(
-            "p", pa.float64(), "probability", "share of random features with as large an effect, plus one"
-        ),
-        Column(
-            "q_bh", pa.float64(), "probability", "Benjamini-Hochberg over the pairs of locus and token set"
-        ),
-        Column("q_by", pa.float64(), "probability", "Benjamini-Yekutieli, for any dependence"),
-        Column("n_null", pa.int64(), "arms", "random features compared with"),
+        *(c.LOCUS, c.SAE, c.TOKENS, c.TARGET, c.SOURCE),
+        c.number("effect", "nats", "odd change at the headline dose; of T-out beyond the direct path"),
+        c.number("p", "probability", "share of random features with as large an effect, plus one"),
+        c.number("q_bh", "probability", "Benjamini-Hochberg over the pairs of locus and token set"),
+        c.number("q_by", "probability", "Benjamini-Yekutieli, for any dependence"),
+        c.count("n_null", "arms", "random features compared with"),
     ),
 )
 
 REPLICATION = Schema(
     "replication",
-    1,
-    ("sae", "other", "token_set"),
+    2,
+    ("sae", "other", "token_set", "measure"),
     (
-        SAE,
-        Column("other", pa.string(), "", "SAE of the same site"),
-        Column("token_set", pa.string(), "", "in | out"),
-        Column("matched", pa.float64(), "share", "of the features that have a match"),
-        Column("best_cosine", pa.float64(), "cosine", "mean of the best ones"),
-        Column("correlation", pa.float64(), "", "of linear responses of the same pairs", nullable=True),
-        Column("lo", pa.float64(), "", "lower end of the interval", nullable=True),
-        Column("hi", pa.float64(), "", "upper end", nullable=True),
-        Column("sign_agreement", pa.float64(), "share", "of pairs with equal signs", nullable=True),
-        Column("sign_lo", pa.float64(), "share", "", nullable=True),
-        Column("sign_hi", pa.float64(), "share", "", nullable=True),
-        Column("level", pa.float64(), "probability", "nominal coverage"),
-        Column("n_pairs", pa.int64(), "pairs", ""),
-        Column("n_targets", pa.int64(), "features", ""),
-        Column("note", pa.string(), "", "why there is no number", nullable=True),
+        c.SAE,
+        c.text("other", "SAE of the same site"),
+        c.TOKENS,
+        c.text("measure", "steered (odd changes under real steering) | linear (linear responses)"),
+        c.number("matched", "share", "of the features that have a match"),
+        c.number("best_cosine", "cosine", "mean of the best ones"),
+        c.number("correlation", "", "of the effects of the same pairs", nullable=True),
+        c.number("lo", "", "lower end of the interval", nullable=True),
+        c.number("hi", "", "upper end", nullable=True),
+        c.number("sign_agreement", "share", "of pairs with equal signs", nullable=True),
+        c.number("sign_lo", "share", "lower end of its interval", nullable=True),
+        c.number("sign_hi", "share", "upper end of its interval", nullable=True),
+        *(c.LEVEL, c.N_PAIRS, c.N_TARGETS, c.WHY),
     ),
 )
 
 SPECIFICATION = Schema(
     "specification",
-    1,
-    ("locus", "token_set", "min_interference", "max_similarity", "fixed_effects"),
+    2,
+    ("locus", "token_set", "similarity", "min_interference", "max_similarity", "fixed_effects"),
     (
-        Column("locus", pa.string(), "", "as in plan"),
-        Column("token_set", pa.string(), "", "in | out"),
-        Column("min_interference", pa.float64(), "cosine", "pairs with |interference| from here"),
-        Column("max_similarity", pa.float64(), "cosine", "and gloss similarity below this"),
-        Column("fixed_effects", pa.string(), "", "layer_type | target"),
-        Column("estimate", pa.float64(), "nats per cosine", "slope on interference", nullable=True),
-        Column("lo", pa.float64(), "nats per cosine", "", nullable=True),
-        Column("hi", pa.float64(), "nats per cosine", "", nullable=True),
-        Column("n_pairs", pa.int64(), "pairs", ""),
-        Column(
+        *(c.LOCUS, c.TOKENS),
+        c.text(
+            "similarity",
+            "by what a pair is unrelated: gloss (the study's own cosine), a further measure, or all (by all of them)",
+        ),
+        c.number("min_interference", "cosine", "pairs with |interference| from here"),
+        c.number(
+            "max_similarity",
+            "cosine",
+            "and gloss similarity below this; of other measures, below the same quantile of random pairs",
+        ),
+        c.text("fixed_effects", "layer_type | target"),
+        c.number(
+            "estimate",
+            "nats per cosine",
+            "slope on interference; of T-out beyond the direct path",
+            nullable=True,
+        ),
+        c.number("lo", "nats per cosine", "lower end of its interval", nullable=True),
+        c.number("hi", "nats per cosine", "upper end of its interval", nullable=True),
+        c.N_PAIRS,
+        c.number(
             "p_joint",
-            pa.float64(),
             "probability",
             "of a median |t| over all specifications of the locus and token set as large, by permutation",
             nullable=True,
         ),
+    ),
+)
+
+HETEROGENEITY = Schema(
+    "heterogeneity",
+    1,
+    ("contrast", "locus", "token_set"),
+    (
+        c.text("contrast", "as in effects; the declared ones"),
+        *(c.LOCUS, c.TOKENS),
+        c.count("n_saes", "SAEs", "SAEs with an interval of their own"),
+        c.number("estimate", "unit", "all SAEs together, as in effects", nullable=True),
+        c.number("mean", "unit", "random-effects mean: what another such SAE would show", nullable=True),
+        c.number("lo", "unit", "lower end of its interval", nullable=True),
+        c.number("hi", "unit", "upper end of its interval", nullable=True),
+        c.number("tau", "unit", "standard deviation of the SAEs' true values", nullable=True),
+        c.number("i2", "share", "I2: of the SAEs' spread, what is no sampling error", nullable=True),
+        c.number("i2_lo", "share", "lower end of its interval; null with two SAEs", nullable=True),
+        c.number("i2_hi", "share", "upper end of its interval", nullable=True),
+        c.number("q", "", "Cochran's Q", nullable=True),
+        c.number("p", "probability", "of a Q as large, were all SAEs alike", nullable=True),
+        *(c.LEVEL, c.text("unit", "unit of the estimates"), c.WHY),
     ),
 )
 
@@ -152,14 +152,59 @@ POWER = Schema(
     1,
     ("contrast", "locus", "token_set"),
     (
-        Column("contrast", pa.string(), "", "as in effects"),
-        Column("locus", pa.string(), "", "as in plan"),
-        Column("token_set", pa.string(), "", "in | out"),
-        Column("se", pa.float64(), "unit", "standard error of the estimate"),
-        Column("smallest", pa.float64(), "unit", "effect that would be seen in 80 % of such studies"),
-        Column("smallest_absent", pa.float64(), "unit", "margin at which a true zero passes in 80 % of them"),
-        Column("margin", pa.float64(), "unit", "declared margin"),
-        Column("level", pa.float64(), "probability", ""),
-        Column("unit", pa.string(), "", ""),
+        c.text("contrast", "as in effects"),
+        *(c.LOCUS, c.TOKENS),
+        c.number("se", "unit", "standard error of the estimate"),
+        c.number("smallest", "unit", "effect that would be seen in 80 % of such studies"),
+        c.number("smallest_absent", "unit", "margin at which a true zero passes in 80 % of them"),
+        c.number("margin", "unit", "declared margin"),
+        c.number("level", "probability", "nominal coverage"),
+        c.text("unit", "unit of the numbers"),
+    ),
+)
+
+_VERDICT = "agrees | disagrees | untested"
+
+FINDINGS = Schema(
+    "findings",
+    1,
+    ("contrast", "group"),
+    (
+        *(c.text("contrast", "as in effects"), c.text("group", "as in effects"), c.LOCUS, c.TOKENS),
+        Column(
+            "declared",
+            pa.bool_(),
+            "",
+            "whether it answers a declared question: one of the study's first locus",
+        ),
+        c.text("claim", " | ".join(CLAIMS)),
+        *(c.text(grade.name, f"{_VERDICT}: {grade.help}") for grade in GRADES.values()),
+        c.number(
+            "reach",
+            "cosine",
+            "95th percentile of |interference| of the pairs used; nothing is said beyond it",
+            nullable=True,
+        ),
+        c.text(
+            "against",
+            "what keeps it from the claim predicts, in words: lines that disagree, and those of a grade that is untested",
+            nullable=True,
+        ),
+    ),
+)
+
+GRADED = Schema(
+    "graded",
+    1,
+    ("contrast", "group", "line"),
+    (
+        *(c.text("contrast", "as in effects"), c.text("group", "as in effects")),
+        *(c.text("line", " | ".join(GRADE_LINES)), c.text("grade", " | ".join(GRADES))),
+        c.text("verdict", f"{_VERDICT}; untested: nothing to test it on"),
+        c.number("estimate", "unit", "of the line that is furthest from agreeing", nullable=True),
+        c.number("lo", "unit", "lower end of its interval", nullable=True),
+        c.number("hi", "unit", "upper end of its interval", nullable=True),
+        c.number("p", "probability", "of the line that is furthest from agreeing", nullable=True),
+        c.text("said", "the line in words"),
     ),
 )

@@ -33,11 +33,17 @@ JUDGEMENTS = Schema(
         Column("measure", pa.string(), "", "related | kappa | forced choice"),
         Column("judge", pa.string(), "", "name in the panel"),
         Column("other", pa.string(), "", "second judge of a kappa; else empty"),
-        Column("estimate", pa.float64(), "fraction or kappa", "", nullable=True),
+        Column(
+            "estimate",
+            pa.float64(),
+            "fraction or kappa",
+            "the measure; null without usable answers",
+            nullable=True,
+        ),
         Column(
             "lo", pa.float64(), "fraction or kappa", "Wilson; bootstrap over pairs for kappa", nullable=True
         ),
-        Column("hi", pa.float64(), "fraction or kappa", "", nullable=True),
+        Column("hi", pa.float64(), "fraction or kappa", "upper end of the interval", nullable=True),
         Column("p", pa.float64(), "probability", "exact binomial against one half", nullable=True),
         Column(
             "agreement", pa.float64(), "fraction", "of pairs on which both judges say the same", nullable=True
@@ -65,7 +71,7 @@ WRITTEN_GLOSSES = Schema(
         Column("gloss", pa.string(), "", "null where no reply was one", nullable=True),
         Column("detection", pa.float64(), "fraction", "contexts put right; chance is 0.5", nullable=True),
         Column("lo", pa.float64(), "fraction", "Wilson", nullable=True),
-        Column("hi", pa.float64(), "fraction", "", nullable=True),
+        Column("hi", pa.float64(), "fraction", "upper end of the interval of the score", nullable=True),
         Column("n", pa.int64(), "contexts", "judged"),
         Column("n_missing", pa.int64(), "contexts", "without an answer"),
         Column("level", pa.float64(), "probability", "nominal coverage"),

@@ -1,11 +1,10 @@
 // What linear response says of every pair, measured or not: how far to believe it, all pairs at once, the strongest.
 import { el, link } from "../dom.js";
-import { Grid, featureCell } from "../grid.js";
+import { Grid, featureCell, several } from "../grid.js";
 import { heat } from "../heat.js";
 import { allRows } from "../source.js";
 import { address } from "../state.js";
 import { count, number, plural, tick } from "../text.js";
-import { several } from "./lists.js";
 
 const STRATA = { uniform: "pairs drawn from all", top: "pairs drawn from the strongest" };
 
@@ -25,7 +24,7 @@ export async function predicted(ctx, { tabs, about }) {
   });
   ctx.update = () => grid.update();
   return [
-    el("h1", {}, "Pushes"), tabs,
+    el("h1", {}, "Steering"), tabs,
     el("p", { cls: "lead" }, "The strongest sources of every target by linear response: a prediction to first order from gradients, for pairs of the plan and all others."),
     about,
     await fit(ctx),
@@ -34,16 +33,16 @@ export async function predicted(ctx, { tabs, about }) {
   ];
 }
 
-// Real pushes of a sample against their prediction, nothing fitted.
+// Real steering of a sample against their prediction, nothing fitted.
 async function fit(ctx) {
   if (!ctx.study.relations.atlas_fit) return null;
   const rows = await allRows(ctx.source, "atlas_fit");
   if (!rows.length) return null;
   const between = (r) => (r.r2 === null ? "–" : `${number(r.r2)} (${number(r.lo)} to ${number(r.hi)})`);
   return el("details", { cls: "panel wide", open: rows.length <= 6 }, el("summary", {}, "How far to believe it"),
-    el("div", { cls: "scroll", tabindex: "0", role: "region", "aria-label": "Predictions against real pushes" }, el("table", { cls: "numbers" },
-      el("thead", {}, el("tr", {}, ["SAE", "real pushes", "R² of the prediction", "measured / predicted", "of"].map((h, k) => el("th", { scope: "col", cls: k < 2 ? "words" : "" }, h)))),
-      el("tbody", {}, rows.map((r) => el("tr", {}, el("th", { scope: "row" }, r.sae), el("td", { cls: "words" }, STRATA[r.stratum] || r.stratum), el("td", {}, between(r)), el("td", {}, r.slope === null ? "–" : number(r.slope)), el("td", {}, `${count(r.n)} pushes`)))))),
+    el("div", { cls: "scroll", tabindex: "0", role: "region", "aria-label": "Predictions against real steering" }, el("table", { cls: "numbers" },
+      el("thead", {}, el("tr", {}, ["SAE", "steered in fact", "R² of the prediction", "measured / predicted", "of"].map((h, k) => el("th", { scope: "col", cls: k < 2 ? "words" : "" }, h)))),
+      el("tbody", {}, rows.map((r) => el("tr", {}, el("th", { scope: "row" }, r.sae), el("td", { cls: "words" }, STRATA[r.stratum] || r.stratum), el("td", {}, between(r)), el("td", {}, r.slope === null ? "–" : number(r.slope)), el("td", {}, `${count(r.n)} pairs`)))))),
     el("p", { cls: "fine" }, "1 is perfect, 0 no better than the mean. Nothing is fitted; intervals resample pairs. ", link(address("tables", ["atlas_sample"]), "The sample"), "."));
 }
 

@@ -1,13 +1,14 @@
-// Push a feature in the loaded model: next tokens before and after, and what the model goes on to write.
+// Steer along a feature in the loaded model: next tokens before and after, and what the model goes on to write.
 import { el, link, note, problem, replace, say } from "../dom.js";
 import { address, first, here, note as noteAddress } from "../state.js";
 import { fixed, number, visible } from "../text.js";
 import { fetchJson } from "../source.js";
+import { tokens } from "../words.js";
 
 const EVERY = 250;
 
 export async function live(ctx) {
-  if (!ctx.source.live) return [el("h1", {}, "Live"), note("No model is loaded: the explorer only reads tables. ", el("code", {}, "polysem explore RUN --live"), " lets you push features in the study's model.")];
+  if (!ctx.source.live) return [el("h1", {}, "Live"), note("No model is loaded: the explorer only reads tables. ", el("code", {}, "polysem explore RUN --live"), " lets you steer along features in the study's model.")];
   const choices = await fetchJson("live");
   const { params } = here();
   const value = (name, otherwise) => first(params, name, otherwise);
@@ -23,7 +24,7 @@ export async function live(ctx) {
   const exact = el("output", { for: "live-dose" });
   const names = el("p", { cls: "fine", "aria-live": "polite" });
   const out = el("div", { cls: "live-out", "aria-live": "polite" });
-  const go = el("button", { type: "submit", cls: "main" }, "Push");
+  const go = el("button", { type: "submit", cls: "main" }, "Steer");
   const stop = el("button", { type: "button", disabled: true }, "Cancel");
   let running = null;
 
@@ -42,7 +43,7 @@ export async function live(ctx) {
   // What the dose means, and whether the source is a feature, follows from the locus.
   const suit = () => {
     const [kind] = [locus.value];
-    source.labels[0].textContent = kind === "neuron" ? "Push neuron" : "Push feature";
+    source.labels[0].textContent = kind === "neuron" ? "Steer neuron" : "Steer feature";
     unit.options[0].textContent = kind === "neuron" ? "scale (−1 ablates)" : "scale (× mean norm)";
     if (kind === "prompt") unit.value = "scale";
     unit.disabled = kind === "prompt";
@@ -62,7 +63,7 @@ export async function live(ctx) {
   };
   for (const box of [source, target, sae]) box.addEventListener("change", called);
 
-  const push = async (event) => {
+  const steer = async (event) => {
     event?.preventDefault();
     const asked = { prompt: prompt.value, sae: sae.value, source: Number(source.value), target: Number(target.value), locus: locus.value, unit: unit.value, dose: Number(dose().toPrecision(4)), n_tokens: 24 };
     noteAddress({ prompt: asked.prompt, sae: asked.sae, source: asked.source, target: asked.target, locus: asked.locus, unit: asked.unit, dose: asked.dose });
@@ -82,16 +83,16 @@ export async function live(ctx) {
   };
   stop.addEventListener("click", async () => { if (running) await fetchJson(`live/${running}`, { method: "DELETE" }).catch(() => {}); });
   const field = (label, control, more) => el("div", { cls: "field" }, el("label", { for: control.id }, label), control, more);
-  const form = el("form", { cls: "live-form", onsubmit: push },
+  const form = el("form", { cls: "live-form", onsubmit: steer },
     el("div", { cls: "field whole" }, el("label", { for: "live-prompt" }, "Prompt"), prompt),
-    field("SAE", sae), field("Push feature", source), field("Read feature", target), field("Locus", locus), field("Dose in", unit), field("Dose", slider, exact),
+    field("SAE", sae), field("Steer feature", source), field("Read feature", target), field("Locus", locus), field("Dose in", unit), field("Dose", slider, exact),
     el("div", { cls: "field buttons" }, go, stop));
-  // Once the form is on the page; an address that says everything is pushed at once.
+  // Once the form is on the page; an address that says everything is steered at once.
   setTimeout(() => {
     suit();
-    if (["source", "target", "dose"].every((name) => value(name, "") !== "")) push();
+    if (["source", "target", "dose"].every((name) => value(name, "") !== "")) steer();
   });
-  return [el("h1", {}, "Live"), el("p", { cls: "lead" }, `Push a feature in ${choices.model} and see what changes. Nothing of this is stored.`), el("section", { cls: "panel wide" }, form, names), out];
+  return [el("h1", {}, "Live"), el("p", { cls: "lead" }, `Steer along a feature in ${choices.model} and see what changes. Nothing of this is stored.`), el("section", { cls: "panel wide" }, form, names), out];
 }
 
 function drawn(place, job) {
@@ -99,15 +100,15 @@ function drawn(place, job) {
   const most = Math.max(...r.tokens.flatMap((t) => [t.before, t.after]), 1e-9);
   const bar = (p, kind) => el("span", { cls: `pbar ${kind}`, vars: { "--w": `${(100 * p) / most}%` } });
   const rows = r.tokens.map((t) => el("tr", { cls: t.target ? "target" : "" },
-    el("th", { scope: "row" }, el("code", {}, visible(t.text, 40)), t.target ? el("span", { cls: "flag", title: t.target === "in" ? "activates the target" : t.target === "out" ? "written by the target" : "activates the target and is written by it" }, "target") : null),
+    el("th", { scope: "row" }, el("code", {}, visible(t.text, 40)), t.target ? el("span", { cls: "flag", title: t.target.split("+").map(tokens).join("; ") }, "target") : null),
     el("td", {}, bar(t.before, "before"), bar(t.after, "after")), el("td", { cls: "num" }, number(t.before)), el("td", { cls: "num" }, number(t.after)), el("td", { cls: "num" }, fixed(t.after_logp - t.before_logp, 2, true))));
-  const sets = r.sets.map((s) => el("div", {}, el("dt", {}, s.name === "in" ? "tokens that activate the target" : "tokens the target writes"), el("dd", {}, s.reason ? s.reason : `log-odds ${fixed(s.before, 2)} → ${fixed(s.after, 2)} (${fixed(s.after - s.before, 3, true)} nats)`)));
+  const sets = r.sets.map((s) => el("div", {}, el("dt", {}, tokens(s.name)), el("dd", {}, s.reason ? s.reason : `log-odds ${fixed(s.before, 2)} → ${fixed(s.after, 2)} (${fixed(s.after - s.before, 3, true)} nats)`)));
   replace(place,
     el("section", { cls: "panel wide" }, el("h2", {}, "Next token"),
       el("ul", { cls: "legend" }, el("li", {}, el("span", { cls: "pbar before key", vars: { "--w": "100%" } }), "before"), el("li", {}, el("span", { cls: "pbar after key", vars: { "--w": "100%" } }), "after")),
       el("div", { cls: "scroll", tabindex: "0", role: "region", "aria-label": "Next tokens" }, el("table", { cls: "numbers bars" }, el("thead", {}, el("tr", {}, ["token", "probability", "before", "after", "change in log-probability"].map((h, k) => el("th", { scope: "col", cls: k > 1 ? "num" : "words" }, h)))), el("tbody", {}, rows))),
-      el("dl", { cls: "facts" }, el("div", {}, el("dt", {}, "dose"), el("dd", {}, r.locus === "prompt" ? "the snippet, once" : r.locus === "neuron" ? `${number(r.dose, 3, true)} × the coordinate` : `${number(r.dose, 3, true)} × mean norm ${number(r.norm)} = ${number(r.dose * r.norm, 3, true)}`)), el("div", {}, el("dt", {}, "KL to the unedited model"), el("dd", {}, `${number(r.kl)} nats${r.asked_kl === null ? "" : `, asked for ${number(r.asked_kl)}`}`)), el("div", {}, el("dt", {}, "cosine of the push with the target"), el("dd", {}, fixed(r.alignment))), sets)),
-    el("section", { cls: "two" }, [["Without the push", r.text_before], ["With the push", r.text_after]].map(([h, text]) => el("div", { cls: "panel" }, el("h2", {}, h), el("p", { cls: "generated" }, el("span", { cls: "id" }, visible(r.prompt, 400)), visible(text || "", 2000), job.state === "running" ? "…" : "")))),
-    el("p", { cls: "fine" }, `Greedy continuation; a push acts at every position but the first. Took ${number(job.seconds)} s.`),
+      el("dl", { cls: "facts" }, el("div", {}, el("dt", {}, "dose"), el("dd", {}, r.locus === "prompt" ? "the snippet, once" : r.locus === "neuron" ? `${number(r.dose, 3, true)} × the coordinate` : `${number(r.dose, 3, true)} × mean norm ${number(r.norm)} = ${number(r.dose * r.norm, 3, true)}`)), el("div", {}, el("dt", {}, "KL to the unedited model"), el("dd", {}, `${number(r.kl)} nats${r.asked_kl === null ? "" : `, asked for ${number(r.asked_kl)}`}`)), el("div", {}, el("dt", {}, "cosine of the steered direction with the target"), el("dd", {}, fixed(r.alignment))), sets)),
+    el("section", { cls: "two" }, [["Not steered", r.text_before], ["Steered", r.text_after]].map(([h, text]) => el("div", { cls: "panel" }, el("h2", {}, h), el("p", { cls: "generated" }, el("span", { cls: "id" }, visible(r.prompt, 400)), visible(text || "", 2000), job.state === "running" ? "…" : "")))),
+    el("p", { cls: "fine" }, `Greedy continuation; steering acts at every position but the first. Took ${number(job.seconds)} s.`),
     el("p", {}, r.locus === "neuron" ? null : link(address("pair", [r.sae, Math.min(r.source, r.target), Math.max(r.source, r.target)]), "The pair's card")));
 }

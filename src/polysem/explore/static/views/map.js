@@ -37,7 +37,7 @@ export async function map(ctx) {
       const picture = heat(now, { pairs, range, most, box, onbox, label: now.sae });
       const share = now.n ? (100 * (now.above + now.below)) / now.n : 0;
       replace(large, el("h2", {}, now.sae), picture, boxFields(box, onbox),
-        el("figcaption", {}, `${count(now.n)} pairs of features with a gloss; all are counted. Red: the corner that was mined, ${share.toPrecision(2)} % of them, |interference| ≥ ${pairs.min_interference} and similarity < ${pairs.max_similarity}. Dashed: ${100 * covered} % of pairs of random directions lie inside; dotted: of directions as uneven as this SAE's own. Draw a rectangle to list its pairs.`),
+        el("figcaption", {}, `${count(now.n)} pairs of features with a gloss; all are counted. Red: the corner that was mined, ${share.toPrecision(2)} % of them, |interference| ≥ ${pairs.min_interference} and similarity < ${pairs.max_similarity}. Dashed: ${100 * covered} % of pairs of random directions lie inside; dotted: of random directions of this SAE's effective width. Draw a rectangle to list its pairs.`),
         dataOf(ctx, [["cells of the map", "density", [`sae=${now.sae}`]], ["counts beyond thresholds, and chance", "spectrum", [`sae=${now.sae}`]]]));
     }
     if (!box) { replace(found, el("p", { cls: "fine" }, "No rectangle is drawn. The mined corner is under ", link(address("pairs"), "Pairs"), ".")); grid = null; return; }
@@ -46,7 +46,7 @@ export async function map(ctx) {
     const words = [el("h2", {}, `${cut ? "About " : ""}${plural(n, "pair")} inside`), el("p", {}, boxWords(box), cut ? ". The edges cut cells of the histogram; a cell counts where its middle is inside." : "."),
       beyond ? note(`Pairs are listed one by one only in the mined corner (|interference| ≥ ${pairs.min_interference}, similarity < ${pairs.max_similarity}); elsewhere they are counted.`) : null];
     if (!grid) {
-      grid = pairGrid(ctx, { limit: 20, columns: ["open", "gloss_i", "gloss_j", "interference", "similarity", "z_covariance", "flags", "pushes"] });
+      grid = pairGrid(ctx, { limit: 20, columns: ["open", "gloss_i", "gloss_j", "interference", "similarity", "z_covariance", "flags", "steered"] });
       const inner = ctx.source;
       // The rectangle becomes filters of the list; the rest of the address is the list's own.
       grid.source = {

@@ -5,9 +5,10 @@ import { head } from "../grid.js";
 import { allRows } from "../source.js";
 import { address, first, here } from "../state.js";
 import { count, fixed, interval, number, probability } from "../text.js";
+import { told } from "../words.js";
 
 const MEASURES = { specific: "the category against the others", logodds: "log-odds of the category's words", success: "more words in the top k", welch: "the paper's test, trial by trial" };
-const ARMS = { target: "target: strings of the category's own pairs", shared: "shared: pairs that both sources have", source_only: "source only: pairs of one source", neither: "neither source has the pair", high: "high interference", low: "low interference", random: "random pairs" };
+const meaning = (arm) => (told("arms")[arm] ? `${head(arm).toLowerCase()}: ${told("arms")[arm][2]}` : arm);
 const STEPS = 4;
 
 const known = (order, values) => [...new Set(values)].sort((a, b) => (order.indexOf(a) < 0 ? 99 : order.indexOf(a)) - (order.indexOf(b) < 0 ? 99 : order.indexOf(b)) || (a < b ? -1 : 1));
@@ -22,7 +23,7 @@ export async function transfer(ctx) {
   const prompts = [...new Set(rows.map((r) => `${r.template}, ${r.position}`))];
   const prompt = prompts.includes(first(params, "prompt")) ? first(params, "prompt") : prompts[0];
   const mine = rows.filter((r) => r.contrast === measure && `${r.template}, ${r.position}` === prompt);
-  const arms = known(Object.keys(ARMS), mine.map((r) => r.arm));
+  const arms = known(Object.keys(told("arms")), mine.map((r) => r.arm));
   const arm = arms.includes(first(params, "arm")) ? first(params, "arm") : arms.includes("shared") ? "shared" : arms[0];
   const tabs = (name, values, now, words, label) => (values.length > 1 ? el("nav", { cls: "tabs", "aria-label": label }, values.map((v) => link(address("results", ["transfer"], { ...params, [name]: v }), words(v), { "aria-current": v === now ? "true" : null }))) : null);
   const targets = known([], mine.map((r) => r.target));
@@ -35,7 +36,7 @@ export async function transfer(ctx) {
     el("div", { cls: "stack" }, targets.map((t) => grid(t, mine.filter((r) => r.target === t), { arms, most }))),
     el("h2", {}, "One arm with intervals"),
     tabs("arm", arms, arm, (a) => head(a), "Arm"),
-    el("p", { cls: "fine" }, ARMS[arm] || arm),
+    el("p", { cls: "fine" }, meaning(arm)),
     el("div", { cls: "figures" }, targets.map((t) => one(t, mine.filter((r) => r.target === t && r.arm === arm)))),
     el("p", {}, Object.keys(study.relations).filter((n) => n.startsWith("transfer_")).map((n, k) => [k ? " · " : "", link(address("tables", [n]), head(n))])),
   ];
@@ -58,7 +59,7 @@ function grid(target, rows, { arms, most }) {
     return el("td", { cls: `${step > 0 ? (r.estimate > 0 ? `plus${step}` : `minus${step}`) : ""}${resolved ? " resolved" : ""}`, title: `${number(r.estimate, 3, true)} (${interval(r.lo, r.hi)}); p over all categories ${probability(r.p_adj)}` }, fixed(r.estimate, 2, true), resolved ? " *" : null);
   };
   return el("figure", { cls: "panel" }, el("h3", {}, target), el("div", { cls: "scroll", tabindex: "0", role: "region", "aria-label": `Categories by arm, ${target}` }, el("table", { cls: "numbers matrix" },
-    el("thead", {}, el("tr", {}, el("th", { scope: "col" }, "category"), arms.map((a) => el("th", { scope: "col", title: ARMS[a] || null }, head(a).toLowerCase())))),
+    el("thead", {}, el("tr", {}, el("th", { scope: "col" }, "category"), arms.map((a) => el("th", { scope: "col", title: meaning(a) }, head(a).toLowerCase())))),
     el("tbody", {}, categories.map((c) => el("tr", {}, el("th", { scope: "row" }, c), arms.map((a) => cell(at.get(`${c} ${a}`)))))))),
     el("figcaption", {}, `In ${rows[0].unit}, treated minus reference. Blue up, orange down. *: resolved, adjusted over categories.`));
 }

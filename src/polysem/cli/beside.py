@@ -1,0 +1,207 @@
+"""The verbs of what is made beside a study: its atlas, language models on its glosses, transfer studies and defences."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from polysem.cli.shell import (
+    AsJson,
+    IgnoreVersions,
+    Out,
+    StudyFile,
+    folder_for,
+    print_json,
+    print_template,
+    result,
+    say,
+    verb,
+)
+from polysem.errors import ConfigError
+from polysem.store.stages import REGISTRY, StageName
+
+Estimate = Annotated[
+    bool, typer.Option("--estimate", help="Say what would be sent and cost, and send nothing.")
+]
+
+
+def _finish(stage: StageName, made: Path, *, estimate: bool = False) -> None:
+    """Print the page of a stage, or its folder where nothing was made."""
+    result(made if estimate else REGISTRY[stage].load("page")(made.parent))
+
+
+@verb
+def _atlas(
+    study_file: StudyFile,
+    out: Out = None,
+    token_set: Annotated[str, typer.Option("--set", help="Target tokens: in or out.")] = "out",
+    prompts: Annotated[int, typer.Option("--prompts", help="Prompts to average over.")] = 16,
+    top: Annotated[int, typer.Option("--top", help="Sources kept per target.")] = 50,
+    sample: Annotated[
+        int, typer.Option("--sample", help="Pairs per stratum steered for real; 0: none.")
+    ] = 100,
+    kl: Annotated[float, typer.Option("--kl", help="Nats at which they are steered.")] = 0.01,
+    ignore_versions: IgnoreVersions = False,
+    as_json: AsJson = False,
+) -> None:
+    folder = folder_for(study_file, out)
+    from polysem.engine import make_atlas
+    from polysem.engine.atlas import AtlasOptions
+    from polysem.progress import on_stderr
+
+    options = AtlasOptions(token_set=token_set, n_prompts=prompts, top=top, sample=sample, kl=kl)
+    rows = make_atlas(folder, options, reporter=on_stderr(), ignore_versions=ignore_versions).to_pylist()
+    if as_json:
+        print_json(rows)
+        return
+    for row in rows:
+        r2 = "-" if row["r2"] is None else f"{row['r2']:.3f} [{row['lo']:.3f}, {row['hi']:.3f}]"
+        print(
+            f"{row['sae']}  {row['n_pairs']} pairs, {row['n_targets']} targets, {row['n_prompts']} prompts; "
+            f"{row['stratum']}: R2 {r2} over {row['n']} of {row['n_asked']} trials"
+        )
+
+
+@verb
+def _side_effects(
+    study_file: StudyFile,
+    out: Out = None,
+    features: Annotated[str, typer.Option("--features", help="Features, as 12,40.")] = "",
+    top: Annotated[int, typer.Option("--top", help="The cleanest N features by gradient.")] = 0,
+    all_by_gradient: Annotated[
+        bool, typer.Option("--all-by-gradient", help="Every feature, without a push.")
+    ] = False,
+    vector: Annotated[
+        list[str] | None,
+        typer.Option("--vector", metavar="FILE", help="A steering vector; may be given again."),
+    ] = None,
+    more: Annotated[
+        str, typer.Option("--more", metavar="FILE", help="Texts to steer towards, one a line.")
+    ] = "",
+    less: Annotated[str, typer.Option("--less", metavar="FILE", help="Texts to steer away from.")] = "",
+    target: Annotated[
+        str, typer.Option("--target", help="What it should move: a category, or words with commas.")
+    ] = "",
+    sae: Annotated[str, typer.Option("--sae", help="Label of the dictionary.")] = "",
+    site: Annotated[str, typer.Option("--site", help="Where a file's vector is added.")] = "",
+    readout: Annotated[str, typer.Option("--readout", help="Dictionary that is looked at.")] = "",
+    positions: Annotated[
+        str, typer.Option("--positions", help="last, all or all_but_first; default: the plan's.")
+    ] = "",
+    token_set: Annotated[str, typer.Option("--set", help="Features' tokens: in or out.")] = "out",
+    kl: Annotated[float, typer.Option("--kl", help="Dose, nats.")] = 0.05,
+    coefficient: Annotated[
+        float | None, typer.Option("--coefficient", help="Dose in place of nats: times the vector as given.")
+    ] = None,
+    null: Annotated[int, typer.Option("--null", help="Isotropic directions to compare with.")] = 40,
+    forecast: Annotated[
+        int, typer.Option("--forecast", metavar="N", help="Push N features and judge forecasts on them.")
+    ] = 0,
+    repair: Annotated[
+        bool, typer.Option("--repair", help="Look for the direction with least beside.")
+    ] = False,
+    ignore_versions: IgnoreVersions = False,
+) -> None:
+    from polysem.engine.side_effects import SideEffectsOptions
+
+    try:
+        wanted = tuple(int(part) for part in features.split(",") if part.strip())
+    except ValueError as error:
+        raise ConfigError(f"--features {features!r}: expected numbers with commas, as 12,40") from error
+    options = SideEffectsOptions(
+        features=wanted, top=top, all_by_gradient=all_by_gradient, vectors=tuple(vector or ()), more=more,
+        less=less, target=target, sae=sae, site=site, readout=readout, positions=positions,
+        token_set=token_set, kl=kl, coefficient=coefficient, n_null=null, forecast=forecast, repair=repair,
+    )  # fmt: skip
+    options.check()
+    folder = folder_for(study_file, out)
+    from polysem.engine import make_side_effects, run_study
+    from polysem.progress import on_stderr
+
+    run_study(
+        study_file, folder, reporter=on_stderr(), stages=["features", "pairs", "plan"],
+        ignore_versions=ignore_versions,
+    )  # fmt: skip
+    made = make_side_effects(folder, options, reporter=on_stderr(), ignore_versions=ignore_versions)
+    _finish("side-effects", made)
+
+
+def _panel(stage: StageName) -> Callable[..., None]:
+    """A verb that asks a panel of language models."""
+
+    @verb
+    def ask(
+        run: Annotated[
+            Path | None, typer.Argument(metavar="RUN", help="A run folder with features and pairs.")
+        ] = None,
+        panel_file: Annotated[
+            Path | None,
+            typer.Argument(metavar="JUDGES.toml", help="The panel of models; --init prints one."),
+        ] = None,
+        estimate: Estimate = False,
+        init: Annotated[bool, typer.Option("--init", help="Print a panel with its keys, and end.")] = False,
+    ) -> None:
+        if init:
+            print_template("judges.toml")
+            return
+        if run is None or panel_file is None:
+            raise ConfigError(
+                f"polysem {stage} needs a run folder and a panel file",
+                hint=f"polysem {stage} --init > judges.toml",
+            )
+        from polysem.engine import explain_run, judge_run
+        from polysem.transfer.panel import load_panel
+
+        make = judge_run if stage == "judge" else explain_run
+        _finish(stage, make(run, load_panel(panel_file), say=say, estimate_only=estimate), estimate=estimate)
+
+    return ask
+
+
+@verb
+def _transfer(
+    study_file: Annotated[
+        Path | None, typer.Argument(metavar="TRANSFER.toml", help="The transfer study; --init prints one.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="DIR", help="Folder; default runs/NAME of the study.")
+    ] = None,
+    estimate: Estimate = False,
+    init: Annotated[
+        bool, typer.Option("--init", help="Print a transfer study with its keys, and end.")
+    ] = False,
+) -> None:
+    if init:
+        print_template("transfer.toml")
+        return
+    if study_file is None:
+        raise ConfigError("no transfer study given", hint="polysem transfer --init > transfer.toml")
+    from polysem.engine import run_transfer
+    from polysem.progress import on_stderr
+    from polysem.transfer.config import load_transfer
+
+    folder = out if out is not None else Path("runs") / load_transfer(study_file).name
+    made = run_transfer(study_file, folder, reporter=on_stderr(), say=say, estimate_only=estimate)
+    _finish("transfer", made, estimate=estimate)
+
+
+@verb
+def _defend(
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="The folder of a transfer study.")],
+    n_clean: Annotated[int, typer.Option("--n-clean", metavar="N", help="Clean inputs.")] = 200,
+) -> None:
+    from polysem.engine import defend
+    from polysem.progress import on_stderr
+
+    _finish("defend", defend(out, n_clean=n_clean, say=say, reporter=on_stderr()))
+
+
+STAGES: dict[StageName, Callable[..., None]] = {
+    "atlas": _atlas,
+    "side-effects": _side_effects,
+    "judge": _panel("judge"),
+    "explain": _panel("explain"),
+    "transfer": _transfer,
+    "defend": _defend,
+}

@@ -1,0 +1,306 @@
+"""The verbs of a study: run it, or one stage of it; look at a run folder; begin a new one."""
+
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from polysem.boundary.files import exists, local_path
+from polysem.cli.shell import (
+    FAILED,
+    USAGE,
+    AsJson,
+    Engine,
+    Force,
+    IgnoreVersions,
+    Out,
+    RunArgument,
+    Shard,
+    StudyFile,
+    Where,
+    Workers,
+    folder_for,
+    print_json,
+    print_template,
+    result,
+    say,
+    shard_of,
+    verb,
+)
+from polysem.errors import ConfigError
+from polysem.store.stages import ORDER, StageName, command
+
+DEMO = Path(__file__).with_name("demo.toml")
+
+
+@verb
+def run(
+    study_file: StudyFile,
+    out: Out = None,
+    shard: Shard = "",
+    workers: Workers = 0,
+    engine: Where = "processes",
+    force: Force = False,
+    ignore_versions: IgnoreVersions = False,
+    as_json: AsJson = False,
+) -> None:
+    """Run a study; what is finished and fresh is not done again. Says what was found; prints the path of the report.
+
+    With --shard only that part of the trials is run, of a study whose plan is made; run it once more without, to
+    collect the shards and go on. With preset `paper` or `both` the paper's estimates are said beside the strict ones.
+    """
+    done = _run(
+        *(study_file, out, ["trials"] if shard else None),
+        shard=shard, workers=workers, engine=engine, force=force, ignore_versions=ignore_versions,
+    )  # fmt: skip
+    if shard:
+        result(done)
+        return
+    from polysem.cli.said import say_presets
+
+    _found(done, as_json=as_json)
+    say_presets(done.parent)
+
+
+@verb
+def demo(
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Run folder.")] = Path("runs/demo"),
+    force: Force = False,
+    ignore_versions: IgnoreVersions = False,
+    as_json: AsJson = False,
+) -> None:
+    """Run the study that is shipped with polysem, on the models of the zoo, offline. Prints the path of the report."""
+    _found(_run(DEMO, out, force=force, ignore_versions=ignore_versions), as_json=as_json)
+
+
+def _found(report: Path, *, as_json: bool) -> None:
+    """What a finished study found: on stderr, with the next command, or as JSON with the path of the report."""
+    if not as_json:
+        from polysem.cli.said import say_findings
+
+        say_findings(report.parent)
+        result(report)
+        return
+    from polysem.report.compare import findings
+    from polysem.report.source import Run
+
+    print_json({"report": report, "findings": findings(Run.open(report.parent))})
+
+
+@verb
+def compare(
+    a: Annotated[Path, typer.Argument(metavar="A", help="A run folder.")],
+    b: Annotated[Path, typer.Argument(metavar="B", help="Another.")],
+    as_json: AsJson = False,
+) -> None:
+    """Put two runs side by side: settings that differ, sizes, findings, and the pairs that both measured."""
+    from polysem.cli.said import side_by_side
+    from polysem.report.compare import compare as compare_runs
+    from polysem.report.source import Run
+
+    found = compare_runs(Run.open(a), Run.open(b))
+    if as_json:
+        print_json(found)
+    else:
+        print("\n".join(side_by_side(found)))
+
+
+def _run(
+    study_file: Path,
+    out: Path | None,
+    stages: Sequence[StageName] | None = None,
+    *,
+    shard: str = "",
+    workers: int = 0,
+    engine: Engine = "processes",
+    force: bool = False,
+    ignore_versions: bool = False,
+) -> Path:
+    part, folder = shard_of(shard), folder_for(study_file, out)
+    from polysem.engine import run_study
+    from polysem.progress import on_stderr
+
+    return run_study(
+        *(study_file, folder),
+        reporter=on_stderr(),
+        stages=stages,
+        shard=part,
+        force=force,
+        ignore_versions=ignore_versions,
+        workers=workers,
+        engine=engine,
+    )
+
+
+def _plain(stage: StageName) -> Callable[..., None]:
+    @verb
+    def staged(
+        study_file: StudyFile, out: Out = None, force: Force = False, ignore_versions: IgnoreVersions = False
+    ) -> None:
+        result(_run(study_file, out, [stage], force=force, ignore_versions=ignore_versions))
+
+    return staged
+
+
+@verb
+def _plan(
+    study_file: StudyFile,
+    out: Out = None,
+    cost: Annotated[
+        bool, typer.Option("--cost", help="Time a few batches, and say what the trials will take here.")
+    ] = False,
+    force: Force = False,
+    ignore_versions: IgnoreVersions = False,
+    as_json: AsJson = False,
+) -> None:
+    folder = _run(study_file, out, ["plan"], force=force, ignore_versions=ignore_versions)
+    from polysem.cli.said import say_power
+
+    say_power(folder.parent)
+    if not as_json:
+        result(folder)
+    if cost or as_json:
+        from polysem.engine.cost import estimate_cost
+        from polysem.progress import on_stderr
+
+        found = estimate_cost(folder.parent, reporter=on_stderr()) if cost else None
+        if as_json:
+            print_json({"plan": folder, "cost": found and asdict(found)})
+        elif found:
+            print(found.text())
+
+
+@verb
+def _trials(
+    study_file: StudyFile,
+    out: Out = None,
+    shard: Shard = "",
+    workers: Workers = 0,
+    engine: Where = "processes",
+    ignore_versions: IgnoreVersions = False,
+) -> None:
+    done = _run(
+        *(study_file, out, ["trials"]),
+        shard=shard, workers=workers, engine=engine, ignore_versions=ignore_versions,
+    )  # fmt: skip
+    result(done)
+
+
+STAGES: dict[StageName, Callable[..., None]] = {
+    **{stage: _plain(stage) for stage in ORDER},
+    "plan": _plan,
+    "trials": _trials,
+}
+"""one verb per stage of a study"""
+
+
+@verb
+def check(study_file: StudyFile, out: Out = None, as_json: AsJson = False) -> None:
+    """Look for everything that is wrong with a study before it is run: files, sites, widths, labels, glosses, disk."""
+    folder = folder_for(study_file, out)
+    from polysem.config import load_study
+    from polysem.engine import check_study
+    from polysem.places import Places
+
+    found = check_study(load_study(study_file), Places(study_file.parent), folder)
+    if as_json:
+        problems = [{"problem": error.args[0], "next": error.hint} for error in found.problems]
+        print_json({"study": study_file, "problems": problems, "not looked at": found.unseen})
+        if problems:
+            raise typer.Exit(USAGE)
+        return
+    for words in found.unseen:
+        print(f"not looked at: {words}", file=sys.stderr)
+    found.refuse()
+    result(f"{study_file}: nothing wrong was found")
+
+
+@verb
+def status(
+    run: RunArgument,
+    as_json: AsJson = False,
+    ignore_versions: IgnoreVersions = False,
+) -> None:
+    """Say of every stage whether it is absent, partial, fresh, stale or foreign, and why."""
+    from polysem.engine import run_status
+    from polysem.store.manifest import other_format
+
+    found = [asdict(stage) for stage in run_status(run, ignore_versions=ignore_versions)]
+    if as_json:
+        print_json(found)
+        return
+    if error := other_format(run):
+        print(f"stale    {error.args[0]}")
+        print(f"  next: {error.hint}", file=sys.stderr)
+        return
+    for stage in found:
+        print(f"{stage['stage']:<9} {stage['state']:<8} {stage['reason']}".rstrip())
+    behind = [stage["stage"] for stage in found if stage["state"] in ("partial", "stale")]
+    if behind:
+        goes_on = (
+            f"polysem run {run}/study.toml --out {run}" if behind[0] in ORDER else command(behind[0], run)
+        )
+        print(f"  next: {goes_on}", file=sys.stderr)
+
+
+@verb
+def verify(
+    run: RunArgument,
+    sample: Annotated[
+        int, typer.Option("--sample", min=0, help="Batches of trials to run again; 0 runs none.")
+    ] = 3,
+    inputs: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--input",
+            metavar="OLD=NEW",
+            help="A model, SAE or file that lies elsewhere now: OLD as the study has it.",
+        ),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Hash every file, check every table, look for trials that are missing, and run a sample of them again."""
+    from polysem.engine import verify_run
+    from polysem.progress import on_stderr
+
+    moved = dict(_moved(item) for item in inputs or [])
+    findings = verify_run(run, sample=sample, inputs=moved, reporter=on_stderr())
+    if as_json:
+        print_json({"run": run, "findings": findings})
+    else:
+        print("\n".join(map(str, findings)) or f"{run}: verified")
+    if findings:
+        raise typer.Exit(FAILED)
+
+
+def _moved(item: str) -> tuple[str, str]:
+    old, mark, new = item.partition("=")
+    if not (old and mark and new):
+        raise ConfigError(f"--input {item!r}: expected OLD=NEW, OLD being a reference as the study has it")
+    return old, str(local_path(new).resolve()) if exists(local_path(new)) else new
+
+
+@verb
+def init() -> None:
+    """Print a study file with every key, its default and what it means; write it with `polysem init > study.toml`."""
+    print_template("study.toml")
+
+
+@verb
+def zoo(as_json: AsJson = False) -> None:
+    """List the models, SAEs and texts that come with polysem-zoo and polysem-zoo-real, as they are written in a study."""
+    from polysem.errors import UnknownReferenceError
+    from polysem.registry import zoo_names, zoo_real_names
+
+    known = [(kind, f"zoo:{name}") for kind in ("models", "saes", "texts") for name in zoo_names(kind)]
+    try:
+        known += [("saes", f"zoo-real:{name}") for name in zoo_real_names("saes")]
+    except UnknownReferenceError as error:
+        say(f"{error.args[0]}; {error.hint}")
+    if as_json:
+        print_json([{"kind": kind, "ref": ref} for kind, ref in known])
+    else:
+        print("\n".join(f"{kind:<7} {ref}" for kind, ref in known))

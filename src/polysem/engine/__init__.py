@@ -1,0 +1,53 @@
+"""Stages made through a run folder: once, checked, and continued after a kill; each is a record of `store.stages`.
+
+    run_study                           the stages of a study, in order, on processes or a Ray cluster where that is asked for
+    make_atlas, make_side_effects, judge_run, explain_run  what is made beside them
+    run_transfer, defend                a transfer study, and its audit
+    check_study                         what is wrong with a study, before anything is made
+    run_status, verify_run              where every stage stands, and whether the folder holds what it says
+
+Names resolve lazily; nothing here imports torch before a stage needs a model.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from polysem.engine.check import check_study
+    from polysem.engine.run import (
+        defend,
+        explain_run,
+        judge_run,
+        make_atlas,
+        make_side_effects,
+        run_study,
+        run_transfer,
+    )
+    from polysem.engine.status import run_status, study_status
+    from polysem.engine.verify import verify_run
+
+__all__ = [
+    "check_study",
+    "defend",
+    "explain_run",
+    "judge_run",
+    "make_atlas",
+    "make_side_effects",
+    "run_status",
+    "run_study",
+    "run_transfer",
+    "study_status",
+    "verify_run",
+]
+
+_HOMES = {"check_study": "check", "run_status": "status", "study_status": "status", "verify_run": "verify"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOMES.get(name, 'run')}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

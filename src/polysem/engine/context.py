@@ -1,0 +1,143 @@
+"""What stages work with, loaded when first asked for and once: the model, the SAEs, the feature table."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from functools import cache, cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+
+from polysem.config import SAEConfig, Study
+from polysem.engine.cache import SAECache
+from polysem.engine.sources import Pins, is_local
+from polysem.errors import MismatchError, StoreError
+from polysem.places import Places
+from polysem.store.manifest import Manifest
+from polysem.store.run import RunFolder
+
+if TYPE_CHECKING:
+    from polysem.models import WhiteBoxModel
+    from polysem.saes import SAE
+
+
+class StudyContext:
+    """Model, SAEs and features of one study in one run folder."""
+
+    def __init__(self, study: Study, run: RunFolder, places: Places | None = None):
+        self.study = study
+        self.run = run
+        self.places = places or run.places()
+        self.pins = Pins.of(_features_manifest(run))
+        self.gated = False
+
+    @cached_property
+    def model(self) -> "WhiteBoxModel":
+        """The study's model, at the commit that the run folder has settled on."""
+        from polysem.models import load_model
+
+        wanted = self.study.model
+        ref = self.places.find(wanted.ref, or_name=True)
+        revision = wanted.revision or (None if is_local(ref) else self.pins.models.get(wanted.ref))
+        model = load_model(ref, revision=revision, dtype=wanted.dtype, device=wanted.device)
+        self.pins = replace(self.pins, models={**self.pins.models, wanted.ref: model.spec.revision})
+        return model
+
+    @cached_property
+    def saes(self) -> SAECache:
+        """The study's SAEs by label, in its order; each checked against the model where `gate` was called."""
+        manifest = None if self.gated else _features_manifest(self.run)
+        known = manifest.facts.get("saes", {}) if manifest else {}
+        cache = SAECache(self.study.saes, self._sae, known=known)
+        revisions = {facts["ref"]: facts["revision"] for facts in cache.facts.values()}
+        self.pins = replace(self.pins, saes={**self.pins.saes, **revisions})
+        self.gated = False  # each has passed; what is read again later is the same
+        return cache
+
+    @cached_property
+    def features(self) -> "StoredFeatures":
+        """The feature table of the run folder."""
+        return StoredFeatures(self.run)
+
+    def gate(self) -> None:
+        """From now on SAEs are loaded with the model at hand, so that each must fit it and reconstruct it."""
+        if "saes" in vars(self):
+            raise RuntimeError("the SAEs are loaded already")
+        self.gated = True
+
+    def facts(self) -> dict[str, Any]:
+        """What was found out about what has been loaded, as it goes into manifests."""
+        found: dict[str, Any] = {}
+        if "model" in vars(self):
+            import torch
+
+            found["model"] = {**asdict(self.model.spec), "ref": self.study.model.ref}
+            found["threads"] = torch.get_num_threads()
+        if "saes" in vars(self):
+            found["saes"] = self.saes.facts
+        return found
+
+    def _sae(self, entry: SAEConfig) -> "SAE":
+        from polysem.saes import load_sae
+        from polysem.saes.load import as_trained_on
+
+        ref, pin = self.places.find(entry.ref), self.pins.saes.get(entry.ref)
+        if pin and ref.startswith("hub:") and "@" not in ref:
+            ref = f"{ref}@{pin}"
+        model: Any = self.model if self.gated else None
+        sae = load_sae(
+            ref,
+            site=entry.site,
+            model=model,
+            max_fvu=entry.max_fvu,
+            allow_other_model=entry.allow_other_model,
+            prepend_bos=self.study.model.prepend_bos if entry.prepend_bos is None else entry.prepend_bos,
+        )
+        if sae.centre_input and model is None:  # whether it is right to centre, the model decides
+            sae = as_trained_on(sae, self.model)
+        if pin and ref.startswith(("hub:", "saelens:")) and sae.provenance.revision != pin:
+            raise MismatchError(
+                f"SAE {entry.ref} is now at revision {sae.provenance.revision}, but {self.run.root} was begun with {pin}",
+                hint="choose a new --out, or pin the revision in the study: hub:OWNER/REPO/PATH@REVISION",
+            )
+        return sae
+
+
+class StoredFeatures:
+    """The feature table of a run folder: all that `features.FeatureTable` has, each table read when it is first asked
+    for. Running the trials needs neither the contexts nor the embeddings, which are the bulk of it."""
+
+    def __init__(self, run: RunFolder):
+        self._table, self._embeddings = cache(run.table), cache(run.embeddings)
+
+    @property
+    def features(self) -> pa.Table:
+        """FEATURES"""
+        return self._table("features")
+
+    @property
+    def glosses(self) -> pa.Table:
+        """GLOSSES"""
+        return self._table("glosses")
+
+    @property
+    def contexts(self) -> pa.Table:
+        """CONTEXTS"""
+        return self._table("contexts")
+
+    @property
+    def clusters(self) -> pa.Table:
+        """CLUSTERS"""
+        return self._table("clusters")
+
+    @property
+    def embeddings(self) -> Mapping[str, np.ndarray]:
+        """By SAE label, [n_features d_embed] float32 unit rows; zero without a gloss."""
+        return self._embeddings()
+
+
+def _features_manifest(run: RunFolder) -> Manifest | None:
+    try:
+        return run.manifest("features")
+    except StoreError:
+        return None  # a damaged manifest settles nothing, and its stage is made again

@@ -1,0 +1,209 @@
+"""How each stage is made: tables in, the stage's own function called, tables out, facts for the manifest."""
+
+import logging
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from polysem.engine.task import Made, Tables, Task
+from polysem.errors import ConfigError
+from polysem.progress import Reporter
+from polysem.store import io
+from polysem.store.manifest import Output
+from polysem.store.run import REPORT, Part, trial_parts
+
+if TYPE_CHECKING:
+    from polysem.transfer.panel import JudgePanel
+
+log = logging.getLogger(__name__)
+MIN_CLEAN = 20
+
+
+def features(task: Task) -> Made:
+    """Features, glosses, contexts, clusters and gloss embeddings."""
+    from polysem.features import build_features
+
+    context = task.context
+    work = task.run.folder("features") / "work"
+    context.gate()
+    table = build_features(task.study, context.model, context.saes, workdir=work, reporter=task.how.reporter)
+    name, digest = table.embedder
+    made = task.whole(
+        {**table.tables(), "embeddings": table.embeddings}, {"embedder": {"name": name, "sha256": digest}}
+    )
+    # the embeddings below are kept: they are found by content
+    for checkpoint in sorted(work.glob("*.safetensors")):
+        io.remove(checkpoint)
+    return made
+
+
+def pairs(task: Task) -> Made | None:
+    """The map of pairs, one part per SAE."""
+    from polysem.pairs import map_pairs
+
+    context = task.context
+
+    def compute(part: Part, _: Reporter) -> Tables:
+        label = sorted(context.saes)[part.k]
+        made = map_pairs(context.saes[label], context.features, config=task.study.pairs, label=label)
+        return made.tables()
+
+    return task.in_parts(compute)
+
+
+def plan(task: Task) -> Made:
+    """Prompts and plan."""
+    from polysem import plan as planning
+    from polysem.positions import RowsBegin, positions_of, positions_of_all
+    from polysem.prompts import make_prompts
+
+    study, context = task.study, task.context
+    begun = {
+        label: RowsBegin(facts["prepend_bos"], facts["bos_stand_in"])
+        for label, facts in context.saes.facts.items()
+    }
+    positions = positions_of_all(context.model, list(begun.values()))
+    if len({positions_of(context.model, one).front for one in begun.values()}) > 1:
+        log.warning(
+            "rows of some SAEs begin otherwise than those of others; of all prompts: %s", positions.said
+        )
+    prompts = make_prompts(study.prompts, study.corpus, context.model, positions=positions, seed=study.seed)
+    mined = {name: task.run.table(name) for name in ("pairs", "partners")}
+    made = planning.make_plan(study, context.features, mined, prompts, context.saes, model=context.model)
+    wants_bos = {label: one.prepend_bos for label, one in begun.items()}
+    log.info("positions: %s (SAEs with BOS: %s)", positions.said, wants_bos)
+    facts = {"bos": positions.said, "trained_with_bos": wants_bos, "counts": planning.describe_plan(made)}
+    return task.whole(made.tables(), facts)
+
+
+def trials(task: Task) -> Made | None:
+    """The trials, in parts of whole batches."""
+    from polysem.trials import run_batches
+
+    planned, prompts = task.run.table("plan"), task.run.table("prompts")
+    batches, study = trial_parts(planned), task.study
+    context = task.context
+
+    def compute(part: Part, reporter: Reporter) -> Tables:
+        rows = run_batches(
+            *(planned, prompts, context.features, context.model, context.saes),
+            batches=batches[part.k],
+            word_start=not study.prompts.chat_template,
+            reporter=reporter,
+        )
+        return {"trials": rows}
+
+    return task.in_parts(compute, sizes=[len(some) for some in batches])
+
+
+def response(task: Task) -> Made:
+    """What the gradient says about the trials of the plan."""
+    from polysem.response import respond
+
+    context = task.context
+    tables = respond(
+        *(task.run.table("plan"), task.run.table("prompts"), task.run.table("trials")),
+        *(context.features, context.model, context.saes),
+        seed=task.study.seed,
+        reporter=task.how.reporter,
+    )
+    return task.whole(tables)
+
+
+def effects(task: Task) -> Made:
+    """Effects with intervals."""
+    from polysem.paper.presets import PaperEstimates
+    from polysem.stats import estimate
+
+    study, run = task.study, task.run
+    wanted = ("response", "metrics", "gradient_path", "gradient_matrix", "replicated")
+    made = estimate(
+        run.table("plan"),
+        run.table("trials"),
+        config=study.effects,
+        seed=study.seed,
+        response={name: run.table(name) for name in wanted},
+        beside=[PaperEstimates(study.preset)],
+        checks=True,
+        similarities=run.table("similarities"),
+        covariates=run.table("covariates"),
+        neurons={name: run.table(name) for name in ("neurons", "neuron_degrees")},
+    )
+    return Made(run.write(task.stage, made.tables()), {})
+
+
+def report(task: Task) -> Made:
+    """The report of whatever is finished."""
+    from polysem.report import write_report
+
+    path = write_report(task.run.root)
+    return Made({REPORT: Output(io.sha256(path))}, {})
+
+
+def transfer(task: Task) -> Made | None:
+    """What two models share, and whether it moves others."""
+    from polysem.transfer.run import make_transfer
+
+    found = make_transfer(
+        task.transfer,
+        task.run.folder("transfer"),
+        reporter=task.how.reporter,
+        say=task.how.say,
+        estimate_only=task.how.estimate_only,
+        retries=task.how.retries,
+    )
+    return None if found is None else Made(task.run.write(task.stage, found.tables), found.facts)
+
+
+@dataclass(frozen=True)
+class DefendOptions:
+    """What defences are judged on."""
+
+    n_clean: int = 200
+    """clean inputs"""
+
+    def check(self) -> None:
+        """Raises ConfigError for a value that cannot be."""
+        if self.n_clean < MIN_CLEAN:
+            raise ConfigError(
+                f"{self.n_clean} clean inputs; expected at least {MIN_CLEAN}", hint="raise --n-clean"
+            )
+
+
+def defend(task: Task) -> Made:
+    """What would notice or prevent the interventions of a transfer study."""
+    from polysem.transfer.audit import judge_defences
+
+    options: DefendOptions = task.options
+    tables = judge_defences(
+        task.transfer,
+        task.run.folder("transfer"),
+        n_clean=options.n_clean,
+        say=task.how.say,
+        reporter=task.how.reporter,
+    )
+    return Made(task.run.write(task.stage, tables), {})
+
+
+def judge(task: Task) -> Made | None:
+    """What language models say of pairs."""
+    from polysem.transfer.interpret import judge_pairs
+
+    panel: JudgePanel = task.options
+    how = task.how
+    tables = judge_pairs(task.run, panel, say=how.say, estimate_only=how.estimate_only, retries=how.retries)
+    return None if tables is None else Made(task.run.write(task.stage, tables), {})
+
+
+def explain(task: Task) -> Made | None:
+    """Glosses that language models write, as a table and as files that a study reads."""
+    from polysem.transfer.interpret import explain_features, gloss_files
+
+    panel: JudgePanel = task.options
+    how, run = task.how, task.run
+    table = explain_features(run, panel, say=how.say, estimate_only=how.estimate_only, retries=how.retries)
+    if table is None:
+        return None
+    outputs = run.write(task.stage, {"written_glosses": table})
+    for name, text in gloss_files(table).items():
+        outputs[f"explain/{name}"] = Output(io.write_text(run.folder("explain") / name, text))
+    return Made(outputs, {})

@@ -1,0 +1,195 @@
+"""`polysem side-effects`: directions by name or file, judged in the scene of a study.
+
+    side-effects/{directions,side_effects,side_effects_moved,side_effects_linear,cleaner,forecasts,screened,repairs}.parquet
+    side-effects/repaired-N.safetensors, repaired-N.gguf     the N-th direction, with least collateral
+
+A request takes the place of the one before; what it read is in the manifest by content.
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from polysem.boundary.files import local_path
+from polysem.categories import builtin
+from polysem.engine.task import Made, Task
+from polysem.errors import ConfigError
+from polysem.store import io
+from polysem.store.manifest import Output
+from polysem.types import Site
+from polysem.vocabulary import TOKEN_SETS
+
+STAGE = "side-effects"
+
+
+@dataclass(frozen=True)
+class SideEffectsOptions:
+    """What is asked for."""
+
+    features: tuple[int, ...] = ()
+    """decoder rows of the dictionary"""
+    top: int = 0
+    """the cleanest features by gradient"""
+    all_by_gradient: bool = False
+    """every feature, without a push"""
+    vectors: tuple[str, ...] = ()
+    """files"""
+    more: str = ""
+    """file of texts whose mean activation is steered towards ..."""
+    less: str = ""
+    """... and away from"""
+    target: str = ""
+    """what files and texts are meant to move: a category of words, or words with commas between"""
+    sae: str = ""
+    """label of the dictionary; default: the one at the site, or the study's first"""
+    site: str = ""
+    """where files and texts are steered; default: as the file says, or the dictionary's"""
+    readout: str = ""
+    """label of the dictionary that is looked at; default: the last one that can see the push"""
+    positions: str = ""
+    """default: the plan's"""
+    token_set: str = "out"
+    kl: float = 0.05
+    """nats"""
+    coefficient: float | None = None
+    """in place of nats: how many times the vector as given is added"""
+    n_null: int = 40
+    forecast: int = 0
+    """features that are pushed to judge forecasts; 0: none"""
+    repair: bool = False
+
+    def check(self) -> None:
+        """Raises ConfigError for what cannot be asked."""
+        if bool(self.more) != bool(self.less):
+            raise ConfigError(
+                "a difference of means takes two files of texts", hint="give --more FILE and --less FILE"
+            )
+        if not (
+            self.features or self.top or self.all_by_gradient or self.vectors or self.more or self.forecast
+        ):
+            raise ConfigError(
+                "nothing is asked for",
+                hint="give --features 12,40, --top 20, --vector FILE, --more and --less, or --all-by-gradient",
+            )
+        if self.token_set not in TOKEN_SETS:
+            raise ConfigError(f"token set {self.token_set!r}; expected one of {', '.join(TOKEN_SETS)}")
+        if self.top < 0 or self.forecast < 0 or self.n_null < 1:
+            raise ConfigError(
+                f"top {self.top}, forecast {self.forecast}, null {self.n_null}; expected at least 0, 0 and 1"
+            )
+        dose = self.kl if self.coefficient is None else self.coefficient
+        if not 0 < dose < float("inf"):
+            raise ConfigError(f"dose {dose:g}; expected a number above 0")
+
+    def recorded(self) -> dict[str, Any]:
+        """As it goes into the manifest: files by content."""
+        found = {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(self).items()}
+        files = [*self.vectors, *filter(None, (self.more, self.less))]
+        return found | {"content": [io.sha256_of(local_path(file)) for file in files]}
+
+
+def make(task: Task) -> Made:
+    """The tables of a request, and the vectors of its repairs."""
+    from polysem.side_effects.directions import write_direction
+    from polysem.side_effects.run import SideEffects, forecast_side_effects, linear_rows, side_effects
+
+    options: SideEffectsOptions = task.options
+    scene, directions, said = _asked(task, options)
+    rows: dict[str, list[dict[str, Any]]] = {}
+    found = SideEffects.of({})
+    dose, unit = (options.kl, "kl") if options.coefficient is None else (options.coefficient, "coefficient")
+    if directions:
+        found = side_effects(
+            scene, directions, dose=dose, unit=unit, n_null=options.n_null, repair=options.repair,
+            tokens_from=said, reporter=task.how.reporter,
+        )  # fmt: skip
+    if options.forecast:
+        rows |= forecast_side_effects(scene, options.forecast, dose=options.kl, reporter=task.how.reporter)
+    if not found.tables["side_effects_linear"].num_rows and (told := scene.of_all_features(options.kl)):
+        rows["side_effects_linear"] = linear_rows(scene, told)
+    tables = dict(found.tables) | {n: t for n, t in SideEffects.of(rows).tables.items() if t.num_rows}
+    made = task.whole(tables)
+    folder = task.run.folder(STAGE)
+    for old in sorted(folder.glob("repaired-*")):
+        io.remove(old)
+    numbers = {d.name: k for k, d in enumerate(directions)}
+    for repair in found.repairs:
+        stem = f"repaired-{numbers[repair.name.removesuffix(', repaired')]}"
+        written = write_direction(folder, stem, repair, model_type=task.context.model.spec.family)
+        made.outputs.update({f"{STAGE}/{name}": Output(digest) for name, digest in written.items()})
+    return made
+
+
+def _asked(task: Task, options: SideEffectsOptions) -> tuple[Any, list[Any], dict[str, str]]:
+    """The scene, the directions, and who said what they are meant to move."""
+    from polysem.positions import positions_of
+    from polysem.side_effects.directions import Direction, difference_of_means, read_direction, read_texts
+    from polysem.side_effects.scene import Scene, readouts_after
+
+    context = task.context
+    model, saes, study = context.model, context.saes, task.study
+    given = Site.parse(options.site) if options.site else None
+    found: list[tuple[str, str, Site | None, np.ndarray]] = []
+    for file in options.vectors:
+        found.append((Path(file).name, "file", *read_direction(local_path(file), site=given)))
+    sites = {site for _, _, site, _ in found if site is not None} | ({given} if given else set())
+    if len(sites) > 1:
+        raise ConfigError(
+            f"vectors of several sites: {', '.join(map(str, sorted(sites)))}; expected one",
+            hint="judge one file after the other",
+        )
+    at = next(iter(sites), None)
+    label = options.sae or next((one for one in saes if at in (None, saes[one].writes)), next(iter(saes)))
+    for name in filter(None, (label, options.readout)):
+        if name not in saes:
+            raise ConfigError(f"no dictionary {name!r} in the study; expected one of {', '.join(saes)}")
+    site = at or saes[label].writes
+    if (options.features or options.top) and site != saes[label].writes:
+        raise ConfigError(
+            f"features of {label} are steered at {saes[label].writes}, not {site}", hint="leave --site out"
+        )
+    if options.more:
+        sides = [read_texts(local_path(file)) for file in (options.more, options.less)]
+        difference = difference_of_means(model, *sides, site=site, positions=positions_of(model, saes[label]))
+        names = f"{Path(options.more).stem} minus {Path(options.less).stem}"
+        found.append((names, "texts", site, difference))
+    readout = options.readout or next(iter(readouts_after(model, site, saes)), "")
+    scene = Scene.of(
+        model, saes[label], context.features.features, task.run.table("prompts"), label=label,
+        readout=(readout, saes[readout]) if readout else None,
+        positions=options.positions or study.plan.positions, token_set=options.token_set,
+        word_start=not study.prompts.chat_template, seed=study.seed,
+    )  # fmt: skip
+    tokens = _tokens(model, options.target, word_start=not study.prompts.chat_template)
+    directions = [Direction(name, kind, at or site, vector, tokens) for name, kind, at, vector in found]
+    wanted = list(dict.fromkeys([*options.features, *_cleanest(scene, options)]))
+    said = {d.name: "asked" for d in directions if tokens}
+    return scene, [*directions, *scene.features(wanted)], said
+
+
+def _cleanest(scene: Any, options: SideEffectsOptions) -> list[int]:
+    told = scene.of_all_features(options.kl) if options.top else None
+    if told is None:
+        return []
+    clean = told.cleanliness(scene.all_own)
+    order = np.argsort(-np.nan_to_num(clean, nan=-np.inf), kind="stable")
+    return [int(k) for k in order[: options.top] if np.isfinite(clean[k])]
+
+
+def _tokens(model: Any, target: str, *, word_start: bool) -> tuple[int, ...]:
+    """Token ids of what is meant to move: a category's, or the first token of every word."""
+    if not target:
+        return ()
+    known: Mapping[str, frozenset[str]] = builtin().words
+    if target in known:
+        inside = builtin().inside(model.token_strings(range(model.spec.d_vocab)), word_start=word_start)
+        return tuple(np.flatnonzero(inside[builtin().names.index(target)]).tolist())
+    words = [word.strip() for word in target.split(",") if word.strip()]
+    space = " " if word_start else ""
+    ids = {model.tokenize(space + word, prepend_bos=False)[0] for word in words}
+    if not ids:
+        raise ConfigError(f"--target {target!r}: expected words, or one of {', '.join(known)}")
+    return tuple(sorted(ids))

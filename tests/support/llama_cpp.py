@@ -1,0 +1,125 @@
+"""llama.cpp's own server in this process (package xllamacpp), and a model of the zoo as the file that it reads.
+
+file = write_gguf(path, load_model("zoo:llama", device="cpu"))
+with LlamaServer(file) as server:
+    ... server.url ...
+"""
+
+import contextlib
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+NAMES = {
+    "self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output", "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down", "input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm",
+}  # fmt: skip
+NORMAL, UNKNOWN, CONTROL, BYTE = 1, 2, 3, 6
+"""types of tokens in the format"""
+
+
+class LlamaServer:
+    """A running server; use it as a context."""
+
+    def __init__(self, file: Path, *, context: int = 1024):
+        self.file, self.context = file, context
+
+    def __enter__(self) -> "LlamaServer":
+        import xllamacpp
+
+        with _silent():
+            params = xllamacpp.CommonParams()
+            params.model.path = str(self.file)
+            params.n_ctx, params.n_parallel, params.n_threads_http = self.context, 1, 2
+            params.cpuparams.n_threads = params.cpuparams_batch.n_threads = 1
+            params.port, params.warmup, params.verbosity = 0, False, -1
+            self._server: Any = xllamacpp.Server(params)
+        self.url: str = self._server.listening_address
+        self.model = str(self.file)
+        """the name under which it answers: it takes no notice of the one that it is asked for"""
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        with _silent():
+            del self._server
+
+
+@contextlib.contextmanager
+def _silent() -> Iterator[None]:
+    """The server writes its log to the process's own error stream."""
+    kept, nothing = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nothing, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nothing)
+
+
+def write_gguf(path: Path, model: Any) -> Path:
+    """A Llama with a unigram tokenizer as a file of float32 weights."""
+    import gguf
+
+    config = model.model.config
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_rope_dimension_count(config.hidden_size // config.num_attention_heads)
+    writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
+    writer.add_vocab_size(config.vocab_size)
+    _add_unigram(writer, model.tokenizer)
+    for name, tensor in model.model.state_dict().items():
+        if name == "lm_head.weight" and config.tie_word_embeddings:
+            continue
+        writer.add_tensor(*_tensor(name, tensor.float().numpy(), config))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def _tensor(name: str, value: np.ndarray, config: Any) -> tuple[str, np.ndarray]:
+    bare = name.removeprefix("model.").removesuffix(".weight")
+    for part, heads in (("q_proj", config.num_attention_heads), ("k_proj", config.num_key_value_heads)):
+        if bare.endswith(part):  # the format's order of the halves of rotated pairs
+            half = value.shape[0] // heads // 2
+            value = value.reshape(heads, 2, half, value.shape[1]).swapaxes(1, 2).reshape(value.shape)
+    top = {"embed_tokens": "token_embd", "norm": "output_norm", "lm_head": "output"}
+    if bare in top:
+        return f"{top[bare]}.weight", value
+    _, layer, rest = bare.split(".", 2)
+    return f"blk.{layer}.{NAMES[rest]}.weight", np.ascontiguousarray(value)
+
+
+def _add_unigram(writer: Any, tokenizer: Any) -> None:
+    rows = json.loads(tokenizer.backend_tokenizer.to_str())["model"]["vocab"]
+    special = {tokenizer.bos_token, tokenizer.eos_token}
+    types = [
+        UNKNOWN if t == tokenizer.unk_token else CONTROL if t in special
+        else BYTE if len(t) == 6 and t.startswith("<0x") else NORMAL
+        for t, _ in rows
+    ]  # fmt: skip
+    writer.add_tokenizer_model("t5")
+    writer.add_tokenizer_pre("default")
+    writer.add_token_list([t for t, _ in rows])
+    writer.add_token_scores([score for _, score in rows])
+    writer.add_token_types(types)
+    writer.add_add_bos_token(True)
+    writer.add_add_eos_token(False)
+    writer.add_add_space_prefix(True)
+    writer.add_remove_extra_whitespaces(False)
+    writer.add_bos_token_id(tokenizer.bos_token_id)
+    writer.add_eos_token_id(tokenizer.eos_token_id)
+    writer.add_unk_token_id(tokenizer.unk_token_id)

@@ -1,0 +1,574 @@
+"""Side effects against closed forms, brute force on tiny models, and planted truth."""
+
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+from scipy import stats
+
+from polysem.atlas import Responder, set_responses
+from polysem.edits import Add
+from polysem.errors import ConfigError, FormatError, MismatchError, SiteError
+from polysem.linear.response import membership
+from polysem.models.hf import HFModel
+from polysem.positions import positions_of
+from polysem.readouts import kl, log_odds, share_of_shift
+from polysem.side_effects import forecast
+from polysem.side_effects.directions import Direction, difference_of_means, read_direction, write_direction
+from polysem.side_effects.linear import against, linear_effects, own_sets, participation, stability
+from polysem.side_effects.measures import Measured, jackknife, measure_rows, moved_rows, rank_p
+from polysem.side_effects.public import read_feature_table
+from polysem.side_effects.push import Readout, Sets, push
+from polysem.side_effects.repair import least_collateral, protected_sets, repair_rows, second_moment
+from polysem.types import Site
+from polysem.worlds.tables import plain_sae
+from polysem.worlds.tiny import TINY_FAMILIES, tiny_model
+
+RNG = np.random.default_rng(0)
+PROMPTS = [RNG.integers(2, 48, n).tolist() for n in (6, 9, 7, 8, 5, 10)]
+SETS = [[3, 7], [11], [40, 41, 42, 3], [5, 30]]
+SITE = Site(1, "hook_resid_post")
+
+
+def double(family: str, n_layers: int = 3) -> HFModel:
+    model = tiny_model(family, n_layers=n_layers)
+    return HFModel.from_parts(model.model.double(), model.tokenizer)
+
+
+def some_directions(n: int, width: int = 16) -> list[Direction]:
+    draws = np.random.default_rng(7).standard_normal((n, width))
+    return [Direction(f"d{k}", "file", SITE, v, tuple(SETS[k % 4])) for k, v in enumerate(draws)]
+
+
+def last(model, ids, vector):
+    """Last-position logits with a vector added at all positions but the first: the plain forward pass."""
+    mask = torch.ones(1, len(ids), dtype=torch.bool)
+    mask[:, 0] = False
+    edit = Add(SITE, torch.as_tensor(vector)[None], mask)
+    return model.logits(torch.tensor([ids]), [edit], last_only=True)[0, -1].double()
+
+
+@pytest.mark.parametrize("family", TINY_FAMILIES)
+def test_a_response_holds_gradients_costs_and_changes_of_logits(family):
+    model, ids = double(family), PROMPTS[1]
+    made = Responder(model, SITE, SETS)(ids)
+    expected = set_responses(model, SITE, [ids], SETS) / made.norm
+    np.testing.assert_allclose(made.gradients, expected, rtol=1e-5, atol=1e-6)
+    step, v, w = 1e-3, *np.random.default_rng(3).standard_normal((2, 16))
+    base = last(model, ids, 0 * v)
+    spent = np.mean([float(kl(base, last(model, ids, sign * step * v))) for sign in (1, -1)])
+    # families that compute norms in float32 leave rounding of 1e-7 in the logits
+    assert v @ made.fisher @ v / 2 == pytest.approx(spent / step**2, rel=2e-2)
+    if family != "gemma2":  # whose soft-cap is left out of the change of logits
+        centred = [(last(model, ids, step * x) - last(model, ids, -step * x)) / (2 * step) for x in (v, w)]
+        centred = [z - z.mean() for z in centred]
+        product = (made.logits @ v) @ (made.logits @ w)
+        assert product == pytest.approx(float(centred[0] @ centred[1]), rel=5e-3, abs=1e-2)
+
+
+def test_pushes_are_what_the_plain_forward_pass_gives():
+    model = double("gpt2")
+    sae = plain_sae(RNG.standard_normal((24, 16)), site=Site(2, "hook_resid_post"))
+    directions = some_directions(3)
+    seen = push(
+        model, PROMPTS[:3], directions, sets=SETS, dose=1e-5, readout=Readout("later", sae, threshold=0.1)
+    )
+    assert seen.reached.all()
+    np.testing.assert_allclose(seen.kl, 1e-5, rtol=0.03)
+    for k, d in enumerate(directions):
+        for x, ids in enumerate(PROMPTS[:3]):
+            base = last(model, ids, 0 * d.vector)
+            # each way is brought to its KL within 2 %, so lengths are within 1 % of their mean
+            ends = [last(model, ids, sign * seen.length[k, x] * d.unit) for sign in (1, -1)]
+            odd = [(float(log_odds(ends[0], s)) - float(log_odds(ends[1], s))) / 2 for s in SETS]
+            np.testing.assert_allclose(seen.sets[k, x], odd, rtol=0.02, atol=1e-6)
+            change = (ends[0] - ends[1]) / 2
+            change = change - change.mean()
+            assert seen.products[k, x, x] == pytest.approx(float(change @ change), rel=0.04)
+            odds = [torch.tensor([[float(log_odds(z, s)) for s in SETS]]) for z in ends]
+            before = torch.tensor([float(log_odds(base, s)) for s in SETS])
+            spent = [torch.tensor([float(kl(base, z))]) for z in ends]
+            share = [share_of_shift(before, o, c)[0] for o, c in zip(odds, spent, strict=True)]
+            np.testing.assert_allclose(seen.rho[k, x], (share[0] - share[1]) / 2, rtol=0.02, atol=1e-3)
+            edit = Add(
+                SITE,
+                torch.as_tensor(seen.length[k, x] * d.unit)[None],
+                torch.tensor([[False] + [True] * (len(ids) - 1)]),
+            )
+            tokens = torch.tensor([ids])
+            after, clean = (
+                model.capture(tokens, [sae.reads], edits)[sae.reads][0, -1] for edits in ([edit], [])
+            )
+            moved = (sae.encode(after) - sae.encode(clean)) * sae.W_dec.norm(dim=1)
+            np.testing.assert_allclose(
+                seen.latents[k, x], moved, rtol=0.02, atol=0.02 * float(moved.abs().max())
+            )
+            back = sae.decode(sae.encode(after)) - sae.decode(sae.encode(clean))
+            missed = float((after - clean - back).square().sum())
+            assert seen.missed[k, x] == pytest.approx(missed, rel=0.04)
+            assert seen.moved[k, x] == pytest.approx(float((after - clean).square().sum()), rel=0.04)
+
+
+def test_small_pushes_are_what_the_gradients_say():
+    model, directions = double("llama"), some_directions(12)
+    sets = [list(s) for s in SETS]
+    own = own_sets([d.tokens for d in directions], sets)
+    respond = Responder(model, SITE, sets)
+    told = linear_effects(
+        np.stack([d.unit for d in directions]), [respond(ids) for ids in PROMPTS], dose=1e-4
+    )
+    seen = push(model, PROMPTS, directions, sets=sets, dose=1e-4)
+    measured = Measured(seen, own, len(sets))
+    every = np.arange(len(PROMPTS))
+    effect = seen.sets.mean(1)
+    assert 1 - ((effect - told.effect) ** 2).sum() / ((effect - effect.mean()) ** 2).sum() > 0.99
+    for k in range(12):
+        assert measured.value("stability", k, every) == pytest.approx(told.stability[k], abs=0.02)
+        assert measured.value("reach_sets", k, every) == pytest.approx(told.ratio[k], rel=0.05)
+        assert measured.value("strength", k, every) == pytest.approx(told.strength[k], rel=0.05)
+        assert measured.value("cleanliness", k, every) == pytest.approx(told.cleanliness(own)[k], abs=0.05)
+
+
+def test_a_coefficient_adds_the_vector_that_many_times():
+    model, directions = double("gpt2"), some_directions(2)
+    seen = push(model, PROMPTS[:2], directions, sets=SETS, dose=0.3, unit="coefficient")
+    for k, d in enumerate(directions):
+        np.testing.assert_allclose(seen.length[k], 0.3 * d.norm)
+        for x, ids in enumerate(PROMPTS[:2]):
+            ends = [last(model, ids, sign * 0.3 * d.vector) for sign in (1, -1)]
+            odd = [(float(log_odds(ends[0], s)) - float(log_odds(ends[1], s))) / 2 for s in SETS]
+            np.testing.assert_allclose(seen.sets[k, x], odd, rtol=1e-4, atol=1e-6)
+            spent = np.mean([float(kl(last(model, ids, 0 * d.vector), z)) for z in ends])
+            assert seen.kl[k, x] == pytest.approx(spent, rel=1e-4)
+
+
+def test_pushes_that_cannot_be_are_refused():
+    model, d = double("gpt2"), some_directions(1)[0]
+    sae = plain_sae(np.eye(16), site=Site(0, "hook_resid_post"))
+    with pytest.raises(SiteError, match="before"):
+        push(model, PROMPTS[:1], [d], sets=SETS, dose=0.1, readout=Readout("early", sae, 1.0))
+    other = Direction("e", "file", Site(0, "hook_resid_post"), d.vector)
+    with pytest.raises(MismatchError, match="one site"):
+        push(model, PROMPTS[:1], [d, other], sets=SETS, dose=0.1)
+    with pytest.raises(MismatchError, match="16 coordinates"):
+        push(model, PROMPTS[:1], [Direction("f", "file", SITE, np.ones(5))], sets=SETS, dose=0.1)
+    for vector in (np.zeros(16), np.full(16, np.nan)):
+        with pytest.raises(MismatchError, match="finite"):
+            Direction("bad", "file", SITE, vector)
+
+
+def test_a_dose_that_is_not_reached_leaves_no_number():
+    """A direction that LayerNorm takes out again moves nothing, at any length."""
+    model = double("gpt2", n_layers=2)
+    flat = Direction("flat", "file", Site(1, "hook_resid_post"), np.ones(16), (3,))
+    seen = push(model, PROMPTS[:2], [flat], sets=SETS, dose=0.1)
+    assert not seen.reached.any()
+    assert np.isnan(seen.sets).all()
+    measured = Measured(seen, np.array([0]), 4)
+    none = measured.good(0, np.ones(2, dtype=bool))
+    assert len(none) == 0
+    assert np.isnan(jackknife(lambda some: measured.value("on_target", 0, some), none).value)
+
+
+def test_log_odds_of_sets_of_any_size():
+    logits = torch.from_numpy(RNG.standard_normal((3, 50)))
+    seen = Sets([*SETS, list(range(30))], 50).log_odds(logits)
+    for k, ids in enumerate([*SETS, list(range(30))]):
+        np.testing.assert_allclose(seen[:, k], [float(log_odds(z, ids)) for z in logits], rtol=1e-12)
+
+
+# files
+
+
+def test_directions_come_back_from_the_files_that_tools_read(tmp_path):
+    gguf = pytest.importorskip("gguf", reason="gguf is not installed")
+    vector = RNG.standard_normal(16).astype(np.float32)
+    d = Direction("d", "repaired", Site(3, "hook_resid_post"), vector.astype(np.float64))
+    written = write_direction(tmp_path, "d", d, model_type="llama")
+    assert set(written) == {"d.safetensors", "d.gguf"}
+    for name in written:
+        site, found = read_direction(tmp_path / name)
+        assert site == d.site
+        np.testing.assert_array_equal(found, vector)
+    reader = gguf.GGUFReader(tmp_path / "d.gguf")
+    assert reader.get_field("general.architecture").contents() == "controlvector"
+    assert reader.get_field("controlvector.model_hint").contents() == "llama"
+    assert [t.name for t in reader.tensors] == ["direction.3"]
+    first = Direction("e", "repaired", Site(0, "hook_resid_post"), vector.astype(np.float64))
+    assert set(write_direction(tmp_path, "e", first, model_type="llama")) == {"e.safetensors"}
+
+
+def test_a_control_vector_that_the_gguf_package_writes_is_read(tmp_path):
+    gguf = pytest.importorskip("gguf", reason="gguf is not installed")
+    rows = {k: RNG.standard_normal(16).astype(np.float32) for k in (1, 2)}
+    writer = gguf.GGUFWriter(tmp_path / "v.gguf", "controlvector")
+    writer.add_string("controlvector.model_hint", "mistral")
+    writer.add_uint32("controlvector.layer_count", 2)
+    for layer, row in rows.items():
+        writer.add_tensor(f"direction.{layer}", row)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    site, found = read_direction(tmp_path / "v.gguf", site=Site(2, "hook_resid_post"))
+    assert str(site) == "blocks.2.hook_resid_post"
+    np.testing.assert_array_equal(found, rows[2])
+    with pytest.raises(ConfigError, match=r"blocks\.1.*, blocks\.2.*; no site"):
+        read_direction(tmp_path / "v.gguf")
+
+
+def test_vectors_of_torch_and_numpy(tmp_path):
+    vector = torch.from_numpy(RNG.standard_normal(16))
+    np.save(tmp_path / "v.npy", vector.numpy())
+    torch.save(vector, tmp_path / "alone.pt")
+    torch.save({"layer_activations": {4: vector}, "layer_type": "decoder_block"}, tmp_path / "by_layer.pt")
+    save_file({"layers.7": vector}, tmp_path / "named.safetensors")
+    for name, where in (("v.npy", None), ("alone.pt", None), ("by_layer.pt", 4), ("named.safetensors", 7)):
+        site, found = read_direction(tmp_path / name)
+        assert (site and site.layer) == where
+        np.testing.assert_array_equal(found, vector.numpy())
+
+
+def test_what_is_no_vector_is_refused(tmp_path):
+    class Code:
+        def __reduce__(self):
+            return print, ("ran",)
+
+    torch.save({"v": Code()}, tmp_path / "code.pt")
+    (tmp_path / "code.npy").write_bytes(pickle.dumps(Code()))
+    np.save(tmp_path / "objects.npy", np.array([Code()], dtype=object), allow_pickle=True)
+    np.save(tmp_path / "matrix.npy", np.eye(3))
+    np.save(tmp_path / "whole.npy", np.arange(4))
+    (tmp_path / "v.txt").write_text("1 2 3")
+    (tmp_path / "cut.safetensors").write_bytes(b"\x08\x00\x00")
+    save_file({"a": torch.ones(2, 3)}, tmp_path / "wide.safetensors")
+    (tmp_path / "no.gguf").write_bytes(b"GGUF" + bytes(60))
+    for path in sorted(tmp_path.iterdir()):
+        with pytest.raises(FormatError, match=path.name):
+            read_direction(path)
+
+
+def test_a_difference_of_means_counts_every_text_once():
+    model = double("gpt2")
+    sides = [
+        ["the man said", "the sea is so cold and the road is long"],
+        ["the king had been", "she was here"],
+    ]
+    positions = positions_of(model, True)
+    found = difference_of_means(model, *sides, site=SITE, positions=positions)
+    means = []
+    for texts in sides:
+        each = []
+        for text in texts:
+            ids = torch.tensor([positions.row(model.tokenize(text, prepend_bos=False))])
+            rows = model.capture(ids, [SITE])[SITE][0].double().numpy()[1:]
+            each.append(rows[positions.ordinary(np.linalg.norm(rows, axis=1))].mean(0))
+        means.append(np.mean(each, axis=0))
+    np.testing.assert_allclose(found, means[0] - means[1], rtol=1e-10)
+    with pytest.raises(ConfigError, match="1 texts of less"):
+        difference_of_means(model, sides[0], ["one"], site=SITE, positions=positions)
+
+
+# numbers
+
+
+def test_statistics_of_changes_in_closed_form():
+    assert participation(np.array([1.0, 1, 1, 0])) == 3
+    assert participation(np.array([5.0, 0, 0])) == 1
+    assert np.isnan(participation(np.zeros(3)))
+    same = np.ones((1, 2, 2))
+    assert stability(same) == pytest.approx([1.0])
+    vectors = np.array([[1.0, 0], [1, 0], [-0.5, 0]])
+    products = vectors @ vectors.T
+    assert float(stability(products)) == pytest.approx(1 / 3)  # two along the mean, one against it
+    assert against(products) == pytest.approx(1 / 3)
+    apart = np.eye(4)  # orthogonal changes: cosine 1/2 with their mean, and none points away from the others
+    assert float(stability(apart)) == pytest.approx(0.5)
+    assert against(apart) == 0
+
+
+def test_the_jackknife_of_a_mean_is_the_t_interval():
+    x = RNG.standard_normal(9)
+    found = jackknife(lambda some: float(x[some].mean()), np.arange(9))
+    lo, hi = stats.t.interval(0.95, 8, x.mean(), stats.sem(x))
+    np.testing.assert_allclose([found.lo, found.hi], [lo, hi])
+    assert np.isnan(jackknife(lambda some: 1.0, np.arange(2)).lo)
+
+
+def test_a_rank_p_holds_its_level():
+    rng = np.random.default_rng(1)
+    p = np.array([rank_p(x, rng.standard_normal(39)) for x in rng.standard_normal(4000)])
+    assert 0.04 < (p <= 0.05).mean() < 0.06
+    assert rank_p(10.0, np.zeros(39)) == 0.05
+    assert np.isnan(rank_p(1.0, np.empty(0)))
+
+
+def pushed_rows(n: int, prompts: int, *, seed: int = 0):
+    model = double("gpt2")
+    draws = np.random.default_rng(seed).standard_normal((n, 16))
+    directions = [Direction(f"i{k}", "isotropic", SITE, v) for k, v in enumerate(draws)]
+    return push(model, PROMPTS[:prompts], directions, sets=SETS, dose=0.02)
+
+
+def test_what_moved_is_chosen_on_one_half_and_reported_on_the_other():
+    seen = Measured(pushed_rows(2, 6), np.array([0, 1]), 4)
+    null = Measured(pushed_rows(5, 6, seed=1), np.full(5, -1), 4)
+    select = np.array([True, True, True, False, False, False])
+    kinds = {"tokens": list("abcd"), "category": [], "feature": []}
+    rows = list(moved_rows(seen, null, ["x", "y"], kinds, select=select, confirm=~select))
+    for k, name in enumerate(("x", "y")):
+        mine = [row for row in rows if row["direction"] == name]
+        order = np.argsort(-np.abs(seen.pushed.sets[k, select].mean(0)))
+        assert [row["place"] for row in mine] == order.tolist()
+        for row in mine:
+            values = seen.pushed.sets[k, ~select, row["place"]]
+            assert row["value"] == pytest.approx(values.mean())
+            limit = np.quantile(np.abs(null.pushed.sets[:, ~select, row["place"]].mean(1)), 0.95)
+            assert row["null_hi"] == pytest.approx(limit)
+    table = {(r["direction"], r["measure"]): r for r in measure_rows(seen, null, ["x", "y"], confirm=~select)}
+    assert table["x", "on_target"]["value"] == pytest.approx(seen.pushed.sets[0, ~select, 0].mean())
+    others = np.median(null.pushed.sets[:, ~select, 1].mean(1))
+    assert table["y", "on_target"]["null"] == pytest.approx(others)
+    assert np.isnan(table["y", "reach_features"]["value"])  # there is no readout
+
+
+# repair
+
+
+def test_no_other_direction_with_the_same_effect_costs_less():
+    rng = np.random.default_rng(2)
+    vector, target = rng.standard_normal((2, 12))
+    protected, moment = rng.standard_normal((30, 12)), second_moment(rng.standard_normal((40, 12)))
+    found = least_collateral(vector, target, protected, moment, weight=3.0)
+    assert target @ found == pytest.approx(target @ vector)
+    scaled = [m * 12 / np.trace(m) for m in (moment, protected.T @ protected)]
+
+    def cost(v):
+        return v @ scaled[0] @ v + 3.0 * v @ scaled[1] @ v + 1e-2 * v @ v
+
+    for _ in range(200):
+        step = rng.standard_normal(12)
+        step -= target * (target @ step) / (target @ target)  # keeps the effect
+        assert cost(found + 0.1 * step) > cost(found)
+    strict = least_collateral(vector, target, protected[:3], moment, weight=1e9)
+    assert np.abs(protected[:3] @ strict).max() < 1e-4 * np.abs(protected[:3] @ vector).max()
+    with pytest.raises(ConfigError, match="nothing to keep"):
+        least_collateral(vector - target * (target @ vector) / (target @ target), target, protected, moment)
+
+
+def test_protected_sets_share_no_token_with_the_target():
+    effect = np.array([1.0, -5.0, 3.0, -2.0])
+    assert protected_sets(effect, 0, SETS) == [1, 3]  # set 2 holds token 3 of the target
+    assert protected_sets(effect, 0, SETS, n=1) == [1]
+
+
+def test_a_repair_is_compared_prompt_by_prompt():
+    before, after = (Measured(pushed_rows(1, 6, seed=k), np.array([0]), 4) for k in (3, 4))
+    confirm = np.array([False, False, True, True, True, True])
+    rows = {
+        row["measure"]: row
+        for row in repair_rows("x", before, after, 0, protected=[1, 3], cosine=0.5, confirm=confirm)
+    }
+    change = (after.pushed.sets - before.pushed.sets)[0, confirm, 0]
+    lo, hi = stats.t.interval(0.95, 3, change.mean(), stats.sem(change))
+    np.testing.assert_allclose(
+        [rows["on_target"][k] for k in ("difference", "lo", "hi")], [change.mean(), lo, hi]
+    )
+    root = np.sqrt((before.pushed.sets[0, confirm][:, [1, 3]] ** 2).mean())
+    assert rows["protected"]["before"] == pytest.approx(root)
+
+
+# forecast
+
+
+def planted(rng, n=120):
+    X = rng.standard_normal((n, 4))
+    return X, X[:, 0] + 0.5 * X[:, 1] + 0.3 * rng.standard_normal(n)
+
+
+def test_a_forecast_finds_what_is_there_and_nothing_else():
+    from polysem.rank import rank_correlation
+
+    rng = np.random.default_rng(5)
+    X, y = planted(rng)
+    told = forecast.held_out(forecast.ranks(X), forecast.ranks(y), rng=np.random.default_rng(0))
+    assert rank_correlation(told, y) > 0.9
+    nothing = [
+        rank_correlation(
+            forecast.held_out(rng.standard_normal((60, 3)), forecast.ranks(rng.standard_normal(60)), rng=rng),
+            rng.standard_normal(60),
+        )
+        for _ in range(60)
+    ]
+    assert abs(np.mean(nothing)) < 3 * np.std(nothing) / np.sqrt(60)
+
+
+def test_held_out_forecasts_of_noise_do_not_lean_to_the_other_side():
+    """The mean of the training part is larger where the held-out part is small: a forecast must not show it."""
+    from polysem.rank import rank_correlation
+
+    rng = np.random.default_rng(6)
+    found, leaning = [], []
+    for k in range(80):
+        y = forecast.ranks(rng.standard_normal(60))
+        told = forecast.held_out(rng.standard_normal((60, 1)), y, rng=np.random.default_rng(k))
+        fold = np.random.default_rng(k).permutation(60) % forecast.FOLDS
+        means = np.array([y[fold != one].mean() for one in fold])
+        found.append(rank_correlation(told, y))
+        leaning.append(rank_correlation(told - forecast.CENTRE + means, y))
+    assert np.mean(found) > -0.1  # the slopes lean a little, too
+    assert np.mean(leaning) < -0.15
+
+
+def test_no_feature_decides_its_own_forecast():
+    rng = np.random.default_rng(7)
+    X, y = planted(rng, n=50)
+    first = forecast.held_out(X, forecast.ranks(y), rng=np.random.default_rng(0))
+    changed = forecast.ranks(y)
+    changed[3] = 9.0
+    second = forecast.held_out(X, changed, rng=np.random.default_rng(0))
+    fold = np.random.default_rng(0).permutation(50) % forecast.FOLDS
+    assert second[3] == first[3]
+    assert (second != first)[fold != fold[3]].all()
+
+
+def test_a_partial_correlation_is_that_of_the_inverse_matrix():
+    x, y, given = RNG.standard_normal(40), RNG.standard_normal(40), RNG.standard_normal((40, 2))
+    y = y + x + given[:, 0]
+    inverse = np.linalg.inv(np.corrcoef(forecast.ranks(np.column_stack([x, y, given])).T))
+    expected = -inverse[0, 1] / np.sqrt(inverse[0, 0] * inverse[1, 1])
+    assert forecast.partial_correlation(x, y, given) == pytest.approx(expected)
+    assert np.isnan(forecast.partial_correlation(x, np.ones(40), given))
+
+
+def test_reliability_is_that_of_the_mean_of_both_halves():
+    rng = np.random.default_rng(8)
+    truth = rng.standard_normal(20_000)
+    halves = [truth + rng.standard_normal(20_000) for _ in range(2)]
+    # variance 1 of 1.5 in the mean of two; ranks lose a little
+    assert forecast.split_half(*halves) == pytest.approx(2 / 3, abs=0.03)
+    assert forecast.split_half(truth, -truth) == 0
+
+
+def labelled(rng, n=80, *, crowding: float) -> forecast.Labelled:
+    known = {name: rng.standard_normal(n) for name in forecast.PREDICTORS["all"]}
+    truth = known["lr_reach"] + crowding * known["crowding"]
+    one, two = (truth + 0.5 * rng.standard_normal(n) for _ in range(2))
+    return forecast.Labelled(known, (one + two) / 2, one, two, np.arange(n) % 10)
+
+
+def test_whether_crowding_adds_to_the_gradient_is_told():
+    rng = np.random.default_rng(9)
+    rows = {
+        (crowding, row["predictors"]): row
+        for crowding in (0.0, 1.0)
+        for row in forecast.forecast_rows(
+            labelled(rng, n=800, crowding=crowding), seed_rng=lambda _: np.random.default_rng(0)
+        )
+    }
+    name = "crowding given linear response and density"
+    assert rows[0.0, name]["p_equivalent"] < 0.05
+    assert rows[1.0, name]["p"] < 0.001
+    assert rows[1.0, name]["p_equivalent"] > 0.5
+    assert rows[1.0, "all minus linear response"]["lo"] > 0
+    assert rows[0.0, "linear response"]["spearman"] > 0.8
+    assert rows[0.0, "all"]["p"] == 1 / (1 + forecast.PERMUTATIONS)
+    assert rows[0.0, "density"]["hi"] < 0.2
+    # half the noise variance in the mean of two halves: reliability 1 / (1 + 0.125)
+    assert rows[0.0, "all"]["reliability"] == pytest.approx(0.89, abs=0.03)
+    assert rows[0.0, "all"]["ceiling"] == pytest.approx(rows[0.0, "all"]["reliability"] ** 0.5)
+
+
+def test_too_few_features_give_no_forecast():
+    few = labelled(np.random.default_rng(0), n=20, crowding=0.0)
+    (row,) = forecast.forecast_rows(few, seed_rng=lambda _: np.random.default_rng(0))
+    assert "at least 30" in row["note"]
+    assert "spearman" not in row
+
+
+def screened(rng, *, effect: float, n=100, prompts=6):
+    """Features and prompts as a real screen has them: each has its own level, and every cell its noise."""
+    told = rng.standard_normal(n)
+    outcome = effect * told[:, None] + rng.standard_normal((n, 1)) + rng.standard_normal(prompts)
+    return forecast.screen_row(told, rng.standard_normal(n), outcome + rng.standard_normal((n, prompts)))
+
+
+def test_the_screen_rejects_a_true_null_at_its_level_and_sees_a_difference():
+    rng = np.random.default_rng(10)
+    p = np.array([screened(rng, effect=0.0)["p"] for _ in range(500)])
+    assert 0.03 <= (p < 0.05).mean() <= 0.07
+    found = screened(rng, effect=1.0)
+    assert found["lo"] > 0
+    assert found["n_pairs"] == 10
+
+
+def test_a_screen_pairs_features_on_their_target():
+    told = np.arange(40.0)
+    on = np.concatenate([np.linspace(0, 1, 20), np.linspace(0, 1, 20)])
+    outcome = np.repeat(told[:, None], 5, axis=1) + RNG.standard_normal((40, 5))
+    found = forecast.screen_row(told, on, outcome)
+    assert found["n_pairs"] == 4
+    ends = [set(np.argsort(told)[:8]), set(np.argsort(told)[-8:])]
+    best = min(abs(a - b) for a in on[list(ends[0])] for b in on[list(ends[1])])
+    assert abs(found["on_difference"]) >= best
+
+
+# tables of others
+
+
+def test_partial_correlations_of_a_published_table(tmp_path):
+    rng = np.random.default_rng(11)
+    columns = {
+        "feature": np.arange(60),
+        **{c: rng.standard_normal(60) for c in ("crowding", "enc_dec_cos", "density")},
+    }
+    columns["collateral_raw"] = columns["crowding"] + columns["density"] + rng.standard_normal(60)
+    columns["stab_signed"] = rng.standard_normal(60)
+    rows = [",".join(columns), *(",".join(str(columns[c][k]) for c in columns) for k in range(60))]
+    rows[5] = ",".join(
+        "" if name == "density" else cell for name, cell in zip(columns, rows[5].split(","), strict=True)
+    )
+    (tmp_path / "features.csv").write_text("\n".join(rows) + "\n")
+    table = read_feature_table(tmp_path / "features.csv")
+    assert table.predictors == ("crowding", "enc_dec_cos", "density")
+    value, lo, hi, n = table.partial("crowding", "collateral_raw")
+    keep = np.arange(60) != 4
+    inverse = np.linalg.inv(
+        np.corrcoef(
+            [
+                stats.rankdata(columns[c][keep])
+                for c in ("crowding", "collateral_raw", "enc_dec_cos", "density")
+            ]
+        )
+    )
+    assert n == 59
+    assert value == pytest.approx(-inverse[0, 1] / np.sqrt(inverse[0, 0] * inverse[1, 1]), abs=1e-12)
+    assert lo < value < hi
+    plain, *_ = table.partial("crowding", "collateral_raw", given=[])
+    assert plain == pytest.approx(stats.spearmanr(columns["crowding"], columns["collateral_raw"])[0])
+    with pytest.raises(MismatchError, match="no column l0"):
+        table.partial("l0", "collateral_raw")
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("crowding,collateral_raw\n1,2\n", "1 rows"),
+        ("feature,crowding\n1,2\n1,3\n", "each once"),
+        ("feature,crowding\n1,high\n2,3\n", "numbers and high"),
+    ],
+)
+def test_a_table_that_is_none_is_refused(tmp_path, text, said):
+    (tmp_path / "t.csv").write_text(text)
+    with pytest.raises(FormatError, match=said):
+        read_feature_table(tmp_path / "t.csv")
+
+
+def test_membership_and_sets_agree():
+    """The two ways of naming sets say the same."""
+    inside = membership(SETS, 50)
+    z = torch.from_numpy(RNG.standard_normal((2, 50)))
+    odds = Sets(SETS, 50).log_odds(z)
+    np.testing.assert_allclose(odds[:, 1], z[:, 11] - torch.where(inside[1], -torch.inf, z).logsumexp(-1))

@@ -1,0 +1,44 @@
+"""What lies outside a run folder is known by its content, whatever kind of reference leads to it."""
+
+import pytest
+
+from polysem.config import parse_study
+from polysem.engine.sources import Pins, content_of, is_local
+from polysem.places import here
+
+STUDY = '[model]\nref = "{model}"\n[[saes]]\nref = "{sae}"\n[corpus]\nref = "{corpus}"\n'
+
+
+def seen(**refs):
+    found, unseen = content_of(
+        parse_study(STUDY.format(**refs)), "features", places=here(), pins=Pins({}, {}), recorded=None
+    )
+    assert unseen == []
+    return found
+
+
+@pytest.mark.parametrize("form", ["gguf:{}", "{}"])
+def test_a_gguf_file_is_hashed_so_that_another_one_in_its_place_is_seen(form, tmp_path):
+    file, text = tmp_path / "model.gguf", tmp_path / "text.txt"
+    text.write_text("words")
+    file.write_bytes(b"GGUF one")
+    refs = {"model": form.format(file), "sae": str(text), "corpus": str(text)}
+    name = f"model {refs['model']}"
+    before = seen(**refs)[name]
+    assert before.startswith("sha256:")
+    assert is_local(refs["model"])
+    file.write_bytes(b"GGUF two")
+    assert seen(**refs)[name] != before
+
+
+def test_a_dictionary_of_the_zoo_of_real_models_is_hashed(tmp_path):
+    pytest.importorskip("polysem_zoo_real", reason="polysem-zoo-real is not installed")
+    text = tmp_path / "text.txt"
+    text.write_text("words")
+    ref = "zoo-real:smollm2/blocks.14.hook_resid_post"
+    found = seen(model=str(tmp_path), sae=ref, corpus=str(text))
+    assert found[f"saes {ref}"].startswith("sha256:")
+
+
+def test_a_model_of_the_hub_is_not_local():
+    assert not is_local("openai-community/gpt2")

@@ -1,0 +1,524 @@
+"""Every estimator on degenerate data of its kind: a number, or words that say why there is none. Warnings are errors.
+
+`ESTIMATORS` is walked against the modules: a new public function of `stats`, `paper` or `linear` that is neither tried
+here nor named as none fails.
+"""
+
+import importlib
+import inspect
+import pkgutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields, is_dataclass
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pytest
+import torch
+
+import polysem.linear
+import polysem.paper
+import polysem.stats
+from polysem.config import EffectsConfig
+from polysem.errors import PolysemError
+from polysem.linear.compensation import compensation, crosstalk_floor
+from polysem.linear.matching import match_features
+from polysem.linear.validity import r_squared
+from polysem.paper.estimators import plain_ols, stars, welch
+from polysem.paper.presets import PaperEstimates
+from polysem.paper.selection import best_of_grid, null_inflation, relative_change, select
+from polysem.seeds import rng_for
+from polysem.stats import estimate
+from polysem.stats.discovery import conformal_p, nameable
+from polysem.stats.explain import held_out_r2
+from polysem.stats.mixed import mixed_model
+from polysem.stats.multiple import adjust_p, equivalence_p
+from polysem.stats.permute import permute_within, qap
+from polysem.stats.power import PILOT, design_power, from_se
+from polysem.stats.regress import clustered_mean, clustered_ols, degrees_of_freedom, within
+from polysem.stats.reliability import instrumented, naive_bias, reliability
+from polysem.stats.replication import replicate
+from polysem.stats.similarity import correlated, loadings_between, one_factor
+from polysem.stats.units import pool_test, sentence_bootstrap, spending, stratified_test
+from polysem.store.tables import PLAN, TRIALS
+from support.synthetic import SyntheticStudy, synthetic_tables
+
+
+@dataclass(frozen=True)
+class Data:
+    """Rows of (target, source) with an outcome and two regressors."""
+
+    y: np.ndarray
+    x: np.ndarray
+    z: np.ndarray
+    clusters: np.ndarray
+
+    @property
+    def design(self):
+        return np.column_stack([np.ones(len(self.y)), self.x, self.z])
+
+    def take(self, rows):
+        return Data(self.y[rows], self.x[rows], self.z[rows], self.clusters[rows])
+
+    def matrix(self, values):
+        """[targets, sources], nan where there is no row."""
+        target, source = (np.unique(c, return_inverse=True)[1] for c in self.clusters.T)
+        whole = np.full((int(target.max(initial=-1)) + 1, int(source.max(initial=-1)) + 1), np.nan)
+        whole[target, source] = values
+        return whole
+
+
+def plain():
+    rng = rng_for(0, "degenerate")
+    target, source = (axis.ravel() for axis in np.indices((8, 6)))
+    x, z = rng.standard_normal((2, 48))
+    y = 0.5 * x + rng.standard_normal(8)[target] + rng.standard_normal(6)[source] + rng.standard_normal(48)
+    return Data(y, x, z, np.column_stack([target, source + 100]))
+
+
+DATA: Mapping[str, Callable[[Data], Data]] = {
+    "plain": lambda d: d,
+    "the outcome is constant": lambda d: Data(np.full_like(d.y, 0.3), d.x, d.z, d.clusters),
+    "the outcome is constant but for rounding": lambda d: Data(1 + 1e-16 * d.y, d.x, d.z, d.clusters),
+    "the outcome is zero": lambda d: Data(0 * d.y, d.x, d.z, d.clusters),
+    "a regressor is constant": lambda d: Data(d.y, 0 * d.x + 0.2, d.z, d.clusters),
+    "a regressor is zero": lambda d: Data(d.y, 0 * d.x, d.z, d.clusters),
+    "collinear regressors": lambda d: Data(d.y, d.x, 2 * d.x + 1, d.clusters),
+    "collinear but for rounding": lambda d: Data(d.y, d.x, d.x * (1 + 1e-15 * d.z), d.clusters),
+    "a perfect fit": lambda d: Data(0.5 * d.x - 0.25 * d.z, d.x, d.z, d.clusters),
+    "no effect of any cluster": lambda d: Data(
+        d.y - d.y.reshape(8, 6).mean(1).repeat(6), d.x, d.z, d.clusters
+    ),
+    "nothing but targets": lambda d: Data(d.clusters[:, 0].astype(float), d.x, d.z, d.clusters),
+    "one target": lambda d: d.take(d.clusters[:, 0] == 0),
+    "one source": lambda d: d.take(d.clusters[:, 1] == 100),
+    "two targets": lambda d: d.take(d.clusters[:, 0] < 2),
+    "two of each": lambda d: d.take((d.clusters[:, 0] < 2) & (d.clusters[:, 1] < 102)),
+    "the regressor is the target": lambda d: Data(d.y, d.clusters[:, 0].astype(float), d.z, d.clusters),
+    "an outcome of 1e-12": lambda d: Data(1e-12 * d.y, d.x, d.z, d.clusters),
+    "an outcome of 1e12": lambda d: Data(1e12 * d.y, d.x, d.z, d.clusters),
+    "a regressor of 1e-12": lambda d: Data(d.y, 1e-12 * d.x, d.z, d.clusters),
+    "a regressor of 1e12": lambda d: Data(d.y, 1e12 * d.x, d.z, d.clusters),
+    "one row": lambda d: d.take(np.arange(1)),
+    "two rows": lambda d: d.take(np.arange(2)),
+    "no rows": lambda d: d.take(np.arange(0)),
+    "no outcome": lambda d: Data(np.full_like(d.y, np.nan), d.x, d.z, d.clusters),
+    "one infinite outcome": lambda d: Data(
+        np.where(np.arange(len(d.y)) == 3, np.inf, d.y), d.x, d.z, d.clusters
+    ),
+}
+Estimator = Callable[[Data], Any]
+
+
+def ols(**settings: Any) -> Estimator:
+    return lambda d: clustered_ols(d.y, d.design, d.clusters, level=0.95, **settings)
+
+
+def dyads(d: Data) -> Any:
+    """Every source is a target elsewhere."""
+    return clustered_ols(d.y, d.design, d.clusters % 100, level=0.95, errors="dyadic")
+
+
+def grids(d: Data) -> Any:
+    doses = np.array([-1.0, 1.0])
+    edited = np.column_stack([d.x - d.y, d.x + d.y])
+    return select(d.x, edited, doses=doses, reported=np.arange(len(d.x)) % 2 == 0)
+
+
+def strata(d: Data) -> Any:
+    """Treated rows in every other place, strata by target; where there is nothing to compare the counts say so."""
+    found = stratified_test(
+        d.y, np.arange(len(d.y)) % 2 == 0, d.clusters[:, 0], level=0.95, rng=rng(), permutations=99
+    )
+    bounded = np.isfinite([found.lo, found.hi]).all()
+    return vars(found) | {"note": "" if bounded else f"{found.n_treated} treated, {found.n_alone} alone"}
+
+
+def sentences(d: Data) -> Any:
+    found = sentence_bootstrap(d.y, level=0.95, rng=rng(), draws=99)
+    return vars(found) | {"note": f"{found.n_sentences} sentences" if found.n_sentences < 2 else ""}
+
+
+def rng() -> np.random.Generator:
+    return rng_for(1, "degenerate")
+
+
+ESTIMATORS: Mapping[str, tuple[Estimator, ...]] = {
+    "stats.regress.clustered_ols": (ols(), ols(correction="crv1"), dyads),
+    "stats.regress.clustered_mean": (lambda d: clustered_mean(d.y, d.clusters, level=0.95),),
+    "stats.mixed.mixed_model": (lambda d: mixed_model(d.y, d.design, d.clusters),),
+    "stats.permute.qap": tuple(
+        lambda d, fixed=fixed, statistic=statistic: qap(
+            d.matrix(d.y), d.matrix(d.x), draws=99, rng=rng(), fixed_effects=fixed, statistic=statistic
+        )
+        for fixed in (False, True)
+        for statistic in ("robust", "classical")
+    ),
+    "stats.explain.held_out_r2": (
+        lambda d: held_out_r2(d.y, d.design, d.clusters[:, 0], level=0.95, rng=rng(), draws=99),
+    ),
+    "stats.replication.replicate": (lambda d: replicate(d.x, d.y, d.clusters, level=0.95, rng=rng()),),
+    "stats.reliability.reliability": (lambda d: reliability(d.y, d.x),),
+    "stats.reliability.instrumented": (
+        lambda d: instrumented(d.y, d.x, d.z, d.z + 0.1 * d.x, d.clusters),
+        lambda d: instrumented(d.x, d.z, d.y, d.y + 0.1 * d.x, d.clusters),
+    ),
+    "stats.power.design_power": (
+        lambda d: design_power(d.design, d.clusters, which=1, spread=PILOT, n_prompts=4, level=0.95),
+    ),
+    "stats.units.pool_test": (lambda d: pool_test(d.y[None, :1], d.y[None, 1:], level=0.95, rng=rng()),),
+    "stats.units.stratified_test": (strata,),
+    "stats.units.sentence_bootstrap": (sentences,),
+    "paper.estimators.plain_ols": (lambda d: plain_ols(d.y, d.design, level=0.95),),
+    "paper.estimators.welch": (
+        lambda d: welch(d.y, d.x, level=0.95),
+        lambda d: welch(d.y, d.x[:2], level=0.95),
+    ),
+    "paper.selection.select": (grids,),
+    "linear.compensation.compensation": (
+        lambda d: compensation(
+            *(np.where(np.isnan(d.matrix(v)), 0.0, d.matrix(v)) for v in (d.y, d.x)),
+            np.zeros(len(set(d.clusters[:, 0])), int),
+            level=0.95,
+            rng=rng(),
+        ),
+    ),
+    "linear.matching.match_features": (lambda d: match_features(d.design, d.design[::-1]),),
+}
+"""each estimator with data of one kind; those of whole tables are in TABLES"""
+TABLES = {
+    *("stats.arms.effect_share", "stats.contrasts.fitted", "stats.heterogeneity.between_saes"),
+    *("stats.neurons.neuron_effects", "stats.neurons.neuron_slopes"),
+    *("stats.arms.collect_arms", "stats.arms.headline_dose", "stats.arms.join_trials", "stats.guard.stopped"),
+    *(
+        "stats.checks.checks_of",
+        "stats.checks.qap_checks",
+        "stats.contrasts.all_contrasts",
+        "stats.contrasts.means",
+    ),
+    *("stats.contrasts.coefficient", "stats.contrasts.differences", "stats.contrasts.null_slopes"),
+    *("stats.contrasts.sign_agreement", "stats.contrasts.slopes", "stats.discovery.pair_tests"),
+    *(
+        "stats.dose.dose_response",
+        "stats.dose.missing",
+        "stats.effects.adjust",
+        "stats.effects.declared_rows",
+    ),
+    *(
+        "stats.effects.estimate",
+        "stats.effects.pair_effects",
+        "stats.explain.explained",
+        "stats.explain.linear_of",
+        "stats.explain.validity",
+    ),
+    *("stats.grades.claim_of", "stats.grades.grade_of", "stats.grades.graded"),
+    *("stats.similarity.gloss_reliability", "stats.power.seen_power", "stats.replication.replications"),
+    *("stats.similarity.latent_similarity", "stats.similarity.similarity_model"),
+    *("stats.toward.toward", "stats.budgets.budgets", "stats.budgets.sizes"),
+    *("stats.rows.effect_row", "stats.specification.specifications", "paper.optimism.optimism"),
+    *("paper.scene.preset_row", "paper.grid.effects_of", "paper.grid.kl_at_best", "paper.grid.means_by_arm"),
+}
+"""called by `estimate` on the degenerate studies below"""
+NONE: Mapping[str, str] = {
+    **dict.fromkeys(
+        (
+            "stats.arms.equals",
+            "stats.arms.floats",
+            "stats.arms.both_signs",
+            "stats.arms.group_codes",
+            "stats.arms.means",
+            "stats.arms.outcome_of",
+            "stats.arms.standard_errors",
+            "stats.rows.nodes",
+            "stats.rows.links",
+            "stats.rows.reach",
+        ),
+        "reads columns",
+    ),
+    **dict.fromkeys(
+        ("stats.rows.group_label", "stats.rows.parse_group", "stats.rows.number", "stats.rows.unit_of"),
+        "writes rows",
+    ),
+    **dict.fromkeys(
+        (
+            *("stats.regress.refusal", "stats.regress.explained", "stats.regress.varies"),
+            *("stats.regress.tells", "stats.regress.independent"),
+        ),
+        "what estimators ask first",
+    ),
+    "stats.units.cell_means": "means of cells",
+    "stats.units.looked_pool_test": "pool_test at every look: tests/unit/test_transfer_randomisation.py",
+    **dict.fromkeys(
+        (
+            "stats.permute.permute_within",
+            "stats.power.planned_power",
+            "paper.strengths.with_isotropic",
+            "paper.blocks.paper_blocks",
+            "paper.blocks.nearest",
+        ),
+        "draws or reads a plan",
+    ),
+    **dict.fromkeys(
+        (
+            *(
+                "linear.decompose.check_identities",
+                "linear.decompose.clean_tokens",
+                "linear.decompose.decompose",
+            ),
+            *("linear.decompose.mean_direction", "linear.decompose.mean_of", "linear.decompose.split_push"),
+            *("linear.footprint.footprint_metrics", "linear.footprint.logit_footprints"),
+            *(
+                "linear.metrics.pair_metrics",
+                "linear.replicated.replicated_pairs",
+                "linear.validity.dose_scales",
+            ),
+            *("linear.response.log_odds_of", "linear.response.membership", "linear.response.odd_change"),
+            *(
+                "linear.response.odds_cotangent",
+                "linear.response.odds_gradients",
+                "linear.response.path_gradients",
+            ),
+            *("linear.response.run_rows", "linear.validity.linear_validity"),
+            *("linear.direct.direct_logits", "linear.direct.promoted"),
+        ),
+        "needs a model or an SAE: tests/unit/test_linear*.py",
+    ),
+}
+"""public functions that estimate nothing from data, and what they do"""
+NUMBERS = {
+    *(
+        "stats.regress.degrees_of_freedom",
+        "stats.regress.within",
+        "stats.multiple.adjust_p",
+        "stats.power.from_se",
+    ),
+    *("stats.multiple.equivalence_p", "stats.discovery.conformal_p", "stats.discovery.nameable"),
+    *("stats.similarity.correlated", "stats.similarity.loadings_between", "stats.similarity.one_factor"),
+    *("stats.reliability.naive_bias", "linear.compensation.crosstalk_floor", "linear.validity.r_squared"),
+    *("paper.selection.best_of_grid", "paper.selection.null_inflation", "paper.selection.relative_change"),
+    *("paper.estimators.stars", "stats.heterogeneity.heterogeneity", "stats.units.spending"),
+}
+"""formulas: tried in `test_formulas_at_their_edges`"""
+
+
+PRINTED = {"polysem.paper.transfer", "polysem.paper.tables", "polysem.paper.welch"}
+"""the paper's printed tables made again: tests/golden"""
+
+
+def test_every_estimator_is_tried():
+    found: set[str] = set()
+    for package in (polysem.stats, polysem.paper, polysem.linear):
+        for module in pkgutil.iter_modules(package.__path__, f"{package.__name__}."):
+            if module.name in PRINTED:
+                continue
+            here = importlib.import_module(module.name)
+            for name, thing in inspect.getmembers(here, inspect.isfunction):
+                if not name.startswith("_") and thing.__module__ == here.__name__:
+                    found.add(f"{here.__name__.removeprefix('polysem.')}.{name}")
+    kinds = [set(ESTIMATORS), TABLES, set(NONE), NUMBERS]
+    assert found - set.union(*kinds) == set(), "a function that is not tried on degenerate data"
+    assert set.union(*kinds) - found == set(), "a function that is gone"
+    assert sum(map(len, kinds)) == len(set.union(*kinds)), "a function of two kinds"
+
+
+def parts(result: Any) -> tuple[list[float], str]:
+    """The numbers of a result, and what it says."""
+    if is_dataclass(result):
+        values = [getattr(result, f.name) for f in fields(result)]
+    elif isinstance(result, dict):
+        values = [v or "" if name == "note" else v for name, v in result.items()]
+    else:
+        values = list(result)
+    numbers: list[float] = []
+    for value in values:
+        if not isinstance(value, str):
+            numbers += [
+                np.nan if v is None else float(v) for v in np.atleast_1d(np.asarray(value, dtype=object))
+            ]
+    return numbers, "".join(v for v in values if isinstance(v, str))
+
+
+CASES = [
+    pytest.param(kind, one, id=f"{name}-{k}-{kind}")
+    for name, made in ESTIMATORS.items()
+    for k, one in enumerate(made)
+    for kind in DATA
+]
+
+
+@pytest.mark.parametrize(("kind", "one"), CASES)
+def test_a_number_or_a_reason(kind, one):
+    data = DATA[kind](plain())
+    try:
+        numbers, words = parts(one(data))
+    except PolysemError:
+        numbers, words = [], "refused"
+    missing = [v for v in numbers if not np.isfinite(v)]
+    assert words or not missing
+    if kind == "plain":
+        assert not missing
+
+
+@pytest.mark.parametrize("scale", [1e-12, 1e12])
+def test_scale_of_the_outcome_changes_no_p(scale):
+    """Not only is there a number: it is the right one."""
+    data = plain()
+    large = DATA[f"an outcome of {scale:.0e}".replace("e+", "e")](data)
+    for one in (ols(), dyads, ESTIMATORS["stats.mixed.mixed_model"][0]):
+        a, b = one(data), one(large)
+        np.testing.assert_allclose(b.se / scale, a.se, rtol=1e-6)
+        np.testing.assert_allclose(b.estimate / scale, a.estimate, rtol=1e-6)
+
+
+def test_a_mixed_model_without_a_positive_variance_is_said_in_words(monkeypatch):
+    """What a singular Hessian gives on some processors: a covariance with a negative diagonal. Taking its root was
+    a warning there, and nothing here."""
+    from statsmodels.regression.mixed_linear_model import MixedLM
+
+    d, whole = plain(), MixedLM.fit
+    assert mixed_model(d.y, d.design, d.clusters).reason == ""
+    for broken in (-1e-18, np.nan, 0.0):
+
+        def singular(self, broken=broken, **settings):
+            fit = whole(self, **settings)
+            known = {name: getattr(fit, name) for name in ("fe_params", "vcomp", "scale", "converged")}
+            return SimpleNamespace(**known, cov_params=lambda: np.diag([1.0, broken, 1.0, 1.0, 1.0]))
+
+        monkeypatch.setattr(MixedLM, "fit", singular)
+        found = mixed_model(d.y, d.design, d.clusters)
+        assert "no positive variance" in found.reason
+        assert np.isnan(found.se).all()
+
+    def fail(*_, **__):
+        raise np.linalg.LinAlgError("Singular matrix")
+
+    monkeypatch.setattr(MixedLM, "fit", fail)
+    assert "Singular matrix" in mixed_model(d.y, d.design, d.clusters).reason
+
+
+def test_formulas_at_their_edges():
+    assert spending([7]).tolist() == [1.0]
+    assert spending([1, 2, 4]).tolist() == [0.25, 0.25, 0.5]
+    p = np.array([0.0, 1.0, 0.5, 5e-324])
+    for method in ("holm", "bh", "by"):
+        assert np.isfinite(adjust_p(p, method=method)).all()
+        assert adjust_p(p[:0], method=method).shape == (0,)
+        with pytest.raises(PolysemError):
+            adjust_p(np.array([np.nan]), method=method)
+    assert np.isnan(equivalence_p(0.1, 0.0, 5.0, margin=0.2))
+    assert np.isnan(equivalence_p(np.nan, np.nan, np.nan, margin=0.2))
+    assert equivalence_p(0.0, 1e-300, 5.0, margin=0.2) == 0.0
+    assert conformal_p(np.array([0.0, np.inf]), np.zeros(3)).tolist() == [1.0, 0.25]
+    assert conformal_p(np.array([1.0]), np.empty(0)).tolist() == [1.0]
+    assert nameable(1, 0, alpha=0.05).together == 20
+    assert from_se(0.0, 1.0, level=0.95).smallest == 0.0
+    assert naive_bias(gamma=1.0, rho=0.0, r=1.0) == 0
+    assert crosstalk_floor(3, 4) == 0.0
+    for z in (np.empty((0, 3)), np.zeros((40, 3)), np.full((40, 3), np.nan), rng().normal(size=(5, 3))):
+        assert np.isnan(correlated(z)[~np.eye(3, dtype=bool)]).all()
+        nodes = np.arange(2 * len(z)).reshape(-1, 2)
+        found, ends = loadings_between(z, nodes, level=0.95, seed=0)
+        assert found.remark
+        assert np.isnan(found.loadings).all()
+        assert np.isnan(ends).all()
+    for unlike in (np.eye(2), -np.ones((2, 2)), np.ones((1, 1))):
+        assert one_factor(unlike).remark
+    assert "bound of 1" in one_factor(np.ones((3, 3))).remark
+    assert np.isnan(r_squared(torch.ones(3), torch.ones(3)))
+    assert np.isnan(r_squared(torch.empty(0), torch.empty(0)))
+    assert np.isnan(relative_change(np.zeros(2), np.ones((2, 3)))).all()
+    assert best_of_grid(np.empty(0), np.empty((0, 3))).shape == (0,)
+    assert null_inflation(0.0, 20.0) == 0.0
+    assert [stars(v) for v in (None, 0.0, 1.0)] == ["", "***", ""]
+    assert permute_within(np.empty(0, dtype=int), draws=3, rng=rng()).shape == (3, 0)
+    assert within(np.ones((1, 1)), np.zeros(1, dtype=int)).tolist() == [[0.0]]
+    assert degrees_of_freedom(np.ones((3, 1)), np.zeros((3, 2), dtype=int)).tolist() == [1.0]
+
+
+WORLD = SyntheticStudy(
+    n_features=80, n_targets=4, n_prompts=4, doses=(0.1, 0.2), sources_per_bin=2, preset="both"
+)
+
+
+@pytest.fixture(scope="module")
+def study():
+    made = synthetic_tables(WORLD)
+    return made["plan"]["plan"], made["trials"]["trials"]
+
+
+def changed(trials, law):
+    """Trials whose edited log-odds, cosine and mass are `law` of those before and after."""
+    for name in ("logodds", "cosine", "mass"):
+        base, edit = (trials[f"{name}_{when}"].to_numpy() for when in ("base", "edit"))
+        column = pa.array(law(base, edit), pa.float64(), from_pandas=True)
+        trials = trials.set_column(trials.column_names.index(f"{name}_edit"), f"{name}_edit", column)
+    return trials
+
+
+def failing(trials):
+    outcomes = [c.name for c in TRIALS.columns if c.nullable and c.name != "reason"]
+    for name, value in {"status": "failed", "reason": "non_finite_logits"}.items():
+        trials = trials.set_column(trials.column_names.index(name), name, pa.array([value] * trials.num_rows))
+    for name in outcomes:
+        kind = TRIALS.arrow().field(name).type
+        trials = trials.set_column(trials.column_names.index(name), name, pa.nulls(trials.num_rows, kind))
+    return trials
+
+
+def constant(table, name, value):
+    kind = table.schema.field(name).type
+    return table.set_column(
+        table.column_names.index(name), name, pa.repeat(pa.scalar(value, kind), table.num_rows)
+    )
+
+
+def few(plan, **wanted):
+    for name, values in wanted.items():
+        plan = plan.filter(pc.is_in(plan[name], pa.array(values, plan.schema.field(name).type)))
+    return plan
+
+
+STUDIES: Mapping[str, Callable[[pa.Table, pa.Table], tuple[pa.Table, pa.Table]]] = {
+    "as planted": lambda p, t: (p, t),
+    "nothing changes": lambda p, t: (p, changed(t, lambda base, edit: base)),
+    "everything changes alike": lambda p, t: (p, changed(t, lambda base, edit: base + 0.25)),
+    "changes of 1e-12": lambda p, t: (p, changed(t, lambda base, edit: 1e-12 * (edit - base) + 0 * base)),
+    "changes of 1e12": lambda p, t: (p, changed(t, lambda base, edit: base + 1e12 * (edit - base))),
+    "no trial was run": lambda p, t: (p, TRIALS.empty()),
+    "every trial failed": lambda p, t: (p, failing(t)),
+    "nothing is planned": lambda p, t: (PLAN.empty(), TRIALS.empty()),
+    "interference is constant": lambda p, t: (constant(p, "interference", 0.3), t),
+    "similarity is constant": lambda p, t: (constant(p, "similarity", 0.1), t),
+    "interference is not known": lambda p, t: (
+        constant(p, "interference", None),
+        constant(t, "alignment", None),
+    ),
+    "one target": lambda p, t: (few(p, target=p["target"].to_pylist()[:1]), t),
+    "pairs alone": lambda p, t: (few(p, relation=["pair"]), t),
+    "controls alone": lambda p, t: (few(p, relation=["random_feature", "random_direction"]), t),
+    "one prompt": lambda p, t: (few(p, prompt_id=p["prompt_id"].to_pylist()[:1]), t),
+    "select prompts alone": lambda p, t: (few(p, split=["select"]), t),
+    "confirm prompts alone": lambda p, t: (few(p, split=["confirm"]), t),
+    "one sign": lambda p, t: (p.filter(pc.greater(p["dose"], 0)), t),
+}
+SAID = {"effects": ("estimate", "lo"), "presets": ("estimate", "lo"), "checks": ("p",), "explained": ("r2",)}
+"""columns that may be null only where the note says why"""
+
+
+@pytest.mark.parametrize("kind", STUDIES)
+def test_studies_give_numbers_or_notes(study, kind):
+    plan, trials = STUDIES[kind](*study)
+    trials = trials.filter(pc.is_in(trials["trial_id"], plan["trial_id"].combine_chunks()))
+    both = [PaperEstimates("both")]
+    made = estimate(
+        plan, trials, config=EffectsConfig(margin=0.1), seed=0, response={}, checks=True, beside=both
+    ).tables()
+    for name, columns in SAID.items():
+        for row in made[name].to_pylist():
+            assert row["note"] or all(row[c] is not None for c in columns), (name, row)
+    for name, table in made.items():
+        for column in table.schema:
+            if pa.types.is_floating(column.type):
+                assert not np.isnan(table[column.name].drop_null().to_numpy()).any(), (name, column.name)

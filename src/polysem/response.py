@@ -405,6 +405,7 @@ class _OneSAE:
         if not self.gradients:
             return [], []
         mean = torch.stack(list(self.gradients.values())).mean(0)
+        straight = torch.stack(list(self.direct.values())).mean(0) if self.direct else None
         rng = rng_for(seed, "compensation", self.label)
         alive = np.flatnonzero(self.sae.W_dec.norm(dim=-1).cpu().numpy() > 0)
         targets = sorted({t for t, _ in self.keys})
@@ -415,14 +416,16 @@ class _OneSAE:
         rows, matrix = [], []
         for tokens in sorted({name for _, name in self.keys}):
             mine = [t for t in targets if (t, tokens) in self.row]
-            g = mean[[self.row[t, tokens] for t in mine]]
-            E = (g @ self.unit[columns].T).numpy()
+            places = [self.row[t, tokens] for t in mine]
+            E = (mean[places] @ self.unit[columns].T).numpy()
             G = (self.unit[mine] @ self.unit[columns].T).numpy()
             own = np.array([targets.index(t) for t in mine], dtype=np.int64)
+            D = None if straight is None else straight[places] @ self.unit[columns].T
             kept = [*range(len(targets)), *np.flatnonzero(np.isin(columns, picked[:MATRIX_SOURCES])).tolist()]
             matrix += [
                 {"sae": self.label, "token_set": tokens, "target": t, "source": int(columns[i])}
                 | {"interference": float(G[j, i]), "linear": float(E[j, i])}
+                | {"linear_direct": None if D is None else float(D[j, i])}
                 for j, t in enumerate(mine)
                 for i in kept
             ]

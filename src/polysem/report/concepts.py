@@ -26,7 +26,7 @@ def concepts_section(run: Run) -> dict[str, Any] | None:
     signals = run.table("signals")
     if not signals.num_rows:
         return None
-    rows = signals.to_pylist()
+    rows, measures = signals.to_pylist(), run.table("similarity_model").to_pylist()
     flagged = sum(r["flagged"] for r in rows)
     return {
         "said": f"{count(flagged)} of {plural(len(rows), 'planned pair')} look like one concept twice"
@@ -37,10 +37,10 @@ def concepts_section(run: Run) -> dict[str, Any] | None:
         ),
         "signals": [_signal(rows, name, limit, words) for name, limit, words in _LIMITS],
         "reliability": [_reliable(r) for r in run.table("reliability").to_pylist()],
-        "measures": [_measure(r) for r in run.table("similarity_model").to_pylist()],
+        "measures": [_measure(r) for r in measures] if len(measures) > 1 else [],
         "unrelated": _unrelated(run.table("latent_similarity").to_pylist()),
         "senses": _senses(run.table("concepts").to_pylist(), run.table("senses").to_pylist()),
-        "one_measure": not run.table("similarity_model").num_rows,
+        "one_measure": not measures,
     }
 
 

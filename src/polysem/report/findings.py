@@ -63,7 +63,7 @@ def finding(
         margin: nats of log-odds.
     """
     contrast, reach = str(row["contrast"]), told["reach"] if told["reach"] is not None else math.nan
-    scale, share, _ = as_told(contrast, reach=reach)
+    scale, share, what = as_told(contrast, reach=reach)
     shift = 0.5 if share else 0.0
     estimate, lo, hi = (
         None if row[k] is None else scale * (row[k] - shift) for k in ("estimate", "lo", "hi")
@@ -78,7 +78,7 @@ def finding(
         answer=_answer(row, told, estimate, lo, hi, limit=limit),
         grades=[(GRADES[g].label, _GIVEN[told[g]]) for g in GRADES] if graded else [],
         robustness=_robustness(told, lines),
-        evidence=f"{_evidence(row, estimate, lo, hi, share=share)}. An effect: {words.effect(told['locus'])}",
+        evidence=f"{_evidence(row, estimate, lo, hi, what, share=share)}. An effect: {words.effect(told['locus'])}",
         note=visible(row["note"] or ""),
         estimate=estimate,
         lo=lo,
@@ -170,16 +170,17 @@ def _unresolved(row: Mapping[str, Any], lo: Real | None, hi: Real | None, *, lim
 
 
 def _evidence(
-    row: Mapping[str, Any], estimate: Real | None, lo: Real | None, hi: Real | None, *, share: bool
+    row: Mapping[str, Any], estimate: Real | None, lo: Real | None, hi: Real | None, what: str, *, share: bool
 ) -> str:
     said = []
+    told = f", {what}" if row["contrast"] == "slope_interference" else ""
     if estimate is not None and lo is not None and hi is not None:
         level = f"{100 * row['level']:g} % interval"
         if share:
             shown = [f"{50 + 100 * v:.1f}" for v in (estimate, lo, hi)]
             said.append(f"{shown[0]} % ({level} {shown[1]} to {shown[2]} %)")
         else:
-            said.append(f"{number(estimate, sign=True)} nats ({level} {interval(lo, hi)})")
+            said.append(f"{number(estimate, sign=True)} nats ({level} {interval(lo, hi)}){told}")
     if row["p"] is not None:
         adjusted = "" if row["p_adj"] is None else f", after Holm {p_value(row['p_adj'], name='p')}"
         said.append(p_value(row["p"], name="p") + adjusted)

@@ -20,16 +20,11 @@ from polysem.report.text import count, interval, number, p_value, plural, visibl
 from polysem.stats import POOLED, parse_group
 from polysem.stats.arms import PRIMARY, outcome_of
 from polysem.stats.rows import reach
-from polysem.vocabulary import DOSE_UNITS, LOCI, OUTCOMES, RELATIONS, TOKEN_SETS, DoseUnit
+from polysem.vocabulary import DOSE_UNITS, LOCI, RELATIONS, TOKEN_SETS, DoseUnit
 from polysem.vocabulary_findings import GRADE_LINES
 
 _LINE_POINTS = 17
-_FILLED = "Filled: {}. Hollow: {}.".format(
-    *(
-        t.label + ("" if t.outcome == PRIMARY else f" ({OUTCOMES[t.outcome].label})")
-        for t in TOKEN_SETS.values()
-    )
-)
+_FILLED = "Filled: {}. Hollow: {}.".format(*(words.asked(t) for t in TOKEN_SETS))
 _LOGODDS = "change in log-odds (nats)"
 
 

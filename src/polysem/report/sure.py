@@ -74,7 +74,7 @@ def _check(r: Mapping[str, Any]) -> Row:
     if r["note"]:
         said.append(visible(r["note"]))
     return {
-        "question": question.format(words.tokens(r["token_set"]), sae=visible(r["sae"])),
+        "question": question.format(words.asked(r["token_set"]), sae=visible(r["sae"])),
         "answer": "No trial failed." if missing and r["p"] is None else answers[r["verdict"]],
         "numbers": "; ".join(said),
     }
@@ -165,7 +165,7 @@ def specification_panels(table: pa.Table, locus: str, *, level: float) -> Iterat
         same = max(sum(r["estimate"] > 0 for r in rows), sum(r["estimate"] < 0 for r in rows))
         said = f"{same} of {len(rows)} specifications have the same sign. {_joint(rows[0]['p_joint'], level=level)}"
         said += _by_measure(rows)
-        title = f"Every defensible analysis: {words.tokens(tokens)}"
+        title = f"Every defensible analysis: {words.asked(tokens)}"
         caption = f"{said} Each dot is one choice of thresholds and fixed effects, with its interval."
         lo, hi = axis_of(ends)
         out = [end for end in ends if any(v is not None and not lo <= v <= hi for v in end)]

@@ -39,7 +39,7 @@ def explained_panels(table: pa.Table, locus: str) -> Iterator[Figure]:
                 kind = "pair" if unseen == "targets" else "pair hollow"
                 by_model.setdefault(r["model"], []).append(Bar(kind, r2, lo, hi, f"{r['n_pairs']} pairs"))
         drawn = [(label, by_model[model]) for model, label in words.MODELS.items() if model in by_model]
-        title = f"How well each account predicts the {words.tokens(tokens)}"
+        title = f"How well each account predicts the {words.asked(tokens)}"
         drawing = charts.dot_plot(drawn, title=title, x_label="held-out R² (1: every effect; 0: none)")
         said = f"{_verdict(rows)} Filled: new targets. Hollow: new sources. Intervals resample them."
         yield Figure(title, drawing, said)

@@ -23,6 +23,7 @@ from polysem.vocabulary import (
     Mark,
     Outcome,
     Relation,
+    TokenSet,
     Vocabulary,
     Word,
 )
@@ -155,6 +156,13 @@ def effect(name: str) -> str:
 def tokens(name: str) -> str:
     """What a token set holds, in the middle of a sentence."""
     return word(TOKEN_SETS, name).label
+
+
+def asked(name: str) -> str:
+    """What a token set holds, and the outcome that is asked of it where that is not the primary one."""
+    here = word(TOKEN_SETS, name)
+    primary = not isinstance(here, TokenSet) or here.outcome == next(iter(OUTCOMES))
+    return here.label if primary else f"{here.label} ({outcome(here.outcome)})"
 
 
 def outcome(name: str) -> str:

@@ -3,7 +3,7 @@
     mixed_model   the slope with crossed random intercepts of target and source, beside the clustered regression:
                   agrees | disagrees (one of the two resolves a slope of its sign and the other does not)
     qap           is what the gradient says of all (target, feature) related to their cosine, or only to who the
-                  target and the feature are? Node permutation with fixed effects of both: related | unrelated.
+                  target and the feature are? Of what is asked of the token set: for T-out beyond the direct path. Node permutation with fixed effects of both: related | unrelated.
                   Steered pairs are chosen by cosine, so relabelling them would be wrong; this matrix is not.
     missing       are arms with missing trials like those without? random | not_random, from whether they are pairs or
                   controls, and from the interference of pairs
@@ -15,17 +15,21 @@ from collections.abc import Iterator
 
 import numpy as np
 import pyarrow as pa
+from jaxtyping import Float
 
 from polysem.seeds import rng_for
-from polysem.stats.arms import PRIMARY, equals, outcome_of
+from polysem.stats.arms import equals, floats, outcome_of
 from polysem.stats.contrasts import RECORD, fitted
 from polysem.stats.mixed import mixed_model
 from polysem.stats.permute import qap
 from polysem.stats.rows import POOLED, Row, Rows, View, number, unit_of
+from polysem.vocabulary import OUTCOMES
 
 DRAWS = 999
 DEPENDS = 0.01
 """below this chance, missing trials depend on what the arm is"""
+ROUNDING = 1e-9
+"""share of the gradient below which what is left of it is rounding"""
 MIN_ARMS = 8
 """with fewer complete or incomplete arms nothing is said of how they differ"""
 
@@ -51,19 +55,33 @@ def qap_checks(matrix: pa.Table, *, level: float, seed: int, draws: int = DRAWS)
         shape = (int(row.max()) + 1, int(column.max()) + 1)
         own = here["target"].to_numpy() == here["source"].to_numpy()
         y, x = np.full(shape, np.nan), np.zeros(shape)
-        y[row, column] = np.where(own, np.nan, here["linear"].to_numpy())
+        linear, missing = _asked(here, outcome_of(tokens))
+        y[row, column] = np.where(own, np.nan, linear)
         x[row, column] = here["interference"].to_numpy()
         rng = rng_for(seed, "qap", sae, tokens)
         found = qap(y, x, draws=draws, rng=rng, fixed_effects=True, alpha=1 - level)
-        verdict = "none" if found.reason else "related" if found.p < 1 - level else "unrelated"
-        note = found.reason or f"{found.draws} relabellings of {shape[0]} targets and {shape[1]} features"
-        row = _row("qap", "", sae, tokens, level, estimate=found.estimate, p=found.p)
-        yield row | {
-            "n": int(np.isfinite(y).sum()),
-            "unit": f"{unit_of(PRIMARY)} per unit and cosine",
-            "verdict": verdict,
-            "note": note,
-        }
+        reason = missing or found.reason
+        p, slope = (None, None) if reason else (found.p, found.estimate)
+        verdict = "none" if p is None else "related" if p < 1 - level else "unrelated"
+        note = reason or f"{found.draws} relabellings of {shape[0]} targets and {shape[1]} features"
+        row = _row("qap", "", sae, tokens, level, estimate=slope, p=p)
+        unit = f"{unit_of(outcome_of(tokens))} per unit and cosine"
+        yield row | {"n": int(np.isfinite(y).sum()), "unit": unit, "verdict": verdict, "note": note}
+
+
+def _asked(cells: pa.Table, outcome: str) -> tuple[Float[np.ndarray, " n"], str]:
+    """Gradients of what is asked of the token set, and why there are none."""
+    linear = floats(cells["linear"])
+    less = OUTCOMES[outcome].less
+    if not less:
+        return linear, ""
+    direct = floats(cells[less])
+    beyond = linear - direct
+    if not np.isfinite(direct).any():
+        return beyond, "the site has no direct path, so nothing is known of what goes beyond it"
+    if np.nanmax(np.abs(beyond)) <= ROUNDING * np.nanmax(np.abs(linear)):
+        return beyond, "no block follows the site: all of the gradient is the direct path"
+    return beyond, ""
 
 
 def _mixed(view: View, rows: Rows, tokens: str) -> Row:

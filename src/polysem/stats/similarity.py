@@ -21,7 +21,9 @@ from jaxtyping import Float, Int
 from polysem.errors import ConfigError
 from polysem.glosses.grid import Grid
 from polysem.seeds import rng_for
-from polysem.stats.arms import PRIMARY
+from polysem.stats.arms import outcome_of
+from polysem.stats.contrasts import RECORD, fitted
+from polysem.stats.regress import within
 from polysem.stats.reliability import instrumented, reliability
 from polysem.stats.rows import Row, Rows, View, number, unit_of
 from polysem.store.tables import LATENT_SIMILARITY, RELIABILITY, SIMILARITY_MODEL
@@ -256,7 +258,9 @@ def gloss_reliability(found: Latent | None, views: Sequence[View]) -> pa.Table:
         at = np.array([place.get(key, -1) for key in keys])
         beside = np.array([held.get(key, -1) for key in keys])
         for token_set in view.token_sets:
-            pairs = view.mined("interference", "similarity", PRIMARY, token_set=token_set) & (at >= 0)
+            pairs = view.mined("interference", "similarity", outcome_of(token_set), token_set=token_set) & (
+                at >= 0
+            )
             for name, values in found.seconds().items():
                 second = np.where(at >= 0, values[at], np.nan)
                 fixed = np.where(beside[:, None] >= 0, found.held.values[beside], np.nan) if held else None
@@ -274,26 +278,42 @@ def _row(
     pairs: np.ndarray,
     held: Float[np.ndarray, "arms k"] | None,
 ) -> Row | None:
-    c = view.columns
+    """As the slope of record is made: the token set's own outcome, inside targets, its covariates held fixed."""
+    outcome = outcome_of(token_set)
     chosen = pairs & np.isfinite(second)
     if not chosen.any():
         return None
-    note = ""
+    notes = []
     if held is not None and (chosen & np.isfinite(held).all(axis=1)).sum() > chosen.sum() / 2:
         chosen &= np.isfinite(held).all(axis=1)
-        note = "the frequency of the words is held fixed"
+        notes.append("the frequency of the words is held fixed")
     else:
         held = None
-    two = second[chosen]
-    row: Row = {"locus": view.locus, "token_set": token_set, "measure": measure, "note": note or None}
-    row |= {"level": view.level, "n_pairs": int(chosen.sum()), "unit": f"{unit_of(PRIMARY)} per cosine"}
+    row: Row = {"locus": view.locus, "token_set": token_set, "measure": measure, "level": view.level}
+    row |= {"n_pairs": int(chosen.sum()), "unit": f"{unit_of(outcome)} per cosine"}
+    made = fitted(
+        view, chosen, tuple(r for r in RECORD if r != "similarity"), wanted="interference", factor="target"
+    )
     try:
-        agreement = reliability(c["similarity"][chosen], two, level=view.level)
+        agreement = reliability(view.columns["similarity"][chosen], second[chosen], level=view.level)
         row |= {"r": agreement.r, "r_lo": agreement.lo, "r_hi": agreement.hi}
-        effect, x, one = (c[name][chosen] for name in (PRIMARY, "interference", "similarity"))
-        fixed = None if held is None else held[chosen]
-        found = instrumented(effect, x, one, two, view.clusters[chosen], held=fixed, level=view.level)
+        if made.reason:
+            raise ConfigError(made.reason)
+        used = made.rows
+        target = view.clusters[used, 0]
+        inside = np.column_stack(
+            [view.columns[outcome][used], view.columns["similarity"][used], second[used]]
+            + ([] if held is None else [held[used]])
+        )
+        effect, one, two, *words = within(inside, target).T
+        others = [*np.delete(made.x, made.which, axis=1).T, *words]
+        found = instrumented(
+            *(effect, made.x[:, made.which], one, two, view.clusters[used]),
+            held=np.column_stack(others) if others else None,
+            level=view.level,
+        )
     except ConfigError as error:
         return row | {"note": f"not estimated: {str(error).splitlines()[0]}"}
     values = {name: number(value) for name, value in found._asdict().items() if name != "remark"}
-    return row | values | {"note": "; ".join(s for s in (found.remark, note) if s) or None}
+    notes = [s for s in (found.remark, *notes, *made.notes) if s]
+    return row | values | {"n_pairs": len(used), "note": "; ".join(notes) or None}

@@ -136,7 +136,7 @@ _STUDY = (
         make="polysem.engine.making:effects",
         inputs=("plan", "trials", "response"),
         sections=("seed", "effects", "preset"),
-        packages=("polysem", "numpy", "scipy", "statsmodels"),
+        packages=("polysem", "numpy", "scipy"),
         plug_ins=_WORDS,
     ),
     Stage(
@@ -144,7 +144,7 @@ _STUDY = (
         "The report as one HTML file. Prints its path.",
         make="polysem.engine.making:report",
         inputs=("features", "pairs", "plan", "trials", "response", "effects"),
-        packages=("polysem", "numpy", "scipy", "statsmodels", "jinja2", "markupsafe"),
+        packages=("polysem", "numpy", "scipy", "jinja2", "markupsafe"),
         plug_ins=_WORDS,
     ),
 )

@@ -116,12 +116,18 @@ GRADIENT_PATH = Schema(
 
 GRADIENT_MATRIX = Schema(
     "gradient_matrix",
-    1,
+    2,
     ("sae", "token_set", "target", "source"),
     (
         *(c.SAE, c.TOKENS, c.TARGET, c.SOURCE),
         c.number("interference", "cosine", "cosine of the two directions"),
         c.number("linear", "nats per unit", "gradient of the target . unit direction of the source"),
+        c.number(
+            "linear_direct",
+            "nats per unit",
+            "its part that passes no further block; null where there is no direct path",
+            nullable=True,
+        ),
     ),
 )
 """Targets x features, neither chosen by interference: what permutation tests need."""

@@ -18,6 +18,7 @@ from polysem.errors import ConfigError
 from polysem.keys import checked_reference, hidden
 from polysem.places import Located
 from polysem.vocabulary import (
+    CONTROLS,
     AskedUnit,
     CategoryName,
     ControlName,
@@ -94,6 +95,17 @@ class FeaturesConfig(Section):
     target_ratio: Annotated[float, Field(gt=0, le=1)] = 0.8
     """T_f: tokens with activation >= ratio x max"""
     n_target_tokens: Annotated[int, Field(ge=1)] = 10
+    tokens_out: Literal["decoder", "effect"] = "decoder"
+    """T_out: the tokens that the decoder row promotes through the unembedding alone, or those that steering along it raises
+    most on texts of the corpus (source = harvest only)"""
+
+    @model_validator(mode="after")
+    def _an_effect_is_measured(self):
+        if self.tokens_out == "effect" and self.source != "harvest":
+            raise ValueError(
+                f'tokens_out = "effect" steers on texts of the corpus, and source is {self.source!r}: set source = "harvest"'
+            )
+        return self
 
 
 class GlossesConfig(Section):
@@ -227,6 +239,16 @@ class Study(Section):
     prompts: PromptsConfig = PromptsConfig()
     plan: PlanConfig = PlanConfig()
     effects: EffectsConfig = EffectsConfig()
+
+    @model_validator(mode="after")
+    def _one_way_to_choose_what_is_read(self):
+        through = [name for name in self.plan.controls if CONTROLS[name].row_of_target]
+        if self.features.tokens_out == "effect" and through:
+            raise ValueError(
+                f"plan.controls has {', '.join(through)}, whose T_out is chosen through the unembedding, and "
+                'features.tokens_out = "effect" chooses that of targets by effect: leave out one of the two'
+            )
+        return self
 
 
 def load_study(path: Path) -> Study:

@@ -3,6 +3,7 @@
 import gzip
 import json
 import logging
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -10,13 +11,15 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from polysem.config import Study
+from polysem.config import CorpusConfig, Study, parse_study
 from polysem.corpus import TokenRows, token_rows
-from polysem.errors import FormatError, NumericsError, UnknownReferenceError
+from polysem.edits import Add
+from polysem.errors import ConfigError, FormatError, NumericsError, UnknownReferenceError
 from polysem.features import build_features, feature_table
 from polysem.features.best import HarvestPlan
 from polysem.features.encoder import ActiveEncoder
 from polysem.features.harvest import harvest
+from polysem.features.tokens_out import N_TEXTS, N_TOKENS, SHARE, caused_effects
 from polysem.positions import positions_of
 from polysem.saes.base import SAE, Provenance
 from polysem.store.tables import CONTEXTS, FEATURES
@@ -205,6 +208,72 @@ def test_sites_outside_the_residual_basis_have_no_direct_effect(corpus):
     rows = feature_table(sae, model, corpus=str(corpus), n_tokens=200, context=16).features.to_pylist()
     assert all(row["tokens_out"] == row["tokens_bottom_str"] == [] for row in rows)
     assert any(row["n_active"] for row in rows)
+
+
+def test_tokens_out_by_effect_are_those_that_steering_raises(corpus, tmp_path):
+    """Against the model steered by hooks, text by text; W_U d chooses others."""
+    model = tiny_model("gpt2")
+    sae = random_sae(model.spec.d_model)
+    rows = token_rows(str(corpus), model, n_tokens=600, context=40, positions=positions_of(model, sae))
+    ids, values = caused_effects(sae, model, rows, 5)
+    texts = torch.as_tensor(
+        rows.tokens[np.unique(np.linspace(0, len(rows.tokens) - 1, N_TEXTS).astype(int)), :N_TOKENS]
+    )
+    d, rise = torch.nn.functional.normalize(sae.W_dec[3], dim=0), 0
+    for text in texts.long():
+        norms = model.capture(text[None], [SITE])[SITE][0, 1:].norm(dim=-1)
+        assert norms.max() < 3 * norms.median(), "no massive token, which the mean would leave out"
+        length = SHARE * norms.mean()
+        pushed = torch.arange(len(text)) > 0
+        ends = [
+            model.logits(text[None], [Add(SITE, sign * length * d[None], pushed[None])])[0, -1]
+            .double()
+            .log_softmax(-1)
+            for sign in (1, -1)
+        ]
+        rise = rise + (ends[0] - ends[1]) / (2 * length * len(texts))
+    assert ids[3].tolist() == torch.argsort(-rise, stable=True)[:5].tolist()
+    np.testing.assert_allclose(values[3], rise[ids[3].tolist()].numpy(), rtol=1e-3)
+    config = CorpusConfig(ref=str(corpus), n_tokens=600, context=40)
+    told = _build_one(sae, model, config, tmp_path / "effect", tokens_out="effect")
+    plain = _build_one(sae, model, config, tmp_path / "decoder")
+    assert told["tokens_out"][3][:5] == ids[3].tolist()
+    assert told["tokens_out"] != plain["tokens_out"]
+    assert told["tokens_bottom_str"] == plain["tokens_bottom_str"]
+
+
+def _build_one(sae, model, corpus, folder, **features):
+    study = Study.model_validate(
+        {
+            **{"name": "x", "model": {"ref": "zoo:gpt2"}, "saes": [{"ref": "zoo:x"}]},
+            **{"corpus": corpus.model_dump(), "features": features},
+        }
+    )
+    made = build_features(study, model, {"a": sae}, workdir=folder)
+    return made.features.to_pydict()
+
+
+@pytest.mark.parametrize(
+    ("features", "controls", "said"),
+    [
+        ({"source": "zoo"}, ["random_feature"], 'set source = "harvest"'),
+        ({}, ["frozen_decoder"], "frozen_decoder, whose T_out is chosen through the unembedding"),
+    ],
+)
+def test_tokens_out_by_effect_are_refused_where_they_cannot_be_had(features, controls, said):
+    text = f"""name = "x"
+[model]
+ref = "zoo:gpt2"
+[[saes]]
+ref = "zoo:gpt2/blocks.1.hook_resid_post"
+[features]
+tokens_out = "effect"
+{"".join(f"{k} = {v!r}" for k, v in features.items())}
+[plan]
+controls = {controls!r}
+"""
+    with pytest.raises(ConfigError, match=re.escape(said)):
+        parse_study(text)
 
 
 def test_contexts_show_the_text_that_is_there(corpus):

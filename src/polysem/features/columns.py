@@ -3,16 +3,14 @@
 Columns are made whole, not row by row: an SAE of 32,768 features has 9 million activations in its contexts.
 """
 
-from typing import NamedTuple
-
 import numpy as np
 import pyarrow as pa
-import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool
 
 from polysem.config import FeaturesConfig
 from polysem.corpus import TokenRows
 from polysem.features.best import Harvest
+from polysem.features.tokens_out import caused_effects, direct_effects
 from polysem.glosses.base import Gloss
 from polysem.models.base import WhiteBoxModel
 from polysem.saes.base import SAE
@@ -20,25 +18,21 @@ from polysem.store.tables import CONTEXTS, FEATURES
 
 ALIGNED_COORDINATES = 3
 """as in Neuronpedia's dashboards, whose three rows the paper reads (arXiv 2505.11611, section 3.4)"""
-BLOCK = 256
-"""features whose direct logit effects are in memory together"""
-RESIDUAL_POINTS = (
-    "hook_embed", "hook_resid_pre", "hook_resid_mid", "hook_resid_post", "hook_attn_out", "hook_mlp_out",
-)  # fmt: skip
-"""points that are written in the residual stream's own basis, so that W_U reads them"""
 
 
 def harvest_table(
-    label: str, sae: SAE, state: Harvest, model: WhiteBoxModel, config: FeaturesConfig
+    label: str, sae: SAE, state: Harvest, model: WhiteBoxModel, config: FeaturesConfig, rows: TokenRows
 ) -> pa.Table:
-    """FEATURES of one SAE with blank glosses: what was harvested, and what the decoder rows say by
-    themselves."""
+    """FEATURES of one SAE with blank glosses: what was harvested, and what the decoder rows say by themselves or, if the
+    study asks for it, do on texts among the `rows`."""
     text = _TokenText(model)
     decoder = sae.W_dec.detach().float().cpu().numpy()
     kept = target_tokens(state, config)
     aligned = np.argsort(-decoder, axis=1, kind="stable")[:, :ALIGNED_COORDINATES]
     entries = np.take_along_axis(decoder, aligned, axis=1)
     effects = direct_effects(sae, model, config.n_target_tokens)
+    if config.tokens_out == "effect":
+        effects = effects.instead(*caused_effects(sae, model, rows, config.n_target_tokens))
     n, everywhere = sae.d_sae, np.ones(effects.top.shape, dtype=bool)
     columns = {
         "sae": pa.array([label] * n),
@@ -53,7 +47,7 @@ def harvest_table(
         "tokens_out": _lists(effects.top, everywhere),
         "tokens_out_str": _lists(effects.top, everywhere, text=text),
         "tokens_out_logit": _lists(effects.top_logit, everywhere),
-        "tokens_bottom_str": _lists(effects.bottom, everywhere, text=text),
+        "tokens_bottom_str": _lists(effects.bottom, np.ones(effects.bottom.shape, dtype=bool), text=text),
         "dec_norm": pa.array(np.linalg.norm(decoder.astype(np.float64), axis=1).astype(np.float32)),
         "neuron_alignment": _lists(aligned.astype(np.int32), entries > 0),
         "neuron_alignment_values": _lists(entries, entries > 0),
@@ -90,53 +84,6 @@ def context_table(label: str, state: Harvest, rows: TokenRows, model: WhiteBoxMo
         "source": pa.array(rows.sources(row, start), pa.string()),
     }
     return pa.table(columns, schema=CONTEXTS.arrow())
-
-
-class DirectEffects(NamedTuple):
-    """The tokens that each decoder row raises and lowers most; no columns where the site has none."""
-
-    top: Int[np.ndarray, "d_sae n"]
-    top_logit: Float[np.ndarray, "d_sae n"]
-    bottom: Int[np.ndarray, "d_sae n"]
-
-
-def direct_effects(sae: SAE, model: WhiteBoxModel, n: int) -> DirectEffects:
-    """W_U d of unit decoder rows d: the direct logit effect, but for the final norm.
-
-    The norm's gain is left out, as in published dashboards, and its scale would not change the order. An SAE
-    of a site that is not in the residual stream's basis (`RESIDUAL_POINTS`) has no direct effect. Equal
-    logits go by token id.
-    """
-    if sae.writes.point not in RESIDUAL_POINTS or sae.d_out != model.spec.d_model:
-        none = np.zeros((sae.d_sae, 0), dtype=np.int32)
-        return DirectEffects(none, none.astype(np.float32), none)
-    device = model.spec.device
-    unembedding = model.W_U.detach().float()
-    units = torch.nn.functional.normalize(sae.W_dec.detach().float(), dim=1)
-    top, logit, bottom = [], [], []
-    for k in range(0, sae.d_sae, BLOCK):
-        effects = units[k : k + BLOCK].to(device) @ unembedding.T
-        ids, values = _largest(effects, n)
-        top.append(ids)
-        logit.append(values)
-        bottom.append(_largest(-effects, n)[0])
-    return DirectEffects(np.concatenate(top), np.concatenate(logit), np.concatenate(bottom))
-
-
-def _largest(values: torch.Tensor, n: int) -> tuple[np.ndarray, np.ndarray]:
-    """(columns, values) of the n largest of each row, largest first, the smaller column first among
-    equals."""
-    n = min(n, values.shape[1])
-    found, columns = torch.topk(values, min(n + 1, values.shape[1]), dim=1)
-    best, ids = found[:, :n].cpu().numpy(), columns[:, :n].cpu().numpy().astype(np.int32)
-    # topk chooses freely among equals: where the edge is one of several, choose again.
-    for row in torch.nonzero(found[:, -1] == found[:, n - 1])[:, 0].tolist() if found.shape[1] > n else ():
-        whole = values[row].cpu().numpy()
-        able = np.flatnonzero(whole >= best[row, -1])
-        ids[row] = able[np.lexsort((able, -whole[able]))][:n]
-        best[row] = whole[ids[row]]
-    order = np.lexsort((ids, -best), axis=1)
-    return np.take_along_axis(ids, order, axis=1), np.take_along_axis(best, order, axis=1)
 
 
 def with_glosses(features: pa.Table, glosses: list[Gloss]) -> pa.Table:

@@ -256,7 +256,7 @@ def _harvested(
     states = harvest(model, saes, rows, plan=plan, checkpoint=checkpoint, reporter=reporter)
     return {
         label: (
-            harvest_table(label, sae, states[label], model, features),
+            harvest_table(label, sae, states[label], model, features, rows),
             context_table(label, states[label], rows, model),
         )
         for label, sae in saes.items()

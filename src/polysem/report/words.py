@@ -23,7 +23,6 @@ from polysem.vocabulary import (
     Mark,
     Outcome,
     Relation,
-    TokenSet,
     Vocabulary,
     Word,
 )
@@ -160,9 +159,8 @@ def tokens(name: str) -> str:
 
 def asked(name: str) -> str:
     """What a token set holds, and the outcome that is asked of it where that is not the primary one."""
-    here = word(TOKEN_SETS, name)
-    primary = not isinstance(here, TokenSet) or here.outcome == next(iter(OUTCOMES))
-    return here.label if primary else f"{here.label} ({outcome(here.outcome)})"
+    told = TOKEN_SETS[name].outcome if name in TOKEN_SETS else next(iter(OUTCOMES))
+    return tokens(name) + ("" if told == next(iter(OUTCOMES)) else f" ({outcome(told)})")
 
 
 def outcome(name: str) -> str:

@@ -87,8 +87,10 @@ def _fit(y: np.ndarray, design: np.ndarray, clusters: np.ndarray) -> Mixed:
             said.append(f"the variance of {name}s is estimated as zero")
         elif ratio == _LARGEST:
             said.append(f"next to the variance of {name}s nothing is left for pairs")
-    sd = np.sqrt(at.sigma2 * np.array([*ratios, 1.0])) * scale
-    return Mixed(turn @ at.estimate * scale, np.sqrt(variances) * scale, *sd.tolist(), "", "; ".join(said))
+    target, source, residual = (np.sqrt(at.sigma2 * np.array([*ratios, 1.0])) * scale).tolist()
+    return Mixed(
+        turn @ at.estimate * scale, np.sqrt(variances) * scale, target, source, residual, "", "; ".join(said)
+    )
 
 
 @dataclass(frozen=True)

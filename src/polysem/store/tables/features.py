@@ -18,10 +18,18 @@ FEATURES = Schema(
         Column("tokens_in_str", STRINGS, "", "the same as text"),
         Column("tokens_in_act", FLOATS, "activation", "their largest activations"),
         Column(
-            "tokens_out", INTS, "token ids", "tokens with the largest W_U d (direct logit effect), best first"
+            "tokens_out",
+            INTS,
+            "token ids",
+            "tokens with the largest W_U d (direct logit effect), or that steering raises most (features.tokens_out), best first",
         ),
         Column("tokens_out_str", STRINGS, "", "the same as text"),
-        Column("tokens_out_logit", FLOATS, "logits per unit decoder", "their values of W_U d"),
+        Column(
+            "tokens_out_logit",
+            FLOATS,
+            "logits per unit decoder",
+            "their values of W_U d, or change in log-probability",
+        ),
         Column("tokens_bottom_str", STRINGS, "", "tokens with the most negative W_U d"),
         Column("dec_norm", F32, "activation", "norm of the decoder row"),
         Column(

@@ -24,7 +24,7 @@ from polysem.models import load_model
 from polysem.targets import Answer, LocalTarget, TargetPrompt
 from polysem.transfer.ask import frame
 from polysem.transfer.categories import load_sentences
-from polysem.transfer.tails import Collector, k_that_would_do
+from polysem.transfer.tails import TailCollector, k_that_would_do
 
 ARMS = (("base", 1), ("target", 2), ("random", 4))
 """what stands in front of a sentence, and how often"""
@@ -95,7 +95,7 @@ def rows_of(trials: Trials, k: int, *, whole_vocabulary: bool) -> list[dict[str,
         at = np.concatenate([firsts, at[trials.arm[at] != "base"]])
         probs = np.exp(trials.logprobs[at])
         base = trials.sentence[at]
-        seen = Collector(
+        seen = TailCollector(
             categories, word_start=True, vocabulary=trials.vocabulary if whole_vocabulary else None
         )
         granted, missing, least = [], [], []

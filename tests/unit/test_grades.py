@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from polysem.seeds import rng_for
-from polysem.stats.grades import SLOPE, Line, claim_of, grade_of, graded
+from polysem.stats.grades import SLOPE, GradedLine, claim_of, grade_of, graded
 from polysem.stats.rows import reach
 from polysem.store.tables import FINDINGS, GRADED
 from polysem.vocabulary_findings import CLAIMS, GRADE_LINES, GRADES
@@ -67,7 +67,9 @@ def test_a_claim_follows_the_adjusted_p_the_equivalence_test_and_the_grades(
 
 
 def test_a_grade_agrees_where_no_line_disagrees_and_one_was_tested():
-    yes, no, unknown = (Line("linearity", verdict, "") for verdict in ("agrees", "disagrees", "untested"))
+    yes, no, unknown = (
+        GradedLine("linearity", verdict, "") for verdict in ("agrees", "disagrees", "untested")
+    )
     assert grade_of([yes, unknown]) == "agrees"
     assert grade_of([yes, no]) == "disagrees"
     assert grade_of([unknown]) == grade_of([]) == "untested"

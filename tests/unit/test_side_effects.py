@@ -18,7 +18,7 @@ from polysem.readouts import kl, log_odds, share_of_shift
 from polysem.side_effects import forecast
 from polysem.side_effects.directions import Direction, difference_of_means, read_direction, write_direction
 from polysem.side_effects.linear import against, linear_effects, own_sets, participation, stability
-from polysem.side_effects.measures import Measured, jackknife, measure_rows, moved_rows, rank_p
+from polysem.side_effects.measures import Evidence, jackknife, measure_rows, moved_rows, rank_p
 from polysem.side_effects.public import read_feature_table
 from polysem.side_effects.push import Readout, Sets, push
 from polysem.side_effects.repair import least_collateral, protected_sets, repair_rows, second_moment
@@ -120,7 +120,7 @@ def test_small_pushes_are_what_the_gradients_say():
         np.stack([d.unit for d in directions]), [respond(ids) for ids in PROMPTS], dose=1e-4
     )
     seen = push(model, PROMPTS, directions, sets=sets, dose=1e-4)
-    measured = Measured(seen, own, len(sets))
+    measured = Evidence(seen, own, len(sets))
     every = np.arange(len(PROMPTS))
     effect = seen.sets.mean(1)
     assert 1 - ((effect - told.effect) ** 2).sum() / ((effect - effect.mean()) ** 2).sum() > 0.99
@@ -166,7 +166,7 @@ def test_a_dose_that_is_not_reached_leaves_no_number():
     seen = push(model, PROMPTS[:2], [flat], sets=SETS, dose=0.1)
     assert not seen.reached.any()
     assert np.isnan(seen.sets).all()
-    measured = Measured(seen, np.array([0]), 4)
+    measured = Evidence(seen, np.array([0]), 4)
     none = measured.good(0, np.ones(2, dtype=bool))
     assert len(none) == 0
     assert np.isnan(jackknife(lambda some: measured.value("on_target", 0, some), none).value)
@@ -313,8 +313,8 @@ def pushed_rows(n: int, prompts: int, *, seed: int = 0):
 
 
 def test_what_moved_is_chosen_on_one_half_and_reported_on_the_other():
-    seen = Measured(pushed_rows(2, 6), np.array([0, 1]), 4)
-    null = Measured(pushed_rows(5, 6, seed=1), np.full(5, -1), 4)
+    seen = Evidence(pushed_rows(2, 6), np.array([0, 1]), 4)
+    null = Evidence(pushed_rows(5, 6, seed=1), np.full(5, -1), 4)
     select = np.array([True, True, True, False, False, False])
     kinds = {"tokens": list("abcd"), "category": [], "feature": []}
     rows = list(moved_rows(seen, null, ["x", "y"], kinds, select=select, confirm=~select))
@@ -365,7 +365,7 @@ def test_protected_sets_share_no_token_with_the_target():
 
 
 def test_a_repair_is_compared_prompt_by_prompt():
-    before, after = (Measured(pushed_rows(1, 6, seed=k), np.array([0]), 4) for k in (3, 4))
+    before, after = (Evidence(pushed_rows(1, 6, seed=k), np.array([0]), 4) for k in (3, 4))
     confirm = np.array([False, False, True, True, True, True])
     rows = {
         row["measure"]: row

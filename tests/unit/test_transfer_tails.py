@@ -16,7 +16,7 @@ from polysem.targets import Answer
 from polysem.targets.tail import SPREADS
 from polysem.transfer import parse_transfer
 from polysem.transfer.effects import effects, is_decided, truncation_sd, unmeasured, widened
-from polysem.transfer.tails import Collector, k_that_would_do
+from polysem.transfer.tails import TailCollector, k_that_would_do
 from polysem.worlds.transfer import pool_trials
 
 N_OWN, N_OTHER = 24, 500
@@ -50,7 +50,7 @@ def true_change(logprobs, base):
 
 
 def estimated(logprobs, base, k, *, vocabulary=WORDS):
-    seen = Collector(CATEGORIES, word_start=True, vocabulary=vocabulary)
+    seen = TailCollector(CATEGORIES, word_start=True, vocabulary=vocabulary)
     for row in logprobs:
         seen.take(cut(row, k))
     return seen.tails(base.tolist())
@@ -112,7 +112,7 @@ def test_order_and_other_answers_of_equal_text_change_nothing():
     rng = rng_for(5, "tails")
     base, levels = design(rng, sentences=2, each=6)
     whole = answers(rng, levels, base)
-    seen = Collector(CATEGORIES, word_start=True, vocabulary=WORDS)
+    seen = TailCollector(CATEGORIES, word_start=True, vocabulary=WORDS)
     for row in whole:
         a = cut(row, 60)
         order = rng.permutation(a.n)

@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float
 from polysem.vocabulary import similarity
 
 
-class Grid(NamedTuple):
+class SimilarityGrid(NamedTuple):
     """SIMILARITIES as one row for every pair and one column for every measure, the study's own first."""
 
     measures: tuple[str, ...]
@@ -27,7 +27,7 @@ class Grid(NamedTuple):
     made_by: tuple[str, ...]
 
     @classmethod
-    def of(cls, table: pa.Table, *, covariates: bool = False) -> "Grid":
+    def of(cls, table: pa.Table, *, covariates: bool = False) -> "SimilarityGrid":
         """Of a table SIMILARITIES: of its measures of similarity, or of its covariates."""
         rows = [r for r in table.to_pylist() if similarity(r["measure"])[0].covariate == covariates]
         named = {r["place"]: r for r in rows}

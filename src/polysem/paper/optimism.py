@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from polysem.paper.grid import kl_at_best, means_by_arm
-from polysem.paper.scene import Choices, Found, Row, Scene, preset_row
+from polysem.paper.scene import Choices, Found, PaperScene, Row, preset_row
 
 PARTS = (
     ("best_per_prompt", "best strength of each reported prompt, all cases"),
@@ -23,7 +23,7 @@ PARTS = (
 )
 
 
-def optimism(scene: Scene, relation: str) -> Iterator[Row]:
+def optimism(scene: PaperScene, relation: str) -> Iterator[Row]:
     """The rows of one relation, in the order of `PARTS`."""
     arms = scene.view.where(token_set=scene.token_set, relation=relation)
     free, n = Choices(cases="all", budget="equal"), len(arms)

@@ -21,7 +21,7 @@ from jaxtyping import Bool
 from polysem.paper.estimators import plain_ols, welch
 from polysem.paper.grid import Cells, Outcome, means_by_arm
 from polysem.paper.optimism import optimism
-from polysem.paper.scene import Choices, Found, Question, Row, Scene, preset_row
+from polysem.paper.scene import Choices, Found, PaperScene, Question, Row, preset_row
 from polysem.plan.strengths import paper_strengths
 from polysem.stats.arms import PRIMARY
 from polysem.stats.contrasts import RECORD, coefficient, fitted
@@ -106,12 +106,12 @@ class PaperEstimates:
         rows: list[Row] = []
         for view in views if self.preset != "strict" else ():
             for token_set in sorted(set(view.columns["token_set"].tolist())):
-                scene = Scene.of(own, paper, view, token_set=token_set)
+                scene = PaperScene.of(own, paper, view, token_set=token_set)
                 rows += _scene_rows(scene, preset=self.preset)
         return {"presets": PRESETS.of(rows)}
 
 
-def _scene_rows(scene: Scene, *, preset: str) -> Iterator[Row]:
+def _scene_rows(scene: PaperScene, *, preset: str) -> Iterator[Row]:
     present = sorted(set(scene.view.columns["relation"].tolist()))
     if "pair" in present:
         for question in ("slope_b", "slope_a", "difference"):
@@ -121,7 +121,7 @@ def _scene_rows(scene: Scene, *, preset: str) -> Iterator[Row]:
         yield from optimism(scene, relation)
 
 
-def _walk(scene: Scene, question: Question, relation: str, *, preset: str) -> Iterator[Row]:
+def _walk(scene: PaperScene, question: Question, relation: str, *, preset: str) -> Iterator[Row]:
     """The paper's estimate; then, for both presets, every change on top of the others and by itself."""
     paper = Choices(outcome="after" if question == "slope_a" else "relative")
     yield _row(scene, question, relation, paper, path="walk", step=0, choice="paper")
@@ -145,7 +145,14 @@ def _walk(scene: Scene, question: Question, relation: str, *, preset: str) -> It
 
 
 def _row(
-    scene: Scene, question: Question, relation: str, choices: Choices, *, path: str, step: int, choice: str
+    scene: PaperScene,
+    question: Question,
+    relation: str,
+    choices: Choices,
+    *,
+    path: str,
+    step: int,
+    choice: str,
 ) -> Row:
     cells = scene.effects(choices)
     if question in ("slope_a", "slope_b"):
@@ -168,7 +175,7 @@ def _row(
     )
 
 
-def _slope(scene: Scene, cells: Cells, choices: Choices) -> Found:
+def _slope(scene: PaperScene, cells: Cells, choices: Choices) -> Found:
     """Coefficient of interference of the pairs: outcome ~ interference + similarity (+ c before) + layer type, or inside
     targets with the covariates of record."""
     record = choices.model == "record"
@@ -210,14 +217,14 @@ def _slope(scene: Scene, cells: Cells, choices: Choices) -> Found:
     return Found(regression, made.which, _among(arms, arm), rows, f"OLS on {formula}", "; ".join(said))
 
 
-def _mean(scene: Scene, cells: Cells, choices: Choices, *, relation: str) -> Found:
+def _mean(scene: PaperScene, cells: Cells, choices: Choices, *, relation: str) -> Found:
     arms = scene.view.where(token_set=scene.token_set, relation=relation)
     rows, arm, y, _ = _rows_of(scene, _cases(cells, choices), arms, choices)
     regression = _regress(scene, y, np.ones((len(y), 1)), arm, choices)
     return Found(regression, 0, _among(arms, arm), rows, "mean")
 
 
-def _difference(scene: Scene, cells: Cells, choices: Choices) -> Found:
+def _difference(scene: PaperScene, cells: Cells, choices: Choices) -> Found:
     """Pairs minus the random arm: Welch on trials, or within targets with clustered errors."""
     view = scene.view
     loose, strict = _CONTROLS[view.locus]
@@ -251,7 +258,7 @@ def _difference(scene: Scene, cells: Cells, choices: Choices) -> Found:
 
 
 def _rows_of(
-    scene: Scene, cells: Cells, arms: Bool[np.ndarray, " arms"], choices: Choices
+    scene: PaperScene, cells: Cells, arms: Bool[np.ndarray, " arms"], choices: Choices
 ) -> tuple[int, np.ndarray, np.ndarray, np.ndarray]:
     """(number, arm, outcome, c before) of the rows of a regression: trials, or means over the prompts of an arm."""
     good = arms[cells.arm] & np.isfinite(cells.values)
@@ -265,7 +272,7 @@ def _rows_of(
 
 
 def _regress(
-    scene: Scene, y: np.ndarray, design: np.ndarray, arm: np.ndarray, choices: Choices
+    scene: PaperScene, y: np.ndarray, design: np.ndarray, arm: np.ndarray, choices: Choices
 ) -> Regression:
     if choices.errors == "trials":
         return plain_ols(y, design, level=scene.view.level)

@@ -42,7 +42,7 @@ class Choices(NamedTuple):
     errors: Literal["trials", "clustered"] = "trials"
 
 
-class Scene(NamedTuple):
+class PaperScene(NamedTuple):
     """Everything that an estimate of one locus and token set reads."""
 
     view: View
@@ -55,7 +55,7 @@ class Scene(NamedTuple):
     token_set: str
 
     @classmethod
-    def of(cls, own: pa.Table, paper: pa.Table, view: View, *, token_set: str) -> "Scene":
+    def of(cls, own: pa.Table, paper: pa.Table, view: View, *, token_set: str) -> "PaperScene":
         """The scene of a locus, from plan joined with trials, at the study's own and at the paper's strengths."""
         here = pc.and_(pc.equal(paper["locus"], view.locus), pc.equal(paper["token_set"], token_set))
         rows = paper.filter(here)
@@ -147,7 +147,7 @@ class Found(NamedTuple):
 
 
 def preset_row(
-    scene: Scene,
+    scene: PaperScene,
     question: Question,
     relation: str,
     found: Found,

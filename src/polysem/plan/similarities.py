@@ -20,7 +20,7 @@ from polysem.act.arms import Arm, KnownFeatures
 from polysem.config import Study
 from polysem.glosses.concepts import Concepts, Senses
 from polysem.glosses.embed import EXPORT
-from polysem.glosses.grid import Grid, limit_of
+from polysem.glosses.grid import SimilarityGrid, limit_of
 from polysem.glosses.similarity import (
     Item,
     Measure,
@@ -108,7 +108,7 @@ def similarity_tables(
 
 def related_pairs(similarities: pa.Table) -> frozenset[Pair]:
     """(target, source) of the planned pairs of one SAE that a further measure finds related."""
-    grid = Grid.of(similarities)
+    grid = SimilarityGrid.of(similarities)
     alike = (grid.values > grid.limit)[:, 1:].any(axis=1) & ~grid.random
     return frozenset((t, s) for (_, t, s), here in zip(grid.pairs, alike, strict=True) if here)
 

@@ -48,7 +48,7 @@ def jackknife(of: Callable[[Places], float], places: Places, *, level: float = 0
 
 
 @dataclass(frozen=True)
-class Measured:
+class Evidence:
     """What measures are computed from."""
 
     pushed: Pushed
@@ -105,8 +105,8 @@ def rank_p(value: float, null: Float[np.ndarray, " m"]) -> float:
 
 
 def measure_rows(
-    seen: Measured,
-    null: Measured,
+    seen: Evidence,
+    null: Evidence,
     names: Sequence[str],
     *,
     confirm: Bool[np.ndarray, " prompts"],
@@ -142,8 +142,8 @@ def measure_rows(
 
 
 def moved_rows(
-    seen: Measured,
-    null: Measured,
+    seen: Evidence,
+    null: Evidence,
     names: Sequence[str],
     kinds: Mapping[str, Sequence[str]],
     *,

@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float
 
 from polysem.atlas import PromptResponse
 from polysem.errors import ConfigError
-from polysem.side_effects.measures import Measured, Places, jackknife
+from polysem.side_effects.measures import Evidence, Places, jackknife
 from polysem.vocabulary import SIDE_EFFECTS
 
 WEIGHT = 10.0
@@ -100,8 +100,8 @@ def repaired(
 
 def repair_rows(
     name: str,
-    before: Measured,
-    after: Measured,
+    before: Evidence,
+    after: Evidence,
     row: int,
     *,
     protected: Sequence[int],
@@ -112,7 +112,7 @@ def repair_rows(
     both = np.intersect1d(before.good(row, confirm), after.good(row, confirm))
     chosen = list(protected)
 
-    def value(measured: Measured, measure: str, places: Places) -> float:
+    def value(measured: Evidence, measure: str, places: Places) -> float:
         if measure == PROTECTED:
             return float(np.sqrt((measured.pushed.sets[row, places][:, chosen] ** 2).mean()))
         return measured.value(measure, row, places)

@@ -25,7 +25,7 @@ from polysem.seeds import rng_for
 from polysem.side_effects.directions import Direction
 from polysem.side_effects.forecast import PREDICTORS, Labelled, forecast_rows, predictors, screen_row
 from polysem.side_effects.linear import LinearEffects, linear_effects
-from polysem.side_effects.measures import Measured, measure_rows, moved_rows
+from polysem.side_effects.measures import Evidence, measure_rows, moved_rows
 from polysem.side_effects.push import Pushed
 from polysem.side_effects.repair import protected_sets, repair_rows, repaired, second_moment
 from polysem.side_effects.scene import Scene
@@ -259,7 +259,7 @@ def linear_rows(scene: Scene, told: LinearEffects) -> Rows:
 def _repairs(
     scene: Scene,
     directions: Sequence[Direction],
-    before: Measured,
+    before: Evidence,
     told: LinearEffects | None,
     spent: Float[np.ndarray, "..."],
     reporter: Reporter,
@@ -362,7 +362,7 @@ def _generators(scene: Scene, outcome: str) -> Callable[[str], np.random.Generat
     return lambda purpose: rng_for(scene.seed, "side-effects", purpose, scene.label, outcome)
 
 
-def _labels(measured: Measured, name: str, half: Bool[np.ndarray, " prompts"]) -> Float[np.ndarray, " n"]:
+def _labels(measured: Evidence, name: str, half: Bool[np.ndarray, " prompts"]) -> Float[np.ndarray, " n"]:
     found = []
     for k in range(len(measured.own)):
         places = measured.good(k, half)
@@ -370,7 +370,7 @@ def _labels(measured: Measured, name: str, half: Bool[np.ndarray, " prompts"]) -
     return np.array(found)
 
 
-def _single(measured: Measured, name: str, row: int, place: int) -> float:
+def _single(measured: Evidence, name: str, row: int, place: int) -> float:
     """A measure on one prompt; stability is the cosine with the mean of the select prompts' own kind: all others."""
     if not measured.pushed.reached[row, place]:
         return np.nan

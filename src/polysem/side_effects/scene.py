@@ -21,7 +21,7 @@ from polysem.saes.base import SAE
 from polysem.seeds import rng_for
 from polysem.side_effects.directions import Direction
 from polysem.side_effects.linear import LinearEffects, linear_effects, own_sets
-from polysem.side_effects.measures import Measured
+from polysem.side_effects.measures import Evidence
 from polysem.side_effects.push import Pushed, Readout, follows, median_firing, push
 from polysem.types import Site
 
@@ -174,10 +174,10 @@ class Scene:
             readout=self.readout, reporter=reporter, **dose,
         )  # fmt: skip
 
-    def measured(self, pushed: Pushed, own: Int[np.ndarray, " n"]) -> Measured:
+    def measured(self, pushed: Pushed, own: Int[np.ndarray, " n"]) -> Evidence:
         """What measures are computed from."""
         threshold = np.nan if self.readout is None else self.readout.threshold
-        return Measured(pushed, own, len(self.set_features), threshold)
+        return Evidence(pushed, own, len(self.set_features), threshold)
 
     def isotropic(self, site: Site, n: int) -> list[Direction]:
         """Random directions of a site, always the same ones."""

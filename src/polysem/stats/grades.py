@@ -30,7 +30,7 @@ MIN_BEYOND = 8
 """pairs on either side of a bend; with fewer it is not looked for"""
 
 
-class Line(NamedTuple):
+class GradedLine(NamedTuple):
     """One line of GRADED."""
 
     line: str
@@ -86,7 +86,7 @@ def graded(
     return findings, lines
 
 
-def grade_of(lines: Iterable[Line]) -> Verdict:
+def grade_of(lines: Iterable[GradedLine]) -> Verdict:
     """disagrees where a line does; agrees where one does and none disagrees; untested otherwise."""
     seen = {line.verdict for line in lines}
     return "disagrees" if "disagrees" in seen else "agrees" if "agrees" in seen else "untested"
@@ -109,20 +109,20 @@ def claim_of(row: Mapping[str, object], grades: Mapping[str, Verdict], *, declar
     return CLAIMS[name].name
 
 
-def _declared(row: Row, declared: bool) -> Line:
+def _declared(row: Row, declared: bool) -> GradedLine:
     p = row["p_adj"]
     if not isinstance(p, float):
-        return Line(
+        return GradedLine(
             "adjusted_p", "untested", "there is no p value" if declared else "not a declared question"
         )
     if not p < _alpha(row):
-        return Line("adjusted_p", "disagrees", f"adjusted {_p(p)}", p=p)
+        return GradedLine("adjusted_p", "disagrees", f"adjusted {_p(p)}", p=p)
     if _below(row["p_equivalent"], _alpha(row)):
-        return Line("adjusted_p", "disagrees", "shown to be too small to matter", p=p)
-    return Line("adjusted_p", "agrees", f"adjusted {_p(p)}", p=p)
+        return GradedLine("adjusted_p", "disagrees", "shown to be too small to matter", p=p)
+    return GradedLine("adjusted_p", "agrees", f"adjusted {_p(p)}", p=p)
 
 
-def _robust(view: View, row: Row, rows: Rows, specification: Rows) -> Iterator[Line]:
+def _robust(view: View, row: Row, rows: Rows, specification: Rows) -> Iterator[GradedLine]:
     if row["contrast"] == SLOPE:
         yield _specification(row, specification)
         yield _linearity(view, row)
@@ -130,7 +130,7 @@ def _robust(view: View, row: Row, rows: Rows, specification: Rows) -> Iterator[L
     yield _without_a_bin(view, row)
 
 
-def _predictive(view: View, row: Row, tokens: str, explained: Rows, *, seed: int) -> Iterator[Line]:
+def _predictive(view: View, row: Row, tokens: str, explained: Rows, *, seed: int) -> Iterator[GradedLine]:
     for column, unseen in enumerate(("targets", "sources")):
         found = next(
             (
@@ -144,13 +144,13 @@ def _predictive(view: View, row: Row, tokens: str, explained: Rows, *, seed: int
         yield _r2(f"unseen_{unseen}", found, unseen)
 
 
-def _r2(line: str, found: Mapping[str, object], unseen: str) -> Line:
+def _r2(line: str, found: Mapping[str, object], unseen: str) -> GradedLine:
     r2, lo, hi = (found[k] for k in ("r2", "lo", "hi"))
     if not (isinstance(r2, float) and isinstance(lo, float) and isinstance(hi, float)):
-        return Line(line, "untested", f"R² for unseen {unseen} cannot be had: {found['note']}")
+        return GradedLine(line, "untested", f"R² for unseen {unseen} cannot be had: {found['note']}")
     ahead = lo > 0
     said = f"R² for unseen {unseen} is {_signed(r2)} ({_signed(lo)} to {_signed(hi)}){'' if ahead else ', not above zero'}"
-    return Line(line, "agrees" if ahead else "disagrees", said, r2, lo, hi)
+    return GradedLine(line, "agrees" if ahead else "disagrees", said, r2, lo, hi)
 
 
 def _held_out(view: View, row: Row, column: int, *, seed: int) -> Row:
@@ -181,24 +181,26 @@ def _held_out(view: View, row: Row, column: int, *, seed: int) -> Row:
     return held_out_r2(c[outcome][used], design, view.clusters[used, column], level=view.level, rng=rng)
 
 
-def _specification(row: Row, specification: Rows) -> Line:
+def _specification(row: Row, specification: Rows) -> GradedLine:
     slopes_ = [float(str(r["estimate"])) for r in specification if r["estimate"] is not None]
     p = specification[0]["p_joint"] if specification else None
     if not isinstance(p, float) or not slopes_:
-        return Line("specification", "untested", "too few pairs for a specification curve")
+        return GradedLine("specification", "untested", "too few pairs for a specification curve")
     if np.median(slopes_) * _estimate(row) <= 0:
-        return Line("specification", "disagrees", "most other choices of pairs give the other sign", p=p)
+        return GradedLine(
+            "specification", "disagrees", "most other choices of pairs give the other sign", p=p
+        )
     if not p < _alpha(row):
-        return Line(
+        return GradedLine(
             "specification",
             "disagrees",
             f"other choices of pairs, taken together, are within chance (joint {_p(p)})",
             p=p,
         )
-    return Line("specification", "agrees", f"other choices of pairs say the same (joint {_p(p)})", p=p)
+    return GradedLine("specification", "agrees", f"other choices of pairs say the same (joint {_p(p)})", p=p)
 
 
-def _linearity(view: View, row: Row) -> Line:
+def _linearity(view: View, row: Row) -> GradedLine:
     """A hinge at the lower end of each bin but the first, one at a time; Holm over them."""
     parts = parse_group(str(row["group"]))
     planned = view.where(sae=parts["sae"], token_set=parts["tokens"], relation="pair")
@@ -226,7 +228,7 @@ def _linearity(view: View, row: Row) -> Line:
         if isinstance(bent["p"], float):
             bends.append((knot, bent))
     if not bends:
-        return Line("linearity", "untested", "too few pairs to look for a bend")
+        return GradedLine("linearity", "untested", "too few pairs to look for a bend")
     adjusted = adjust_p(np.array([float(str(b["p"])) for _, b in bends]), method="holm")
     worst = int(np.argmin(adjusted))
     knot, bent = bends[worst]
@@ -234,30 +236,30 @@ def _linearity(view: View, row: Row) -> Line:
     numbers = {k: v for k in ("estimate", "lo", "hi") if isinstance(v := bent[k], float)}
     if p < _alpha(row):
         said = f"the line bends at {knot:.2f} ({_p(p)})"
-        return Line("linearity", "disagrees", said, **numbers, p=p)
-    return Line("linearity", "agrees", f"no bend is seen ({_p(p)})", **numbers, p=p)
+        return GradedLine("linearity", "disagrees", said, **numbers, p=p)
+    return GradedLine("linearity", "agrees", f"no bend is seen ({_p(p)})", **numbers, p=p)
 
 
-def _each_sae(row: Row, rows: Rows) -> Line:
+def _each_sae(row: Row, rows: Rows) -> GradedLine:
     parts = parse_group(str(row["group"]))
     own = [(s, r) for r in rows if r["contrast"] == row["contrast"] and (s := _same_but(r, parts, "sae"))]
     own = [(sae, r) for sae, r in own if sae != POOLED]
     if len(own) < 2:
-        return Line("each_sae", "untested", "there is one SAE")
+        return GradedLine("each_sae", "untested", "there is one SAE")
     weak = _weakest(row, own)
     if weak is None:
-        return Line("each_sae", "agrees", f"each of {len(own)} SAEs shows it alone")
+        return GradedLine("each_sae", "agrees", f"each of {len(own)} SAEs shows it alone")
     sae, found, why = weak
-    return Line("each_sae", "disagrees", f"not in every SAE: {sae} alone {why}", **_numbers(found))
+    return GradedLine("each_sae", "disagrees", f"not in every SAE: {sae} alone {why}", **_numbers(found))
 
 
-def _without_a_bin(view: View, row: Row) -> Line:
+def _without_a_bin(view: View, row: Row) -> GradedLine:
     parts = parse_group(str(row["group"]))
     pairs = view.where(token_set=parts["tokens"], relation="pair")
     pairs &= np.isfinite(view.columns["interference"])
     bins = _bins(view, pairs)
     if len(bins) < 2:
-        return Line("without_a_bin", "untested", "the pairs are of one bin of interference")
+        return GradedLine("without_a_bin", "untested", "the pairs are of one bin of interference")
     found: list[tuple[str, Row]] = []
     for _, own in bins:
         size = np.abs(view.columns["interference"][own])
@@ -265,9 +267,9 @@ def _without_a_bin(view: View, row: Row) -> Line:
         found.append((f"{size.min():.2f} to {size.max():.2f}", rest))
     weak = _weakest(row, found)
     if weak is None:
-        return Line("without_a_bin", "agrees", "it stands without the pairs of any one bin")
+        return GradedLine("without_a_bin", "agrees", "it stands without the pairs of any one bin")
     name, rest, why = weak
-    return Line("without_a_bin", "disagrees", f"without the pairs at {name} it {why}", **_numbers(rest))
+    return GradedLine("without_a_bin", "disagrees", f"without the pairs at {name} it {why}", **_numbers(rest))
 
 
 def _weakest(row: Row, found: Iterable[tuple[str, Row]]) -> tuple[str, Row, str] | None:

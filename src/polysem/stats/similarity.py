@@ -19,7 +19,7 @@ import pyarrow as pa
 from jaxtyping import Float, Int
 
 from polysem.errors import ConfigError
-from polysem.glosses.grid import Grid
+from polysem.glosses.grid import SimilarityGrid
 from polysem.seeds import rng_for
 from polysem.stats.arms import outcome_of
 from polysem.stats.contrasts import RECORD, fitted
@@ -127,8 +127,8 @@ def loadings_between(
 class Latent(NamedTuple):
     """The measures of a study and what they have in common."""
 
-    grid: Grid
-    held: Grid
+    grid: SimilarityGrid
+    held: SimilarityGrid
     """covariates of the same pairs"""
     z: Float[np.ndarray, "n measures"]
     """standardised by the random pairs of each SAE"""
@@ -140,7 +140,7 @@ class Latent(NamedTuple):
         """Of SIMILARITIES; None without a row."""
         if not similarities.num_rows:
             return None
-        grid, held = Grid.of(similarities), Grid.of(similarities, covariates=True)
+        grid, held = SimilarityGrid.of(similarities), SimilarityGrid.of(similarities, covariates=True)
         sae = np.array([pair[0] for pair in grid.pairs])
         z = np.full(grid.values.shape, np.nan)
         for label in sorted(set(sae.tolist())):

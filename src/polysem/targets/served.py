@@ -26,7 +26,7 @@ from polysem.targets.cache import ResponseCache
 from polysem.targets.parse import parse_answer, told, with_losses
 from polysem.targets.probe import Probed, probe_answers
 from polysem.targets.spelling import reader_of_tokens
-from polysem.targets.spend import Budget, Estimate, Rate
+from polysem.targets.spend import Budget, Quote, Rate
 from polysem.targets.tokenizer import KnownTokenizer
 from polysem.vocabulary_transfer import TARGET_KINDS, TargetKind
 
@@ -166,18 +166,18 @@ class ServedTarget:
         granted, size = self.granted, self.serving.vocabulary
         return [with_losses(a, granted=granted, vocabulary=size) for a in self._asked(prompts)]
 
-    def estimate(self, prompts: Sequence[TargetPrompt]) -> Estimate:
+    def estimate(self, prompts: Sequence[TargetPrompt]) -> Quote:
         """What asking these prompts would send and cost."""
         return self._estimate(list(map(self._request, prompts)), 1)
 
-    def _estimate(self, asked: list[dict[str, Any]], max_tokens: int) -> Estimate:
+    def _estimate(self, asked: list[dict[str, Any]], max_tokens: int) -> Quote:
         requests = {ResponseCache.key(r): r for r in asked}
         new = [r for key, r in requests.items() if not self.cache.has(key)]
         unsettled = len(requests.keys() & set(self.cache.open_marks()))
         tokens = float(sum(map(_input_tokens, new)))
         price = self.budget.price
         cost = price.of(requests=len(new), input_tokens=tokens, output_tokens=float(max_tokens * len(new)))
-        return Estimate(len(requests), len(requests) - len(new), tokens, cost, price.unit, unsettled)
+        return Quote(len(requests), len(requests) - len(new), tokens, cost, price.unit, unsettled)
 
     def chat(self, messages: Messages, *, max_tokens: int, repeat: int = 0) -> str:
         """The text that a chat server writes, kept like every response.
@@ -196,7 +196,7 @@ class ServedTarget:
 
     def estimate_chats(
         self, all_messages: Sequence[Messages], *, max_tokens: int, attempts: int = 1
-    ) -> Estimate:
+    ) -> Quote:
         """What asking these questions would send and cost at most: replies as long as they may be, and every question whose
         first reply is not there yet asked `attempts` times."""
         asked = [self._chat_request(messages, max_tokens, 0) for messages in all_messages]

@@ -28,7 +28,7 @@ class Price:
 
 
 @dataclass(frozen=True)
-class Estimate:
+class Quote:
     """What is about to be sent."""
 
     planned: int
@@ -71,14 +71,14 @@ class Budget:
     """of what was sent so far"""
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
-    def affords(self, estimate: Estimate) -> int:
+    def affords(self, estimate: Quote) -> int:
         """Requests of a plan that are paid for; all of them where there is no limit."""
         most = estimate.to_send if self.max_requests is None else self.max_requests - self.requests
         if self.max_cost is not None and estimate.cost > 0:
             most = min(most, int((self.max_cost - self.cost) * estimate.to_send / estimate.cost))
         return max(0, min(most, estimate.to_send))
 
-    def check(self, estimate: Estimate) -> None:
+    def check(self, estimate: Quote) -> None:
         """Refuse a plan that the budget cannot pay for, before anything is sent.
 
         Raises:

@@ -26,7 +26,7 @@ from polysem.transfer.config import TESTED, TransferStudy
 from polysem.transfer.outcomes import AnswerChange, Reader, Reading, change, noise_of
 from polysem.transfer.pools import Pools, pick
 from polysem.transfer.prepare import PreparedTransfer
-from polysem.transfer.tails import Collector, Tails
+from polysem.transfer.tails import TailCollector, Tails
 from polysem.vocabulary_transfer import PROMPT_POSITIONS, TEMPLATES
 
 log = logging.getLogger(__name__)
@@ -271,7 +271,7 @@ def _tails(
 ) -> Tails:
     """Of the baselines, then of all arms' trials."""
     word_start = target.kind.word_start
-    seen = Collector(prepared.categories, word_start=word_start, vocabulary=target.vocabulary)
+    seen = TailCollector(prepared.categories, word_start=word_start, vocabulary=target.vocabulary)
     sentence = list(range(len(first)))
     for answer in first:
         seen.take(answer)

@@ -36,7 +36,7 @@ class Tails:
         return Tails(self.change[rows], self.sd[rows], self.mass[rows], self.share, self.k_needed)
 
 
-class Collector:
+class TailCollector:
     """Takes answers one by one and keeps what their tails are estimated from."""
 
     def __init__(self, categories: Categories, *, word_start: bool, vocabulary: Sequence[str] | None):

@@ -657,7 +657,7 @@ TOKEN_SETS: Vocabulary[TokenSet] = Vocabulary(
     TokenSet(
         "out",
         "tokens the target writes",
-        "T-out: what its decoder row promotes through W_U",
+        "T-out: what its decoder row promotes through W_U, or steering along it raises (features.tokens_out)",
         "tokens_out",
         "beyond",
         by_row=True,

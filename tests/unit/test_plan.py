@@ -9,12 +9,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from polysem.act.arms import Arm
 from polysem.act.base import Recipe
 from polysem.config import parse_study
 from polysem.errors import ConfigError, MismatchError
 from polysem.plan import describe_plan, make_plan
+from polysem.plan.arms import Source, nearest_in_size
 from polysem.plan.targets import draw_targets
 from polysem.store.tables import CLUSTERS, CONTEXTS, GLOSSES, PAIRS, PARTNERS, PLAN
 from polysem.worlds.tables import plain_sae
@@ -484,3 +487,26 @@ def test_covariates_are_attribution_overlap_and_frequency_of_the_planned_sources
     logits = W_U @ (direction / np.linalg.norm(direction))
     wanted = logits[rows[target]["tokens_in"]].mean() - logits.mean()
     assert found["attribution"] == pytest.approx(wanted, rel=1e-6)
+
+
+@given(
+    pairs=st.lists(st.tuples(st.integers(0, 2), st.floats(0.01, 0.9)), max_size=8),
+    across=st.lists(st.lists(st.floats(-0.9, -0.01), max_size=5), min_size=3, max_size=3),
+)
+def test_a_pair_meets_the_source_of_negative_interference_nearest_to_it_in_size(pairs, across):
+    arms = [Arm("pair", 0, k, 0, "", b, size, 0.1) for k, (b, size) in enumerate(pairs)]
+    number = itertools.count(100)
+    sources = [[Source(next(number), b, x, 0.1) for x in xs] for b, xs in enumerate(across)]
+    chosen = nearest_in_size(arms, sources)
+    left = {b: {s.feature: s for s in some} for b, some in enumerate(sources)}
+    expected = set()
+    for arm in arms:
+        pool = left[arm.interference_bin]
+        if pool:
+            best = min(pool.values(), key=lambda s: (abs(-s.interference - arm.interference), s.feature))
+            expected.add(pool.pop(best.feature))
+    assert set(chosen) == expected
+    assert len(chosen) == len(expected)
+    for b, some in enumerate(sources):
+        assert sum(s.bin == b for s in chosen) == min(len(some), sum(a.interference_bin == b for a in arms))
+    assert all(s.interference < 0 for s in chosen)

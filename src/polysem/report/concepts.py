@@ -118,7 +118,7 @@ def _reliable(r: Mapping[str, Any]) -> dict[str, str]:
         )
 
     return {
-        "what": f"{r['locus']}: {called.tokens(r['token_set'])}",
+        "what": f"{r['locus']}: {called.asked(r['token_set'])}",
         "measure": visible(r["measure"]),
         "r": between("r", "r_lo", "r_hi"),
         "naive": "–" if r["naive"] is None else number(r["naive"], sign=True),

@@ -305,12 +305,15 @@ def doses(locus: LocusSection, study: Study) -> Iterator[Figure]:
         ]
         if not curves:
             continue
+        direct = TOKEN_SETS[tokens].outcome != PRIMARY
+        whole = " All of the change, what the direct path does by linear algebra included." if direct else ""
         title = f"Dose-response: {words.tokens(tokens)}"
         drawing = charts.dose_chart(
             curves, title=title, x_label=f"dose ({locus.axis})", headline=locus.dose, y_label=_LOGODDS
         )
         caption = (
             "Mean over confirm prompts; bands are intervals over targets. Vertical lines: the headline dose."
+            + whole
         )
         yield Figure(title, drawing, caption)
         # Odd effect against what it costs in KL: nearer to the left is a gentler way to the same effect.
@@ -318,7 +321,9 @@ def doses(locus: LocusSection, study: Study) -> Iterator[Figure]:
         curves = [curve for curve in curves if curve.points]
         if curves:
             title = f"Effect against cost: {words.tokens(tokens)}"
-            caption = "Odd part of the mean effect at every dose. Right of the line: over the KL limit."
+            caption = (
+                f"Odd part of the mean effect at every dose. Right of the line: over the KL limit.{whole}"
+            )
             yield Figure(title, charts.frontier_chart(curves, title=title, limit=limit), caption)
     curves = _kl_curves(locus)
     if curves:

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 import typer.core
 
-from polysem.cli import beside, explore, selftest, study, train_sae
+from polysem.cli import beside, explore, replicate, selftest, study, train_sae
 from polysem.store.stages import REGISTRY
 
 _MATTER = (
@@ -127,6 +127,7 @@ for name, stage in REGISTRY.items():
 for other in (
     study.check,
     study.compare,
+    replicate.replicate,
     study.status,
     study.verify,
     selftest.selftest,

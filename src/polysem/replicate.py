@@ -1,0 +1,290 @@
+"""Would another dictionary say the same? Features matched one to one, PW-MCC, and which interfering pairs come back.
+
+Dictionaries are trained from a seed. What is a fact about the model should be in another seed's dictionary too, and what is
+not is basis ambiguity. From weights alone:
+
+    PW-MCC     mean |cosine| of decoder rows under the best one-to-one matching (arXiv 2505.20254), beside the same with the
+               second dictionary turned at random, and drawn anew with its mean and covariance
+    stable     a feature whose match has decoder and encoder cosines above what 1 % of features reach in turned dictionaries
+    survival   of pairs whose members both have a match: how often |interference| is in the same bin in the other dictionary;
+               beside what is left of it by regression to the mean: the same cosines between matched features, with the parts
+               in which they differ dealt out anew. For all stable features, and for those that are the same beyond doubt
+
+Cost: products of two dictionaries and one assignment for each pair of them and each null; n x m cosines are held at once.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations, pairwise
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from polysem.errors import MismatchError
+from polysem.linear.matching import MATCH
+from polysem.saes.base import SAE
+from polysem.seeds import random_rotation, rng_for
+from polysem.store.result import Shown
+
+VERSION = 1
+"""of the JSON"""
+BINS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.7, 1.0 + 1e-6)
+"""of |interference|"""
+FALSE = 0.01
+"""share of features of a turned dictionary that may count as matched"""
+TURNS, DEALS = 3, 20
+"""rotations and covariance draws; deals of what differs between matched features"""
+LARGEST = 20_000
+"""features of a dictionary: 3.2 GB of cosines"""
+
+
+@dataclass(frozen=True)
+class Matching:
+    """The best one-to-one matching of one dictionary's features with another's, ordered by the first's."""
+
+    first: Int[np.ndarray, " n"]
+    second: Int[np.ndarray, " n"]
+    decoder: Float[np.ndarray, " n"]
+    """signed cosine of decoder rows"""
+    encoder: Float[np.ndarray, " n"]
+    """signed cosine of what the encoders read"""
+
+    @property
+    def pw_mcc(self) -> float:
+        """Mean |cosine| of matched decoder rows."""
+        return float(np.abs(self.decoder).mean()) if len(self.decoder) else float("nan")
+
+
+def units(rows: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "n d"]:
+    """Rows at norm 1; rows of zeros stay."""
+    norms = np.linalg.norm(rows, axis=1, keepdims=True)
+    return np.divide(rows, norms, out=np.zeros_like(rows), where=norms > 0)
+
+
+def assigned(
+    first: Float[np.ndarray, "n d"], second: Float[np.ndarray, "m d"]
+) -> tuple[Int[np.ndarray, " k"], Int[np.ndarray, " k"], Float[np.ndarray, " k"]]:
+    """(rows, columns, cosines) of the one-to-one assignment of unit rows with the largest sum of |cosine|; k = min(n, m)."""
+    from scipy.optimize import linear_sum_assignment
+
+    cosines = first @ second.T
+    i, j = linear_sum_assignment(np.abs(cosines), maximize=True)
+    return i.astype(np.int64), j.astype(np.int64), cosines[i, j]
+
+
+def matching(first: SAE, second: SAE) -> Matching:
+    """The matching of the living features of two dictionaries by decoder rows.
+
+    Raises:
+        MismatchError: if they write at different sites or widths, or are too wide.
+    """
+    a, b = _living(first), _living(second)
+    (d1, e1), (d2, e2) = _sides(first, a), _sides(second, b)
+    i, j, cosine = assigned(d1, d2)
+    return Matching(a[i], b[j], cosine, (e1[i] * e2[j]).sum(axis=1))
+
+
+def null_pw_mcc(
+    first: Float[np.ndarray, "n d"], second: Float[np.ndarray, "m d"], *, rng: np.random.Generator
+) -> dict[str, list[float]]:
+    """PW-MCC of `first` with `second` turned at random, and with rows drawn with its mean and covariance."""
+    mean, spread = second.mean(axis=0), np.linalg.cholesky(np.cov(second.T) + 1e-12 * np.eye(second.shape[1]))
+    found: dict[str, list[float]] = {"turned": [], "covariance": []}
+    for _ in range(TURNS):
+        drawn = mean + rng.standard_normal(second.shape) @ spread.T
+        for name, rows in (
+            ("turned", second @ random_rotation(second.shape[1], rng)),
+            ("covariance", units(drawn)),
+        ):
+            found[name].append(float(np.abs(assigned(first, rows)[2]).mean()))
+    return found
+
+
+def limit(
+    first: Float[np.ndarray, "n d"], second: Float[np.ndarray, "m d"], *, rng: np.random.Generator
+) -> float:
+    """|cosine| that at most `FALSE` of the first's rows reach with any row of the second turned at random."""
+    best = [
+        np.abs(first @ (second @ random_rotation(second.shape[1], rng)).T).max(axis=1) for _ in range(TURNS)
+    ]
+    return float(np.quantile(np.concatenate(best), 1 - FALSE))
+
+
+@dataclass(frozen=True)
+class Survival:
+    """Of pairs in one bin of |interference| in the first dictionary, both members matched."""
+
+    matched: str
+    """how well: stable, or at least MATCH"""
+    low: float
+    high: float
+    n: int
+    same: float
+    """share that is in the bin in the second, too"""
+    chance: float
+    """mean of the share by regression to the mean"""
+    lo: float
+    hi: float
+    """smallest and largest over the deals"""
+
+
+def survival(
+    first: Float[np.ndarray, "n d"],
+    second: Float[np.ndarray, "n d"],
+    *,
+    rng: np.random.Generator,
+    matched: str = "stable",
+) -> list[Survival]:
+    """Do interfering pairs come back?
+
+    Each matched row of the second is m times the first's plus a rest. Were the rest no fact about the pair, rests dealt to
+    other features (at right angles to their own direction, at their own length) would give the same cosines.
+
+    Args:
+        first: unit decoder rows of matched features.
+        second: of their matches, in the same order, turned so that the cosine with the first is not negative.
+        rng: of the deals.
+        matched: how well, as it is told.
+    """
+    upper = np.triu_indices(len(first), k=1)
+
+    def bins(rows: np.ndarray) -> Int[np.ndarray, " pairs"]:
+        return np.searchsorted(BINS, np.abs((rows @ rows.T)[upper]), side="right") - 1
+
+    own, other = bins(first), bins(second)
+    m = (first * second).sum(axis=1, keepdims=True)
+    rest = second - m * first
+    length = np.linalg.norm(rest, axis=1, keepdims=True)
+    dealt = []
+    for _ in range(DEALS if len(first) > 1 else 0):
+        moved = rest[rng.permutation(len(rest))]
+        moved = moved - (moved * first).sum(axis=1, keepdims=True) * first
+        dealt.append(bins(m * first + length * units(moved)))
+    found = []
+    for k, (low, high) in enumerate(pairwise(BINS)):
+        here = own == k
+        n = int(here.sum())
+        if n:
+            by_chance = [float((drawn[here] == k).mean()) for drawn in dealt]
+            ends = (float(np.mean(by_chance)), min(by_chance), max(by_chance))
+            found.append(Survival(matched, low, min(high, 1.0), n, float((other[here] == k).mean()), *ends))
+    return found
+
+
+@dataclass(frozen=True, repr=False)
+class Replicates(Shown):
+    """Every two dictionaries of a site, and how stable each one's features are over the others."""
+
+    refs: tuple[tuple[str, str], ...]
+    """(reference, revision or hash of the weights)"""
+    pairs: tuple[Mapping[str, Any], ...]
+    """of every two: what `as_json` shows"""
+    stability: tuple[Float[np.ndarray, " n"], ...]
+    """by dictionary: share of the others in which each feature has a match; NaN where it is dead"""
+
+    def facts(self) -> Mapping[str, object]:
+        return {
+            f"{self.refs[p['first']][0]}, {self.refs[p['second']][0]}": f"PW-MCC {p['pw_mcc']:.3f} (turned "
+            f"{np.mean(p['null']['turned']):.3f}), {100 * p['matched'][0]:.0f} % matched"
+            for p in self.pairs
+        }
+
+    def as_json(self) -> dict[str, Any]:
+        """The whole matching with hashes, for another program."""
+        return {
+            "schema": "polysem/replicate",
+            "version": VERSION,
+            "dictionaries": [{"ref": ref, "revision": revision} for ref, revision in self.refs],
+            "pairs": [dict(p) for p in self.pairs],
+            "stability": [[None if np.isnan(v) else float(v) for v in own] for own in self.stability],
+        }
+
+
+def replicate(saes: Sequence[SAE], *, seed: int = 0) -> Replicates:
+    """Compare any number of dictionaries of one site.
+
+    Args:
+        saes: two or more that write at the same site of the same model.
+        seed: of rotations, draws and deals.
+
+    Raises:
+        MismatchError: with fewer than two, other sites, widths or models, or more than `LARGEST` features.
+    """
+    _comparable(saes)
+    refs = tuple((s.provenance.ref, s.provenance.revision) for s in saes)
+    sides = [_sides(s, _living(s)) for s in saes]
+    found, hits = [], [np.full(s.d_sae, np.nan) for s in saes]
+    for own, s in zip(hits, saes, strict=True):
+        own[_living(s)] = 0.0
+    for a, b in combinations(range(len(saes)), 2):
+        rng = rng_for(seed, "replicate", *refs[a], *refs[b])
+        made = matching(saes[a], saes[b])
+        limits = [limit(x, y, rng=rng) for x, y in zip(sides[a], sides[b], strict=True)]
+        stable = (np.abs(made.decoder) >= limits[0]) & (np.abs(made.encoder) >= limits[1])
+        for own, mine in ((a, made.first), (b, made.second)):
+            hits[own][mine[stable]] += 1.0 / (len(saes) - 1)
+        lasting = []
+        for how, kept in (
+            ("stable", stable),
+            (f"cosine at least {MATCH}", stable & (np.abs(made.decoder) >= MATCH)),
+        ):
+            rows = [units(_rows(s)[m[kept]]) for s, m in ((saes[a], made.first), (saes[b], made.second))]
+            rows[1] *= np.sign(made.decoder[kept])[:, None]
+            lasting += [vars(one) for one in survival(*rows, rng=rng, matched=how)]
+        found.append(
+            {
+                **{"first": a, "second": b, "n": len(made.first), "pw_mcc": made.pw_mcc},
+                "null": null_pw_mcc(sides[a][0], sides[b][0], rng=rng),
+                "limits": {"decoder": limits[0], "encoder": limits[1], "false_matches": FALSE},
+                "matched": [float(stable.sum() / len(sides[k][0])) for k in (a, b)],
+                "survival": lasting,
+                "matching": {
+                    **{"first": made.first.tolist(), "second": made.second.tolist()},
+                    **{"decoder": made.decoder.tolist(), "encoder": made.encoder.tolist()},
+                    "stable": stable.tolist(),
+                },
+            }
+        )
+    return Replicates(refs, tuple(found), tuple(hits))
+
+
+def _rows(sae: SAE) -> Float[np.ndarray, "d_sae d_out"]:
+    return sae.W_dec.detach().double().cpu().numpy()
+
+
+def _living(sae: SAE) -> Int[np.ndarray, " n"]:
+    """Features with a decoder row."""
+    return np.flatnonzero(np.linalg.norm(_rows(sae), axis=1) > 0).astype(np.int64)
+
+
+def _sides(sae: SAE, living: Int[np.ndarray, " n"]) -> tuple[np.ndarray, np.ndarray]:
+    """Unit decoder rows, and unit encoder columns as rows, of the living features."""
+    return units(_rows(sae)[living]), units(sae.W_enc.detach().double().cpu().numpy().T[living])
+
+
+def _comparable(saes: Sequence[SAE]) -> None:
+    if len(saes) < 2:
+        raise MismatchError(
+            f"{len(saes)} dictionary; two or more are compared",
+            hint="polysem replicate zoo:gpt2/blocks.2.hook_resid_post zoo:gpt2/blocks.2.hook_resid_post-seed1",
+        )
+    first = saes[0]
+    for other in saes:
+        names = other.provenance.ref, first.provenance.ref
+        if (other.writes, other.reads, other.d_out) != (first.writes, first.reads, first.d_out):
+            raise MismatchError(
+                f"{names[0]} is of {other.reads} to {other.writes}, {other.d_out} wide, and {names[1]} of {first.reads} to "
+                f"{first.writes}, {first.d_out} wide; expected dictionaries of one site",
+                hint="polysem zoo",
+            )
+        if None not in (other.model_id, first.model_id) and other.model_id != first.model_id:
+            raise MismatchError(
+                f"{names[0]} is of model {other.model_id}, and {names[1]} of {first.model_id}; expected one model",
+                hint="polysem zoo",
+            )
+        if other.d_sae > LARGEST:
+            raise MismatchError(
+                f"{names[0]} has {other.d_sae:,} features; at most {LARGEST:,} are matched exactly",
+                hint="compare narrower dictionaries of the site",
+            )

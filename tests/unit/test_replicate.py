@@ -1,0 +1,138 @@
+"""Dictionaries of one site: the matching by brute force, its nulls, and pairs that come back or do not."""
+
+import itertools
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from polysem import replicate as r
+from polysem.cli.app import app
+from polysem.errors import MismatchError
+from polysem.saes.base import SAE, Provenance
+from polysem.seeds import random_rotation, rng_for
+from polysem.types import Site
+
+SITE = Site.parse("blocks.0.hook_resid_post")
+
+
+def sae_of(decoder, *, encoder=None, ref="memory", **more) -> SAE:
+    W = torch.as_tensor(np.asarray(decoder), dtype=torch.float32)
+    E = W if encoder is None else torch.as_tensor(np.asarray(encoder), dtype=torch.float32)
+    n, d = W.shape
+    given = {"W_enc": E.T.contiguous(), "W_dec": W, "b_enc": torch.zeros(n), "b_dec": torch.zeros(d)}
+    where = {"reads": SITE, "writes": SITE, "model_id": None, "model_revision": None}
+    return replace(SAE(**given, activation="relu", **where, provenance=Provenance(ref, "0", "test")), **more)
+
+
+def random_units(n, d, seed):
+    return r.units(rng_for(seed, "units").standard_normal((n, d)))
+
+
+@pytest.mark.parametrize(("n", "m"), [(5, 5), (4, 6), (6, 4)])
+def test_the_assignment_is_the_best_of_all(n, m):
+    a, b = random_units(n, 3, 0), random_units(m, 3, 1)
+    cosine = np.abs(a @ b.T)
+    cosine = cosine if n <= m else cosine.T
+    best = max(
+        cosine[range(min(n, m)), list(columns)].sum()
+        for columns in itertools.permutations(range(max(n, m)), min(n, m))
+    )
+    i, j, found = r.assigned(a, b)
+    assert np.abs(found).sum() == pytest.approx(best, abs=1e-12)
+    np.testing.assert_allclose(found, (a[i] * b[j]).sum(axis=1), atol=1e-12)
+
+
+def test_a_dictionary_in_another_order_with_other_signs_is_the_same():
+    W = random_units(40, 16, 2)
+    rng = rng_for(3, "order")
+    order, sign = rng.permutation(40), np.where(rng.random(40) < 0.5, -1.0, 1.0)
+    scaled = (sign * rng.uniform(0.5, 2, 40))[:, None] * W[order]
+    found = r.replicate([sae_of(W, ref="a"), sae_of(scaled, ref="b")])
+    (pair,) = found.pairs
+    assert pair["pw_mcc"] == pytest.approx(1.0, abs=1e-6)
+    assert order[pair["matching"]["second"]].tolist() == pair["matching"]["first"]
+    assert pair["matched"] == [1.0, 1.0]
+    assert all(s["same"] == 1.0 for s in pair["survival"])
+    assert all(own.tolist() == pytest.approx([1.0] * 40) for own in found.stability)
+
+
+def test_a_dictionary_turned_at_random_has_no_stable_features():
+    """At most 1 % each of the two sides allows, on 2,000 features."""
+    W = random_units(2000, 24, 4)
+    turned = W @ random_rotation(24, rng_for(5, "turn"))
+    (pair,) = r.replicate([sae_of(W, ref="a"), sae_of(turned, ref="b")]).pairs
+    assert max(pair["matched"]) <= r.FALSE
+    assert abs(pair["pw_mcc"] - np.mean(pair["null"]["turned"])) < 0.01
+    assert sum(s["n"] for s in pair["survival"]) < 0.001 * 2000 * 1999 / 2
+
+
+def test_dead_features_match_nothing():
+    W = random_units(20, 8, 6)
+    W[3] = 0
+    found = r.replicate([sae_of(W, ref="a"), sae_of(W, ref="b")])
+    assert np.isnan(found.stability[0][3])
+    assert 3 not in found.pairs[0]["matching"]["first"]
+    json.dumps(found.as_json(), allow_nan=False)
+
+
+def test_an_encoder_that_reads_something_else_is_no_match():
+    W = random_units(60, 32, 7)
+    other = random_units(60, 32, 8)
+    (pair,) = r.replicate([sae_of(W, ref="a"), sae_of(W, encoder=other, ref="b")]).pairs
+    assert pair["pw_mcc"] == pytest.approx(1.0, abs=1e-6)
+    assert max(pair["matched"]) < 0.1
+
+
+def shares(first, second, seed):
+    """|interference| at least 0.2: (seen, smallest, largest by chance) of every bin with 200 pairs or more."""
+    found = r.survival(first, second, rng=rng_for(seed, "deals"))
+    return [(s.same, s.chance, s.lo, s.hi) for s in found if s.low >= 0.2 and s.n >= 200]
+
+
+def test_pairs_survive_by_regression_to_the_mean_where_rests_are_noise():
+    """Rows of the second are 0.8 times those of the first plus noise: what survives lies among the deals, or nearly."""
+    first, m = random_units(300, 12, 9), 0.8
+    noise = rng_for(10, "noise").standard_normal(first.shape)
+    noise = r.units(noise - (noise * first).sum(axis=1, keepdims=True) * first)
+    for same, _, lo, hi in shares(first, m * first + np.sqrt(1 - m * m) * noise, 11):
+        width = max(hi - lo, 0.02)
+        assert lo - width <= same <= hi + width
+
+
+def test_pairs_that_keep_their_angle_survive_beyond_regression_to_the_mean():
+    """A dictionary turned a little: no row is quite its match, and every angle is as it was."""
+    from scipy.linalg import expm
+
+    first = random_units(300, 12, 9)
+    skew = rng_for(14, "skew").standard_normal((12, 12))
+    second = first @ expm(0.12 * (skew - skew.T))
+    assert 0.5 < (first * second).sum(axis=1).mean() < 0.95
+    for same, chance, _, hi in shares(first, second, 12):
+        assert same > 0.999
+        assert chance < hi < 0.9
+
+
+def test_what_cannot_be_compared_is_refused():
+    W = random_units(8, 4, 13)
+    with pytest.raises(MismatchError, match="two or more"):
+        r.replicate([sae_of(W)])
+    elsewhere = Site.parse("blocks.1.hook_resid_post")
+    with pytest.raises(MismatchError, match="one site"):
+        r.replicate([sae_of(W, ref="a"), sae_of(W, ref="b", reads=elsewhere, writes=elsewhere)])
+    with pytest.raises(MismatchError, match="one model"):
+        r.replicate([sae_of(W, model_id="x"), sae_of(W, model_id="y")])
+
+
+def test_the_command_line_compares_two_seeds(tmp_path):
+    refs = [f"zoo:gpt2/blocks.2.hook_resid_post{seed}" for seed in ("", "-seed1")]
+    ended = CliRunner().invoke(app, ["replicate", *refs, "--out", str(tmp_path / "match.json")]).stdout
+    assert "PW-MCC 0.47" in ended
+    assert "by regression to the mean" in ended
+    found = json.loads((tmp_path / "match.json").read_text())
+    assert (found["schema"], found["version"]) == ("polysem/replicate", 1)
+    assert [d["ref"] for d in found["dictionaries"]] == refs
+    assert len(found["pairs"][0]["matching"]["first"]) == 1536

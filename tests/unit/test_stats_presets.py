@@ -14,6 +14,7 @@ from polysem.paper.estimators import plain_ols, stars, welch
 from polysem.paper.grid import Grid, effects_of, means_by_arm
 from polysem.paper.presets import PaperEstimates
 from polysem.stats import estimate, parse_group
+from polysem.stats.arms import outcome_of
 from polysem.store.tables import PRESETS
 from support.synthetic import SyntheticStudy, synthetic_tables
 
@@ -47,7 +48,7 @@ def walk(found, question, *, relation="pair", tokens="in", path="walk"):
 
 
 def effect(found, contrast, **parts):
-    parts = {"outcome": "logodds", "sae": "*"} | parts
+    parts = {"outcome": outcome_of(parts["tokens"]), "sae": "*"} | parts
     rows = [
         r
         for r in found.effects.to_pylist()

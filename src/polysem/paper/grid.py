@@ -15,11 +15,11 @@ import pyarrow.compute as pc
 from jaxtyping import Bool, Float, Int
 
 from polysem.paper.selection import relative_change
-from polysem.stats.arms import ARM, effect_share, floats, group_codes
+from polysem.stats.arms import ARM, PRIMARY, effect_share, floats, group_codes
 from polysem.stats.rows import View
 
 Outcome = Literal["after", "relative", "logodds"]
-"""after: c itself. relative: its change over |c| before. logodds: change in log-odds, nats."""
+"""after: c itself. relative: its change over |c| before. logodds: change in log-odds, nats, of what is asked of the token set."""
 Selection = Literal["reported", "select", "fixed"]
 """reported: best strength on each reported prompt. select: per arm, best on the select prompts. fixed: one dose."""
 Sign = Literal["free", "odd"]
@@ -41,14 +41,16 @@ class Grid:
     doses: Float[np.ndarray, " doses"]
     """signed, rising"""
     base: Mapping[str, Float[np.ndarray, " cells"]]
-    """cosine, logodds and KL (0) without an edit"""
+    """cosine, logodds (of `asked`) and KL (0) without an edit"""
     edit: Mapping[str, Float[np.ndarray, "cells doses"]]
     """... with it; NaN where the trial has no outcome"""
     share: Float[np.ndarray, " cells"]
     """of the difference between the two ends of a dose, what is the effect; see `stats.arms.effect_share`"""
+    asked: str = PRIMARY
+    """the outcome of record"""
 
     @classmethod
-    def of(cls, joined: pa.Table, view: View, *, token_set: str) -> "Grid":
+    def of(cls, joined: pa.Table, view: View, *, token_set: str, outcome: str) -> "Grid":
         """The grid of the arms of a view, from the joined plan and trials of all loci."""
         mine = pc.and_(pc.equal(joined["locus"], view.locus), pc.equal(joined["token_set"], token_set))
         table = joined.filter(mine)
@@ -69,13 +71,14 @@ class Grid:
         ok = pc.equal(table["status"], "ok").to_numpy(zero_copy_only=False).astype(bool)
         base, edit = {"kl": np.zeros(len(cells))}, {"kl": np.full((len(cells), len(doses)), np.nan)}
         edit["kl"][cell[ok], column[ok]] = floats(table["kl"])[ok]
-        for name in ("cosine", "logodds"):
+        for name, read in (("cosine", "cosine"), ("logodds", outcome)):
             base[name] = np.full(len(cells), np.nan)
-            base[name][cell[ok]] = floats(table[f"{name}_base"])[ok]
+            base[name][cell[ok]] = floats(table[f"{read}_base"])[ok]
             edit[name] = np.full((len(cells), len(doses)), np.nan)
-            edit[name][cell[ok], column[ok]] = floats(table[f"{name}_edit"])[ok]
+            edit[name][cell[ok], column[ok]] = floats(table[f"{read}_edit"])[ok]
         confirm = pc.equal(table["split"], "confirm").to_numpy(zero_copy_only=False).astype(bool)
-        return cls(arm[first], prompt[first], confirm[first], doses, base, edit, effect_share(table)[first])
+        share = effect_share(table)[first]
+        return cls(arm[first], prompt[first], confirm[first], doses, base, edit, share, outcome)
 
 
 class Cells(NamedTuple):

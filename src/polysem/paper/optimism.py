@@ -40,4 +40,14 @@ def optimism(scene: PaperScene, relation: str) -> Iterator[Row]:
         known = used & np.isfinite(values)
         regression = scene.view.regress(values[known], np.ones((int(known.sum()), 1)), known)
         found = Found(regression, 0, known, int(known.sum()), about)
-        yield preset_row(scene, "mean", relation, found, path="optimism", step=step, choice=name, unit=unit)
+        yield preset_row(
+            scene,
+            "mean",
+            relation,
+            found,
+            path="optimism",
+            step=step,
+            choice=name,
+            outcome="relative",
+            unit=unit,
+        )

@@ -23,7 +23,6 @@ from polysem.paper.grid import Cells, Outcome, means_by_arm
 from polysem.paper.optimism import optimism
 from polysem.paper.scene import Choices, Found, PaperScene, Question, Row, preset_row
 from polysem.plan.strengths import paper_strengths
-from polysem.stats.arms import PRIMARY
 from polysem.stats.contrasts import RECORD, coefficient, fitted
 from polysem.stats.regress import Regression, varies, within
 from polysem.stats.rows import POOLED, View
@@ -170,6 +169,7 @@ def _row(
         path=path,
         step=step,
         choice=choice,
+        outcome=scene.own.asked if choices.outcome == "logodds" else choices.outcome,
         unit=unit,
         notes=scene.notes(choices),
     )
@@ -279,7 +279,7 @@ def _regress(
     used = np.zeros(len(scene.view.clusters), dtype=bool)
     used[arm] = True  # rows are in the order of arms, once each
     strict = (choices.outcome, choices.selection, choices.sign) == ("logodds", "fixed", "odd")
-    return scene.view.regress(y, design, used, outcome=PRIMARY if strict else "")
+    return scene.view.regress(y, design, used, outcome=scene.own.asked if strict else "")
 
 
 def _cases(cells: Cells, choices: Choices) -> Cells:

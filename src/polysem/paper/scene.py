@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 from jaxtyping import Bool, Int
 
 from polysem.paper.grid import Cells, Grid, Outcome, Selection, Sign, Start, effects_of
+from polysem.stats.arms import PRIMARY, outcome_of
 from polysem.stats.regress import Regression
 from polysem.stats.rows import View, links
 
@@ -59,10 +60,13 @@ class PaperScene(NamedTuple):
         """The scene of a locus, from plan joined with trials, at the study's own and at the paper's strengths."""
         here = pc.and_(pc.equal(paper["locus"], view.locus), pc.equal(paper["token_set"], token_set))
         rows = paper.filter(here)
+        # Where the locus has no number of what is asked of the token set, plain log-odds stand in, as in the report.
+        numbers = view.columns[outcome_of(token_set)][view.where(token_set=token_set)]
+        asked = outcome_of(token_set) if np.isfinite(numbers).any() else PRIMARY
         return cls(
             view,
-            Grid.of(own, view, token_set=token_set),
-            Grid.of(rows, view, token_set=token_set) if rows.num_rows else None,
+            Grid.of(own, view, token_set=token_set, outcome=asked),
+            Grid.of(rows, view, token_set=token_set, outcome=asked) if rows.num_rows else None,
             _lost(rows),
             token_set,
         )
@@ -155,6 +159,7 @@ def preset_row(
     path: str,
     step: int,
     choice: str,
+    outcome: str,
     unit: str,
     notes: Sequence[str] = (),
 ) -> Row:
@@ -174,6 +179,7 @@ def preset_row(
         "path": path,
         "step": step,
         "choice": choice,
+        "outcome": outcome,
         **numbers,
         "level": view.level,
         "unit": unit,

@@ -125,7 +125,7 @@ def _question(question: str, rows: Sequence[Row], *, steered: str) -> dict[str, 
         "way": _way(question, walk),
         "steps": [
             {
-                "what": _words(question, row["choice"], steered=steered),
+                "what": _words(question, row, steered=steered),
                 "so_far": _cell(row),
                 "alone": _cell(alone[row["choice"]]) if row["choice"] in alone else None,
             }
@@ -149,9 +149,11 @@ def _way(question: str, walk: Sequence[Row]) -> Markup:
     return dot_plot(shown, title=QUESTIONS[question], x_label="estimate over its standard error")
 
 
-def _words(question: str, choice: str, *, steered: str) -> str:
+def _words(question: str, row: Row, *, steered: str) -> str:
     paper = "c after" if question == "slope_a" else "relative change of c"
-    return CHOICES[choice][1].format(paper=paper, steered=steered)
+    return CHOICES[row["choice"]][1].format(
+        paper=paper, strict=words.outcome(row["outcome"]), steered=steered
+    )
 
 
 def _cell(row: Row, *, mark: str = "") -> dict[str, str]:
@@ -186,7 +188,7 @@ def _why(question: str, walk: Sequence[Row], *, steered: str) -> list[str]:
         if before["estimate"] is None or now["estimate"] is None:
             continue
         flips = _excludes(before) != _excludes(now)
-        what = _words(question, now["choice"], steered=steered)
+        what = _words(question, now, steered=steered)
         if now["choice"] == "errors":
             said.append(f"{what}: {_wider(before, now)}")
         elif before["unit"] != now["unit"]:

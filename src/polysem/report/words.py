@@ -110,7 +110,7 @@ CHOICES = {
     "selection": ("+ dose chosen elsewhere", "strength chosen on other prompts than the reported ones"),
     "dose": ("+ one dose for all", "one dose for all, within the KL limit, and no choice of sign{steered}"),
     "sign": ("+ both signs", "odd part over both signs, not one sign"),
-    "outcome": ("+ log-odds", "log-odds in place of {paper}"),
+    "outcome": ("+ log-odds", "{strict} in place of {paper}"),
     "draws": ("+ all random vectors", "all random vectors, not one a target"),
     "control": ("+ matched control", "random vectors with the covariance of the activations"),
     "model": ("+ covariates", "inside targets, with attribution, overlap and frequency held fixed"),
@@ -119,7 +119,7 @@ CHOICES = {
         "pairs in place of trials, errors clustered by target, source and prompt",
     ),
 }
-"""from the paper's way to the strict one: (in a picture's few words, whole); {paper}: the outcome of the question, {steered}:
+"""from the paper's way to the strict one: (in a picture's few words, whole); {paper}, {strict}: the two outcomes of the question, {steered}:
 how else the study steers"""
 
 

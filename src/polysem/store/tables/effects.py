@@ -218,7 +218,7 @@ NEURON_SLOPES = Schema(
 
 PRESETS = Schema(
     "presets",
-    1,
+    2,
     ("locus", "token_set", "question", "relation", "path", "step"),
     (
         *(c.LOCUS, c.TOKENS),
@@ -227,6 +227,7 @@ PRESETS = Schema(
         c.text("path", "walk (changes add up) | alone (one change) | optimism"),
         c.index("step", "place on the path; a walk goes from 0, the paper's, to the strict one"),
         c.text("choice", "paper, or what was changed in this step; of optimism: what is averaged"),
+        c.text("outcome", "after (c itself) | relative (change of c over c before) | an outcome of trials"),
         c.number("estimate", "unit", "point estimate", nullable=True),
         c.number("se", "unit", "its standard error", nullable=True),
         c.number("lo", "unit", "lower end of the interval", nullable=True),

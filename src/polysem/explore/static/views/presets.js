@@ -54,7 +54,7 @@ function way(question, steps, rows) {
     el("figcaption", {}, "Each row adds one change to those above it. Estimates and intervals are in standard errors."),
     el("details", {}, el("summary", {}, "In numbers, and each change by itself"), el("div", { cls: "scroll", tabindex: "0", role: "region", "aria-label": `Steps: ${told("questions")[question]}` }, el("table", { cls: "numbers" },
       el("thead", {}, el("tr", {}, ["changed", "with all so far", "alone"].map((h) => el("th", { scope: "col" }, h)))),
-      el("tbody", {}, steps.map((r) => el("tr", {}, el("th", { scope: "row" }, choice(r)[1].replace("{paper}", "the paper's outcome").replace("{steered}", "")), [r, alone.get(r.choice)].map((s) => el("td", {}, s ? `${value(s)} (${between(s)})` : "–")))))))));
+      el("tbody", {}, steps.map((r) => el("tr", {}, el("th", { scope: "row" }, choice(r)[1].replace("{paper}", "the paper's outcome").replace("{strict}", told("outcomes")[r.outcome]?.label || r.outcome).replace("{steered}", "")), [r, alone.get(r.choice)].map((s) => el("td", {}, s ? `${value(s)} (${between(s)})` : "–")))))))));
 }
 
 // What choosing the best strength on the reported prompts adds, for pairs and controls alike.

@@ -256,13 +256,19 @@ def test_a_wrong_question_is_an_answer_with_a_reason(known):
 
 @pytest.mark.parametrize("number", [2**31, 2**63 - 1, 2**63, 10**100, -1])
 def test_numbers_beyond_any_table_are_answered(known, number):
-    for question in ("rows/pairs?offset={}", "rows/pairs?limit={}", "rows/pairs?near={}", "rows/pairs?f=i={}"):
+    for question in (
+        "rows/pairs?offset={}",
+        "rows/pairs?limit={}",
+        "rows/pairs?near={}",
+        "rows/pairs?f=i={}",
+    ):
         assert known.get(f"/data/{question.format(number)}").status_code in (200, 400, 422)
     assert known.get(f"/data/feature?sae=a&feature={number}").status_code in (404, 422)
 
 
 @pytest.mark.parametrize(
-    "body", [b"[" * 30_000, b'{"a":' * 9_000, b"9" * 60_000, b"\xff\xfe", b'{"prompt": "\\ud800"}', b"", b"null"]
+    "body",
+    [b"[" * 30_000, b'{"a":' * 9_000, b"9" * 60_000, b"\xff\xfe", b'{"prompt": "\\ud800"}', b"", b"null"],
 )
 def test_what_is_posted_is_bounded(book, body):
     app = make_app(book, token=TOKEN, hosts=hosts_of("127.0.0.1", 8000), live=Live(book))

@@ -106,12 +106,14 @@ def _acquire(path: Path) -> None:
                     continue  # given back in the meantime
                 if not stat.S_ISREG(seen.st_mode):
                     raise StoreError(
-                        f"{path} is no lock file, but a folder, a link or a device", hint=f"rm -r {shlex.quote(str(path))}"
+                        f"{path} is no lock file, but a folder, a link or a device",
+                        hint=f"rm -r {shlex.quote(str(path))}",
                     ) from None
                 holder = _read(path)
             except OSError as error:
                 raise StoreError(
-                    f"cannot lock {path}: {error.strerror}", hint="choose another --out, on another file system"
+                    f"cannot lock {path}: {error.strerror}",
+                    hint="choose another --out, on another file system",
                 ) from error
             if holder is not None and not holder.is_gone():
                 raise _held(path, holder)

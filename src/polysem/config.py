@@ -5,6 +5,7 @@ should use. The defaults of thresholds and bins are the paper's (arXiv 2505.1161
 """
 
 import difflib
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -27,13 +28,14 @@ from polysem.vocabulary import (
     PresetName,
     SimilarityRef,
     TokenSetName,
+    similarity_folder,
 )
 
 
 class Section(BaseModel):
-    """A part of a settings file: frozen, every unknown key an error."""
+    """A part of a settings file: frozen, every unknown key an error, every number finite."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 S = TypeVar("S", bound=BaseModel)
@@ -42,7 +44,8 @@ Reference = Annotated[str, AfterValidator(checked_reference)]
 """an address in it is one that can be asked, and holds no secret"""
 FileRef = Annotated[Reference, Located()]
 NameOrFile = Annotated[Reference, Located(or_name=True)]
-"""references of which some are paths: relative ones follow the settings file"""
+MeasureRef = Annotated[SimilarityRef, AfterValidator(checked_reference), Located(split=similarity_folder)]
+"""references of which some are, or end in, paths: relative ones follow the settings file"""
 
 
 class ModelConfig(Section):
@@ -115,7 +118,7 @@ class GlossesConfig(Section):
     embedder: Reference = "minilm"
     """minilm (offline), export (the vectors in a Neuronpedia export), sentence-transformers:NAME, or
     openai:MODEL@URL"""
-    similarity: tuple[Annotated[SimilarityRef, AfterValidator(checked_reference)], ...] = ()
+    similarity: tuple[MeasureRef, ...] = ()
     """measures of similarity beside the cosine of the glosses by `embedder`: gloss:EMBEDDER, tokens:glove, tokens:wordnet,
     contexts:EMBEDDER, tokens:frequency (to hold fixed); strict calls a pair unrelated if all of them do"""
     cluster_cuts: tuple[float, ...] = (0.40, 0.30, 0.20, 0.15)
@@ -283,9 +286,13 @@ def parse_toml(text: str, *, origin: str) -> dict[str, Any]:
 
 
 def parse_section(kind: type[S], content: dict[str, Any], *, origin: str) -> S:
-    """Settings as `kind`. Raises ConfigError, with the key and what was expected."""
+    """Settings as `kind`, of the very types it asks for: "0.5" and true are no numbers. Raises ConfigError, with the key and
+    what was expected."""
     try:
-        return kind.model_validate(content)
+        # as JSON, since only there a list may strictly be a tuple; a date of TOML is no value of any setting
+        return kind.model_validate_json(
+            json.dumps(content, default=lambda date: {"date": str(date)}), strict=True
+        )
     except ValidationError as error:
         # `from None`: the library's own words hold the values, secrets included
         raise ConfigError(_explain(error, origin, kind)) from None

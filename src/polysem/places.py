@@ -24,6 +24,10 @@ def _always(_: BaseModel) -> bool:
     return True
 
 
+def _whole(ref: str) -> tuple[str, str]:
+    return "", ref
+
+
 @dataclass(frozen=True)
 class Located:
     """Marks a field of settings that may name a file."""
@@ -32,6 +36,8 @@ class Located:
     """what is no file there is a name: of a model on the Hub, or a word such as `builtin`"""
     when: Callable[[Any], bool] = _always
     """of the section: whether the field names a file at all"""
+    split: Callable[[str], tuple[str, str]] = _whole
+    """what stands before the path, and the path; both together are the value"""
 
 
 @dataclass(frozen=True)
@@ -74,9 +80,17 @@ class Places:
                 changed[name] = self.settings(value)
             elif isinstance(value, tuple) and value and isinstance(value[0], BaseModel):
                 changed[name] = tuple(self.settings(item) for item in value)
-            elif mark and isinstance(value, str) and mark.when(settings):
-                changed[name] = self.find(value, or_name=mark.or_name)
+            elif mark and mark.when(settings):
+                changed[name] = self._found(value, mark)
         return settings.model_copy(update=changed)
+
+    def _found(self, value: Any, mark: Located) -> Any:
+        if isinstance(value, tuple):
+            return tuple(self._found(item, mark) for item in value)
+        if not isinstance(value, str):
+            return value
+        before, ref = mark.split(value)
+        return before + self.find(ref, or_name=mark.or_name)
 
     def _is_here(self) -> bool:
         return self.base.resolve() == Path.cwd()

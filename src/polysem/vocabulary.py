@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from importlib.metadata import EntryPoint, entry_points
+from pathlib import PurePath
 from typing import Annotated, Any, Generic, Literal, TypeVar
 
 from pydantic import AfterValidator
@@ -828,6 +829,19 @@ def similarity(reference: str) -> tuple[Similarity, str]:
     if word.argument == "none" and argument:
         raise ValueError(f"{word.name!r} takes nothing behind its name; got {reference!r}")
     return word, argument
+
+
+def similarity_folder(reference: str) -> tuple[str, str]:
+    """A measure's reference as (what stands before the folder that it names, that folder, "" if it names none)."""
+    word, argument = similarity(reference)
+    folder = argument if word.argument == "folder" else ""
+    return reference[: len(reference) - len(folder)], folder
+
+
+def similarity_name(reference: str) -> str:
+    """How tables call a measure: of a folder its last part, so that they do not depend on where it lies."""
+    before, folder = similarity_folder(reference)
+    return before + PurePath(folder).name
 
 
 _SETTINGS, _BLOCKS = "polysem.paper.strengths:with_isotropic", "polysem.paper.blocks:paper_blocks"

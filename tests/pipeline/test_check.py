@@ -82,6 +82,7 @@ def test_a_study_that_is_right_passes(project):
         ("context = 20", "context = 100000", "set corpus.context ="),
         ("file:glosses.jsonl", "file:gone.jsonl", "gone.jsonl"),
         ("file:glosses.jsonl", "file:other.jsonl", "1000000"),
+        ("[glosses]", '[glosses]\nsimilarity = ["tokens:glove:gone"]', "there is no folder"),
         ("file:prompts.txt", "file:gone.txt", "gone.txt"),
         ("[plan]", "[pairs]\nmin_interference = 0.9\nbins = [0.0, 0.5]\n[plan]", "no pair lies between them"),
         ("n_targets = 4", "n_targets = 4000", "set plan.n_targets ="),

@@ -10,8 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from polysem.config import parse_study
+from polysem.engine.sources import sources_of
 from polysem.engine.verify import verify_run
 from polysem.places import Places
+from polysem.vocabulary import similarity_name
 from polysem.worlds.tiny import tiny_model
 from support.sae_fixtures import WRITERS, planted
 from support.tiny import save_tiny_model
@@ -144,3 +147,14 @@ def test_relative_paths_follow_the_file(tmp_path):
     assert places.find("gpt2", or_name=True) == str(tmp_path / "gpt2")
     assert places.find("owner/name", or_name=True) == "owner/name"
     assert places.find("a") == f"{tmp_path}/b"
+
+
+def test_the_folder_of_a_measure_follows_the_file_and_is_an_input(tmp_path):
+    study = parse_study(
+        STUDY.replace("[glosses]", '[glosses]\nsimilarity = ["tokens:glove:words/g", "gloss:minilm"]')
+    )
+    places = Places(tmp_path)
+    assert places.settings(study).glosses.similarity == (f"tokens:glove:{tmp_path}/words/g", "gloss:minilm")
+    (found,) = [source for source in sources_of(study, "plan", places) if source.role == "similarity"]
+    assert (found.ref, found.path) == ("words/g", tmp_path / "words/g")
+    assert similarity_name("tokens:glove:words/g") == similarity_name(f"tokens:glove:{tmp_path}/words/g")

@@ -5,11 +5,13 @@ import shutil
 
 import duckdb
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from polysem.errors import StoreError
 from polysem.explore import Book
 from polysem.explore.documents import density_map, feature, floors, neuronpedia_base, overview, progress
+from polysem.explore.output import rows_as
 from polysem.explore.query import Query, Sql
 from polysem.store import io
 from polysem.store.manifest import Manifest, Output
@@ -96,6 +98,41 @@ def test_a_damaged_table_is_said_and_the_rest_is_shown(folder, damage):
     assert "pairs.parquet" in book.problems["pairs"]
     assert "pairs" not in overview(book)["relations"]
     assert len(density_map(book)["maps"]) == 2
+
+
+def break_inside(path, column=0):
+    """Spoil the header of a page: the footer, which is read first, stays whole."""
+    chunk = pq.ParquetFile(path).metadata.row_group(0).column(column)
+    start = chunk.dictionary_page_offset or chunk.data_page_offset
+    content = bytearray(path.read_bytes())
+    content[start : start + 8] = b"\x0d" * 8
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("name", ["features/features", "pairs/pairs", "effects/pair_effects"])
+def test_a_table_that_is_damaged_inside_is_a_problem_of_its_own(folder, name):
+    path = folder / f"{name}.parquet"
+    break_inside(path)
+    book = Book(folder)
+    assert "cannot be read" in book.problems[path.stem]
+    assert path.stem not in overview(book)["relations"]
+    assert book.page(Query.parse(book.relation("contexts")))[1] > 0
+
+
+def test_damage_that_is_met_when_a_table_is_asked_for_is_said(folder):
+    break_inside(folder / "features" / "contexts.parquet")
+    book = Book(folder)
+    query = Query.parse(book.relation("contexts"))
+    with pytest.raises(StoreError, match="cannot be read"):
+        book.page(query)
+    for wanted in ("csv", "jsonl", "parquet"):
+        with pytest.raises(StoreError, match="cannot be read"):
+            rows_as(book, query, wanted)
+
+
+def test_a_wrong_statement_is_no_damaged_table(whole):
+    with pytest.raises(duckdb.CatalogException):
+        Book(whole).ask(Sql("SELECT * FROM nothing", []))
 
 
 def test_a_damaged_manifest_is_said(folder):

@@ -19,6 +19,7 @@ from polysem.errors import ConfigError
 from polysem.explore import Book, make_app
 from polysem.explore import server as server_module
 from polysem.explore.guard import POLICY
+from polysem.explore.live import Live
 from polysem.explore.output import cell
 from polysem.explore.server import hosts_of, impatient, listen, root_of
 from support.synthetic import SyntheticStudy, synthetic_run
@@ -251,6 +252,29 @@ def test_a_wrong_question_is_an_answer_with_a_reason(known):
     assert known.get("/data/rows/nothing").status_code == 404
     assert known.get("/data/feature", params={"sae": "none", "feature": 3}).status_code == 404
     assert known.get("/data/rows/pairs", params={"format": "xlsx"}).status_code == 400
+
+
+@pytest.mark.parametrize("number", [2**31, 2**63 - 1, 2**63, 10**100, -1])
+def test_numbers_beyond_any_table_are_answered(known, number):
+    for question in (
+        "rows/pairs?offset={}",
+        "rows/pairs?limit={}",
+        "rows/pairs?near={}",
+        "rows/pairs?f=i={}",
+    ):
+        assert known.get(f"/data/{question.format(number)}").status_code in (200, 400, 422)
+    assert known.get(f"/data/feature?sae=a&feature={number}").status_code in (404, 422)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [b"[" * 30_000, b'{"a":' * 9_000, b"9" * 60_000, b"\xff\xfe", b'{"prompt": "\\ud800"}', b"", b"null"],
+)
+def test_what_is_posted_is_bounded(book, body):
+    app = make_app(book, token=TOKEN, hosts=hosts_of("127.0.0.1", 8000), live=Live(book))
+    client = TestClient(app, base_url=HERE)
+    headers = {"authorization": f"Bearer {TOKEN}", "origin": HERE, "content-type": "application/json"}
+    assert client.post("/live", content=body, headers=headers).status_code == 400
 
 
 def test_csv_holds_all_rows_and_no_formula(known):

@@ -258,6 +258,64 @@ def test_transposed_weights(folder: Path):
         load_sae(str(folder))
 
 
+def with_tensor(file: Path, name: str, tensor: torch.Tensor) -> None:
+    """Replace one tensor of a file of any kind."""
+    if file.suffix == ".safetensors":
+        save_file({**load_file(file), name: tensor.contiguous()}, file)
+    elif file.suffix == ".npz":
+        with np.load(file) as arrays:
+            kept = dict(arrays)
+        np.savez(file, **{**kept, name: tensor.numpy()})
+    else:
+        torch.save({**torch.load(file, weights_only=True), name: tensor}, file)
+
+
+@pytest.mark.parametrize(
+    ("dialect", "file", "name"),
+    [
+        ("dictionary_learning-AutoEncoder", "ae.pt", "encoder.weight"),
+        ("dictionary_learning-AutoEncoder", "ae.pt", "decoder.weight"),
+        ("dictionary_learning-AutoEncoderNew", "ae.pt", "encoder.bias"),
+        ("dictionary_learning-BatchTopKSAE", "ae.pt", "encoder.bias"),
+        ("llama-scope", "final.safetensors", "encoder.weight"),
+        ("llama-scope", "final.safetensors", "encoder.bias"),
+        ("gemma-scope", "params.npz", "W_enc"),
+        ("sparsify", "sae.safetensors", "encoder.weight"),
+        ("saelens-oldest", "sae_weights.safetensors", "b_enc"),
+    ],
+)
+def test_weights_that_are_none_are_refused_before_anything_is_computed_from_them(
+    dialect: str, file: str, name: str, tmp_path: Path
+):
+    """Also where scales are folded into them: whatever they are stored as comes out of that as float32."""
+    ref = fx.WRITERS[dialect](tmp_path / "sae", fx.planted())
+    (path,) = (tmp_path / "sae").rglob(file)
+    own = torch.ones(fx.D_SAE, fx.D_IN) if name.endswith(("weight", "W_enc")) else torch.ones(fx.D_SAE)
+    if name in ("decoder.weight", "W_enc"):
+        own = own.T
+    site = "blocks.1.hook_resid_post"
+    kinds = (torch.bool, torch.int64, torch.int8, torch.complex64)
+    kinds += (torch.float8_e4m3fn,) if path.suffix != ".npz" else ()
+    for dtype in kinds:
+        with_tensor(path, name, own.to(dtype))
+        with pytest.raises(FormatError, match=r"expected (floating-point|real) numbers"):
+            load_sae(str(ref), site=site)
+    for other in (own.T if own.ndim == 2 else own[None], own[:8], torch.tensor(1.0), torch.zeros(0)):
+        with_tensor(path, name, other)
+        with pytest.raises(FormatError, match="has shape"):
+            load_sae(str(ref), site=site)
+
+
+@pytest.mark.parametrize(
+    "k", [torch.tensor([1, 2]), torch.tensor(float("nan")), torch.tensor([]), "4", True, 2.5]
+)
+def test_a_stored_k_that_is_none_is_refused(k: object, tmp_path: Path):
+    ref = fx.WRITERS["dictionary_learning-AutoEncoderTopK"](tmp_path / "sae", fx.planted())
+    with_tensor(tmp_path / "sae" / "ae.pt", "k", k)  # pyright: ignore[reportArgumentType]
+    with pytest.raises(FormatError, match="k is"):
+        load_sae(str(ref), site="blocks.1.hook_resid_post")
+
+
 def test_declared_width_that_the_weights_contradict(folder: Path):
     edit_config(folder, d_sae=128)
     with pytest.raises(FormatError, match="d_sae is 64 by W_dec, but the configuration declares 128"):

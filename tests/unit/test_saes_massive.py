@@ -18,6 +18,8 @@ from polysem.positions import positions_of
 from polysem.saes import load_sae
 from polysem.saes.fidelity import fidelity, measure, sample_rows
 from polysem.saes.gate import check_fidelity
+from polysem.saes.known import VOCABULARIES
+from polysem.saes.load import check_match
 from polysem.types import Site
 from support import sae_fixtures as fx
 
@@ -195,6 +197,29 @@ def test_an_sae_of_a_published_model_is_not_one_of_a_local_folder_of_another(lla
     other = saelens(tmp_path / "other", GOOD, model_name="zoo:gpt2")
     with pytest.raises(MismatchError, match="not gpt2 of 4"):
         load_sae(str(other), model=here)
+
+
+def test_a_local_model_with_other_tokens_is_another_model(tmp_path):
+    """Family, layers and width are the same: Chinese GPT-2 has them all."""
+    model = Path(shutil.copytree(Path(polysem_zoo.__file__).parent / "models" / "llama", tmp_path / "mine"))
+    told = json.loads((model / "tokenizer.json").read_text(encoding="utf-8"))
+    vocab = told["model"]["vocab"]
+    vocab[1000], vocab[1001] = vocab[1001], vocab[1000]
+    (model / "tokenizer.json").write_text(json.dumps(told), encoding="utf-8")
+    sae = load_sae(str(saelens(tmp_path / "own", GOOD, model_name="zoo:llama")))
+    here = load_model(str(model), device="cpu")
+    with pytest.raises(MismatchError, match=r"its tokenizer does not have the .* tokens of zoo:llama"):
+        check_match(sae, here)
+    check_match(sae, here, compare_ids=False)
+
+
+def test_known_vocabularies_are_those_of_the_published_tokenizers(shared):
+    own = json.loads((shared / "data" / "tokenizer-gpt2" / "encoder.json").read_text(encoding="utf-8"))
+    assert VOCABULARIES["gpt2"].fits(own | {"<|added|>": 50257})
+    assert not VOCABULARIES["gpt2"].fits({**own, "the": own["in"], "in": own["the"]})
+    neox = json.loads((shared / "data" / "tokenizer-neox" / "20B_tokenizer.json").read_text(encoding="utf-8"))
+    added = {token["content"]: token["id"] for token in neox["added_tokens"]}
+    assert VOCABULARIES["gpt_neox"].fits(neox["model"]["vocab"] | added)
 
 
 def test_a_tensor_that_nobody_reads_is_named(tmp_path):

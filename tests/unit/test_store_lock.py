@@ -4,6 +4,7 @@ import json
 import multiprocessing
 import os
 import signal
+import subprocess
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -80,10 +81,33 @@ def test_a_holder_on_another_host_is_respected(tmp_path: Path):
     assert path.exists()
 
 
-def test_a_lock_that_says_nothing_is_taken_over(tmp_path: Path):
-    (tmp_path / WHOLE).write_text("")
+@pytest.mark.parametrize("text", ["", "[" * 5000, "3", '{"pid": 1}', "PID", "HUGE"])
+def test_a_lock_that_says_nothing_is_taken_over(tmp_path: Path, text: str):
+    odd = {"PID": -1, "HUGE": 10**30}
+    written = json.dumps(asdict(replace(Holder.here(), pid=odd[text]))) if text in odd else text
+    (tmp_path / WHOLE).write_text(written)
     with locked(tmp_path):
         pass
+
+
+@pytest.mark.parametrize("kind", ["folder", "full folder", "pipe", "link to nothing"])
+def test_what_is_no_lock_is_named_with_what_to_do(tmp_path: Path, kind: str):
+    path = tmp_path / WHOLE
+    match kind:
+        case "pipe":
+            os.mkfifo(path)
+        case "link to nothing":
+            path.symlink_to("nowhere")
+        case _:
+            path.mkdir()
+            if kind == "full folder":
+                (path / "x").touch()
+    with pytest.raises(StoreError, match="is no lock file") as caught, locked(tmp_path):
+        pass
+    subprocess.run(str(caught.value.hint), shell=True, check=True)
+    with locked(tmp_path):
+        pass
+    assert not path.exists()
 
 
 def test_shards_exclude_the_whole_but_not_each_other(tmp_path: Path, holder):

@@ -48,3 +48,25 @@ def test_the_study_file_names_every_choice(key, names):
 def test_an_unknown_choice_says_what_was_meant(line, meant):
     with pytest.raises(ConfigError, match=meant):
         parse_study(f'[model]\nref = "m"\n[[saes]]\nref = "s"\n[plan]\n{line}\n')
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        'plan.doses = ["0.1"]', "plan.doses = [true]", "plan.doses = [nan]", "pairs.bins = [0.0, nan, 1.0]",
+        "pairs.bins = [0.0, inf]", 'pairs.min_interference = "0.5"', "pairs.min_interference = true", "effects.max_kl = inf",
+        'corpus.n_tokens = "200"', "corpus.n_tokens = true", "corpus.n_tokens = 1.5", "seed = 1979-05-27", "name = 3",
+        "glosses.cluster_cuts = [nan]", 'prompts.chat_template = "yes"', "prompts.chat_template = 1", "model.ref = 1979-05-27",
+    ],
+)  # fmt: skip
+def test_a_value_of_another_type_is_refused_where_it_is_read(line):
+    """Not turned into a number, and not found out when the features are made already."""
+    key = line.split(" = ")[0]
+    other = "" if key == "model.ref" else 'model.ref = "m"\n'
+    with pytest.raises(ConfigError, match=key.replace(".", r"\.")):
+        parse_study(f'{line}\n{other}[[saes]]\nref = "s"\n')
+
+
+def test_a_whole_number_is_a_number():
+    study = parse_study('plan.doses = [1]\nmodel.ref = "m"\n[[saes]]\nref = "s"\nmax_fvu = 1\n')
+    assert study.plan.doses == (1.0,)

@@ -22,8 +22,10 @@ from gguf import quants
 from gguf.constants import GGMLQuantizationType
 from safetensors.torch import save_file
 
-from polysem.training.fit import TrainingRecipe, finished, massive, measure, start, train
+from polysem.training.fit import TrainingRecipe, finished, measure, start, train
 
+MASSIVE = 3.0
+"""times the median norm, for training and for the cards; 10 is the default today"""
 ap = argparse.ArgumentParser()
 ap.add_argument("pack", type=Path)
 ap.add_argument("out", type=Path)
@@ -214,7 +216,7 @@ def evaluate(w, x, y, s, R):
         l0 += float((acts > 0).sum())
     E = torch.cat(E)
     y = y.float()
-    us = ~(massive(x.float().norm(dim=1), s.read_median) | massive(y.norm(dim=1), s.write_median))
+    us = ~((x.float().norm(dim=1) > MASSIVE * s.read_median) | (y.norm(dim=1) > MASSIVE * s.write_median))
 
     def V(m):
         return (y[m] - y[m].mean(0)).pow(2).sum()
@@ -238,7 +240,7 @@ for name, (a, b, kw) in JOBS.items():
     n = len(x) // B
     g = torch.Generator(device=dev).manual_seed(12345)
     samp = torch.randperm(len(x), generator=g, device=dev)[:131072]
-    s = measure(x[samp], y[samp])
+    s = measure(x[samp], y[samp], times=MASSIVE)
 
     def batches(step):
         while True:
@@ -252,7 +254,7 @@ for name, (a, b, kw) in JOBS.items():
     if A.steps:
         steps = A.steps
     else:
-        R = TrainingRecipe(steps=10**6, batch=B, lr=1e-3, **kw)
+        R = TrainingRecipe(steps=10**6, batch=B, lr=1e-3, massive=MASSIVE, **kw)
         st = start(R, s, d_in=d, autoencoder=same)
         clock = {}
 
@@ -270,7 +272,7 @@ for name, (a, b, kw) in JOBS.items():
         per = (clock[120] - clock[20]) / 100
         steps = int(min(12500, max(1500, A.seconds / per)))
         say(name, f"{per * 1e3:.2f} ms/step -> {steps} steps")
-    R = TrainingRecipe(steps=steps, batch=B, lr=8e-4, **kw)
+    R = TrainingRecipe(steps=steps, batch=B, lr=8e-4, massive=MASSIVE, **kw)
     st = start(R, s, d_in=d, autoencoder=same)
     t = time.time()
 

@@ -67,6 +67,8 @@ def check_study(study: Study, places: Places, out: Path) -> Checked:
     Returns:
         What is wrong, each as the error that a run would end with, and what could not be looked at.
     """
+    from polysem.glosses.similarity import open_measure
+
     checked, there = Checked(), places.settings(study)
     model = _model(there, checked)
     saes = [_sae(entry, model, there.features.source, checked) for entry in there.saes]
@@ -74,6 +76,8 @@ def check_study(study: Study, places: Places, out: Path) -> Checked:
     for entry, sae in zip(there.saes, saes, strict=True):
         if sae:
             _glosses(entry.glosses or there.glosses.source, sae, checked)
+    for measure in there.glosses.similarity:
+        checked.attempt(lambda measure=measure: open_measure(measure))
     _texts(there, model, checked)
     checked.attempt(lambda: _thresholds(there, [sae.d_sae for sae in saes if sae]))
     checked.attempt(lambda: _disk(there, sum(sae.d_sae for sae in saes if sae), out))

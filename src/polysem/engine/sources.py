@@ -18,6 +18,7 @@ from polysem.store import io
 from polysem.store.manifest import Manifest
 from polysem.store.stages import REGISTRY, StageName
 from polysem.transfer.config import TransferStudy
+from polysem.vocabulary import similarity_folder
 
 MODEL_SUFFIXES = (".json", ".safetensors", ".txt", ".model")
 """files of a model folder that can change its numbers; checkpoints of an optimizer are not read"""
@@ -138,6 +139,8 @@ def _all(settings: Settings, places: Places) -> Iterator[StudySource]:
         if sae.glosses:
             yield from where.glosses("glosses", sae.glosses)
     yield from where.glosses("glosses", study.glosses.source)
+    for folder in filter(None, (similarity_folder(measure)[1] for measure in study.glosses.similarity)):
+        yield where.file("similarity", folder)
     yield from where.glosses("features", study.features.source)
     if study.features.source == "harvest" or study.prompts.source == "corpus":
         yield where.corpus(study.corpus.ref)

@@ -12,11 +12,13 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
+from polysem.boundary.door import brief
 from polysem.config import Study
 from polysem.errors import ConfigError, StoreError
 from polysem.explore import derived
@@ -39,7 +41,6 @@ HOMES = {t.name: home for home, tables in (STAGES | BESIDES).items() for t in ta
 """table -> stage or folder that holds it"""
 _LOOK_EVERY = 1.0
 """seconds between two looks at a folder"""
-_BATCH = 1 << 15
 
 
 class Book:
@@ -150,12 +151,18 @@ class Book:
         return [dict(zip(names, (plain(v) for v in row), strict=True)) for row in cursor.fetchall()]
 
     def batches(self, sql: Sql) -> tuple[pa.Schema, Iterator[pa.RecordBatch]]:
-        """All rows of a statement as record batches, one at a time."""
+        """All rows of a statement as record batches, one at a time; the first is read at once."""
         with _said():
             relation = self._connection.cursor().sql(sql.text, params=sql.values)
-            # DuckDB 2 renamed it.
-            reader = (getattr(relation, "to_arrow_reader", None) or relation.fetch_arrow_reader)(_BATCH)
-        return reader.schema, iter(reader)
+            reader = pa.RecordBatchReader.from_stream(relation)
+
+        def read() -> Iterator[pa.RecordBatch]:
+            with _said():
+                yield from reader
+
+        batches = read()
+        first = list(islice(batches, 1))
+        return reader.schema, chain(first, batches)
 
     def once(self, name: str, make: Callable[[], Any]) -> Any:
         """A value that is made once for the tables as they are now."""
@@ -175,16 +182,38 @@ class Book:
             cursor.execute(f'DROP VIEW IF EXISTS "{view}"')
         self.relations = {}
         for stage in (*self.stages, *self.others):
-            for name, files in stage.tables.items():
+            for name, files in list(stage.tables.items()):
                 listed = ", ".join("'" + str(file).replace("'", "''") + "'" for file in files)
                 held = name == "pairs" and stage.rows[name] <= IN_MEMORY
-                cursor.execute(f"DROP TABLE IF EXISTS {name}_held")
-                cursor.execute(f"CREATE OR REPLACE VIEW t_{name} AS SELECT * FROM read_parquet([{listed}])")
+                make = [f"CREATE OR REPLACE VIEW t_{name} AS SELECT * FROM read_parquet([{listed}])"]
                 if held:
-                    cursor.execute(f"CREATE TABLE {name}_held AS SELECT * FROM t_{name}")
-                    cursor.execute(f"CREATE OR REPLACE VIEW t_{name} AS SELECT * FROM {name}_held")
-                self.relations[name] = of_schema(SCHEMAS[name])
-        self.relations |= derived.register(cursor, self.relations, self.study)
+                    make.append(f"CREATE TABLE {name}_held AS SELECT * FROM t_{name}")
+                    make.append(f"CREATE OR REPLACE VIEW t_{name} AS SELECT * FROM {name}_held")
+                if self._can(cursor, stage, name, f"DROP TABLE IF EXISTS {name}_held", *make):
+                    self.relations[name] = of_schema(SCHEMAS[name])
+        try:
+            with _said():
+                made = derived.register(cursor, self.relations, self.study)
+        except StoreError:  # a table is damaged inside: which, only reading them all tells
+            for stage in (*self.stages, *self.others):
+                for name in self.relations.keys() & stage.tables.keys():
+                    if not self._can(cursor, stage, name, f"SELECT max(hash(COLUMNS(*))) FROM t_{name}"):
+                        del self.relations[name]
+            made = derived.register(cursor, self.relations, self.study)
+        self.relations |= made
+
+    @staticmethod
+    def _can(cursor: Any, stage: StageFiles, table: str, *statements: str) -> bool:
+        """Whether statements about a table run; if not, it is a problem of its stage and is not shown."""
+        try:
+            with _said():
+                for statement in statements:
+                    cursor.execute(statement).fetchall()
+        except StoreError as error:
+            stage.problems[table] = str(error)
+            del stage.tables[table], stage.rows[table]
+            return False
+        return True
 
 
 @contextmanager
@@ -194,14 +223,16 @@ def _said() -> Iterator[None]:
 
     try:
         yield
-    except (duckdb.IOException, duckdb.InvalidInputException) as error:
-        raise StoreError(
-            f"a table cannot be read: {str(error).splitlines()[0]}",
-            hint="if the study is running, try again in a moment; otherwise polysem status RUN",
-        ) from error
     except duckdb.OutOfMemoryException as error:
         raise ConfigError(
             "this question needs more memory than the explorer may use", hint="add a filter"
+        ) from error
+    except (duckdb.ParserException, duckdb.BinderException, duckdb.CatalogException):
+        raise
+    except (duckdb.Error, RuntimeError, pa.ArrowInvalid) as error:  # of a damaged file it says any of these
+        raise StoreError(
+            f"a table cannot be read: {brief(str(error).splitlines()[0])}",
+            hint="if the study is running, try again in a moment; otherwise polysem verify RUN names the file",
         ) from error
 
 

@@ -92,7 +92,7 @@ def feature(book: Book, sae: str, number: int) -> dict[str, Any]:
     Raises:
         StoreError: if there is no such feature, or no feature table yet.
     """
-    found = features(book, sae, [number])
+    found = features(book, sae, [number]) if 0 <= number < 1 << 31 else []
     if not found:
         raise StoreError(f"{sae!r} has no feature {number} in the feature table")
     return found[0]

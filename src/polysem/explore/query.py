@@ -24,6 +24,7 @@ from polysem.vocabulary import TOKEN_SETS
 
 MAX_ROWS = 1000
 """rows of one page"""
+MAX_OFFSET = 1 << 48
 MAX_FILTERS = 24
 MAX_AMONG = 400
 _FILTER = re.compile(r"^([a-z0-9_]+)(>=|<=|!=|=|>|<|~)(.*)$", re.DOTALL)
@@ -89,9 +90,9 @@ class Query:
         """
         if len(filters) > MAX_FILTERS:
             raise ConfigError(f"{len(filters)} filters; expected at most {MAX_FILTERS}")
-        if not 0 <= limit <= MAX_ROWS or offset < 0:
+        if not 0 <= limit <= MAX_ROWS or not 0 <= offset < MAX_OFFSET:
             raise ConfigError(
-                f"limit {limit} and offset {offset}; expected 0 to {MAX_ROWS} rows from 0 or later"
+                f"limit {limit} and offset {offset}; expected 0 to {MAX_ROWS} rows from 0 to {MAX_OFFSET - 1}"
             )
         if near and not re.fullmatch(r"\d{1,9}", near):
             raise ConfigError(f"near={near!r}: expected the number of a feature")

@@ -24,8 +24,8 @@ LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
 _MODE, _POLICY = "@MODE@", "@POLICY@"
 _TYPES = {".js": "text/javascript", ".css": "text/css", ".html": "text/html", ".svg": "image/svg+xml"}
 _LONGEST = 1 << 16
-_REQUEST = Door("request", "send one JSON object", ConfigError, ConfigError)
 """bytes of a live request"""
+_REQUEST = Door("request", "send one JSON object", ConfigError, ConfigError)
 HEADERS_WITHIN = 20.0
 """seconds in which the headers of a request must come, and then its body"""
 

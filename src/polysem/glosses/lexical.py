@@ -60,7 +60,12 @@ def _compare(
 def _folder(argument: str, module: str, inner: str, what: str, package: str, otherwise: str = "") -> Path:
     """The folder that an argument names, or that an installed package has, found without importing it."""
     if argument:
-        return local_path(argument, door=_DOOR)
+        folder = local_path(argument, door=_DOOR)
+        if not folder.is_dir():
+            raise UnknownReferenceError(
+                f"{what}: there is no folder {folder}", hint="check the path in glosses.similarity"
+            )
+        return folder
     spec = importlib.util.find_spec(module)
     places = [Path(spec.origin).parent / inner] if spec is not None and spec.origin else []
     for place in [*places, *([Path(otherwise)] if otherwise else [])]:

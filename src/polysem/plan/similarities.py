@@ -33,7 +33,7 @@ from polysem.plan.index import Features
 from polysem.plan.signals import apart_from
 from polysem.seeds import rng_for
 from polysem.store.tables import CONCEPTS, SENSES, SIMILARITIES
-from polysem.vocabulary import PRESETS, similarity
+from polysem.vocabulary import PRESETS, similarity, similarity_name
 
 log = logging.getLogger(__name__)
 
@@ -89,7 +89,7 @@ def similarity_tables(
         made_by = "the export" if measure is None else measure.source
         said = {
             "sae": index.label,
-            "measure": name,
+            "measure": similarity_name(name),
             "place": place,
             "limit": _number(limit),
             "made_by": made_by,

@@ -1,13 +1,41 @@
 """What is known of published models by their names, so that an SAE of one is not taken for one of a local folder that
-holds another: family, layers, width.
+holds another: family, layers, width, and of some the tokens.
 
-Source: the `config.json` of each repository on the Hub (model_type, number of layers, width of the stream).
+Source: the `config.json` of each repository on the Hub (model_type, number of layers, width of the stream); the tokenizers
+that OpenAI and EleutherAI published with GPT-2 and Pythia.
 """
 
+import hashlib
 import re
+from collections.abc import Mapping
 from typing import NamedTuple
 
 from polysem.saes.names import hub_id
+
+
+class Vocabulary(NamedTuple):
+    """Tokens of a tokenizer: those that it began with, not what a fine-tuned model adds behind them."""
+
+    n: int
+    sha256: str
+    """of the first `n` tokens in the order of their ids, a line each"""
+
+    def fits(self, ids: Mapping[str, int]) -> bool:
+        """Whether a tokenizer (token -> id) begins with these."""
+        return vocabulary_of(ids, n=self.n) == self
+
+
+def vocabulary_of(ids: Mapping[str, int], *, n: int | None = None) -> Vocabulary:
+    """The first `n` tokens of a tokenizer (token -> id); None: all."""
+    first = sorted(ids, key=lambda token: ids[token])[:n]
+    return Vocabulary(len(first), hashlib.sha256("\n".join(first).encode(errors="replace")).hexdigest())
+
+
+VOCABULARIES = {
+    "gpt2": Vocabulary(50257, "e35a33a0b2250c932ffdafc4c3a3552aef0cc7af7a11e9ebfddf1d2a6517371f"),
+    "gpt_neox": Vocabulary(50254, "243911422e5b689f04800d01121da2e14882d12b7565bb1b7396128714cbc4c2"),
+}
+"""family -> tokens that all its models in `_SERIES` share; of the others no file is at hand to say"""
 
 
 class Shape(NamedTuple):

@@ -10,14 +10,14 @@ from pathlib import Path
 from polysem.boundary.door import Door
 from polysem.boundary.files import exists, local_path, steady
 from polysem.errors import MismatchError, UnknownReferenceError
-from polysem.positions import positions_of
+from polysem.positions import Tokenized, positions_of
 from polysem.registry import check_links, zoo_path, zoo_real_path
 from polysem.saes import releases
 from polysem.saes.base import SAE
 from polysem.saes.dialects import read_parts
 from polysem.saes.fidelity import ActivationSource, sample_rows
 from polysem.saes.gate import check_fidelity
-from polysem.saes.known import Shape, shape_of
+from polysem.saes.known import VOCABULARIES, Shape, Vocabulary, shape_of, vocabulary_of
 from polysem.saes.names import hub_id, same_model, site_of_name
 from polysem.saes.objects import DIRECTIONS, MEMORY, as_files, directions_alone
 from polysem.saes.parts import assemble
@@ -207,6 +207,9 @@ def _unlike(model_id: str, model: ActivationSource) -> str | None:
     known, own = _shape(model_id), Shape(spec.family, spec.n_layers, spec.d_model)
     if known and known != own:
         return f"{own.family} of {own.n_layers} layers, width {own.d_model}, not {known.family} of {known.n_layers}, {known.d_model}"
+    tokens = _vocabulary(model_id, known)
+    if tokens and isinstance(model, Tokenized) and not tokens.fits(model.tokenizer.get_vocab()):
+        return f"its tokenizer does not have the {tokens.n:,} tokens of {model_id}"
     named = spec.named if "/" in spec.named or shape_of(spec.named) else ""
     if named and not same_model(model_id, named):
         return f"its configuration says {named}"
@@ -225,6 +228,16 @@ def _shape(model_id: str) -> Shape | None:
     config = read_json(zoo_path("models", model_id.removeprefix("zoo:")) / "config.json")
     layers, width = (next(config[key] for key in keys if key in config) for keys in _SIZE_KEYS)
     return Shape(config["model_type"], layers, width)
+
+
+def _vocabulary(model_id: str, known: Shape | None) -> Vocabulary | None:
+    if not model_id.startswith("zoo:"):
+        return VOCABULARIES.get(known.family) if known else None
+    told = read_json(zoo_path("models", model_id.removeprefix("zoo:")) / "tokenizer.json")
+    vocab = told["model"]["vocab"]  # BPE: token -> id; Unigram: [token, score] by id
+    return vocabulary_of(
+        vocab if isinstance(vocab, dict) else {token: n for n, (token, _) in enumerate(vocab)}
+    )
 
 
 def _parse_hub(ref: str, rest: str) -> ReleaseEntry | tuple[str, str, str | None]:

@@ -29,6 +29,7 @@ _SHAPES = {
     "b_mag": ("d_sae",),
     "b_gate": ("d_sae",),
 }
+_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _SPARE = frozenset({"b_enc"})
 """zero in gated SAEs of older files"""
 _WRITTEN = (
@@ -82,7 +83,8 @@ def take(
         besides: what else the format has.
 
     Raises:
-        FormatError: if one is missing, or one is there that the format does not have; or one is no tensor, or is no matrix although it must be transposed.
+        FormatError: if one is missing, or one is there that the format does not have; or one is no tensor, or is no matrix
+            although it must be transposed; or as `check_tensors`.
     """
     missing = [name for name in (theirs.removesuffix(".T") for theirs in names.values()) if name not in state]
     if missing:
@@ -101,6 +103,7 @@ def take(
         if theirs.endswith(".T") and tensor.ndim != 2:
             raise FormatError(f"{path}: {theirs} has shape {tuple(tensor.shape)}, expected a matrix")
         found[ours] = tensor.T if theirs.endswith(".T") else tensor
+    check_tensors(found, path)
     return found
 
 
@@ -128,9 +131,8 @@ def assemble(parts: SAEParts, source: WeightFiles, *, site: Site | None) -> SAE:
     """
     tensors = {name: parts.tensors[name] for name in _needed(parts)}
     refuse_unread(set(parts.tensors) - set(tensors) - _SPARE, parts.weights)
-    _check_shapes(parts, tensors, source)
-    for name, tensor in tensors.items():
-        _check_stored(parts, name, tensor)
+    check_tensors(tensors, parts.weights)
+    _check_sizes(parts, tensors["W_dec"], source)
     clean = {name: t.detach().to(torch.float32).contiguous() for name, t in tensors.items()}
     for name, tensor in clean.items():
         _check_numbers(parts, name, tensor)
@@ -173,15 +175,33 @@ def assemble(parts: SAEParts, source: WeightFiles, *, site: Site | None) -> SAE:
     )
 
 
+def check_tensors(tensors: Mapping[str, Tensor], path: Path | str) -> None:
+    """Raise FormatError for a tensor (by our names) that is not of plain floating-point numbers, or does not fit W_dec; before
+    anything is computed from them. What is missing is not asked."""
+    decoder = tensors.get("W_dec")
+    if decoder is not None and (decoder.ndim != 2 or 0 in decoder.shape):
+        raise FormatError(f"{path}: W_dec has shape {tuple(decoder.shape)}, expected (d_sae, d_in)")
+    sizes = {} if decoder is None else dict(zip(("d_sae", "d_in"), decoder.shape, strict=True))
+    for name in [name for name in _SHAPES if name in tensors]:
+        tensor = tensors[name]
+        if tensor.dtype not in _DTYPES:
+            raise FormatError(
+                f"{path}: {name} is stored as {tensor.dtype}, expected floating-point numbers of 16 bits or more",
+                hint="quantised weights must be given back their scale first: save the SAE in float32",
+            )
+        expected = tuple(sizes.get(axis) for axis in _SHAPES[name])
+        if sizes and tuple(tensor.shape) != expected:
+            raise FormatError(
+                f"{path}: {name} has shape {tuple(tensor.shape)}, expected {expected} (d_in "
+                f"{sizes['d_in']}, d_sae {sizes['d_sae']} by W_dec)"
+            )
+
+
 def fold_input_scale(tensors: Mapping[str, Tensor], scale: float) -> dict[str, Tensor]:
     """Weights for raw inputs from weights for inputs times `scale`: W_enc * s, W_dec / s, b_dec / s, the rest
-    untouched."""
-    return {
-        **tensors,
-        "W_enc": tensors["W_enc"] * scale,
-        "W_dec": tensors["W_dec"] / scale,
-        "b_dec": tensors["b_dec"] / scale,
-    }
+    untouched; of those that are there."""
+    factors = {"W_enc": scale, "W_dec": 1 / scale, "b_dec": 1 / scale}
+    return {name: t * factors[name] if name in factors else t for name, t in tensors.items()}
 
 
 def fold_decoder_norm(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -208,12 +228,8 @@ def _needed(parts: SAEParts) -> tuple[str, ...]:
     return needed
 
 
-def _check_shapes(parts: SAEParts, tensors: Mapping[str, Tensor], source: WeightFiles) -> None:
-    decoder = tensors["W_dec"]
-    if decoder.ndim != 2:
-        raise FormatError(f"{parts.weights}: W_dec has shape {tuple(decoder.shape)}, expected (d_sae, d_in)")
-    sizes = dict(zip(("d_sae", "d_in"), decoder.shape, strict=True))
-    for name, size in sizes.items():
+def _check_sizes(parts: SAEParts, decoder: Tensor, source: WeightFiles) -> None:
+    for name, size in zip(("d_sae", "d_in"), decoder.shape, strict=True):
         registered = getattr(source.entry, name) if source.entry else None
         for declared, by in (
             (parts.declared.get(name), "configuration declares"),
@@ -221,21 +237,6 @@ def _check_shapes(parts: SAEParts, tensors: Mapping[str, Tensor], source: Weight
         ):
             if isinstance(declared, int) and declared > 0 and declared != size:
                 raise FormatError(f"{parts.weights}: {name} is {size} by W_dec, but the {by} {declared}")
-    for name, tensor in tensors.items():
-        expected = tuple(sizes[axis] for axis in _SHAPES[name])
-        if tuple(tensor.shape) != expected:
-            raise FormatError(
-                f"{parts.weights}: {name} has shape {tuple(tensor.shape)}, expected {expected} (d_in "
-                f"{sizes['d_in']}, d_sae {sizes['d_sae']} by W_dec)"
-            )
-
-
-def _check_stored(parts: SAEParts, name: str, tensor: Tensor) -> None:
-    if not tensor.is_floating_point():
-        raise FormatError(
-            f"{parts.weights}: {name} is stored as {tensor.dtype}, expected floating-point numbers",
-            hint="quantised weights must be given back their scale first: save the SAE in float32",
-        )
 
 
 def _check_numbers(parts: SAEParts, name: str, tensor: Tensor) -> None:

@@ -9,6 +9,8 @@ write different parts hold locks of their own, which exclude the lock of the who
 import json
 import os
 import platform
+import shlex
+import stat
 from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
@@ -98,9 +100,21 @@ def _acquire(path: Path) -> None:
                 os.link(mine, path)
                 return
             except FileExistsError:
-                if not path.exists():
+                try:
+                    seen = path.lstat()
+                except FileNotFoundError:
                     continue  # given back in the meantime
+                if not stat.S_ISREG(seen.st_mode):
+                    raise StoreError(
+                        f"{path} is no lock file, but a folder, a link or a device",
+                        hint=f"rm -r {shlex.quote(str(path))}",
+                    ) from None
                 holder = _read(path)
+            except OSError as error:
+                raise StoreError(
+                    f"cannot lock {path}: {error.strerror}",
+                    hint="choose another --out, on another file system",
+                ) from error
             if holder is not None and not holder.is_gone():
                 raise _held(path, holder)
             _take_away(path, holder, mine.with_suffix(".gone"))
@@ -125,9 +139,12 @@ def _take_away(path: Path, seen: Holder | None, aside: Path) -> None:
 def _read(path: Path) -> Holder | None:
     """The holder of a lock; None where there is no lock, or one that no process of ours wrote."""
     try:
-        return Holder(**json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
+        holder = Holder(**json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else None
+    except (OSError, ValueError, TypeError, RecursionError):
         return None
+    if holder is None or type(holder.pid) is not int or not 0 < holder.pid < 1 << 31:
+        return None
+    return holder if {type(holder.started), type(holder.boot), type(holder.host)} == {str} else None
 
 
 def _held(path: Path, holder: Holder) -> StoreError:

@@ -35,7 +35,8 @@ class Stage:
     """parts of the settings that decide it; () is all of them; `sae_refs` is the SAEs without what concerns features
     only, `gloss_vectors` the glosses without the further measures of similarity"""
     sources: tuple[str, ...] = ()
-    """files and weights outside the run folder, by role: model, saes, corpus, features, glosses, prompts, words"""
+    """files and weights outside the run folder, by role: model, saes, corpus, features, glosses, prompts, similarity,
+    words"""
     packages: tuple[str, ...] = ()
     """distributions whose version can change a number"""
     plug_ins: tuple[str, ...] = ()
@@ -103,7 +104,7 @@ _STUDY = (
         make="polysem.engine.making:plan",
         inputs=("features", "pairs"),
         sections=("seed", "sae_refs", "corpus", "glosses", "pairs", "prompts", "plan", "preset"),
-        sources=("model", "saes", "corpus", "prompts"),
+        sources=("model", "saes", "corpus", "prompts", "similarity"),
         packages=(*_MODEL, "scipy", "sentence-transformers", *_MEANING),
         plug_ins=("saes", *_WORDS, "similarities"),
     ),

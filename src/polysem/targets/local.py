@@ -6,7 +6,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from polysem.errors import ConfigError
-from polysem.positions import positions_of
+from polysem.positions import Tokenized, positions_of
 from polysem.targets.base import Answer, TargetPrompt
 from polysem.targets.tokenizer import puts_bos
 from polysem.vocabulary_transfer import TARGET_KINDS
@@ -20,8 +20,7 @@ ROWS = 32
 
 def own_bos(model: "WhiteBoxModel") -> bool:
     """Whether the model's own tokenizer puts BOS in front of a text; worlds have none, and begin with it if they can."""
-    tokenizer = getattr(model, "tokenizer", None)
-    return model.bos_id is not None if tokenizer is None else bool(puts_bos(tokenizer))
+    return bool(puts_bos(model.tokenizer)) if isinstance(model, Tokenized) else model.bos_id is not None
 
 
 class LocalTarget:

@@ -11,10 +11,9 @@ from polysem.targets.spelling import reader_of_tokens, spelling_of
 
 def puts_bos(tokenizer: Any) -> bool | None:
     """Whether a tokenizer of transformers puts its BOS in front of a text by itself; None if it has none."""
-    bos = getattr(tokenizer, "bos_token_id", None)
-    if bos is None:
+    if tokenizer.bos_token_id is None:
         return None
-    return list(tokenizer("a")["input_ids"])[:1] == [bos]
+    return list(tokenizer("a")["input_ids"])[:1] == [tokenizer.bos_token_id]
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 Inputs are scaled to a mean norm of sqrt(d) while training, and the scale is folded into the weights at the
 end, so that the dictionary reads and writes the model's own activations. A token whose norm is far beyond the
-median's (`MASSIVE` times: attention sinks and the like) would by its square outweigh thousands of others; its
+median's (`recipe.massive` times: attention sinks and the like) would by its square outweigh thousands of others; its
 error is weighted down to that of a token at that limit, so that the dictionary knows such tokens and is not
 made for them. Adam with warm-up and linear decay; the order of the batches comes from the seed alone, and a
 run that goes on from a checkpoint sees the batches that an uninterrupted one would have seen.
@@ -20,6 +20,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from polysem.positions import PLAIN
 from polysem.training.dictionary import (
     AUXILIARY,
     Select,
@@ -31,9 +32,6 @@ from polysem.training.dictionary import (
     keep_decoder,
     unit_rows,
 )
-
-MASSIVE = 3.0
-"""a token is massive if its norm is more than this many times the median"""
 
 
 @dataclass(frozen=True)
@@ -53,6 +51,8 @@ class TrainingRecipe:
     lr: float = 1e-3
     dead_after: int = 250_000
     """a latent is dead if it has not fired on so many tokens"""
+    massive: float = PLAIN.massive
+    """a token is massive if its norm is more than this many times the median: as everywhere (`positions`)"""
 
     @property
     def nested(self) -> tuple[int, ...]:
@@ -94,11 +94,13 @@ Batches = Callable[[int], Iterator[tuple[Tensor, Tensor]]]
 """from a step on, (input, output) of each batch; the same tensor twice for an autoencoder"""
 
 
-def measure(x: Float[Tensor, "n d_in"], y: Float[Tensor, "n d_out"]) -> Scales:
-    """Scales of a sample."""
+def measure(
+    x: Float[Tensor, "n d_in"], y: Float[Tensor, "n d_out"], *, times: float = PLAIN.massive
+) -> Scales:
+    """Scales of a sample, of tokens that are not massive: at most `times` the median norm."""
     x, y = x.float(), y.float()
     read, write = x.norm(dim=1), y.norm(dim=1)
-    usual = ~(massive(read, float(read.median())) | massive(write, float(write.median())))
+    usual = ~(read > times * read.median()) & ~(write > times * write.median())
     mean = y[usual].mean(dim=0)
     return Scales(
         read=float(read[usual].mean()),
@@ -108,11 +110,6 @@ def measure(x: Float[Tensor, "n d_in"], y: Float[Tensor, "n d_out"]) -> Scales:
         mean=mean,
         variance=float((y[usual] - mean).pow(2).sum(dim=1).mean()),
     )
-
-
-def massive(norms: Float[Tensor, " n"], median: float) -> Tensor:
-    """Which tokens are massive."""
-    return norms > MASSIVE * median
 
 
 def start(recipe: TrainingRecipe, scales: Scales, *, d_in: int, autoencoder: bool) -> State:
@@ -168,13 +165,13 @@ def _step(
     same = x is y
     d_in, d_out = x.shape[1], y.shape[1]
     x = x.float()
-    limit = token_weights(x, scales.read_median)
+    limit = token_weights(x, recipe.massive * scales.read_median)
     x = x * (math.sqrt(d_in) / scales.read)
     if same:
         y, scale = x, math.sqrt(d_in) / scales.read
     else:
         y = y.float()
-        limit = torch.minimum(limit, token_weights(y, scales.write_median))
+        limit = torch.minimum(limit, token_weights(y, recipe.massive * scales.write_median))
         scale = math.sqrt(d_out) / scales.write
         y = y * scale
     total = scales.variance * scale**2
@@ -203,9 +200,9 @@ def _step(
     return losses[-1].detach(), dead
 
 
-def token_weights(x: Float[Tensor, "n d"], median: float) -> Float[Tensor, " n"]:
+def token_weights(x: Float[Tensor, "n d"], limit: float) -> Float[Tensor, " n"]:
     """1 for an ordinary token; for a massive one what brings its squared norm down to the limit's."""
-    return (MASSIVE * median / x.norm(dim=1).clamp(min=1e-6)).clamp(max=1.0).pow(2)
+    return (limit / x.norm(dim=1).clamp(min=1e-6)).clamp(max=1.0).pow(2)
 
 
 def finished(recipe: TrainingRecipe, scales: Scales, state: State) -> dict[str, Tensor]:

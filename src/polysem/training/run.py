@@ -29,7 +29,6 @@ from polysem.training.fit import (
     State,
     TrainingRecipe,
     finished,
-    massive,
     measure,
     start,
     train,
@@ -135,7 +134,8 @@ def train_dictionary(
         StoreError: if the checkpoint is of another recipe, or a file cannot be written.
     """
     x, y = split.rows(split.trained[:_MEASURED])
-    scales = measure(x.to(device), x.to(device) if x is y else y.to(device))
+    inputs = x.to(device)
+    scales = measure(inputs, inputs if x is y else y.to(device), times=recipe.massive)
     state = start(recipe, scales, d_in=x.shape[1], autoencoder=split.reads == split.writes)
     mark = short_hash(asdict(recipe), split.harvest.about, str(split.reads), str(split.writes))
     if checkpoint.is_file():
@@ -200,8 +200,9 @@ def fidelity(
         if "W_skip" in weights:
             out += a @ weights["W_skip"].t()
         errors.append((b - out).pow(2).sum(dim=1))
+        limits = (recipe.massive * median for median in (scales.read_median, scales.write_median))
         usual.append(
-            ~(massive(a.norm(dim=1), scales.read_median) | massive(b.norm(dim=1), scales.write_median))
+            ~torch.stack([v.norm(dim=1) > limit for v, limit in zip((a, b), limits, strict=True)]).any(0)
         )
         active += int((acts > 0).sum())
         fired |= (acts > 0).any(dim=0)

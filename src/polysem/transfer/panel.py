@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
-from polysem.config import parse_section, parse_toml, read_text
+from polysem.config import Section, parse_section, parse_toml, read_text
 from polysem.errors import ConfigError
 from polysem.http import Retries
 from polysem.targets import ServedTarget
@@ -21,10 +21,8 @@ class MemberConfig(TargetConfig):
     kind: Literal["chat"] = "chat"  # pyright: ignore[reportIncompatibleVariableOverride]  (frozen: never assigned)
 
 
-class PairsOfPanel(BaseModel):
+class PairsOfPanel(Section):
     """Which pairs are judged."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     n: Annotated[int, Field(ge=0)] = 100
     """pairs that are annotated as related or not"""
@@ -36,10 +34,8 @@ class PairsOfPanel(BaseModel):
     """largest difference in gloss similarity of a matched pair"""
 
 
-class FeaturesOfPanel(BaseModel):
+class FeaturesOfPanel(Section):
     """Which features are explained, and on what glosses are scored."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     n: Annotated[int, Field(ge=1)] = 50
     n_shown: Annotated[int, Field(ge=1)] = 5
@@ -48,10 +44,8 @@ class FeaturesOfPanel(BaseModel):
     """contexts of odd rank, and as many of other features, on which it is scored"""
 
 
-class JudgePanel(BaseModel):
+class JudgePanel(Section):
     """A whole panel file."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     seed: Annotated[int, Field(ge=0)] = 0
     level: Annotated[float, Field(gt=0, lt=1)] = 0.95

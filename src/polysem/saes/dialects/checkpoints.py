@@ -7,6 +7,7 @@ and repository.
 import re
 from typing import Any
 
+from polysem.boundary.settings import setting
 from polysem.boundary.tensors import read_torch
 from polysem.errors import FormatError
 from polysem.saes.base import Activation
@@ -57,15 +58,14 @@ def load(source: WeightFiles) -> SAEParts:
 def _openai(source: WeightFiles, state: dict[str, Any]) -> SAEParts:
     """openai/sparse_autoencoder: layer norm if and only if the activation is TopK; trained with context 64
     and no BOS."""
-    name = state.get("activation", "ReLU")
+    name = setting(state, "activation", str, where=source.path, default="ReLU") or "ReLU"
     if name not in _OPENAI_ACTIVATIONS:
         raise FormatError(
             f"{source.path}: activation is {name!r}, expected one of {', '.join(_OPENAI_ACTIVATIONS)}"
         )
-    settings = state.get("activation_state_dict") or {}
+    settings = setting(state, "activation_state_dict", dict, where=source.path) or {}
     if name == "TopK" and settings.get("postact_fn", "ReLU") != "ReLU":
         raise FormatError(f"{source.path}: postact_fn is {settings['postact_fn']!r}, expected 'ReLU'")
-    k = settings.get("k")
     place = re.search("|".join(_OPENAI_PLACES), source.label)
     layer = re.search(r"(\d+)\.pth?$", source.path.name)
     return SAEParts(
@@ -87,7 +87,7 @@ def _openai(source: WeightFiles, state: dict[str, Any]) -> SAEParts:
         model_id="gpt2-small" if re.search(r"gpt-?2-small|gpt2", source.label) else None,
         declared={"activation": name, "activation_state_dict": dict(settings)},
         rules={
-            "k": int(k) if k is not None else None,
+            "k": setting(settings, "k", int, where=source.path),
             "normalization": "layer_norm" if name == "TopK" else "none",
             "prepend_bos": False,
             "context_size": 64,

@@ -120,7 +120,9 @@ def load_alone(source: WeightFiles, state: Mapping[str, Any]) -> SAEParts | None
             f"{source.path} is a top-k dictionary that does not hold its k",
             hint='write a config.json beside it: {"trainer": {"dict_class": "AutoEncoderTopK", "k": K}} with its K',
         )
-    if name == "AutoEncoderTopK" and float(state.get("threshold", -1.0)) >= 0:
+    threshold = state.get("threshold")
+    told = isinstance(threshold, Tensor) and threshold.numel() == 1 and bool(threshold.real >= 0)
+    if name == "AutoEncoderTopK" and told:
         logger.warning(
             "%s holds k = %s and a threshold: AutoEncoderTopK and BatchTopKSAE have the same keys; top-k is taken. "
             'For the threshold write a config.json beside it: {"trainer": {"dict_class": "BatchTopKSAE"}}',
@@ -165,8 +167,10 @@ def _with_threshold(
     """The scalar threshold, one per feature. An unset one (-1) leaves only top-k per token, which is said
     aloud."""
     threshold = state.get("threshold")
-    if not isinstance(threshold, Tensor) or threshold.numel() != 1:
-        raise FormatError(f"{path}: threshold is {threshold!r}, expected a scalar tensor")
+    if not (isinstance(threshold, Tensor) and threshold.numel() == 1 and threshold.is_floating_point()):
+        raise FormatError(
+            f"{path}: threshold is {threshold!r}, expected a scalar tensor of floating-point numbers"
+        )
     if float(threshold) < 0:
         logger.warning(
             "%s: the threshold was never set (%g); using top-k per token instead", path, float(threshold)
@@ -180,7 +184,10 @@ def _with_threshold(
 
 def _k(state: Mapping[str, Any], trainer: Mapping[str, Any], *, where: Path) -> int | None:
     stored = state.get("k")
-    return int(stored) if isinstance(stored, Tensor | int) else setting(trainer, "k", int, where=where)
+    if isinstance(stored, Tensor) and stored.numel() == 1:
+        stored = stored.item()
+        stored = int(stored) if isinstance(stored, float) and stored.is_integer() else stored
+    return setting(trainer if stored is None else {"k": stored}, "k", int, where=where)
 
 
 def _site(trainer: Mapping[str, Any]) -> Site | None:

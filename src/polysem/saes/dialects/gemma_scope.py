@@ -9,6 +9,7 @@ embeddings and are folded to the scaled ones that the model's `hook_embed` has.
 import math
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
@@ -17,7 +18,7 @@ from polysem.boundary.settings import setting
 from polysem.boundary.tensors import read_npz, read_safetensors
 from polysem.errors import FormatError
 from polysem.saes.names import site_of_module
-from polysem.saes.parts import SAEParts
+from polysem.saes.parts import SAEParts, check_tensors
 from polysem.saes.source import WeightFiles, read_json
 from polysem.types import Site
 
@@ -37,7 +38,7 @@ def load_npz(source: WeightFiles) -> SAEParts:
     model = f"google/gemma-2-{release[1]}{'-it' if release[2] == 'it' else ''}" if release else None
     site = Site(int(layer[1]), _POINT[release[3]]) if release and layer else None
     if re.search(r"(^|/)embedding/", source.label):
-        site, tensors = Site(None, "hook_embed"), _to_scaled_embeddings(tensors)
+        site, tensors = Site(None, "hook_embed"), _to_scaled_embeddings(tensors, path)
     return SAEParts(
         dialect="gemma-scope",
         weights=path,
@@ -81,11 +82,12 @@ def _our_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {re.sub(r"^[wW]_?(enc|dec)$", r"W_\1", name): tensor for name, tensor in state.items()}
 
 
-def _to_scaled_embeddings(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _to_scaled_embeddings(tensors: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
     """For inputs s * x with s = sqrt(d_in): W_enc / s, W_dec * s, and b_dec * s, since the reconstruction
     must be s times as long."""
     if "W_dec" not in tensors:
         return dict(tensors)
+    check_tensors(tensors, path)
     s = math.sqrt(tensors["W_dec"].shape[-1])
     folded = {name: tensors[name].float() * s for name in ("W_dec", "b_dec") if name in tensors}
     if "W_enc" in tensors:

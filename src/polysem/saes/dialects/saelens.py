@@ -16,7 +16,7 @@ from polysem.boundary.tensors import read_safetensors
 from polysem.errors import FormatError
 from polysem.saes.base import Activation, Normalization
 from polysem.saes.names import declared_site, hub_id
-from polysem.saes.parts import SAEParts, fold_input_scale
+from polysem.saes.parts import SAEParts, check_tensors, fold_input_scale
 from polysem.saes.source import WeightFiles, read_json
 
 HOOKED = "HookedTransformer"
@@ -161,17 +161,20 @@ def _fold_finetuning(
 ) -> dict[str, Tensor]:
     names = ("scaling_factor", "finetuning_scaling_factor")
     kept = {name: t for name, t in tensors.items() if name not in names}
+    check_tensors(kept, where)
     factor = tensors.get("scaling_factor", tensors.get("finetuning_scaling_factor"))
-    if factor is None or torch.allclose(factor.float(), torch.ones_like(factor.float())):
+    if factor is None or "W_dec" not in kept:
+        return kept
+    if factor.is_floating_point() and torch.allclose(factor.float(), torch.ones_like(factor.float())):
         return kept
     if not config.get("finetuning_scaling_factor"):
         raise FormatError(
             f"{where} holds a scaling_factor that is not one, but cfg.json does not set "
             "finetuning_scaling_factor"
         )
-    if factor.shape != kept["W_dec"].shape[:1]:
+    if factor.shape != kept["W_dec"].shape[:1] or not factor.is_floating_point():
         raise FormatError(
-            f"{where}: scaling_factor has shape {tuple(factor.shape)}, expected "
-            f"{tuple(kept['W_dec'].shape[:1])}"
+            f"{where}: scaling_factor is {factor.dtype} of shape {tuple(factor.shape)}, expected floating-point numbers of "
+            f"shape {tuple(kept['W_dec'].shape[:1])}"
         )
     return {**kept, "W_dec": kept["W_dec"] * factor[:, None]}

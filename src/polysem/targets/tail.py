@@ -137,6 +137,33 @@ def estimate_tail(heads: Heads, *, slope: float, spreads: Spreads = SPREADS) -> 
     )
 
 
+def share_and_odds(
+    heads: Heads,
+    mass: Float[np.ndarray, " answers"],
+    known: Float[np.ndarray, " answers"],
+    sd: Float[np.ndarray, " answers"],
+) -> Tail:
+    """Estimates from probabilities that err by themselves in every answer.
+
+    Args:
+        heads: which baseline is whose.
+        mass: estimated.
+        known: the part of it that was seen.
+        sd: standard error of `mass`.
+    """
+    mass = np.clip(mass, TINY, 1 - TINY)
+    log_odds, own = np.log(mass) - np.log1p(-mass), (sd / (mass * (1 - mass))) ** 2
+    at_base = heads.sentence == np.arange(len(mass))
+    return Tail(
+        mass=mass,
+        log_odds=log_odds,
+        change=log_odds - log_odds[heads.sentence],
+        sd=np.where(at_base, 0.0, np.sqrt(own + own[heads.sentence])),
+        share=float((known / mass).mean()),
+        k=1.0,
+    )
+
+
 @dataclass(frozen=True)
 class _Levels:
     of_tokens: Float[np.ndarray, "sentences tokens"]

@@ -192,13 +192,19 @@ class Server:
             chances[np.argsort(-chances)[2:]] = 0
         drawn = rng_for(0, "draws", number).choice(len(texts), int(body["n"]), p=chances / chances.sum())
         said = biased if self.draws == "processed" else raw
-        choices = []
+        choices, best = [], int(said.argmax())
+        top = (self.spell(str(texts[best])), float(said[best]))
         for i in drawn.tolist():
             text, value = self.spell(str(texts[i])), float(said[i])
             if chat or self.chat_form:
-                logprobs = json.loads(_chat_logprobs([(text, value)]))
+                logprobs = json.loads(_chat_logprobs([top]))
+                logprobs["content"][0] |= {"token": text, "logprob": value}
             else:
-                logprobs = {"tokens": [text], "token_logprobs": [value], "top_logprobs": [{text: value}]}
+                logprobs = {
+                    "tokens": [text],
+                    "token_logprobs": [value],
+                    "top_logprobs": [dict([top, (text, value)])],
+                }
             message = {"message": {"role": "assistant", "content": text}} if chat else {"text": text}
             choices.append({"index": len(choices), "logprobs": logprobs, **message})
         return json.dumps({"model": self.names, "choices": choices})

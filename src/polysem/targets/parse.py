@@ -89,6 +89,7 @@ def parse_samples(body: str, *, api: str, n: int, where: str) -> Samples:
     response = _response(body, api=api, where=where)
     try:
         found = [_drawn(choice["logprobs"]) for choice in response["choices"]]
+        first = max(_entries(response["choices"][0]), key=lambda e: e.logprob)
         if len(found) != n or not all(math.isfinite(e.logprob) for e in found):
             raise ValueError(f"{len(found)} tokens")
     except (KeyError, IndexError, TypeError, ValueError) as error:
@@ -96,7 +97,8 @@ def parse_samples(body: str, *, api: str, n: int, where: str) -> Samples:
             f"{where}: {n} samples were asked for, and the answer cannot be read as such ({error!r}): {body[:200]!r}",
             hint="set target.samples lower, or to 0 (llama.cpp draws as many as --parallel says)",
         ) from error
-    return Samples(tuple(e.token for e in found), np.array([min(e.logprob, 0.0) for e in found]))
+    logprobs = np.array([min(e.logprob, 0.0) for e in found])
+    return Samples(tuple(e.token for e in found), logprobs, (first.token, first.logprob))
 
 
 def _drawn(logprobs: dict[str, Any]) -> Entry:

@@ -176,7 +176,10 @@ class ServedTarget:
         found = [
             parse_samples(self.cache.find(key) or "", api=s.api, n=s.samples, where=self.name) for key in keys
         ]
-        return [replace(one, tokens=tuple(map(self._text, one.tokens))) for one in found]
+        return [
+            replace(s, tokens=tuple(map(self._text, s.tokens)), first=(self._text(s.first[0]), s.first[1]))
+            for s in found
+        ]
 
     def estimate(
         self,

@@ -112,7 +112,7 @@ def estimate_tail(heads: Heads, *, slope: float, spreads: Spreads = SPREADS) -> 
     levels = _levels(heads, fitted, spreads)
     answer, precision = _answer_levels(heads, levels, spreads)
     mean = levels.of_tokens[heads.sentence] + answer[:, None]
-    expected, variance = _expected(heads, mean, spreads)
+    expected, variance = expected_below(heads, mean, spreads)
     hidden = expected.sum(axis=1)
     limit = MOST * heads.missing
     squeeze = np.where(hidden > limit, limit / np.maximum(hidden, TINY), 1.0)
@@ -244,7 +244,7 @@ def _answer_levels(
     return level, precision
 
 
-def _expected(heads: Heads, mean: np.ndarray, w: Spreads) -> tuple[np.ndarray, np.ndarray]:
+def expected_below(heads: Heads, mean: np.ndarray, w: Spreads) -> tuple[np.ndarray, np.ndarray]:
     """Mean and variance of the probability of every token that was not granted; 0 of those that were."""
     z = (heads.floor[:, None] - mean) / w.noise
     below = log_ndtr(z)

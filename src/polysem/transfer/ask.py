@@ -22,7 +22,7 @@ from polysem.store import io
 from polysem.store.schema import Schema
 from polysem.store.tables import TRANSFER_TRIALS
 from polysem.targets import Answer, ServedTarget, Target, TargetPrompt
-from polysem.targets.samples import Samples, check_samples
+from polysem.targets.samples import check_samples
 from polysem.transfer.config import TESTED, TransferStudy
 from polysem.transfer.outcomes import AnswerChange, Reader, Reading, change, noise_of
 from polysem.transfer.pools import Pools, pick
@@ -306,17 +306,17 @@ def _tails(
         sampled=category if ids else None,
     )
 
-    def take(prompts: Sequence[TargetPrompt], answers: Sequence[Answer]) -> list[Samples]:
+    allowed = frozenset((target.vocabulary or ())[number] for number in ids)
+
+    def take(prompts: Sequence[TargetPrompt], answers: Sequence[Answer]) -> None:
         drawn = target.samples(prompts, ids) if ids and isinstance(target, ServedTarget) else []
+        if drawn:
+            check_samples(answers, drawn, allowed, who=target.name)
         for answer, samples in zip(answers, drawn or [None] * len(answers), strict=True):
             seen.take(answer, samples)
-        return drawn
 
     sentence = list(range(len(first)))
-    drawn = take([row[0] for row in baseline_prompts(prepared, chat=kind.chat)[category]], first)
-    if drawn:
-        allowed = frozenset((target.vocabulary or ())[number] for number in ids)
-        check_samples(first, drawn, allowed, who=target.name)
+    take([row[0] for row in baseline_prompts(prepared, chat=kind.chat)[category]], first)
     every = [trial for of in trials.values() for trial in of]
     starts = range(0, len(every), CHUNK)
     for start in reporter.track(starts, total=len(starts), label=label):

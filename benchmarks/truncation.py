@@ -12,7 +12,7 @@ Cost: two to four minutes a model on one core, then seconds.
 
 import argparse
 import sys
-from collections import Counter
+from collections import Counter, defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,12 +22,18 @@ from polysem.categories import builtin
 from polysem.corpus import documents
 from polysem.models import load_model
 from polysem.targets import Answer, LocalTarget, TargetPrompt
+from polysem.targets.samples import sampled_tail
+from polysem.targets.tail import Heads, Spreads, expected_below
 from polysem.transfer.ask import frame
 from polysem.transfer.categories import load_sentences
 from polysem.transfer.tails import TailCollector, k_that_would_do
 
+SAMPLES = (32, 64, 128)
+"""tokens drawn behind each prompt"""
 ARMS = (("base", 1), ("target", 2), ("random", 4))
 """what stands in front of a sentence, and how often"""
+SHRUNK = (Spreads().noise / Spreads().answer) ** 2
+"""tokens that the prior of an answer's level counts for"""
 N_STRINGS = 10
 Z = 1.959963984540054
 
@@ -129,6 +135,56 @@ def rows_of(trials: Trials, k: int, *, whole_vocabulary: bool) -> list[dict[str,
     return rows
 
 
+def beyond(trials: Trials, k: int) -> dict[str, list[float]]:
+    """By column of the second table, one number per category: errors of a trial in nats, or coverage."""
+    inside = builtin().inside(trials.vocabulary, word_start=True)
+    found: dict[str, list[float]] = defaultdict(list)
+    for c, own in enumerate(inside):
+        at = np.flatnonzero(trials.category == c)
+        at = at[np.argsort(trials.arm[at] != "base", kind="stable")]
+        whole, base, edited = trials.logprobs[at], trials.sentence[at], trials.arm[at] != "base"
+        least = -np.partition(-whole, k - 1, axis=1)[:, k - 1]
+        x = whole[:, own]
+        p, seen = np.exp(x), x >= least[:, None]
+        missing = 1 - np.exp(np.where(whole >= least[:, None], whole, -np.inf)).sum(axis=1)
+        heads = Heads(np.where(seen, x, np.nan), least, missing, base)
+        true = _change(_logit(p.sum(axis=1), 1 - p.sum(axis=1)), base)
+
+        def error(mass: np.ndarray, base: np.ndarray = base, true: np.ndarray = true) -> float:
+            return float(np.abs(_change(_logit(mass, 1 - mass), base) - true)[base.max() + 1 :].mean())
+
+        found["half"].append(error(heads.mass + missing / 2))
+        for name, mass in _known(heads, x).items():
+            found[name].append(error(mass))
+        for n in SAMPLES:
+            rng = np.random.default_rng((c, k, n))
+            counts = np.array([rng.multinomial(n, row / row.sum()) for row in p])
+            tail = sampled_tail(heads, np.where(counts > 0, x, np.nan), n=n)
+            off = np.abs(tail.change - true)
+            found[f"{n}"].append(float(off[edited].mean()))
+            found[f"{n} covered"].append(float((off <= Z * tail.sd)[edited].mean()))
+    return found
+
+
+def _known(heads: Heads, x: np.ndarray) -> dict[str, np.ndarray]:
+    """The category's probability by one who knows what no truncated answer tells; a token that was not granted counts with its
+    expected probability below the smallest granted one."""
+    of = heads.sentence
+    sums = np.stack([x[of == s].sum(axis=0) for s in range(of.max() + 1)])[of]
+    levels = (sums - x) / (np.bincount(of)[of][:, None] - 1)
+    off = x - levels
+    spreads = Spreads(noise=float((off - off.mean(axis=1, keepdims=True)).std()))
+    weight = np.exp(levels)
+    shifts = {
+        "known": np.where(heads.seen, off, 0).sum(axis=1) / (heads.seen.sum(axis=1) + SHRUNK),
+        "and shift": (weight * off).sum(axis=1) / weight.sum(axis=1),
+    }
+    return {
+        name: heads.mass + expected_below(heads, levels + shift[:, None], spreads)[0].sum(axis=1)
+        for name, shift in shifts.items()
+    }
+
+
 def _logit(inside: np.ndarray, outside: np.ndarray) -> np.ndarray:
     return np.log(np.maximum(inside, 1e-12)) - np.log(np.maximum(outside, 1e-12))
 
@@ -180,6 +236,9 @@ def main() -> None:
         for k in given.k:
             print("\n".join(lines(ref, trials, k, whole_vocabulary=not given.no_tokenizer)), flush=True)
         print(f"{ref}: {len(trials.arm)} answers", file=sys.stderr)
+        for k in given.k:
+            found = beyond(trials, k)
+            print(f"| {ref} | {k} | {' | '.join(f'{np.mean(v):.3f}' for v in found.values())} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ effects the prediction explains. Cost: prompts x d_model suffix gradients, n_tar
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -22,6 +23,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from polysem.act.base import edited_positions
+from polysem.act.steering import steered_at_kl
 from polysem.edits import Add
 from polysem.errors import ConfigError, MismatchError
 from polysem.models.clean import CleanRun, clean_run
@@ -41,9 +43,8 @@ _ROWS = 64
 """gradients pulled back in one pass"""
 _BLOCK = 256
 """targets whose effects on all sources are in memory at once"""
-_STEPS = 8
-_KL_TOLERANCE = 0.05
-"""relative; the steps of the dose stop here"""
+FIRST_DOSE = 0.05
+"""in units of resid_norm: costs about 0.01 nats"""
 
 
 def set_responses(
@@ -338,10 +339,10 @@ def verify_sample(
         positions: as in the plan.
 
     Returns:
-        Rows in the order of prompts, then pairs; none for a dose that cannot be found within 5 % of the KL.
+        Rows in the order of prompts, then pairs; none for a dose that cannot be found (`act.dosing.TOLERANCE` of the KL).
     """
     found: list[Sampled] = []
-    sweep, tables = sweep_of(model), _padded(sets, model.spec.d_vocab)
+    tables = _padded(sets, model.spec.d_vocab)
     directions = torch.from_numpy(dictionary.directions[[source for _, source in pairs]]).to(model.W_U.device)
     for number, ids in enumerate(prompts):
         tokens = torch.tensor([list(ids)], dtype=torch.long, device=model.spec.device)
@@ -349,28 +350,31 @@ def verify_sample(
         norm = _norm(model, tokens, site, mask)
         gradient = torch.from_numpy(_of_prompt(model, site, ids, tables, positions))
         slope = (gradient * directions.cpu().double()).sum(1)
-        base = model.logits(tokens, last_only=True)[:, -1]
-        rows = tokens.repeat(len(pairs), 1)
-        where = torch.as_tensor(mask, device=tokens.device).repeat(len(pairs), 1)
-        dose = torch.full((len(pairs),), 0.05, dtype=torch.float64)
-        moved, seen = base.expand(len(pairs), -1), torch.zeros(len(pairs), dtype=torch.float64)
-        for _ in range(_STEPS):
-            vector = (dose * norm).to(directions)[:, None] * directions
-            moved = sweep.logits(rows, [Add(site, vector, where)])
-            seen = torch.as_tensor(kl(base, moved))
-            if bool(((seen / target_kl).log().abs() <= np.log1p(_KL_TOLERANCE)).all()):
-                break
-            # KL grows as the square of a small dose; a step of more than 4x would leave that
-            dose = dose * (target_kl / seen.clamp(min=1e-12)).sqrt().clamp(0.25, 4.0)
-        good = (seen / target_kl).log().abs() <= np.log1p(_KL_TOLERANCE)
+        base = model.logits(tokens, last_only=True)[:, -1].double().cpu()
+        where = torch.as_tensor(mask, device=tokens.device)[None]
+        run = partial(_pushed, model, site, tokens, where, norm * directions)
+        dose, moved, missed = steered_at_kl(run, np.full(len(pairs), target_kl), base, first=FIRST_DOSE)
         for k, (target, source) in enumerate(pairs):
-            if bool(good[k]):
+            if not missed[k]:
                 measured = float(log_odds(moved[k], sets[k])) - float(log_odds(base[0], sets[k]))
-                predicted = float(dose[k] * slope[k])
-                found.append(
-                    Sampled(target, source, number, float(dose[k]), float(seen[k]), predicted, measured)
-                )
+                spent, predicted = float(kl(base[0], moved[k])), float(dose[k] * slope[k])
+                found.append(Sampled(target, source, number, float(dose[k]), spent, predicted, measured))
     return found
+
+
+def _pushed(
+    model: HFModel,
+    site: Site,
+    tokens: Int[Tensor, "1 pos"],
+    where: Bool[Tensor, "1 pos"],
+    vectors: Float[Tensor, "n d"],
+    rows: Int[np.ndarray, " m"],
+    dose: Float[np.ndarray, " m"],
+) -> Float[Tensor, "m d_vocab"]:
+    """Logits under some of the vectors, each times its dose."""
+    added = vectors[rows] * torch.as_tensor(dose).to(vectors)[:, None]
+    edit = Add(site, added, where.expand(len(rows), -1))
+    return sweep_of(model).logits(tokens.expand(len(rows), -1), [edit]).double().cpu()
 
 
 class Fit(NamedTuple):

@@ -6,20 +6,28 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 pytest.importorskip("xllamacpp", reason="xllamacpp is not installed: pip install --no-deps xllamacpp")
 pytest.importorskip("gguf", reason="the package gguf is not installed")
 pytest.importorskip("polysem_zoo", reason="polysem-zoo is not installed")
 
+from polysem.categories import builtin
 from polysem.engine import run_transfer
 from polysem.errors import ConfigError
+from polysem.glosses.embed import embed_texts
 from polysem.http import RequestError
 from polysem.models import load_model
 from polysem.targets import Budget, LocalTarget, ResponseCache, ServedTarget, Serving, TargetPrompt
+from polysem.targets.samples import check_samples
 from polysem.targets.tokenizer import known_tokenizer
 from polysem.transfer import read_transfer
+from polysem.transfer.judges import annotate, ask_with
+from polysem.transfer.tails import Collector
 from support.llama_cpp import LlamaServer, write_gguf
 
+PLAIN = (("min_p", 0.0), ("top_k", 0))
+"""without rules of its own, llama.cpp draws tokens as they stand"""
 PROMPTS = [
     TargetPrompt(text)
     for text in (
@@ -163,6 +171,74 @@ def test_the_same_study_here_and_there_agrees(server, tmp_path):
         "there: answers in the chat form" in line and "BOS is put in front (counted)" in line for line in said
     )
     assert any(line.startswith("here: ") and "with BOS in front" in line for line in said)
+
+
+def test_samples_of_a_category_give_its_probability(model, tmp_path):
+    """A second request against the real thing: its own log-probabilities without the bias, drawn as they stand."""
+    local, n = LocalTarget(model), 32
+    inside = builtin().inside(local.vocabulary, word_start=True)
+    names = ("person", "time")
+    # For the prompt that is left out this server gives another distribution where n is above 1; `check_samples` finds it.
+    prompts = [PROMPTS[i] for i in (0, 2, 3)]
+    with LlamaServer(write_gguf(tmp_path / "llama.gguf", model), context=2048, parallel=n) as server:
+        served = target_of(server, tmp_path / "kept", k=20, samples=n, extra=PLAIN)
+        served.probe(prompts)
+        answers = served.answers(prompts)
+        for name, own in zip(builtin().names, inside, strict=True):
+            if name not in names:
+                continue
+            samples = served.samples(prompts, np.flatnonzero(own).tolist())
+            texts = frozenset(np.array(local.vocabulary)[own].tolist())
+            check_samples(answers, samples, texts, who="llama.cpp")
+            seen = Collector(builtin(), word_start=True, vocabulary=local.vocabulary, sampled=name)
+            for pair in zip(answers, samples, strict=True):
+                seen.take(*pair)
+            found = seen.tails([0] * len(prompts))
+            mass = np.array([a.probs[own].sum() for a in local.answers(prompts)])
+            true = np.log(mass) - np.log1p(-mass)
+            c = builtin().names.index(name)
+            assert (np.abs(found.change[:, c] - (true - true[0])) <= 3 * found.sd[:, c] + FLOAT16).all()
+            assert found.share[c] > 0.5
+
+
+def test_its_own_rules_of_sampling_are_found(model, tmp_path):
+    """Without `extra`, llama.cpp draws from the 40 likeliest tokens, and of these from those near the first."""
+    local = LocalTarget(model)
+    own = np.concatenate([np.argsort(a.logprobs)[-12:] for a in local.answers(PROMPTS)]).tolist()
+    rules = (("min_p", 0.4), ("top_k", 2))
+    with LlamaServer(write_gguf(tmp_path / "llama.gguf", model), context=2048, parallel=32) as server:
+        served = target_of(server, tmp_path / "kept", k=20, samples=32, extra=rules)
+        prompts = [PROMPTS[i] for i in (0, 2, 3)]
+        served.probe(prompts)
+        answers, samples = served.answers(prompts), served.samples(prompts, own)
+    with pytest.raises(ConfigError, match="other proportions than their log-probabilities say"):
+        check_samples(answers, samples, frozenset(local.vocabulary), who="llama.cpp")
+
+
+def test_its_embeddings_are_the_means_of_the_models_own_last_activations(model, tmp_path):
+    texts = ["the king and the queen", "seven red apples", "the king and the queen", "it rains"]
+    with LlamaServer(write_gguf(tmp_path / "llama.gguf", model), embeddings=True) as server:
+        found = embed_texts(texts, f"openai:{server.model}@{server.url}", cache=None).vectors
+    mine = []
+    for text in texts:
+        tokens = torch.tensor([[model.tokenizer.bos_token_id, *model.tokenizer(text)["input_ids"]]])
+        if int(tokens[0, 1]) == model.tokenizer.bos_token_id:
+            tokens = tokens[:, 1:]
+        last = model.model.model(tokens).last_hidden_state[0].mean(0).detach().double().numpy()
+        mine.append(last / np.linalg.norm(last))
+    np.testing.assert_allclose(found, mine, atol=5e-3)
+    np.testing.assert_array_equal(found[0], found[2])
+
+
+def test_a_judge_that_cannot_write_json_is_counted(server, tmp_path):
+    """The zoo's Llama as a judge, through the chat endpoint: no reply is one, every one is asked for again, and none is guessed."""
+    judge = ask_with(target_of(server, tmp_path, api="chat"), max_tokens=8)
+    said = annotate([("colors", "shades of red")], judge)
+    assert said.n_missing == 1
+    assert np.isnan(said.related).all()
+    kept = len(list((tmp_path).rglob("*.json")))
+    assert annotate([("colors", "shades of red")], judge).n_missing == 1
+    assert len(list((tmp_path).rglob("*.json"))) == kept, "nothing is asked twice"
 
 
 @pytest.mark.skipif(

@@ -26,8 +26,15 @@ NORMAL, UNKNOWN, CONTROL, BYTE = 1, 2, 3, 6
 class LlamaServer:
     """A running server; use it as a context."""
 
-    def __init__(self, file: Path, *, context: int = 1024):
-        self.file, self.context = file, context
+    def __init__(self, file: Path, *, context: int = 1024, parallel: int = 1, embeddings: bool = False):
+        """
+        Args:
+            file: of the model.
+            context: tokens, of all that run side by side.
+            parallel: choices that one request may ask for.
+            embeddings: whether it serves these, and nothing else.
+        """
+        self.file, self.context, self.parallel, self.embeddings = file, context, parallel, embeddings
 
     def __enter__(self) -> "LlamaServer":
         import xllamacpp
@@ -35,7 +42,10 @@ class LlamaServer:
         with _silent():
             params = xllamacpp.CommonParams()
             params.model.path = str(self.file)
-            params.n_ctx, params.n_parallel, params.n_threads_http = self.context, 1, 2
+            params.n_ctx, params.n_parallel, params.n_threads_http = self.context, self.parallel, 2
+            params.embedding = self.embeddings
+            if self.embeddings:
+                params.pooling_type = xllamacpp.llama_pooling_type.LLAMA_POOLING_TYPE_MEAN
             params.cpuparams.n_threads = params.cpuparams_batch.n_threads = 1
             params.port, params.warmup, params.verbosity = 0, False, -1
             self._server: Any = xllamacpp.Server(params)

@@ -84,6 +84,7 @@ class Server:
         chat_form: bool = False,
         spell: Callable[[str], str] = str,
         names: str | None = None,
+        draws: Literal["raw", "processed", "ignored", "cut"] = "raw",
     ):
         """
         Args:
@@ -103,11 +104,14 @@ class Server:
             chat_form: completions are answered in the chat form, too, as llama.cpp does.
             spell: how tokens are spelled in answers.
             names: the model that it says has answered; None says `model`.
+            draws: what `logit_bias` with `n` does: draws, with log-probabilities without the bias or with it; nothing;
+                or draws by rules of its own (the two likeliest alone). A token's number is its place in the distribution.
         """
         self.k_max, self.model, self.jitter, self.collide = k_max, model, jitter, collide
         self.distribution, self.reply, self.api_key = distribution, reply, api_key
         self.retry_after = retry_after
         self.count, self.chat_form, self.spell, self.names = count, chat_form, spell, names or model
+        self.draws = draws
         self.troubles: dict[int, Trouble] = dict(troubles or {})
         self.received = 0
         self.books = books or Books()
@@ -158,6 +162,8 @@ class Server:
     def answer(self, body: dict[str, Any], *, number: int, chat: bool, silent: bool) -> str:
         """The body of a response."""
         prompt = "\n".join(m["content"] for m in body["messages"]) if chat else body["prompt"]
+        if "logit_bias" in body and self.distribution is not None:
+            return self._drawn(body, prompt, chat=chat, number=number)
         choice: dict[str, Any] = {"index": 0, "finish_reason": "length"}
         logprobs = "null"
         text = self.reply(body["messages"]) if chat and self.reply else ""
@@ -171,6 +177,37 @@ class Server:
         usage = {"prompt_tokens": self.count(prompt), "completion_tokens": 1} if self.count else None
         rest = json.dumps(choice)[:-1]
         return f'{{"model": {json.dumps(self.names)}, "choices": [{rest}, "logprobs": {logprobs}}}], "usage": {json.dumps(usage)}}}'
+
+    def _drawn(self, body: dict[str, Any], prompt: str, *, chat: bool, number: int) -> str:
+        """`n` tokens of the biased distribution."""
+        assert self.distribution is not None
+        with self._lock:
+            texts, raw = self.distribution(prompt)
+        bias = np.zeros(len(texts))
+        bias[[int(i) for i in body["logit_bias"]]] = list(body["logit_bias"].values())
+        biased = raw + (0 if self.draws == "ignored" else bias)
+        biased = biased - np.logaddexp.reduce(biased)
+        chances = np.exp(biased)
+        if self.draws == "cut":
+            chances[np.argsort(-chances)[2:]] = 0
+        drawn = rng_for(0, "draws", number).choice(len(texts), int(body["n"]), p=chances / chances.sum())
+        said = biased if self.draws == "processed" else raw
+        choices, best = [], int(said.argmax())
+        top = (self.spell(str(texts[best])), float(said[best]))
+        for i in drawn.tolist():
+            text, value = self.spell(str(texts[i])), float(said[i])
+            if chat or self.chat_form:
+                logprobs = json.loads(_chat_logprobs([top]))
+                logprobs["content"][0] |= {"token": text, "logprob": value}
+            else:
+                logprobs = {
+                    "tokens": [text],
+                    "token_logprobs": [value],
+                    "top_logprobs": [dict([top, (text, value)])],
+                }
+            message = {"message": {"role": "assistant", "content": text}} if chat else {"text": text}
+            choices.append({"index": len(choices), "logprobs": logprobs, **message})
+        return json.dumps({"model": self.names, "choices": choices})
 
     def _entries(self, prompt: str, *, k: int, number: int) -> list[tuple[str, float]]:
         assert self.distribution is not None

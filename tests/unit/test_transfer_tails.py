@@ -10,7 +10,7 @@ import pytest
 from polysem.categories import Categories
 from polysem.report.text import count, interval, number
 from polysem.seeds import rng_for
-from polysem.stats.units import pool_test
+from polysem.stats.units import looked_pool_test, pool_test
 from polysem.store.tables import TRANSFER_TRIALS
 from polysem.targets import Answer
 from polysem.targets.tail import SPREADS
@@ -149,6 +149,29 @@ def test_the_pool_test_keeps_its_size_with_truncated_answers(k):
         test = pool_test(means[None, :1], means[None, 1:], level=0.95, rng=rng_for(world, "test"))
         rejected += test.p[0] <= 0.05
     assert 0.005 <= rejected / n <= 0.11  # binomial at 0.05: 99 % between 1 and 13 of 120
+
+
+def test_looks_keep_their_size_with_truncated_answers():
+    """Each look reads all answers so far anew; the design ends at whichever look shows something."""
+    looks, level, n, k = (19, 39), 0.8, 80, 40
+    rejected = 0
+    for world in range(n):
+        trials = pool_trials(seed=world + 500, pools=looks[-1])
+        effect = np.concatenate([trials.treated[None], trials.matched])[:, :2]
+        pools, sentences = effect.shape
+        base = np.concatenate([np.arange(sentences), np.tile(np.arange(sentences), pools)])
+        levels = np.concatenate([np.zeros(sentences), effect.ravel()])
+        whole, p = answers(rng_for(world, "looks"), levels, base), 1.0
+        for look in looks:
+            rows = slice(0, (look + 2) * sentences)
+            found = estimated(whole[rows], base[rows], k).change[sentences:, 0]
+            means = found.reshape(look + 1, sentences).mean(axis=1)
+            rng = rng_for(world, "test")
+            test = looked_pool_test(means[None, :1], means[None, 1:], looks=looks, level=level, rng=rng).test
+            p = min(p, test.p[0])
+        rejected += p <= 1 - level
+    # the looks spend 0.05 and 0.10 exactly (ranks of 20 and 40): at most 0.15, at least the larger one; 99 % of 80 worlds
+    assert 0.02 <= rejected / n <= 0.26
 
 
 def test_the_error_of_truncation_is_in_the_interval():

@@ -16,6 +16,7 @@ import numpy as np
 
 from polysem.errors import FormatError, UnknownReferenceError
 from polysem.targets.base import Answer
+from polysem.targets.samples import Samples
 
 CLIPPED = -1000.0
 """log-probabilities below this are a server's way to say "none" and are left out"""
@@ -77,6 +78,33 @@ def parse_answer(body: str, *, api: str, k: int, where: str) -> Answer:
             hint="serve the model with log-probabilities (vLLM: --max-logprobs; llama.cpp gives them), or use another",
         )
     return _answer(entries, k=k, text=generated)
+
+
+def parse_samples(body: str, *, api: str, n: int, where: str) -> Samples:
+    """The tokens that were drawn, with what is said of each; either form is read.
+
+    Raises:
+        FormatError: no response, or not `n` tokens with log-probabilities.
+    """
+    response = _response(body, api=api, where=where)
+    try:
+        found = [_drawn(choice["logprobs"]) for choice in response["choices"]]
+        first = max(_entries(response["choices"][0]), key=lambda e: e.logprob)
+        if len(found) != n or not all(math.isfinite(e.logprob) for e in found):
+            raise ValueError(f"{len(found)} tokens")
+    except (KeyError, IndexError, TypeError, ValueError) as error:
+        raise FormatError(
+            f"{where}: {n} samples were asked for, and the answer cannot be read as such ({error!r}): {body[:200]!r}",
+            hint="set target.samples lower, or to 0 (llama.cpp draws as many as --parallel says)",
+        ) from error
+    logprobs = np.array([min(e.logprob, 0.0) for e in found])
+    return Samples(tuple(e.token for e in found), logprobs, (first.token, first.logprob))
+
+
+def _drawn(logprobs: dict[str, Any]) -> Entry:
+    if logprobs.get("content"):
+        return _entry(logprobs["content"][0])
+    return Entry(_whole(str(logprobs["tokens"][0])), float(logprobs["token_logprobs"][0]))
 
 
 def told(body: str, *, api: str, where: str) -> Told:

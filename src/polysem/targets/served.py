@@ -23,8 +23,9 @@ from polysem.http import RequestError, Retries, ask_json
 from polysem.keys import Key, Keyring, endpoint, origin
 from polysem.targets.base import Answer, TargetPrompt
 from polysem.targets.cache import ResponseCache
-from polysem.targets.parse import parse_answer, told, with_losses
+from polysem.targets.parse import parse_answer, parse_samples, told, with_losses
 from polysem.targets.probe import Probed, probe_answers
+from polysem.targets.samples import BIAS, Samples
 from polysem.targets.spelling import reader_of_tokens
 from polysem.targets.spend import Budget, Quote, Rate
 from polysem.targets.tokenizer import KnownTokenizer
@@ -48,6 +49,8 @@ class Serving:
     """of TARGET_KINDS, a served one"""
     k: int = 20
     """log-probabilities to ask for"""
+    samples: int = 0
+    """tokens to draw from a category behind each prompt, in a second request; 0: none"""
     vocabulary: int | None = None
     """tokens of the model's vocabulary, where known: then an answer with all of them is complete"""
     concurrency: int = 4
@@ -104,7 +107,8 @@ class ServedTarget:
     @property
     def fingerprint(self) -> str:
         """Address, model and parameters: what a server computes has no hash that a client could know."""
-        return f"{self.name} k={self.serving.k} extra={sorted(self.serving.extra)}"
+        drawn = f" samples={self.serving.samples}" if self.serving.samples else ""
+        return f"{self.name} k={self.serving.k}{drawn} extra={sorted(self.serving.extra)}"
 
     @property
     def kind(self) -> TargetKind:
@@ -166,17 +170,37 @@ class ServedTarget:
         granted, size = self.granted, self.serving.vocabulary
         return [with_losses(a, granted=granted, vocabulary=size) for a in self._asked(prompts)]
 
-    def estimate(self, prompts: Sequence[TargetPrompt]) -> Quote:
-        """What asking these prompts would send and cost."""
-        return self._estimate(list(map(self._request, prompts)), 1)
+    def samples(self, prompts: Sequence[TargetPrompt], ids: Sequence[int]) -> list[Samples]:
+        """Tokens drawn from those of `ids` alone, behind every prompt. Errors as `answers`."""
+        s, keys = self.serving, self._ensure([self._sample_request(prompt, ids) for prompt in prompts])
+        found = [
+            parse_samples(self.cache.find(key) or "", api=s.api, n=s.samples, where=self.name) for key in keys
+        ]
+        return [
+            replace(s, tokens=tuple(map(self._text, s.tokens)), first=(self._text(s.first[0]), s.first[1]))
+            for s in found
+        ]
 
-    def _estimate(self, asked: list[dict[str, Any]], max_tokens: int) -> Quote:
+    def estimate(
+        self,
+        prompts: Sequence[TargetPrompt],
+        sampled: Sequence[tuple[TargetPrompt, Sequence[int]]] = (),
+        *,
+        anew: bool = False,
+    ) -> Quote:
+        """What asking these prompts would send and cost, with samples of token ids behind some; `anew`: as if nothing were
+        kept."""
+        second = [self._sample_request(prompt, ids) for prompt, ids in sampled]
+        return self._estimate([*map(self._request, prompts), *second], 1, anew=anew)
+
+    def _estimate(self, asked: list[dict[str, Any]], max_tokens: int, *, anew: bool = False) -> Quote:
         requests = {ResponseCache.key(r): r for r in asked}
-        new = [r for key, r in requests.items() if not self.cache.has(key)]
+        new = [r for key, r in requests.items() if anew or not self.cache.has(key)]
         unsettled = len(requests.keys() & set(self.cache.open_marks()))
         tokens = float(sum(map(_input_tokens, new)))
         price = self.budget.price
-        cost = price.of(requests=len(new), input_tokens=tokens, output_tokens=float(max_tokens * len(new)))
+        written = float(max_tokens * sum(_choices(r) for r in new))
+        cost = price.of(requests=len(new), input_tokens=tokens, output_tokens=written)
         return Quote(len(requests), len(requests) - len(new), tokens, cost, price.unit, unsettled)
 
     def chat(self, messages: Messages, *, max_tokens: int, repeat: int = 0) -> str:
@@ -212,7 +236,9 @@ class ServedTarget:
 
     def _check(self, request: Mapping[str, Any], body: str) -> None:
         """Raises FormatError for a body that is not what was asked for; such a body is never kept."""
-        if "logprobs" in request["body"]:
+        if "logit_bias" in request["body"]:
+            parse_samples(body, api=self.serving.api, n=self.serving.samples, where=self.name)
+        elif "logprobs" in request["body"]:
             self._read(body)
         else:
             read_chat(body, where=self.name)
@@ -284,7 +310,7 @@ class ServedTarget:
 
     def _before(self, request: dict[str, Any]) -> None:
         self._rate.wait()
-        self.budget.charge(_input_tokens(request))
+        self.budget.charge(_input_tokens(request), output_tokens=float(_choices(request)))
 
     def _read(self, body: str) -> Answer:
         return parse_answer(body, api=self.serving.api, k=self.serving.k, where=self.name)
@@ -304,6 +330,13 @@ class ServedTarget:
         else:
             body |= {"prompt": prompt.text, "logprobs": s.k}
         return {"url": s.endpoint, "body": body, "repeat": prompt.repeat}
+
+    def _sample_request(self, prompt: TargetPrompt, ids: Sequence[int]) -> dict[str, Any]:
+        request = self._request(prompt)
+        fewest = {"top_logprobs": 1} if self.serving.kind.chat else {"logprobs": 1}
+        bias = {str(number): BIAS for number in ids}
+        drawn = {"n": self.serving.samples, "temperature": 1, "top_p": 1, "logit_bias": bias, **fewest}
+        return request | {"body": request["body"] | drawn}
 
     def _connection(self) -> AbstractContextManager[httpx.Client]:
         """The given client, which stays open, or one of our own, which does not."""
@@ -337,6 +370,11 @@ def read_chat(body: str, *, where: str) -> str:
 def _asked_text(request: Mapping[str, Any]) -> str:
     body = request["body"]
     return body["prompt"] if "prompt" in body else "\n".join(m["content"] for m in body["messages"])
+
+
+def _choices(request: Mapping[str, Any]) -> int:
+    """Answers that one request asks for."""
+    return int(request["body"].get("n", 1))
 
 
 def _input_tokens(request: Mapping[str, Any]) -> float:

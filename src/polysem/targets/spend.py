@@ -95,13 +95,13 @@ class Budget:
                 hint=f"raise max_cost to {self.cost + estimate.cost:.4g}, or plan fewer pools or sentences",
             )
 
-    def charge(self, input_tokens: float) -> None:
+    def charge(self, input_tokens: float, *, output_tokens: float = 1.0) -> None:
         """Count one attempt, before it is sent.
 
         Raises:
             StoreError: the budget is used up (by attempts that failed); what was answered is kept.
         """
-        cost = self.price.of(requests=1, input_tokens=input_tokens, output_tokens=1.0)
+        cost = self.price.of(requests=1, input_tokens=input_tokens, output_tokens=output_tokens)
         with self._lock:
             over = (self.max_requests is not None and self.requests + 1 > self.max_requests) or (
                 self.max_cost is not None and self.cost + cost > self.max_cost * (1 + 1e-9)

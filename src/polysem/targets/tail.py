@@ -112,7 +112,7 @@ def estimate_tail(heads: Heads, *, slope: float, spreads: Spreads = SPREADS) -> 
     levels = _levels(heads, fitted, spreads)
     answer, precision = _answer_levels(heads, levels, spreads)
     mean = levels.of_tokens[heads.sentence] + answer[:, None]
-    expected, variance = _expected(heads, mean, spreads)
+    expected, variance = expected_below(heads, mean, spreads)
     hidden = expected.sum(axis=1)
     limit = MOST * heads.missing
     squeeze = np.where(hidden > limit, limit / np.maximum(hidden, TINY), 1.0)
@@ -134,6 +134,33 @@ def estimate_tail(heads: Heads, *, slope: float, spreads: Spreads = SPREADS) -> 
         sd=np.where(at_base, 0.0, sd),
         share=share,
         k=1.0 if share >= MEASURABLE else _more(heads, mean, slope),
+    )
+
+
+def share_and_odds(
+    heads: Heads,
+    mass: Float[np.ndarray, " answers"],
+    known: Float[np.ndarray, " answers"],
+    sd: Float[np.ndarray, " answers"],
+) -> Tail:
+    """Estimates from probabilities that err by themselves in every answer.
+
+    Args:
+        heads: which baseline is whose.
+        mass: estimated.
+        known: the part of it that was seen.
+        sd: standard error of `mass`.
+    """
+    mass = np.clip(mass, TINY, 1 - TINY)
+    log_odds, own = np.log(mass) - np.log1p(-mass), (sd / (mass * (1 - mass))) ** 2
+    at_base = heads.sentence == np.arange(len(mass))
+    return Tail(
+        mass=mass,
+        log_odds=log_odds,
+        change=log_odds - log_odds[heads.sentence],
+        sd=np.where(at_base, 0.0, np.sqrt(own + own[heads.sentence])),
+        share=float((known / mass).mean()),
+        k=1.0,
     )
 
 
@@ -217,7 +244,7 @@ def _answer_levels(
     return level, precision
 
 
-def _expected(heads: Heads, mean: np.ndarray, w: Spreads) -> tuple[np.ndarray, np.ndarray]:
+def expected_below(heads: Heads, mean: np.ndarray, w: Spreads) -> tuple[np.ndarray, np.ndarray]:
     """Mean and variance of the probability of every token that was not granted; 0 of those that were."""
     z = (heads.floor[:, None] - mean) / w.noise
     below = log_ndtr(z)

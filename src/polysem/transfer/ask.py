@@ -21,7 +21,8 @@ from polysem.seeds import rng_for, short_hash
 from polysem.store import io
 from polysem.store.schema import Schema
 from polysem.store.tables import TRANSFER_TRIALS
-from polysem.targets import Answer, Target, TargetPrompt
+from polysem.targets import Answer, ServedTarget, Target, TargetPrompt
+from polysem.targets.samples import check_samples
 from polysem.transfer.config import TESTED, TransferStudy
 from polysem.transfer.outcomes import AnswerChange, Reader, Reading, change, noise_of
 from polysem.transfer.pools import Pools, pick
@@ -165,6 +166,30 @@ def all_prompts(
             yield trial.prompt
 
 
+def sampled_prompts(
+    prepared: PreparedTransfer, target: Target, *, asked: Asked | None = None
+) -> Iterator[tuple[TargetPrompt, list[int]]]:
+    """Every prompt behind which tokens of its category are drawn, and their ids; none where the study draws none."""
+    if not isinstance(target, ServedTarget) or not target.serving.samples:
+        return
+    ids = ids_of_categories(prepared, target)
+    for category, rows in baseline_prompts(prepared, chat=target.kind.chat).items():
+        for row in rows if ids[category] else ():
+            yield row[0], ids[category]
+    for category, arm in prepared.pools:
+        span = (0, asked[category, arm]) if asked else None
+        if ids[category]:
+            for trial in planned(prepared, category, arm, chat=target.kind.chat, span=span):
+                yield trial.prompt, ids[category]
+
+
+def ids_of_categories(prepared: PreparedTransfer, target: Target) -> dict[str, list[int]]:
+    """Numbers of the target's tokens in every category; none where its tokenizer is not known."""
+    tokens = target.vocabulary or ()
+    inside = prepared.categories.inside(tokens, word_start=target.kind.word_start)
+    return dict(zip(prepared.categories.names, (np.flatnonzero(row).tolist() for row in inside), strict=True))
+
+
 def ask_baselines(prepared: PreparedTransfer, target: Target) -> Baselines:
     """Ask every sentence as it is, as often as the study says."""
     reader = reader_of(prepared, target)
@@ -245,7 +270,7 @@ def ask_category(
     first = [answer for answer, _ in baselines.answers[category]]
     tails = None
     if not all(answer.complete for answer in first):
-        tails = _tails(prepared, target, first, trials, f"{name} {category}", reporter)
+        tails = _tails(prepared, target, category, first, trials, f"{name} {category}", reporter)
     ask = partial(
         ask_part, prepared, target, baselines, category, name=name, folder=folder, reporter=reporter
     )
@@ -264,24 +289,41 @@ def ask_category(
 def _tails(
     prepared: PreparedTransfer,
     target: Target,
+    category: str,
     first: list[Answer],
     trials: Mapping[str, list[Planned]],
     label: str,
     reporter: Reporter,
 ) -> Tails:
     """Of the baselines, then of all arms' trials."""
-    word_start = target.kind.word_start
-    seen = TailCollector(prepared.categories, word_start=word_start, vocabulary=target.vocabulary)
+    kind, ids = target.kind, []
+    if isinstance(target, ServedTarget) and target.serving.samples:
+        ids = ids_of_categories(prepared, target)[category]
+    seen = TailCollector(
+        prepared.categories,
+        word_start=kind.word_start,
+        vocabulary=target.vocabulary,
+        sampled=category if ids else None,
+    )
+
+    allowed = frozenset((target.vocabulary or ())[number] for number in ids)
+
+    def take(prompts: Sequence[TargetPrompt], answers: Sequence[Answer]) -> None:
+        drawn = target.samples(prompts, ids) if ids and isinstance(target, ServedTarget) else []
+        if drawn:
+            check_samples(answers, drawn, allowed, who=target.name)
+        for answer, samples in zip(answers, drawn or [None] * len(answers), strict=True):
+            seen.take(answer, samples)
+
     sentence = list(range(len(first)))
-    for answer in first:
-        seen.take(answer)
+    take([row[0] for row in baseline_prompts(prepared, chat=kind.chat)[category]], first)
     every = [trial for of in trials.values() for trial in of]
     starts = range(0, len(every), CHUNK)
     for start in reporter.track(starts, total=len(starts), label=label):
         part = every[start : start + CHUNK]
         sentence += [trial.sentence for trial in part]
-        for answer in target.answers([t.prompt for t in part]):
-            seen.take(answer)
+        prompts = [trial.prompt for trial in part]
+        take(prompts, target.answers(prompts))
     return seen.tails(sentence)
 
 

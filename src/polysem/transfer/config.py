@@ -22,7 +22,18 @@ from polysem.vocabulary_transfer import (
     TRANSFER_DIRECTIONS,
 )
 
-OURS = ("model", "prompt", "messages", "max_tokens", "temperature", "logprobs", "top_logprobs", "stream", "n")
+OURS = (
+    "model",
+    "prompt",
+    "messages",
+    "max_tokens",
+    "temperature",
+    "logprobs",
+    "top_logprobs",
+    "stream",
+    "n",
+    "logit_bias",
+)
 """fields of a request that the study decides"""
 
 
@@ -66,6 +77,9 @@ class TargetConfig(Section):
     """the name that the server gives the model in its answers, where that is not `model`"""
     k: Annotated[int, Field(ge=1)] = 20
     """log-probabilities to ask for"""
+    samples: Annotated[int, Field(ge=0, le=512)] = 0
+    """tokens to draw from the category behind each prompt, in a second request: its probability is then near exact at every k.
+    Needs `tokenizer`, and a server that takes logit_bias and n; 128 is the most that OpenAI takes"""
     vocabulary: Annotated[int, Field(ge=2)] | None = None
     """tokens of the served model, where known: an answer with so many is complete"""
     tokenizer: NameOrFile | None = None
@@ -109,6 +123,10 @@ class TargetConfig(Section):
             raise ValueError("the chat template decides about BOS; bos is for local targets and completions")
         if self.kind != "local" and self.sae is not None:
             raise ValueError("only a local target takes an sae: nothing inside a served model can be reached")
+        if self.samples and (self.kind == "local" or self.tokenizer is None):
+            raise ValueError(
+                "samples are drawn by token number from a server: set kind, and tokenizer to the served model's own"
+            )
         if self.kind != "local" and self.max_requests is None and self.max_cost is None:
             raise ValueError("a served target needs a budget: set max_requests or max_cost")
         return self

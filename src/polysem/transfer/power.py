@@ -168,23 +168,24 @@ def what_is_seen(
     return found
 
 
-def affordable(prepared: PreparedTransfer, *, wanted: int, most: int) -> int:
+def affordable(prepared: PreparedTransfer, *, wanted: int, most: int, each: int) -> int:
     """Reference pools that a number of requests pays for.
 
     Args:
         prepared: the study.
         wanted: requests of the whole plan.
         most: requests that there may be.
+        each: requests for one prompt.
     """
     study = prepared.study
     frames = len(study.frames.templates) * len(study.frames.positions)
     draws = study.pools.reference_draws or study.pools.draws
-    each = sum(
+    pool = each * sum(
         len(prepared.sentences[category]) * draws * frames
         for category, arm in prepared.pools
         if arm in TESTED
     )
-    return max(0, study.pools.n_reference - -(-(wanted - most) // each)) if each else 0
+    return max(0, study.pools.n_reference - -(-(wanted - most) // pool)) if pool else 0
 
 
 def power_line(seen: Mapping[str, float], spreads: Mapping[str, PoolSpread], *, n_reference: int) -> str:

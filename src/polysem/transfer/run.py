@@ -37,6 +37,7 @@ from polysem.transfer.ask import (
     ask_baselines,
     ask_category,
     baseline_prompts,
+    sampled_prompts,
     spans,
 )
 from polysem.transfer.categories import check_coverage, coverage
@@ -129,6 +130,7 @@ def open_target(config: TargetConfig, folder: Path, *, retries: Retries | None =
         model=config.model,
         api=config.kind,
         k=config.k,
+        samples=config.samples,
         vocabulary=config.vocabulary,
         concurrency=config.concurrency,
         per_minute=config.per_minute,
@@ -158,20 +160,24 @@ def _announce(prepared: PreparedTransfer, targets: Mapping[str, Target], folder:
         spreads = kept_spreads(folder / "trials", name)
         say(f"{name}: {power_line(what_is_seen(prepared, spreads), spreads, n_reference=n)}")
         if isinstance(target, ServedTarget):
-            estimate = target.estimate(prompts)
+            estimate = target.estimate(prompts, list(sampled_prompts(prepared, target)))
             say(f"{name}: {estimate}")
             if target.question:
                 say(f"{name}: {target.question}")
             most = target.budget.affords(estimate)
             if most < estimate.to_send:
-                paid = affordable(prepared, wanted=estimate.to_send, most=most)
+                each = 2 if target.serving.samples else 1
+                paid = affordable(prepared, wanted=estimate.to_send, most=most, each=each)
                 seen = what_is_seen(prepared, spreads, n_reference=paid)
                 say(
                     f"{name}: the budget pays for pools.n_reference = {paid}: {power_line(seen, spreads, n_reference=paid)}"
                 )
             elif prepared.study.test.looks:
                 asked = {key: spans(prepared.study, key[1])[0][1] for key in prepared.pools}
-                least = target.estimate(list(all_prompts(prepared, chat=target.kind.chat, asked=asked)))
+                least = target.estimate(
+                    list(all_prompts(prepared, chat=target.kind.chat, asked=asked)),
+                    list(sampled_prompts(prepared, target, asked=asked)),
+                )
                 say(f"{name}: if every arm is decided at the first look: {least}")
             target.budget.check(estimate)
         else:
@@ -254,7 +260,8 @@ def _ask_in_looks(
 def _conventions(target: Target) -> str:
     """How a target was asked and answers, in words."""
     if isinstance(target, ServedTarget):
-        return str(target.probed)
+        n = target.serving.samples
+        return f"{target.probed}{f', {n} samples behind each prompt (checked)' if n else ''}"
     return target.positions.said if isinstance(target, LocalTarget) else ""
 
 
@@ -288,9 +295,7 @@ def _target_row(
     distinct = len(set(prompts))
     cost = 0.0
     if served:
-        price = served.budget.price
-        tokens = float(sum(len(p.text.encode()) for p in set(prompts))) / 3
-        cost = price.of(requests=distinct, input_tokens=tokens, output_tokens=float(distinct))
+        cost = served.estimate(prompts, list(sampled_prompts(prepared, target, asked=asked)), anew=True).cost
     if isinstance(target, LocalTarget):
         seen = {r.category: r.n_words_covered for r in coverage(prepared.categories, target.vocabulary)}
     else:

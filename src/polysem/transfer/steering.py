@@ -12,11 +12,13 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from jaxtyping import Bool, Float
+from torch import Tensor
 
-from polysem.act.dosing import doses_at_kl
+from polysem.act.steering import steered_at_kl
 from polysem.edits import Add
 from polysem.errors import MismatchError
 from polysem.models.base import WhiteBoxModel
+from polysem.readouts import kl as kl_of
 from polysem.transfer.outcomes import TINY
 from polysem.types import Site
 
@@ -69,20 +71,17 @@ def steer(
             f"directions of {directions.shape[1]} numbers for {model.site_width(site)} coordinates at {site}"
         )
     steered = _Sentence(model, tokens, site, directions)
-    base = steered.logprobs(np.zeros(1, dtype=np.int64), np.zeros(1))[0]
-
-    def measure(rows: np.ndarray, size: np.ndarray) -> np.ndarray:
-        return _kl(base, steered.logprobs(rows, size))
-
+    base = steered.logits(np.zeros(1, dtype=np.int64), np.zeros(1))
     n, every = len(directions), np.arange(len(directions))
     if strength is None:
-        doses = doses_at_kl(measure, np.full(n, kl), np.full(n, FIRST * steered.norm))
-        size, spent, reached = doses.strength, doses.kl, doses.reached
+        size, up, missed = steered_at_kl(steered.logits, np.full(n, kl), base, first=FIRST * steered.norm)
     else:
-        size = np.full(n, strength)
-        spent, reached = measure(every, size), np.ones(n, dtype=bool)
-    up, down = (_log_odds(steered.logprobs(every, sign * size), inside) for sign in (1, -1))
-    return Steered(size, spent, reached, np.where(reached[:, None], (up - down) / 2, np.nan))
+        size, missed = np.full(n, strength), np.zeros(n, dtype=bool)
+        up = steered.logits(every, size)
+    down = steered.logits(every, -size)
+    spent = np.asarray(kl_of(base, up), dtype=np.float64)
+    odd = (_log_odds(up, inside) - _log_odds(down, inside)) / 2
+    return Steered(size, spent, ~missed, np.where(missed[:, None], np.nan, odd))
 
 
 def category_gradients(
@@ -112,7 +111,7 @@ class _Sentence:
         self._mask = torch.zeros(self._tokens.shape[1], dtype=torch.bool, device=model.spec.device)
         self._mask[-1] = True
 
-    def logprobs(self, rows: np.ndarray, strength: np.ndarray) -> Float[np.ndarray, "rows d_vocab"]:
+    def logits(self, rows: np.ndarray, strength: np.ndarray) -> Float[Tensor, "rows d_vocab"]:
         """Of the next token, float64, under each row at its strength."""
         found = []
         for start in range(0, len(rows), ROWS):
@@ -122,16 +121,12 @@ class _Sentence:
             n = len(vector)
             edit = Add(self._site, vector, self._mask.expand(n, -1))
             logits = self._model.logits(self._tokens.expand(n, -1), [edit], last_only=True)[:, -1]
-            found.append(logits.double().log_softmax(-1).cpu().numpy())
-        return np.concatenate(found)
+            found.append(logits.double().cpu())
+        return torch.cat(found)
 
 
-def _kl(base: np.ndarray, edited: np.ndarray) -> np.ndarray:
-    return np.maximum((np.exp(base) * (base - edited)).sum(axis=1), 0.0)
-
-
-def _log_odds(logprobs: np.ndarray, inside: np.ndarray) -> np.ndarray:
-    """[rows categories]; the mass outside is summed by itself, so that a mass near 1 keeps its digits."""
-    probs = np.exp(logprobs)
+def _log_odds(logits: Tensor, inside: np.ndarray) -> Float[np.ndarray, "rows categories"]:
+    """The mass outside is summed by itself, so that a mass near 1 keeps its digits."""
+    probs = logits.softmax(-1).numpy()
     within, without = probs @ inside.T, probs @ ~inside.T
     return np.log(np.maximum(within, TINY)) - np.log(np.maximum(without, TINY))

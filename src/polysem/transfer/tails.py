@@ -1,6 +1,6 @@
 """Truncated answers of one category's sentences, read together: estimates of every category's change, and their errors.
 
-`targets.tail` has the model. All arms, pools, templates and positions of the sentences are taken at once, and which is
+`targets.tail` has the model, `targets.samples` what a second request gives for one category. All arms, pools, templates and positions of the sentences are taken at once, and which is
 which is not told.
 """
 
@@ -13,6 +13,7 @@ from jaxtyping import Float
 
 from polysem.categories import Categories
 from polysem.targets import Answer
+from polysem.targets.samples import Samples, sampled_tail
 from polysem.targets.tail import Heads, Tail, estimate_tail
 
 
@@ -39,8 +40,23 @@ class Tails:
 class TailCollector:
     """Takes answers one by one and keeps what their tails are estimated from."""
 
-    def __init__(self, categories: Categories, *, word_start: bool, vocabulary: Sequence[str] | None):
-        self._categories, self._word_start = categories, word_start
+    def __init__(
+        self,
+        categories: Categories,
+        *,
+        word_start: bool,
+        vocabulary: Sequence[str] | None,
+        sampled: str | None = None,
+    ):
+        """
+        Args:
+            categories: of the readout.
+            word_start: as for `Categories.of_token`.
+            vocabulary: of the target; None where it is not known.
+            sampled: the category of which every answer has samples.
+        """
+        self._categories, self._word_start, self._sampled = categories, word_start, sampled
+        self._samples: list[Samples] = []
         self._known: dict[str, str | None] = {}
         self._seen: list[dict[str, dict[str, float]]] = []
         self._floor: list[float] = []
@@ -62,8 +78,10 @@ class TailCollector:
                 self._tokens[name].setdefault(token, len(self._tokens[name]))
         return name
 
-    def take(self, answer: Answer) -> None:
-        """Keep one answer."""
+    def take(self, answer: Answer, samples: Samples | None = None) -> None:
+        """Keep one answer, and the samples behind the same prompt."""
+        if samples is not None:
+            self._samples.append(samples)
         found: dict[str, dict[str, float]] = {}
         for token, logprob in zip(answer.tokens, answer.logprobs.tolist(), strict=True):
             name = self._add(token)
@@ -107,6 +125,13 @@ class TailCollector:
             for token, value in found.get(name, {}).items():
                 logprobs[n, place[token]] = value
         heads = Heads(logprobs, np.array(self._floor), np.array(self._missing), sentence)
+        if name == self._sampled:
+            drawn = np.full(logprobs.shape, np.nan)
+            for n, samples in enumerate(self._samples):
+                for token, value in zip(samples.tokens, samples.logprobs.tolist(), strict=True):
+                    if token in place:
+                        drawn[n, place[token]] = value
+            return sampled_tail(heads, drawn, n=len(self._samples[0].tokens))
         return estimate_tail(heads, slope=max(float(np.mean(self._slope)), 0.1))
 
 

@@ -8,8 +8,9 @@
 features costs k_A k_B products. The first position of a row and massive tokens of either site are left out.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -23,6 +24,11 @@ from polysem.models.base import WhiteBoxModel
 from polysem.positions import PLAIN
 from polysem.progress import SILENT, Reporter
 from polysem.types import Site
+
+if TYPE_CHECKING:
+    from scipy.sparse import csr_matrix
+else:
+    csr_matrix = Any
 
 BATCH = 32
 """rows of a forward pass"""
@@ -111,15 +117,14 @@ class Firing:
     feature: Int[np.ndarray, " n"]
     value: Float[np.ndarray, " n"]
 
-    def matrix(self, kept: Bool[np.ndarray, "n_rows pos"]):
+    def matrix(self, kept: Bool[np.ndarray, "n_rows pos"]) -> csr_matrix:
         """[kept tokens, features], compressed rows, float64."""
-        from scipy.sparse import csr_matrix
 
         flat = kept.ravel()
         at = flat[self.place]
         number = np.cumsum(flat) - 1
         values = self.value[at].astype(np.float64)
-        return csr_matrix(
+        return sparse.csr_matrix(
             (values, (number[self.place[at]], self.feature[at])), shape=(int(flat.sum()), self.shape[2])
         )
 
@@ -196,11 +201,3 @@ def _documents(rows: TokenRows) -> Int[np.ndarray, "n_rows pos"]:
     length = n_pos - rows.n_special
     place = np.arange(n_rows)[:, None] * length + np.maximum(np.arange(n_pos) - rows.n_special, 0)
     return np.searchsorted(rows.starts, place.ravel(), side="right").reshape(place.shape) - 1
-
-
-def groups_of(documents: Int[np.ndarray, " n"], n: int) -> Iterator[Int[np.ndarray, " kept"]]:
-    """Indices that are left when each of n groups of documents is left out, for a jackknife."""
-    known = np.unique(documents)
-    group = np.searchsorted(known, documents) % min(n, len(known))
-    for k in range(min(n, len(known))):
-        yield np.flatnonzero(group != k)

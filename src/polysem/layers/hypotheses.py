@@ -126,7 +126,7 @@ def natural(
 
 def density_cells(
     seen: Coactivity, norms: Float[np.ndarray, " n_targets"], targets: Int[np.ndarray, " n_targets"]
-):
+) -> Int[np.ndarray, " n_targets"]:
     """Cell of every target by density and norm."""
     return _quantiles(seen.fires_j[targets], CELLS) * CELLS + _quantiles(norms, CELLS)
 

@@ -1,6 +1,6 @@
 """Virtual weights of all pairs of two dictionaries, in tiles; how they lie beside co-firing; the strongest by the pair kernel."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +21,9 @@ LIFT_EDGES = (0.0, 0.1, 0.5, 1.0, 2.0, 5.0, 20.0, np.inf)
 CHANCE = 1e-4
 """tail of random directions beyond which a cosine of row and column counts as strong"""
 
+Places = Int[np.ndarray, " _n"] | Sequence[int] | slice
+"""features by number"""
+
 
 @dataclass(frozen=True)
 class VirtualWeights:
@@ -35,9 +38,7 @@ class VirtualWeights:
     norm: str
     """what was folded, in words"""
 
-    def of(
-        self, i: Int[np.ndarray, " m"] | slice, j: Int[np.ndarray, " k"] | slice = slice(None)
-    ) -> np.ndarray:
+    def of(self, i: Places, j: Places = slice(None)) -> Float[np.ndarray, "_m _k"]:
         """weight [m k], float64."""
         return (self.rows[i].double() @ self.columns[j].double().T).numpy()
 

@@ -1,4 +1,4 @@
-"""GT7a: edges between layers of known kind are told apart by what they do, not by their weight."""
+"""GT7: edges between layers of known kind are told apart by what they do, not by their weight; two hops written as one show."""
 
 from collections.abc import Iterator
 
@@ -8,13 +8,16 @@ from jaxtyping import Bool, Float
 
 from polysem.layers.coactivity import Pass, corpus_pass
 from polysem.layers.ends import Ends, logit_columns
+from polysem.layers.hops import hop_index
 from polysem.layers.hypotheses import edge_interval
 from polysem.layers.influence import pushed_later
 from polysem.layers.weights import VirtualWeights, virtual_weights
 from polysem.layers.worth import Readings, effectiveness, helpful_features, readings
+from polysem.saes.transcoder import TranscoderSet
 from polysem.seeds import rng_for
-from polysem.selftest.lines import Measured, at_least, at_most, exactly, reported
+from polysem.selftest.lines import Measured, at_least, at_most, exactly, near, reported
 from polysem.selftest.runner import RunSize
+from polysem.worlds.chain import WRITES, chain_world, compiled, per_layer, trained
 from polysem.worlds.edges import EdgesWorld, edges_world
 
 SURE = 3.0
@@ -69,6 +72,31 @@ def planted(size: RunSize) -> Iterator[Measured]:
     )
     yield exactly("edges that ERA credits although their ends never co-fire", wrong, 0)
     yield at_most("a push against the virtual weight, largest difference", push, 1e-3)
+
+
+def hops(size: RunSize) -> Iterator[Measured]:
+    """Two hops that a cross-layer transcoder writes as one show, and show the more the dearer activations are."""
+    world = chain_world(seed=size.seed)
+    site, axes = WRITES[1], world.axes
+
+    def index(found: TranscoderSet) -> float:
+        return float(hop_index(found, world.seen, site=site, directions=axes).mean())
+
+    yield near("hop index, written hop by hop", index(compiled(world, ahead=False)), 0.0, 1e-6)
+    yield near("hop index, written ahead", index(compiled(world, ahead=True)), 1.0, 1e-6)
+    yield exactly("hop index, per-layer transcoders", index(per_layer(world)), 0.0)
+    found, prices = [], (0.0, 0.3)
+    for price in prices:
+        made = trained(world, price=price, seed=size.seed, steps=size.of(800, 3000))
+        error = sum(
+            float((made.written(world.seen)[w] - y).square().sum() / y.square().sum())
+            for w, y in zip(WRITES, world.written, strict=True)
+        )
+        found.append(index(made))
+        yield reported(
+            f"hop index, trained at a price of {price:g}", found[-1], note=f"squared error {error / 2:.3f}"
+        )
+    yield at_least("hop index, rise with the price of activations", found[1] - found[0], 0.2)
 
 
 def _signs(

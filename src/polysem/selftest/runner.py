@@ -90,6 +90,7 @@ CHECKS = (
     Check("GT6", "nothing shared", "transfer:unshared"),
     Check("GT6", "pools", "transfer:pools"),
     Check("GT7", "edges", "layers:planted"),
+    Check("GT7", "hops", "layers:hops"),
 )
 """In the order in which they run."""
 

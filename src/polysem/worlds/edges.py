@@ -41,11 +41,11 @@ class EdgesWorld:
     source: SAE
     target: SAE
     rows: TokenRows
-    real: Int[np.ndarray, "edges 2"]
+    real: Int[np.ndarray, "real 2"]
     """(source, target) that the circuit has"""
-    harmful: Int[np.ndarray, "edges 2"]
+    harmful: Int[np.ndarray, "harmful 2"]
     """twins that make a neuron fire wrongly"""
-    silent: Int[np.ndarray, "edges 2"]
+    silent: Int[np.ndarray, "silent 2"]
     """twins that never make one fire"""
 
 

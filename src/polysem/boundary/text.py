@@ -229,8 +229,7 @@ def read_flat_yaml(path: Path, *, door: Door) -> dict[str, Any]:
         if item and last is not None and isinstance(found[last] or [], list):
             found[last] = [*(found[last] or []), _yaml_value(item[1])]
         elif pair and pair[1] not in found:
-            last = pair[1]
-            found[last] = _yaml_value(pair[2] or "")
+            last, found[pair[1]] = pair[1], _yaml_value(pair[2] or "")
         else:
             problem = f"expected `key: value`, each key once, or `- item`, not {brief(line)}"
             raise door.refuse(f"{path}:{n}", problem)

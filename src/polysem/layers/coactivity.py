@@ -119,6 +119,7 @@ class Firing:
 
     def matrix(self, kept: Bool[np.ndarray, "n_rows pos"]) -> csr_matrix:
         """[kept tokens, features], compressed rows, float64."""
+        from scipy import sparse
 
         flat = kept.ravel()
         at = flat[self.place]

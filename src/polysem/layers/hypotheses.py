@@ -322,7 +322,8 @@ def _slope(seen: np.ndarray, told: np.ndarray) -> float:
 def _spearman(told: np.ndarray, seen: np.ndarray) -> float:
     from polysem.rank import rank_correlation
 
-    return rank_correlation(*_both(told, seen))
+    a, b = _both(told, seen)
+    return rank_correlation(a, b) if len(a) > 2 else float("nan")
 
 
 def _signs(told: np.ndarray, seen: np.ndarray) -> float:

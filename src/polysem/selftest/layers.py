@@ -62,7 +62,7 @@ def planted(size: RunSize) -> Iterator[Measured]:
     note = f"{seeds} seeds; the worst of them"
     yield at_least("AUROC of effectiveness, real edges against all others", min(told), 0.95, note=note)
     yield at_least(
-        "AUROC of effectiveness, against interference of equal weight", min(twins), 0.95, note=note
+        "AUROC of effectiveness, against silent interference of equal weight", min(twins), 0.95, note=note
     )
     yield reported("AUROC of |weight|, against the same", float(np.mean(sized)), note=f"{seeds} seeds, mean")
     said = "harmful edges not twice as effective as every silent one"

@@ -105,3 +105,27 @@ CLAIMS: Vocabulary[Claim] = Vocabulary(
     Claim("no_interval", "no interval", "a number with nothing to judge it by", "none"),
     Claim("not_estimated", "not estimated", "there is no number", "none"),
 )
+
+LAYER_HYPOTHESES: Vocabulary[Word] = Vocabulary(
+    "hypothesis across layers",
+    Word(
+        "X1",
+        "weights tell influence",
+        "a virtual weight tells what a push of its source does to its target (true), and what the source does to it by itself (false)",
+    ),
+    Word(
+        "X2",
+        "steering switches interference weights on",
+        "of what a push changes, more lies in features that fire with its source below chance than lies there of other pushes",
+    ),
+    Word(
+        "X3",
+        "unlike features carry more",
+        "targets whose gloss is unlike the source's change more than like ones of equal weight",
+    ),
+    Word(
+        "X4",
+        "harmful weights exist",
+        "some edges raise the loss on text, more of them than chance says, and most at moderate effectiveness",
+    ),
+)

@@ -3,6 +3,7 @@
 import numpy as np
 import pyarrow.compute as pc
 import pytest
+import torch
 
 from polysem.selftest import run
 from polysem.selftest.runner import CHECKS
@@ -248,3 +249,22 @@ def test_pairs_compared_with_the_wrong_control(monkeypatch):
     found = broken("apart")
     assert "apart: identity effect where there is only geometry" in found
     assert "apart: geometry effect where there is only geometry" in found
+
+
+def test_edges_judged_without_the_targets_own_threshold(monkeypatch):
+    """A weight taken for what it does: silent interference of equal weight is then as effective as the circuit."""
+    from polysem.layers import worth
+
+    monkeypatch.setattr(
+        worth, "without", lambda target, pre, change, which: torch.relu(pre[:, which]) - change
+    )
+    found = broken("edges")
+    assert "edges: AUROC of effectiveness, against silent interference of equal weight" in found
+
+
+def test_the_sign_of_help_turned_round(monkeypatch):
+    from polysem.layers import worth
+
+    real = worth._losses
+    monkeypatch.setattr(worth, "_losses", lambda *given: -real(*given))
+    assert broken("edges") == {"edges: sign of helpfulness beyond 3 standard errors"}

@@ -127,6 +127,36 @@ def _side_effects(
     _finish("side-effects", made)
 
 
+@verb
+def _layers(
+    study_file: StudyFile,
+    out: Out = None,
+    sources: Annotated[
+        int, typer.Option("--sources", help="Features pushed and taken away, each dictionary.")
+    ] = 100,
+    prompts: Annotated[int, typer.Option("--prompts", help="Rows of text they are pushed on.")] = 24,
+    events: Annotated[
+        int, typer.Option("--events", help="Positions of each where they are taken away.")
+    ] = 12,
+    edges: Annotated[int, typer.Option("--edges", help="Edges whose help is measured.")] = 60,
+    steered: Annotated[int, typer.Option("--steered", help="Features steered at doses; 0: none.")] = 40,
+    tokens: Annotated[int, typer.Option("--tokens", help="Tokens of the corpus; 0: as the study says.")] = 0,
+    ignore_versions: IgnoreVersions = False,
+) -> None:
+    from polysem.engine.layers import LayersOptions
+
+    options = LayersOptions(
+        sources=sources, prompts=prompts, events=events, edges=edges, steered=steered, tokens=tokens
+    )
+    options.check()
+    folder = folder_for(study_file, out)
+    from polysem.engine import make_layers, run_study
+    from polysem.progress import on_stderr
+
+    run_study(study_file, folder, reporter=on_stderr(), stages=["features"], ignore_versions=ignore_versions)
+    _finish("layers", make_layers(folder, options, reporter=on_stderr(), ignore_versions=ignore_versions))
+
+
 def _panel(stage: StageName) -> Callable[..., None]:
     """A verb that asks a panel of language models."""
 
@@ -200,6 +230,7 @@ def _defend(
 STAGES: dict[StageName, Callable[..., None]] = {
     "atlas": _atlas,
     "side-effects": _side_effects,
+    "layers": _layers,
     "judge": _panel("judge"),
     "explain": _panel("explain"),
     "transfer": _transfer,

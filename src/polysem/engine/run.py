@@ -19,6 +19,7 @@ from polysem.config import Study, parse_study, read_text
 from polysem.engine.atlas import AtlasOptions
 from polysem.engine.check import check_study
 from polysem.engine.context import StudyContext
+from polysem.engine.layers import LayersOptions
 from polysem.engine.making import DefendOptions
 from polysem.engine.side_effects import SideEffectsOptions
 from polysem.engine.status import Standings, manifest_of
@@ -155,6 +156,27 @@ def make_side_effects(
     how = How(reporter, ignore_versions=ignore_versions)
     run = _beside("side-effects", RunFolder.open(out), how, options, options.recorded())
     return run.folder("side-effects")
+
+
+def make_layers(
+    out: Path,
+    options: LayersOptions | None = None,
+    *,
+    reporter: Reporter = SILENT,
+    ignore_versions: bool = False,
+) -> Path:
+    """Judge the weights between the dictionaries of a run folder whose features are fresh; gives the folder of the tables.
+
+    Raises:
+        StoreError: if the features are not fresh, or a file cannot be written.
+        ConfigError: if an option cannot be, or no dictionary is read by a later one.
+        PolysemError: of models, SAEs and corpora.
+    """
+    options = options or LayersOptions()
+    options.check()
+    how = How(reporter, ignore_versions=ignore_versions)
+    run = _beside("layers", RunFolder.open(out), how, options, asdict(options))
+    return run.folder("layers")
 
 
 def judge_run(

@@ -10,8 +10,9 @@ if TYPE_CHECKING:
     from polysem.saes.fidelity import Fidelity
     from polysem.saes.gate import check_fidelity
     from polysem.saes.load import load_sae
+    from polysem.saes.transcoders import load_transcoders
 
-__all__ = ["SAE", "Fidelity", "Provenance", "check_fidelity", "load_sae"]
+__all__ = ["SAE", "Fidelity", "Provenance", "check_fidelity", "load_sae", "load_transcoders"]
 
 _HOMES = {
     "SAE": "base",
@@ -19,6 +20,7 @@ _HOMES = {
     "Fidelity": "fidelity",
     "check_fidelity": "gate",
     "load_sae": "load",
+    "load_transcoders": "transcoders",
 }
 
 

@@ -89,6 +89,8 @@ CHECKS = (
     Check("GT6", "shared pairs", "transfer:shared"),
     Check("GT6", "nothing shared", "transfer:unshared"),
     Check("GT6", "pools", "transfer:pools"),
+    Check("GT7", "edges", "layers:planted"),
+    Check("GT7", "hops", "layers:hops"),
 )
 """In the order in which they run."""
 
@@ -107,7 +109,7 @@ def run(
     Args:
         full: the sizes of the published table, instead of those of every test run.
         seed: root of everything random.
-        worlds: only these (GT0 to GT6); empty for all.
+        worlds: only these (GT0 to GT7); empty for all.
         checks: what there is to run; None for all of `CHECKS`.
         reporter: is told of every check.
         on_line: called with every line as soon as it is known.

@@ -100,7 +100,7 @@ def _refuse_transcoder(label: str) -> None:
         raise FormatError(
             f"{label} is a transcoder: it reads one site and writes another; polysem needs an autoencoder "
             "of one site",
-            hint="use the -res, -mlp or -att SAEs of the same layer",
+            hint="polysem.saes.load_transcoders(folder) reads it; or use the -res, -mlp or -att SAEs of the same layer",
         )
 
 

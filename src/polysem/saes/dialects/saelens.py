@@ -123,7 +123,7 @@ def _activation(config: Mapping[str, Any], *, where: str) -> Activation:
         raise FormatError(
             f"{where}: architecture is {architecture!r}: a transcoder reads one site and writes another, so "
             "its reconstruction is not of its input; polysem needs an autoencoder of one site",
-            hint="use the SAEs of the same layer, e.g. gemma-scope-2b-pt-mlp instead of -transcoders",
+            hint="polysem.saes.load_transcoders(folder) reads it; or use the SAEs of the same layer, e.g. gemma-scope-2b-pt-mlp",
         )
     if architecture not in _ACTIVATION:
         raise FormatError(

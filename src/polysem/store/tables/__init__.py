@@ -35,6 +35,14 @@ from polysem.store.tables.judgement import (
     SPECIFICATION,
     VALIDITY,
 )
+from polysem.store.tables.layers import (
+    LAYER_BLOCKS,
+    LAYER_DENSITY,
+    LAYER_EDGES,
+    LAYER_FINDINGS,
+    LAYER_TOKENS,
+    LAYERS,
+)
 from polysem.store.tables.pairs import DENSITY, PAIRS, PARTNERS, SPECTRUM
 from polysem.store.tables.panel import JUDGED, JUDGEMENTS, WRITTEN_GLOSSES
 from polysem.store.tables.plan import (
@@ -113,6 +121,12 @@ __all__ = [
     "JUDGED",
     "JUDGEMENTS",
     "LATENT_SIMILARITY",
+    "LAYERS",
+    "LAYER_BLOCKS",
+    "LAYER_DENSITY",
+    "LAYER_EDGES",
+    "LAYER_FINDINGS",
+    "LAYER_TOKENS",
     "METRICS",
     "MISSING",
     "NEURONS",
@@ -200,6 +214,7 @@ STAGES: dict[str, tuple[Schema, ...]] = {
         *(DIRECTIONS, SIDE_EFFECTS, SIDE_EFFECTS_MOVED, SIDE_EFFECTS_LINEAR),
         *(CLEANER, FORECASTS, SCREENED, REPAIRS),
     ),
+    "layers": LAYERS,
     "judge": (JUDGED, JUDGEMENTS),
     "explain": (WRITTEN_GLOSSES,),
     "transfer": TRANSFER,

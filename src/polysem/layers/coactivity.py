@@ -1,0 +1,204 @@
+"""One corpus pass: who fires with whom across layers, how strongly, in two halves of the documents.
+
+    lift   = P(i and j fire) / (P(i fires) P(j fires))
+    ERA    = E[a_i 1(a_j > 0)] weight[i, j]                  expected residual attribution
+    TWERA  = E[a_i a_j] / E[a_j] weight[i, j]                target-weighted
+
+(Circuit Tracing, transformer-circuits.pub 2025.) Sums of products of sparse activations; a token of k_A and k_B active
+features costs k_A k_B products. The first position of a row and massive tokens of either site are left out.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from polysem.corpus import TokenRows
+from polysem.features.encoder import ActiveEncoder
+from polysem.layers.ends import Ends, Norm, with_scale
+from polysem.models.base import WhiteBoxModel
+from polysem.positions import PLAIN
+from polysem.progress import SILENT, Reporter
+from polysem.types import Site
+
+if TYPE_CHECKING:
+    from scipy.sparse import csr_matrix
+else:
+    csr_matrix = Any
+
+BATCH = 32
+"""rows of a forward pass"""
+HALVES = 2
+SAMPLED = 4096
+"""tokens of the stream from which the mean scale of a norm is taken"""
+
+
+@dataclass(frozen=True)
+class Coactivity:
+    """Sums over the tokens of some documents."""
+
+    n_tokens: int
+    fires_i: Float[np.ndarray, " n_i"]
+    """tokens on which a source fires"""
+    fires_j: Float[np.ndarray, " n_j"]
+    total_j: Float[np.ndarray, " n_j"]
+    """summed activation of a target"""
+    both: Float[np.ndarray, "n_i n_j"]
+    """tokens on which both fire"""
+    onto: Float[np.ndarray, "n_i n_j"]
+    """sum of a_i where j fires"""
+    product: Float[np.ndarray, "n_i n_j"]
+    """sum of a_i a_j"""
+
+    def __add__(self, other: "Coactivity") -> "Coactivity":
+        pairs = zip(vars(self).values(), vars(other).values(), strict=True)
+        return Coactivity(*(a + b for a, b in pairs))
+
+    def lift(self) -> Float[np.ndarray, "n_i n_j"]:
+        """Co-firing over chance; NaN where one never fires."""
+        expected = np.outer(self.fires_i, self.fires_j) / max(self.n_tokens, 1)
+        return np.divide(self.both, expected, out=np.full_like(self.both, np.nan), where=expected > 0)
+
+    def era(self, weight: Float[np.ndarray, "n_i n_j"]) -> Float[np.ndarray, "n_i n_j"]:
+        """Expected residual attribution, in pre-activation of j a token."""
+        return self.onto / max(self.n_tokens, 1) * weight
+
+    def twera(self, weight: Float[np.ndarray, "n_i n_j"]) -> Float[np.ndarray, "n_i n_j"]:
+        """Target-weighted; NaN where j never fires."""
+        mean = np.divide(
+            self.product, self.total_j, out=np.full_like(self.product, np.nan), where=self.total_j > 0
+        )
+        return mean * weight
+
+
+@dataclass(frozen=True)
+class Pass:
+    """What one pass over the corpus gives."""
+
+    rows: TokenRows
+    document: Int[np.ndarray, "n_rows pos"]
+    """number of the document of every position"""
+    counted: Bool[np.ndarray, "n_rows pos"]
+    """positions that count, at every site"""
+    active: Mapping[str, "Firing"]
+    scales: Mapping[str, Norm]
+    """norms by the name they were asked for, with their scales"""
+
+    @property
+    def half(self) -> Int[np.ndarray, "n_rows pos"]:
+        """0 or 1: documents take turns."""
+        return self.document % HALVES
+
+    def between(self, source: str, target: str, *, half: int | None = None) -> Coactivity:
+        """The sums of two dictionaries, over one half of the documents or over all."""
+        kept = self.counted if half is None else self.counted & (self.half == half)
+        a, b = (self.active[label].matrix(kept) for label in (source, target))
+        fires_a, fires_b = (m.astype(bool).astype(np.float64) for m in (a, b))
+        return Coactivity(
+            n_tokens=int(kept.sum()),
+            fires_i=np.asarray(fires_a.sum(0)).ravel(), fires_j=np.asarray(fires_b.sum(0)).ravel(),
+            total_j=np.asarray(b.sum(0)).ravel(), both=(fires_a.T @ fires_b).toarray(),
+            onto=(a.T @ fires_b).toarray(), product=(a.T @ b).toarray(),
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Firing:
+    """The activations of one dictionary on the rows of a corpus, above zero."""
+
+    shape: tuple[int, int, int]
+    """rows, positions, features"""
+    place: Int[np.ndarray, " n"]
+    """row times positions plus position, rising"""
+    feature: Int[np.ndarray, " n"]
+    value: Float[np.ndarray, " n"]
+
+    def matrix(self, kept: Bool[np.ndarray, "n_rows pos"]) -> csr_matrix:
+        """[kept tokens, features], compressed rows, float64."""
+        from scipy import sparse
+
+        flat = kept.ravel()
+        at = flat[self.place]
+        number = np.cumsum(flat) - 1
+        values = self.value[at].astype(np.float64)
+        return sparse.csr_matrix(
+            (values, (number[self.place[at]], self.feature[at])), shape=(int(flat.sum()), self.shape[2])
+        )
+
+    def of(
+        self, feature: int, kept: Bool[np.ndarray, "n_rows pos"]
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """(row, position, activation) of one feature, at kept positions."""
+        at = (self.feature == feature) & kept.ravel()[self.place]
+        row, position = np.divmod(self.place[at], self.shape[1])
+        return row, position, self.value[at].astype(np.float64)
+
+
+def corpus_pass(
+    model: WhiteBoxModel,
+    rows: TokenRows,
+    dictionaries: Sequence[Ends],
+    norms: Mapping[str, Norm],
+    *,
+    reporter: Reporter = SILENT,
+) -> Pass:
+    """Run the model over the rows once.
+
+    Args:
+        model: which model.
+        rows: text of equal length.
+        dictionaries: whose activations are kept.
+        norms: whose mean scale is wanted, by name.
+        reporter: is told of every batch.
+
+    Raises:
+        NumericsError: of models and dictionaries.
+    """
+    sites = sorted(
+        {one.reads for one in dictionaries} | {n.stream for n in norms.values() if n.stream is not None}
+    )
+    encoders = {one.label: ActiveEncoder(one.encoder) for one in dictionaries}
+    n_rows, n_pos = rows.tokens.shape
+    counted = np.zeros((n_rows, n_pos), dtype=bool)
+    kept: dict[str, list[tuple[np.ndarray, np.ndarray, np.ndarray]]] = {label: [] for label in encoders}
+    stream: dict[Site, list[Tensor]] = {site: [] for site in sites}
+    limits: dict[Site, float] = {}
+    starts = range(0, n_rows, BATCH)
+    for at in reporter.track(starts, total=len(starts), label="corpus"):
+        tokens = torch.from_numpy(rows.tokens[at : at + BATCH].astype(np.int64)).to(model.spec.device)
+        seen = {site: x.float().cpu() for site, x in model.capture(tokens, sites).items()}
+        usual = np.ones(tokens.shape, dtype=bool)
+        usual[:, : PLAIN.n_first] = False
+        for site, x in seen.items():
+            norms_here = x.norm(dim=2).double().numpy()
+            limits.setdefault(site, PLAIN.limit(norms_here[:, PLAIN.n_first :].ravel()))
+            usual &= PLAIN.ordinary(norms_here.ravel(), limit=limits[site]).reshape(usual.shape)
+            if sum(len(part) for part in stream[site]) < SAMPLED:
+                stream[site].append(x[torch.from_numpy(usual)])
+        counted[at : at + len(tokens)] = usual
+        for one in dictionaries:
+            fires = encoders[one.label](seen[one.reads].flatten(0, 1))
+            kept[one.label].append((fires.place + at * n_pos, fires.feature, fires.value))
+    scales = {
+        name: norm if norm.stream is None else with_scale(norm, torch.cat(stream[norm.stream])[:SAMPLED])
+        for name, norm in norms.items()
+    }
+    active = {
+        one.label: Firing(
+            (n_rows, n_pos, one.encoder.d_sae),
+            *(np.concatenate(c) for c in zip(*kept[one.label], strict=True)),
+        )
+        for one in dictionaries
+    }
+    return Pass(rows, _documents(rows), counted, active, scales)
+
+
+def _documents(rows: TokenRows) -> Int[np.ndarray, "n_rows pos"]:
+    n_rows, n_pos = rows.tokens.shape
+    length = n_pos - rows.n_special
+    place = np.arange(n_rows)[:, None] * length + np.maximum(np.arange(n_pos) - rows.n_special, 0)
+    return np.searchsorted(rows.starts, place.ravel(), side="right").reshape(place.shape) - 1

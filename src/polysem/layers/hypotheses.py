@@ -1,0 +1,337 @@
+"""X1 to X4: whether interference weights act, each with its control and what chance gives.
+
+X1  weights against pushes and against what happens by itself; chance: targets permuted within cells of density and norm
+X2  how much of a push goes into pairs that fire together below chance; against the pairs of other sources of equal density,
+    and against isotropic pushes of equal KL
+X3  targets with an unlike gloss against those with a like one, within fifths of |weight|
+X4  edges that raise the loss, by thirds of effectiveness; chance: signs flipped by document
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from polysem.layers.coactivity import Coactivity
+from polysem.layers.influence import Natural, PushedLater
+from polysem.layers.worth import Helpful
+from polysem.side_effects.measures import Estimate, jackknife
+
+GROUPS = 20
+"""of documents, for a jackknife"""
+PERMUTED = 40
+CELLS = 4
+"""quantiles of density, and of the norm of columns"""
+LARGEST = 500
+"""pairs of which signs are compared"""
+BELOW = 1.0
+"""lift under which a pair fires together below chance"""
+FIFTHS, FLIPS = 5, 400
+SURE = 2.0
+"""standard errors from 0"""
+Row = dict[str, Any]
+
+
+def finding(hypothesis: str, quantity: str, by: str, found: Estimate, *, over: str, n: int, dose: float = 0.0,
+            null: Float[np.ndarray, " m"] | None = None, note: str | None = None) -> Row:  # fmt: skip
+    """A row of LAYER_FINDINGS, without its dictionaries."""
+    row: Row = {"hypothesis": hypothesis, "quantity": quantity, "by": by, "dose": dose, "value": found.value,
+                "lo": found.lo, "hi": found.hi, "over": over, "n": n, "note": note}  # fmt: skip
+    if null is not None and np.isfinite(null).any():
+        ends = np.nanquantile(null, [0.025, 0.975])
+        row |= {"null": float(np.nanmean(null)), "null_lo": float(ends[0]), "null_hi": float(ends[1])}
+    return row
+
+
+def pushes(
+    pushed: PushedLater, predictions: Mapping[str, Float[np.ndarray, "n_sources n_targets"]]
+) -> list[Row]:
+    """X1, interventions: how much of what pushes do the predictions explain, by a line."""
+    places = np.arange(pushed.same.shape[1])
+    rows = []
+    for quantity, what in (
+        ("R2, pushed at the same position", pushed.same),
+        ("R2, later positions", pushed.later),
+    ):
+        for by, told in predictions.items():
+            found = jackknife(lambda p, what=what, told=told: _r2(what[:, p].mean(1), told), places)
+            rows.append(finding("X1", quantity, by, found, over="prompts", n=len(places)))
+    told = predictions["weight"]
+    slope = jackknife(lambda p: _slope(pushed.same[:, p].mean(1), told), places)
+    rows.append(
+        finding("X1", "slope, pushed at the same position", "weight", slope, over="prompts", n=len(places))
+    )
+    ratio = jackknife(lambda p: _rms(pushed.later[:, p].mean(1)) / _rms(pushed.same[:, p].mean(1)), places)
+    rows.append(
+        finding(
+            "X1", "later positions over the same, root mean square", "-", ratio, over="prompts", n=len(places)
+        )
+    )
+    return rows
+
+
+def natural(
+    seen: Natural,
+    predictions: Mapping[str, Float[np.ndarray, "n_sources n_targets"]],
+    *,
+    cells: Int[np.ndarray, " n_targets"],
+    rng: np.random.Generator,
+) -> list[Row]:
+    """X1, by itself: rank correlation of |prediction| with |what is lost|, and agreement of signs among the largest
+    predictions. Predictions are of other documents than what is lost."""
+    documents = np.unique(seen.document)
+    n_groups = min(GROUPS, len(documents))
+    group = np.searchsorted(documents, seen.document) % max(n_groups, 1)
+    n = len(next(iter(predictions.values())))
+    every = np.arange(n_groups)
+
+    def lost(groups: Int[np.ndarray, " some"]) -> np.ndarray:
+        return seen.mean(np.flatnonzero(np.isin(group, groups)), n)
+
+    # the means are made once for every group that is left out
+    made = {len(every): lost(every), **{-k - 1: lost(np.delete(every, k)) for k in every.tolist()}}
+
+    def of(groups: Int[np.ndarray, " some"]) -> np.ndarray:
+        if len(groups) == len(every):
+            return made[len(every)]
+        return made[-int(np.setdiff1d(every, groups)[0]) - 1]
+
+    orders = _within(cells, rng)
+    rows = []
+    for by, told in predictions.items():
+        found = jackknife(lambda g, told=told: _spearman(np.abs(told), np.abs(of(g))), every)
+        whole = of(every)
+        null = np.array([_spearman(np.abs(told[:, order]), np.abs(whole)) for order in orders])
+        rows.append(
+            finding(
+                "X1",
+                "rank correlation with what is lost",
+                by,
+                found,
+                over="documents",
+                n=len(documents),
+                null=null,
+            )
+        )
+        signs = jackknife(lambda g, told=told: _signs(told, of(g)), every)
+        rows.append(
+            finding("X1", f"same sign among the {LARGEST} largest", by, signs, over="documents", n=len(documents),
+                    note="where both differ from 0")
+        )  # fmt: skip
+    never = 1.0 - float((np.abs(of(every)) > 0).mean()) if len(every) else float("nan")
+    rows.append(finding("X1", "pairs that lose nothing", "-", Estimate(never, np.nan, np.nan, np.nan), over="documents", n=len(documents)))  # fmt: skip
+    return rows
+
+
+def density_cells(
+    seen: Coactivity, norms: Float[np.ndarray, " n_targets"], targets: Int[np.ndarray, " n_targets"]
+) -> Int[np.ndarray, " n_targets"]:
+    """Cell of every target by density and norm."""
+    return _quantiles(seen.fires_j[targets], CELLS) * CELLS + _quantiles(norms, CELLS)
+
+
+def steering(
+    moved: Float[np.ndarray, "n_sources n_targets"],
+    isotropic: Float[np.ndarray, "n_random n_targets"],
+    seen: Coactivity,
+    *,
+    sources: Sequence[int],
+    dose: float,
+    rng: np.random.Generator,
+) -> list[Row]:
+    """X2 of one dose.
+
+    Args:
+        moved: size of the change of every target that fires in the corpus, mean over prompts.
+        isotropic: of isotropic pushes of equal KL.
+        seen: co-firing.
+        sources: features, a row of `moved` each.
+        dose: nats.
+        rng: draws other sources of equal density.
+    """
+    live = seen.fires_j > 0
+    lift, never = seen.lift()[:, live], (seen.both == 0)[:, live]
+    places = np.flatnonzero(np.isfinite(moved).all(1))
+    others = _like(seen.fires_i, np.asarray(sources), rng)
+    rows: list[Row] = []
+    for quantity, where in (
+        ("share into pairs below chance", lift < BELOW),
+        ("share into pairs that never co-fire", never),
+    ):
+        own = np.array([_share(moved[k], where[i]) for k, i in enumerate(sources)])
+        like = np.array(
+            [np.mean([_share(moved[k], where[o]) for o in others[k]]) for k in range(len(sources))]
+        )
+        random = np.array(
+            [
+                np.nanmean([_share(r, where[i]) for r in isotropic]) if len(isotropic) else np.nan
+                for i in sources
+            ]
+        )
+        note = f"of all pairs {float(where[np.asarray(sources)].mean()):.2f}"
+        rows.append(_over_sources(quantity, "-", own, places, dose, note))
+        rows.append(_over_sources(quantity, "less other sources of equal density", own - like, places, dose))
+        rows.append(_over_sources(quantity, "less isotropic pushes", own - random, places, dose))
+    return rows
+
+
+def unlike(
+    moved: Float[np.ndarray, "n_sources n_targets"],
+    weight: Float[np.ndarray, "n_sources n_targets"],
+    similarity: Float[np.ndarray, "n_sources n_targets"],
+    *,
+    dose: float,
+) -> list[Row]:
+    """X3 of one dose: log of the mean change of the least alike third of targets over that of the most alike third, within
+    fifths of |weight|; sources and targets without a gloss have NaN similarity."""
+    found = np.full(len(moved), np.nan)
+    for k in range(len(moved)):
+        good = np.flatnonzero(np.isfinite(similarity[k]) & np.isfinite(moved[k]))
+        if len(good) < 6 * FIFTHS:
+            continue
+        fifth, logs = _quantiles(np.abs(weight[k, good]), FIFTHS), []
+        for cell in range(FIFTHS):
+            mine = good[fifth == cell]
+            order = mine[np.argsort(similarity[k, mine], kind="stable")]
+            third = len(order) // 3
+            low, high = moved[k, order[:third]].mean(), moved[k, order[-third:]].mean()
+            if low > 0 and high > 0:
+                logs.append(np.log(low / high))
+        found[k] = np.mean(logs) if logs else np.nan
+    places = np.flatnonzero(np.isfinite(found))
+    value = (
+        jackknife(lambda p: float(found[p].mean()), places) if len(places) else Estimate(*[float("nan")] * 4)
+    )
+    note = None if len(places) else "no source has enough targets with glosses"
+    quantity = "log ratio of change, unlike over like gloss"
+    return [finding("X3", quantity, "-", value, over="sources", n=len(places), dose=dose, note=note)]
+
+
+def harmful(
+    seen: Helpful, effectiveness: Float[np.ndarray, " edges"], *, rng: np.random.Generator
+) -> list[Row]:
+    """X4: share of edges that raise the loss by more than two standard errors over documents, by thirds of effectiveness."""
+    sums = [_by_document(seen, k) for k in range(len(effectiveness))]
+    able = np.array([k for k, s in enumerate(sums) if len(s) >= 3], dtype=np.int64)
+    rows: list[Row] = []
+    thirds = _quantiles(effectiveness[able], 3) if len(able) else np.empty(0, dtype=np.int64)
+    for name, some in (
+        ("all", able),
+        *((f"third {n + 1} of effectiveness", able[thirds == n]) for n in range(3)),
+    ):
+        if not len(some):
+            continue
+        share = float(np.mean([_t(sums[k]) < -SURE for k in some]))
+        null = np.array([
+            np.mean([_t(sums[k] * rng.choice([-1.0, 1.0], len(sums[k]))) < -SURE for k in some]) for _ in range(FLIPS)
+        ])  # fmt: skip
+        found = jackknife(
+            lambda p, some=some: float(np.mean([_t(sums[k]) < -SURE for k in some[p]])), np.arange(len(some))
+        )
+        found = found._replace(value=share)
+        rows.append(
+            finding(
+                "X4", "share of edges that raise the loss", name, found, over="edges", n=len(some), null=null
+            )
+        )
+        worse = float(np.mean([s.sum() < 0 for s in (sums[k] for k in some)]))
+        rows.append(finding("X4", "share of edges below 0", name, Estimate(worse, np.nan, np.nan, np.nan), over="edges", n=len(some)))  # fmt: skip
+    return rows
+
+
+def edge_interval(seen: Helpful, edge: int) -> Estimate:
+    """Mean saved nats of an edge a token on which it acts, with its interval over documents."""
+    mine = np.flatnonzero(seen.edge == edge)
+    if not len(mine):
+        return Estimate(*[float("nan")] * 4)
+    documents, back = np.unique(seen.document[mine], return_inverse=True)
+    values = seen.saved[mine]
+    return jackknife(lambda p: float(values[np.isin(back, p)].mean()), np.arange(len(documents)))
+
+
+def _by_document(seen: Helpful, edge: int) -> Float[np.ndarray, " documents"]:
+    mine = seen.edge == edge
+    _, back = np.unique(seen.document[mine], return_inverse=True)
+    return np.bincount(back, weights=seen.saved[mine])
+
+
+def _t(sums: Float[np.ndarray, " n"]) -> float:
+    se = sums.std(ddof=1) / np.sqrt(len(sums))
+    return float(sums.mean() / se) if se > 0 else 0.0
+
+
+def _over_sources(
+    quantity: str, by: str, values: np.ndarray, places: np.ndarray, dose: float, note: str | None = None
+) -> Row:
+    places = places[np.isfinite(values[places])]
+    found = (
+        jackknife(lambda p: float(values[p].mean()), places) if len(places) else Estimate(*[float("nan")] * 4)
+    )
+    return finding("X2", quantity, by, found, over="sources", n=len(places), dose=dose, note=note)
+
+
+def _share(weights: np.ndarray, where: np.ndarray) -> float:
+    total = weights.sum()
+    return float(weights[where].sum() / total) if total > 0 else float("nan")
+
+
+def _like(fires: np.ndarray, sources: np.ndarray, rng: np.random.Generator, n: int = 8) -> list[np.ndarray]:
+    """For every source n others of most equal density, drawn from the forty next to it."""
+    live = np.flatnonzero(fires > 0)
+    found = []
+    for i in sources:
+        others = live[live != i]
+        near = others[np.argsort(np.abs(np.log(fires[others]) - np.log(fires[i])), kind="stable")[:40]]
+        found.append(rng.permutation(near)[:n])
+    return found
+
+
+def _within(cells: np.ndarray, rng: np.random.Generator) -> list[np.ndarray]:
+    """Permutations that stay inside cells."""
+    found = []
+    for _ in range(PERMUTED):
+        order = np.arange(len(cells))
+        for cell in np.unique(cells):
+            mine = np.flatnonzero(cells == cell)
+            order[mine] = rng.permutation(mine)
+        found.append(order)
+    return found
+
+
+def _quantiles(values: np.ndarray, n: int) -> np.ndarray:
+    order = np.argsort(np.argsort(values, kind="stable"), kind="stable")
+    return order * n // max(len(values), 1)
+
+
+def _both(told: np.ndarray, seen: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    good = np.isfinite(told) & np.isfinite(seen)
+    return told[good], seen[good]
+
+
+def _r2(seen: np.ndarray, told: np.ndarray) -> float:
+    a, b = _both(told, seen)
+    return float(np.corrcoef(a, b)[0, 1] ** 2) if len(a) > 2 and a.std() > 0 and b.std() > 0 else float("nan")
+
+
+def _slope(seen: np.ndarray, told: np.ndarray) -> float:
+    a, b = _both(told, seen)
+    return float(np.cov(a, b)[0, 1] / a.var(ddof=1)) if len(a) > 2 and a.std() > 0 else float("nan")
+
+
+def _spearman(told: np.ndarray, seen: np.ndarray) -> float:
+    from polysem.rank import rank_correlation
+
+    a, b = _both(told, seen)
+    return rank_correlation(a, b) if len(a) > 2 else float("nan")
+
+
+def _signs(told: np.ndarray, seen: np.ndarray) -> float:
+    a, b = _both(told, seen)
+    top = np.argsort(-np.abs(a), kind="stable")[:LARGEST]
+    good = top[(a[top] != 0) & (b[top] != 0)]
+    return float((np.sign(a[good]) == np.sign(b[good])).mean()) if len(good) else float("nan")
+
+
+def _rms(x: np.ndarray) -> float:
+    return float(np.sqrt(np.mean(np.square(x))))

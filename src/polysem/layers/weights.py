@@ -1,0 +1,127 @@
+"""Virtual weights of all pairs of two dictionaries, in tiles; how they lie beside co-firing; the strongest by the pair kernel."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from polysem.geometry import cosine_tail, pair_blocks
+from polysem.layers.coactivity import Coactivity
+from polysem.layers.ends import Ends, Norm
+
+TILE = 2048
+WEIGHT_EDGES = (0.0, 0.25, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0, np.inf)
+"""of |weight|, in root mean squares over all pairs of the two dictionaries"""
+LIFT_EDGES = (0.0, 0.1, 0.5, 1.0, 2.0, 5.0, 20.0, np.inf)
+"""of co-firing over chance; pairs that never co-fire stand apart"""
+CHANCE = 1e-4
+"""tail of random directions beyond which a cosine of row and column counts as strong"""
+
+Places = Int[np.ndarray, " _n"] | Sequence[int] | slice
+"""features by number"""
+
+
+@dataclass(frozen=True)
+class VirtualWeights:
+    """The factors of all weights from one dictionary to another."""
+
+    rows: Float[Tensor, "n_i d"]
+    """written before the target reads, summed over sites; pre-activation units a unit of activation"""
+    raw: Float[Tensor, "n_j d"]
+    """columns, no norm folded"""
+    columns: Float[Tensor, "n_j d"]
+    """columns that read the stream: the norm between folded, its scale frozen"""
+    norm: str
+    """what was folded, in words"""
+
+    def of(self, i: Places, j: Places = slice(None)) -> Float[np.ndarray, "_m _k"]:
+        """weight [m k], float64."""
+        return (self.rows[i].double() @ self.columns[j].double().T).numpy()
+
+    def unfolded(self, i: Int[np.ndarray, " m"], j: Int[np.ndarray, " m"]) -> Float[np.ndarray, " m"]:
+        """weight of some pairs with columns as they stand in the file."""
+        return (self.rows[i].double() * self.raw[j].double()).sum(1).numpy()
+
+    def cosine(self, i: Int[np.ndarray, " m"], j: Int[np.ndarray, " m"]) -> Float[np.ndarray, " m"]:
+        """cosine of row and column of some pairs; NaN where one is zero."""
+        a, b = self.rows[i].double(), self.columns[j].double()
+        size = a.norm(dim=1) * b.norm(dim=1)
+        return torch.where(size > 0, (a * b).sum(1) / size, torch.nan).numpy()
+
+    def tiles(self) -> Iterator[tuple[slice, Float[np.ndarray, "m n_j"]]]:
+        """Rows of the matrix of weights in blocks."""
+        for start in range(0, len(self.rows), TILE):
+            rows = slice(start, min(start + TILE, len(self.rows)))
+            yield rows, self.of(rows)
+
+    def strong(self, *, tail: float = CHANCE) -> tuple[float, Int[np.ndarray, " m"], Int[np.ndarray, " m"]]:
+        """(least |cosine|, i, j) of the pairs whose row and column lie closer than chance, by the pair kernel."""
+        least = _cosine_at(tail, self.rows.shape[1])
+        given: Any = (self.columns.numpy(), None)
+        blocks = list(
+            pair_blocks(
+                self.rows.numpy(),
+                None,
+                min_interference=least,
+                max_similarity=None,
+                against=given,
+                signed=True,
+            )
+        )
+        i, j = (
+            np.concatenate([getattr(b, k) for b in blocks]) if blocks else np.empty(0, np.int32) for k in "ij"
+        )
+        return least, i, j
+
+
+def virtual_weights(source: Ends, target: Ends, norm: Norm | None) -> VirtualWeights:
+    """The weights from one dictionary to another; `norm` stands between the stream and where the target reads."""
+    own = source.written_before(target.reads)
+    rows = torch.stack(list(own.values())).sum(0)
+    raw = target.columns()
+    folded = raw if norm is None else norm.fold(raw)
+    kind = "none" if norm is None else f"{'layer' if norm.centres else 'rms'} norm, scale {norm.scale:.4g}"
+    return VirtualWeights(rows.float(), raw.float(), folded.float(), kind)
+
+
+def joint_histogram(
+    weights: VirtualWeights, seen: Coactivity
+) -> tuple[float, Int[np.ndarray, "n_weights n_lifts"]]:
+    """Pairs by |weight| and co-firing.
+
+    Returns:
+        The root mean square of weights between live features, and counts: rows are bins of WEIGHT_EDGES in that unit, the
+        first column is of pairs that never co-fire, then bins of LIFT_EDGES. Features that never fire are left out.
+    """
+    live_i, live_j = seen.fires_i > 0, seen.fires_j > 0
+    lift, both = seen.lift(), seen.both
+    total, n = 0.0, int(live_i.sum()) * int(live_j.sum())
+    for rows, tile in weights.tiles():
+        total += float((tile[live_i[rows]][:, live_j] ** 2).sum())
+    rms = float(np.sqrt(total / n)) if n else float("nan")
+    counts = np.zeros((len(WEIGHT_EDGES) - 1, len(LIFT_EDGES)), dtype=np.int64)
+    for rows, tile in weights.tiles():
+        mine = live_i[rows]
+        size = np.abs(tile[mine][:, live_j]) / rms
+        w = np.searchsorted(WEIGHT_EDGES, size.ravel(), side="right") - 1
+        never = both[rows][mine][:, live_j].ravel() == 0
+        column = np.where(
+            never, 0, np.searchsorted(LIFT_EDGES, lift[rows][mine][:, live_j].ravel(), side="right")
+        )
+        np.add.at(counts, (w, column), 1)
+    return rms, counts
+
+
+def _cosine_at(tail: float, d: int) -> float:
+    """The |cosine| that random directions pass with this two-sided probability, by halving."""
+    low, high = 0.0, 1.0
+    for _ in range(50):
+        middle = (low + high) / 2
+        low, high = (
+            (middle, high) if float(cosine_tail(middle, d=d, two_sided=True)) > tail else (low, middle)
+        )
+    return high

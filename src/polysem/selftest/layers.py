@@ -1,0 +1,127 @@
+"""GT7: edges between layers of known kind are told apart by what they do, not by their weight; two hops written as one show."""
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+
+from polysem.layers.coactivity import Pass, corpus_pass
+from polysem.layers.ends import Ends, logit_columns
+from polysem.layers.hops import hop_index
+from polysem.layers.hypotheses import edge_interval
+from polysem.layers.influence import pushed_later
+from polysem.layers.weights import VirtualWeights, virtual_weights
+from polysem.layers.worth import Readings, effectiveness, helpful_features, readings
+from polysem.saes.transcoder import TranscoderSet
+from polysem.seeds import rng_for
+from polysem.selftest.lines import Measured, at_least, at_most, exactly, near, reported
+from polysem.selftest.runner import RunSize
+from polysem.worlds.chain import WRITES, chain_world, compiled, per_layer, trained
+from polysem.worlds.edges import EdgesWorld, edges_world
+
+SURE = 3.0
+"""standard errors beyond which the sign of helpfulness is judged"""
+
+
+def planted(size: RunSize) -> Iterator[Measured]:
+    """Effectiveness finds the circuit's edges where weights do not; helpfulness has its sign; ERA credits nobody wrongly."""
+    told, twins, sized = [], [], []
+    right, judged, wrong, idle, push = 0, 0, 0, 0, 0.0
+    seeds = size.of(2, 12)
+    for k in range(seeds):
+        world = edges_world(seed=size.seed + k, n_rows=size.of(150, 400))
+        source, target = Ends.of("first", world.source), Ends.of("neurons", world.target)
+        seen = corpus_pass(world.model, world.rows, [source, target], {})
+        weights = virtual_weights(source, target, None)
+        columns = logit_columns(world.model, None)
+        every = np.arange(target.encoder.d_sae)
+        rng = rng_for(size.seed, "selftest layers", k)
+        sources = list(range(source.encoder.d_sae))
+        read = readings(world.model, seen, [(target, every)], columns, rng=rng)
+        worth = effectiveness(seen, read, source, target, weights, sources=sources, targets=every)
+        whole = weights.of(slice(None))
+        real = np.zeros(whole.shape, dtype=bool)
+        real[tuple(world.real.T)] = True
+        equal = real.copy()
+        equal[tuple(world.silent.T)] = True
+        told.append(auroc(worth.nats, real))
+        twins.append(auroc(worth.nats[equal], real[equal]))
+        sized.append(auroc(np.abs(whole)[equal], real[equal]))
+        silent = worth.nats[tuple(world.silent.T)].max()
+        idle += int((worth.nats[tuple(world.harmful.T)] <= 2 * silent).sum())
+        good, seen_signs = _signs(world, seen, read, weights, rng)
+        right, judged = right + good, judged + seen_signs
+        both = seen.between("first", "neurons")
+        wrong += int(((both.both == 0) & (both.era(whole) != 0)).sum())
+        tokens = torch.from_numpy(world.rows.tokens[:4].astype(np.int64))
+        pushed = pushed_later(world.model, tokens, source, target, sources=sources, targets=every)
+        push = max(
+            push, float(np.abs(pushed.same.mean(1) - whole / weights.rows.norm(dim=1).numpy()[:, None]).max())
+        )
+    note = f"{seeds} seeds; the worst of them"
+    yield at_least("AUROC of effectiveness, real edges against all others", min(told), 0.95, note=note)
+    yield at_least(
+        "AUROC of effectiveness, against silent interference of equal weight", min(twins), 0.95, note=note
+    )
+    yield reported("AUROC of |weight|, against the same", float(np.mean(sized)), note=f"{seeds} seeds, mean")
+    said = "harmful edges not twice as effective as every silent one"
+    yield exactly(said, idle, 0, note="they act, so effectiveness must say so")
+    share = right / judged if judged else float("nan")
+    yield at_least(
+        f"sign of helpfulness beyond {SURE:g} standard errors", share, 0.95, note=f"{judged} edges"
+    )
+    yield exactly("edges that ERA credits although their ends never co-fire", wrong, 0)
+    yield at_most("a push against the virtual weight, largest difference", push, 1e-3)
+
+
+def hops(size: RunSize) -> Iterator[Measured]:
+    """Two hops that a cross-layer transcoder writes as one show, and show the more the dearer activations are."""
+    world = chain_world(seed=size.seed)
+    site, axes = WRITES[1], world.axes
+
+    def index(found: TranscoderSet) -> float:
+        return float(hop_index(found, world.seen, site=site, directions=axes).mean())
+
+    yield near("hop index, written hop by hop", index(compiled(world, ahead=False)), 0.0, 1e-6)
+    yield near("hop index, written ahead", index(compiled(world, ahead=True)), 1.0, 1e-6)
+    yield exactly("hop index, per-layer transcoders", index(per_layer(world)), 0.0)
+    found, prices = [], (0.0, 0.3)
+    for price in prices:
+        made = trained(world, price=price, seed=size.seed, steps=size.of(800, 3000))
+        error = sum(
+            float((made.written(world.seen)[w] - y).square().sum() / y.square().sum())
+            for w, y in zip(WRITES, world.written, strict=True)
+        )
+        found.append(index(made))
+        yield reported(
+            f"hop index, trained at a price of {price:g}", found[-1], note=f"squared error {error / 2:.3f}"
+        )
+    yield at_least("hop index, rise with the price of activations", found[1] - found[0], 0.2)
+
+
+def _signs(
+    world: EdgesWorld, seen: Pass, read: Readings, weights: VirtualWeights, rng: np.random.Generator
+) -> tuple[int, int]:
+    """Edges whose help has the planted sign, and edges whose help is beyond doubt."""
+    edges = [*map(tuple, world.real.tolist()), *map(tuple, world.harmful.tolist())]
+    source, target = Ends.of("first", world.source), Ends.of("neurons", world.target)
+    found = helpful_features(
+        world.model, seen, read, source, target, weights, edges=edges, n_events=20, rng=rng
+    )
+    good = judged = 0
+    for k in range(len(edges)):
+        one = edge_interval(found, k)
+        if np.isfinite(one.se) and abs(one.value) > SURE * one.se:
+            judged += 1
+            good += (one.value > 0) == (k < len(world.real))
+    return good, judged
+
+
+def auroc(score: Float[np.ndarray, "..."], positive: Bool[np.ndarray, "..."]) -> float:
+    """Probability that a positive outranks a negative, ties a half."""
+    from scipy.stats import rankdata
+
+    ranks, label = rankdata(score.ravel()), positive.ravel()
+    n = int(label.sum())
+    return float((ranks[label].sum() - n * (n + 1) / 2) / (n * (len(label) - n)))

@@ -23,7 +23,7 @@ from polysem.targets.samples import check_samples
 from polysem.targets.tokenizer import known_tokenizer
 from polysem.transfer import read_transfer
 from polysem.transfer.judges import annotate, ask_with
-from polysem.transfer.tails import Collector
+from polysem.transfer.tails import TailCollector
 from support.llama_cpp import LlamaServer, write_gguf
 
 PLAIN = (("min_p", 0.0), ("top_k", 0))
@@ -190,7 +190,7 @@ def test_samples_of_a_category_give_its_probability(model, tmp_path):
             samples = served.samples(prompts, np.flatnonzero(own).tolist())
             texts = frozenset(np.array(local.vocabulary)[own].tolist())
             check_samples(answers, samples, texts, who="llama.cpp")
-            seen = Collector(builtin(), word_start=True, vocabulary=local.vocabulary, sampled=name)
+            seen = TailCollector(builtin(), word_start=True, vocabulary=local.vocabulary, sampled=name)
             for pair in zip(answers, samples, strict=True):
                 seen.take(*pair)
             found = seen.tails([0] * len(prompts))

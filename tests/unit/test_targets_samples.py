@@ -15,7 +15,7 @@ from polysem.targets.samples import Samples, check_samples, sampled_tail
 from polysem.targets.spend import Price
 from polysem.targets.tail import Heads
 from polysem.transfer import parse_transfer
-from polysem.transfer.tails import Collector
+from polysem.transfer.tails import TailCollector
 from support.served import Server
 
 N_OWN, N_OTHER, K, N = 60, 300, 20, 128
@@ -45,7 +45,7 @@ def target_of(server, folder, *, api="completions", budget=None, **more):
 
 
 def collected(answers, samples):
-    seen = Collector(CATEGORIES, word_start=True, vocabulary=WORDS, sampled="own")
+    seen = TailCollector(CATEGORIES, word_start=True, vocabulary=WORDS, sampled="own")
     for pair in zip(answers, samples, strict=True):
         seen.take(*pair)
     return seen.tails([0] * len(answers))

@@ -19,8 +19,9 @@ test: .venv/.dev  ## every test but the slow ones: ten minutes of two cores
 test-all: .venv/.dev  ## every test
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-docs: .venv/.dev  ## docs/reference and the glossary's table, from the code
+docs: .venv/.dev  ## docs/reference and the glossary's table, from the code; then the site, in build/site
 	$(BIN)/python docs/generate.py
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
 
 lock: .venv-lock/.ready  ## requirements.lock and requirements-dev.lock
 	$(call lock,requirements.lock,)

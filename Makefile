@@ -6,7 +6,7 @@ SOURCES := src zoo/src zoo/training zoo-real/src zoo-real/training tests benchma
 export HF_HUB_OFFLINE ?= 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: setup demo test test-all lint types imports docs lock bench pictures validation clean
+.PHONY: setup demo test test-all lint types imports docs lock wheels bench pictures validation clean
 
 setup: .venv/.runtime  ## what the product needs
 
@@ -26,6 +26,9 @@ docs: .venv/.dev  ## docs/reference and the glossary's table, from the code; the
 lock: .venv-lock/.ready  ## requirements.lock and requirements-dev.lock
 	$(call lock,requirements.lock,)
 	$(call lock,requirements-dev.lock,--extra dev)
+
+wheels:  ## dist/*.whl of polysem and the zoos
+	$(PYTHON) -m pip wheel --quiet --no-deps --wheel-dir dist . ./zoo ./zoo-real
 
 lint: .venv/.dev  ## check mode: changes nothing
 	$(BIN)/ruff check $(SOURCES)

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 import typer.core
 
-from polysem.cli import beside, explore, selftest, study, train_sae
+from polysem.cli import beside, explore, publish, selftest, study, train_sae
 from polysem.store.stages import REGISTRY
 
 _MATTER = (
@@ -135,4 +135,6 @@ for other in (
     study.zoo,
 ):
     app.command()(other)
+app.command()(publish.push)
+app.command("export-neuronpedia")(publish.export_neuronpedia)
 app.command("train-sae")(train_sae.train_sae)

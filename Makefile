@@ -6,7 +6,7 @@ SOURCES := src zoo/src zoo/training zoo-real/src zoo-real/training tests benchma
 export HF_HUB_OFFLINE ?= 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: setup demo test test-all lint types imports docs lock bench pictures validation clean
+.PHONY: setup demo test test-all lint types imports docs lock wheels bench pictures validation clean
 
 setup: .venv/.runtime  ## what the product needs
 
@@ -19,12 +19,16 @@ test: .venv/.dev  ## every test but the slow ones: ten minutes of two cores
 test-all: .venv/.dev  ## every test
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-docs: .venv/.dev  ## docs/reference and the glossary's table, from the code
+docs: .venv/.dev  ## docs/reference and the glossary's table, from the code; then the site, in build/site
 	$(BIN)/python docs/generate.py
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
 
 lock: .venv-lock/.ready  ## requirements.lock and requirements-dev.lock
 	$(call lock,requirements.lock,)
 	$(call lock,requirements-dev.lock,--extra dev)
+
+wheels:  ## dist/*.whl of polysem and the zoos
+	$(PYTHON) -m pip wheel --quiet --no-deps --wheel-dir dist . ./zoo ./zoo-real
 
 lint: .venv/.dev  ## check mode: changes nothing
 	$(BIN)/ruff check $(SOURCES)

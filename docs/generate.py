@@ -7,6 +7,7 @@ A page is a function of the code alone, so that a test can compare it with what 
 """
 
 import ast
+import importlib
 import inspect
 import re
 import sys
@@ -20,6 +21,7 @@ import typer
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
+import polysem
 from polysem import vocabulary
 from polysem.config import Study
 from polysem.store import tables
@@ -213,7 +215,45 @@ def glossary_page() -> str:
     return f"{head}{BEGIN}\n\n{made}\n{END}{rest.split(END)[1]}"
 
 
+OBJECTS: dict[str, tuple[str, ...]] = {
+    "What the steps give": (
+        "polysem.models.base.WhiteBoxModel",
+        "polysem.saes.base.SAE",
+        "polysem.features.table.FeatureTable",
+        "polysem.api.SAEPairs",
+        "polysem.api.PlannedStudy",
+        "polysem.api.TrialSet",
+        "polysem.api.Estimates",
+        "polysem.report.source.Run",
+        "polysem.store.result.Result",
+    ),
+    "Errors": ("polysem.errors",),
+    "For a model, a locus or a dialect of your own": (
+        "polysem.testing.conformance",
+        "polysem.testing.conformance_sae",
+    ),
+}
+"""names below the package that a reader is shown, by heading; polysem's own come first"""
+
+
+def api_page() -> str:
+    """Names that the site's builder fills with signatures and docstrings."""
+    parts = [
+        "# Python\n",
+        NOTE,
+        "`import polysem as ps` gives these; nothing heavy is imported before one is used.\n",
+    ]
+    doors = [name for name in polysem.__all__ if not name.startswith("_")]
+    homes = [getattr(importlib.import_module(f"polysem.{polysem._HOMES[name]}"), name) for name in doors]
+    parts += [f"::: {found.__module__}.{found.__qualname__}\n" for found in homes]
+    for heading, names in OBJECTS.items():
+        parts.append(f"## {heading}\n")
+        parts += [f"::: {name}\n    options: {{heading_level: 3}}\n" for name in names]
+    return "\n".join(parts)
+
+
 PAGES: dict[str, Callable[[], str]] = {
+    "reference/api.md": api_page,
     "reference/tables.md": tables_page,
     "reference/settings.md": settings_page,
     "reference/cli.md": cli_page,

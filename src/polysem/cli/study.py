@@ -45,6 +45,12 @@ def run(
     engine: Where = "processes",
     force: Force = False,
     ignore_versions: IgnoreVersions = False,
+    track: Annotated[
+        str,
+        typer.Option(
+            "--track", metavar="TRACKER:PROJECT", help="Log what was found, once: trackio or wandb."
+        ),
+    ] = "",
     as_json: AsJson = False,
 ) -> None:
     """Run a study; what is finished and fresh is not done again. Says what was found; prints the path of the report.
@@ -61,6 +67,10 @@ def run(
         return
     from polysem.cli.said import say_presets
 
+    if track:
+        from polysem.report.publish import track as log_run
+
+        log_run(done.parent, track)
     _found(done, as_json=as_json)
     say_presets(done.parent)
 

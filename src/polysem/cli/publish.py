@@ -1,0 +1,54 @@
+"""The verbs that bring a finished run to others: the Hub, Neuronpedia."""
+
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Annotated
+
+import typer
+
+from polysem.cli.shell import RunArgument, result, verb
+
+
+@verb
+def push(
+    run: RunArgument,
+    repo: Annotated[str, typer.Argument(metavar="OWNER/NAME", help="A repository of the Hugging Face Hub.")],
+    public: Annotated[bool, typer.Option("--public", help="If it is made now: for everybody.")] = False,
+    space: Annotated[
+        bool, typer.Option("--space", help="The explorer's static export, as a page in the browser.")
+    ] = False,
+    listed: Annotated[
+        bool, typer.Option("--list", help="Print what would be sent, and send nothing.")
+    ] = False,
+) -> None:
+    """Upload a finished run to the Hugging Face Hub, as a data set or with --space as a page. Prints the address."""
+    from polysem.report.publish import files_of, push_to_hub, upload_space
+
+    if listed:
+        for name in files_of(run):
+            result(name)
+        return
+    address = push_to_hub(run, repo, private=not public, space=space)
+    if space:
+        from polysem.explore.book import Book
+        from polysem.explore.export import export_static
+
+        with TemporaryDirectory() as folder:
+            upload_space(export_static(Book(run), Path(folder) / "space"), repo)
+    result(address)
+
+
+@verb
+def export_neuronpedia(
+    run: RunArgument,
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="A new folder.")],
+    sae: Annotated[str, typer.Option("--sae", metavar="LABEL", help="Which dictionary of the run.")],
+    model_id: Annotated[str, typer.Option("--model-id", help="Neuronpedia's name of the model: gemma-2-2b.")],
+    source_id: Annotated[
+        str, typer.Option("--source-id", help="Its name of the dictionary: 20-gemmascope-res-16k.")
+    ],
+) -> None:
+    """Write glosses and pairs of a dictionary in the layout of Neuronpedia's bucket, ready to be uploaded. Prints the folder."""
+    from polysem.report.publish import export_neuronpedia as export
+
+    result(export(run, out, label=sae, model_id=model_id, source_id=source_id))

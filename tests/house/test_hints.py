@@ -22,7 +22,7 @@ FIELD = "X"
 """in place of a value that an f-string puts in"""
 _COMMAND = re.compile(r"(?:^|: |`)(polysem [a-z][^,;()`]*)")
 _MENTION = re.compile(r"polysem ([a-z][a-z-]+)")
-_SETTING = re.compile(r"\b([a-z]+)\.(?!md\b|toml\b)([a-z_0-9]+)\b(?! ?\()")
+_SETTING = re.compile(r"\b([a-z]+)\.(?!md\b|toml\b|safetensors\b)([a-z_0-9]+)\b(?! ?\()")
 
 
 def text_of(node: ast.expr) -> Iterator[str]:

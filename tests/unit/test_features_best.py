@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 
 from polysem.config import FeaturesConfig
 from polysem.features.best import AFTER_PEAK, Harvest, HarvestPlan
-from polysem.features.columns import _largest, target_tokens
+from polysem.features.columns import target_tokens
 from polysem.features.encoder import Active
+from polysem.features.tokens_out import _largest
 
 
 def add(state, acts, tokens, *, first_row):

@@ -130,6 +130,7 @@ def test_a_full_disk_is_seen_before(project, monkeypatch):
         ("n_targets = 4", "n_targets = 4000"),
         ("n = 6", "n = 6\nchat_template = true"),
         ("file:prompts.txt", "fil:prompts.txt"),
+        ("file:glosses.jsonl", "zoo"),
         ("[glosses]", '[features]\nsource = "zoo"\n[glosses]'),
     ],
 )
@@ -144,6 +145,14 @@ def test_hints_that_name_a_setting_lead_to_a_study_that_passes(project, old, new
     changed[section][key] = tomllib.loads(f"v = {value}".replace("'", '"'))["v"]
     mended = Study.model_validate(changed)
     assert check_study(mended, places, project / "out").problems == []
+
+
+def test_the_hint_about_another_model_is_a_line_of_the_sae(project):
+    text = STUDY.replace("allow_other_model = true\n", "")
+    (problem,) = check_study(parse_study(text), Places(project), project / "out").problems
+    line = re.search(r"(allow_\w+ = \w+) \(in the study", str(problem.hint))
+    assert line, problem
+    assert found(project, text.replace("[corpus]", f"{line[1]}\n[corpus]")) == []
 
 
 def test_one_problem_is_raised_as_it_is(project):

@@ -10,6 +10,7 @@ import sys
 import time
 import zlib
 from collections.abc import Callable
+from importlib.resources import files
 from pathlib import Path
 
 import numpy as np
@@ -19,13 +20,21 @@ from safetensors.torch import save_file
 
 from polysem.boundary import tensors, text
 from polysem.boundary.door import Door
+from polysem.categories import load_categories
 from polysem.config import load_study
 from polysem.corpus import documents
 from polysem.errors import PolysemError
 from polysem.glosses.read import read_glosses
-from polysem.models.load import load_outline
+from polysem.keys import Keyring
+from polysem.models.load import load_model, load_outline
 from polysem.saes.load import load_sae
+from polysem.side_effects.directions import read_direction
+from polysem.side_effects.public import read_feature_table
 from polysem.store.manifest import Manifest, Output, StageInputs
+from polysem.transfer.config import load_transfer
+from polysem.transfer.panel import load_panel
+from polysem.types import Site
+from support.tiny import save_tiny_model
 
 LONGEST = 20.0
 """seconds"""
@@ -90,6 +99,43 @@ def _manifest(folder: Path) -> bytes:
     return (folder / "x").read_bytes()
 
 
+CATEGORIES = b'colors = "red blue"\nanimals = ["dog", "the cat"]\n'
+FEATURES = b"feature,cost,label\n1,0.5,sea\n2,0.25,king\n"
+KEYS = b'"https://host.example/v1" = "sk-1"\n"http://localhost:8000" = "sk-2"\n'
+
+
+def _template(name: str) -> bytes:
+    return files("polysem.cli").joinpath(name).read_bytes()
+
+
+def _npy(folder: Path) -> bytes:
+    np.save(folder / "x.npy", np.ones(16, np.float32))
+    return (folder / "x.npy").read_bytes()
+
+
+def _part_of_model(
+    file: str, load: Callable[[str], object]
+) -> tuple[str, Callable[[Path], bytes], Callable[[Path], object]]:
+    """A file of a model folder of which all others are whole."""
+
+    def make(folder: Path) -> bytes:
+        save_tiny_model("gpt2", folder / "model")
+        return (folder / "model" / file).read_bytes()
+
+    def read(path: Path) -> object:
+        for other in (path.parent.parent / "model").iterdir():
+            if other.name != path.name:
+                (path.parent / other.name).symlink_to(other)
+        return load(str(path.parent))
+
+    return file, make, read
+
+
+def _keys(path: Path) -> object:
+    path.chmod(0o600)
+    return Keyring.of({"POLYSEM_KEYS": str(path)}).key("https://host.example/v1")
+
+
 LOADERS: dict[str, tuple[str, Callable[[Path], bytes], Callable[[Path], object]]] = {
     "glosses, lines": ("g.jsonl", lambda _: GLOSSES, lambda p: read_glosses(f"file:{p}")),
     "glosses, JSON": (
@@ -108,7 +154,16 @@ LOADERS: dict[str, tuple[str, Callable[[Path], bytes], Callable[[Path], object]]
     "corpus, JSON": ("c.json", lambda _: b'["the sea", "kings"]', lambda p: list(documents(str(p)))),
     "corpus, text": ("c.txt", lambda _: b"the sea\n\nthe king\n", lambda p: list(documents(str(p)))),
     "study": ("study.toml", lambda _: STUDY, load_study),
-    "model configuration": ("config.json", lambda _: CONFIG, lambda p: load_outline(str(p.parent))),
+    "transfer study": ("transfer.toml", lambda _: _template("transfer.toml"), load_transfer),
+    "panel": ("judges.toml", lambda _: _template("judges.toml"), load_panel),
+    "model configuration": _part_of_model("config.json", load_outline),
+    "tokenizer": _part_of_model("tokenizer.json", load_outline),
+    "tokenizer settings": _part_of_model("tokenizer_config.json", load_outline),
+    "model weights": _part_of_model("model.safetensors", load_model),
+    "direction": ("a.npy", _npy, lambda p: read_direction(p, site=Site(1, "hook_resid_post"))),
+    "word table": ("w.toml", lambda _: CATEGORIES, lambda p: load_categories(str(p), ["colors", "animals"])),
+    "published features": ("f.csv", lambda _: FEATURES, read_feature_table),
+    "keys": ("keys.toml", lambda _: KEYS, _keys),
     "SAE configuration": ("cfg.json", lambda f: (_sae_config(f, "x"), (f / "x").read_bytes())[1], _sae),
     "SAE weights": ("sae_weights.safetensors", _safetensors, _sae),
     "checkpoint": ("a.pt", _torch, lambda p: load_sae(str(p), site="blocks.1.hook_resid_post")),
@@ -181,9 +236,9 @@ def _fuzz(name: str, folder: Path, *, n: int) -> None:
     assert refused > n / 10, "damage that nothing notices is no test"
 
 
-@pytest.mark.parametrize("name", sorted(set(LOADERS) - {"model configuration", "checkpoint"}))
+@pytest.mark.parametrize("name", sorted(set(LOADERS) - {"checkpoint"}))
 def test_the_good_file_is_read(name, tmp_path):
-    """Of the two others the file alone is not the whole input."""
+    """Of a checkpoint the file alone is not the whole input."""
     file, make, load = LOADERS[name]
     place = tmp_path / "good"
     place.mkdir()

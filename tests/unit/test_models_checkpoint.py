@@ -4,6 +4,7 @@ multimodal one. Nothing of it changes the numbers without a word."""
 import json
 import logging
 import shutil
+import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -264,6 +265,24 @@ def test_another_multimodal_model_is_refused_by_its_family(folder):
     configure(folder, model_type="paligemma", text_config={"model_type": "gemma2"})
     with pytest.raises(UnknownReferenceError, match="is a 'paligemma' model"):
         load_model(str(folder))
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer_config.json", "tokenizer.json"])
+@pytest.mark.parametrize(
+    ("encoding", "said"),
+    [
+        ("utf-8-sig", "begins with a byte-order mark"),
+        ("utf-16", "is text in UTF-16-LE"),
+        ("utf-16-be", "UTF-16-BE"),
+    ],
+)
+def test_text_of_another_kind_is_named_and_the_command_mends_it(folder, name, encoding, said):
+    text = (folder / name).read_text(encoding="utf-8")
+    (folder / name).write_bytes(text.encode(encoding))
+    with pytest.raises(FormatError, match=said) as caught:
+        load_outline(str(folder))
+    subprocess.run(str(caught.value.hint), shell=True, check=True, cwd=folder)
+    assert (folder / name).read_text(encoding="utf-8") == text
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "config.json", "tokenizer.json"])

@@ -262,9 +262,11 @@ def test_a_bos_that_there_is_not_is_an_error(tmp_path):
     folder = save_tiny_model("qwen2", tmp_path / "m")
     model = load_model(str(folder), device="cpu")
     bare = NoBOS(model, eos=None)
-    with pytest.raises(MismatchError, match="has neither BOS nor EOS"):
+    with pytest.raises(MismatchError, match="has neither BOS nor EOS") as caught:
         load_sae(str(exact_sae(tmp_path / "sae", 16)), model=bare, prepend_bos=True)
-    load_sae(str(tmp_path / "sae"), model=bare)
+    assert "prepend_bos = false" in str(caught.value.hint)
+    for followed in (False, None):  # what the hint names, and leaving it out
+        load_sae(str(tmp_path / "sae"), model=bare, prepend_bos=followed)
 
 
 def test_qwen_scope_runs_without_bos(tmp_path):

@@ -10,6 +10,7 @@ import csv
 import io
 import json
 import re
+import shlex
 import tomllib
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -17,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from polysem.boundary.door import Door, brief, telling
-from polysem.boundary.files import LARGEST_SETTINGS, LARGEST_TEXT, read_plain
+from polysem.boundary.files import LARGEST_SETTINGS, LARGEST_TEXT, open_regular, read_plain
 
 DEPTH = 64
 """levels of nesting that are taken"""
@@ -245,6 +246,27 @@ def _yaml_value(text: str) -> Any:
     if re.fullmatch(r"[-+]?\d{1,18}", text):
         return int(text)
     return {"": None, "null": None, "~": None, "true": True, "false": False}.get(text.lower(), text)
+
+
+def check_plain(path: Path, *, door: Door) -> None:
+    """Refuses a file that other programs will read as plain UTF-8 and that is text of another kind. Raises the door's errors."""
+    with open_regular(path, door=door) as stream, telling(door, path):
+        head = stream.read(64)
+    mark = next((name for bom, name in _BOMS if head.startswith(bom)), None)
+    name, file = mark or _unmarked(head), shlex.quote(str(path))
+    if name == "utf-8" and not mark:
+        return
+    if name == "utf-8":
+        problem, hint = "begins with a byte-order mark", f"sed -i '1s/^\\xEF\\xBB\\xBF//' {file}"
+    else:
+        problem = f"is text in {name.upper()}"
+        by = (
+            name[:6] if mark else name.replace("-le", "le").replace("-be", "be")
+        )  # of a mark iconv makes use itself
+        hint = f"iconv -f {by} -t utf-8 {file} > plain.txt && mv plain.txt {file}"
+    raise door.refuse(
+        path, f"it {problem}; expected plain UTF-8, which is all that transformers reads", hint=hint
+    )
 
 
 def json_lines(

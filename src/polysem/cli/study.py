@@ -131,8 +131,10 @@ def _run(
 ) -> Path:
     part, folder = shard_of(shard), folder_for(study_file, out)
     from polysem.engine import run_study
+    from polysem.engine.workers import end_with_parent
     from polysem.progress import on_stderr
 
+    end_with_parent()
     return run_study(
         *(study_file, folder),
         reporter=on_stderr(),

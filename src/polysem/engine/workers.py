@@ -4,7 +4,7 @@ A worker is `polysem trials STUDY --shard K/N` with one thread. Workers share no
 are whole batches of the plan, written whole, and named by the plan, so the tables do not depend on how many
 workers there were, in which order they ended, or which of them died. One that is killed (by hand, or by the
 system when memory runs out) costs its unfinished parts, which are run again, alone; one that ends with an
-error ends the run with it.
+error ends the run with it. Workers end when the process that started them does, even if that is killed.
 """
 
 import logging
@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -28,6 +29,8 @@ from polysem.store.run import RunFolder, trial_parts
 log = logging.getLogger(__name__)
 
 _POLL_S = 0.2
+_WATCHES = "POLYSEM_WORKER"
+"""set in the environment of a worker, at whose stdin its parent holds the other end of a pipe"""
 _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 
@@ -43,6 +46,13 @@ class Worker:
         """The end of what it said."""
         self.talk.seek(0)
         return self.talk.read().decode(errors="replace").strip()[-2000:]
+
+    def close(self) -> None:
+        """Wait for its end and let go of its pipe and its talk."""
+        self.process.wait()
+        self.talk.close()
+        if self.process.stdin:
+            self.process.stdin.close()
 
 
 def run_workers(out: Path, workers: int, *, reporter: Reporter = SILENT, options: Sequence[str] = ()) -> None:
@@ -112,7 +122,7 @@ def _run(out: Path, shards: Sequence[int], n: int, step: "_Step", options: Seque
                     killed[worker.k] = -code
                     forget_lock(out, worker.k, n)
                 words = worker.last_words()
-                worker.talk.close()
+                worker.close()
                 if code > 0:
                     raise StoreError(
                         f"the worker of shard {worker.k}/{n} failed: {words}",
@@ -122,8 +132,7 @@ def _run(out: Path, shards: Sequence[int], n: int, step: "_Step", options: Seque
         for worker in running:
             worker.process.terminate()
         for worker in running:
-            worker.process.wait()
-            worker.talk.close()
+            worker.close()
     return killed
 
 
@@ -132,12 +141,24 @@ def _start(out: Path, k: int, n: int, options: Sequence[str]) -> Worker:
     command = [sys.executable, "-m", "polysem", "trials", str(out / "study.toml"), "--out", str(out)]
     process = subprocess.Popen(
         [*command, "--shard", f"{k}/{n}", *options],
-        stdin=subprocess.DEVNULL,
+        stdin=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         stderr=talk,
-        env={**os.environ, **dict.fromkeys(_THREADS, "1")},
+        env={**os.environ, **dict.fromkeys((*_THREADS, _WATCHES), "1")},
     )
     return Worker(k, process, talk)
+
+
+def end_with_parent() -> None:
+    """In a worker: end as soon as the process that started it has ended, however that was. Elsewhere nothing."""
+    if os.environ.get(_WATCHES):
+        threading.Thread(target=_wait_for_its_end, daemon=True).start()
+
+
+def _wait_for_its_end() -> None:
+    while os.read(0, 1):  # nothing is ever written; the system closes the pipe of a process that is gone
+        pass
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 class _Step:

@@ -37,6 +37,11 @@ log = logging.getLogger(__name__)
 _DEADLINE = 120.0
 """seconds that one request may take in all"""
 _TEXTS_PER_REQUEST = 128
+_SENTENCES = Door(
+    "sentence-transformers model",
+    "check the name on huggingface.co, or give a local folder; offline, use embedder = 'minilm'",
+    UnknownReferenceError,
+)
 _ANSWER = Door("answer", "check that the address is that of an embeddings server")
 
 
@@ -223,14 +228,8 @@ class SentenceTransformers:
                 "sentence-transformers, which is not installed",
                 hint='pip install "polysem[sentence-transformers]"',
             ) from error
-        try:
+        with telling(_SENTENCES, name, doing="is no sentence-transformers model that can be loaded"):
             self._model = SentenceTransformer(name, trust_remote_code=False)
-        except (OSError, ValueError) as error:
-            raise UnknownReferenceError(
-                f"cannot load the sentence-transformers model {name!r}: {str(error).splitlines()[0]}",
-                hint="check the name on huggingface.co, or give a local folder; offline, use embedder "
-                "= 'minilm'",
-            ) from error
         self.name = f"sentence-transformers:{name}"
         self.sha256 = _hash_state(self._model.state_dict())
 

@@ -21,7 +21,7 @@ from polysem.boundary.door import Door, brief, telling
 from polysem.boundary.files import inside, local_path, steady
 from polysem.boundary.settings import check_model_config
 from polysem.boundary.tensors import check_safetensors
-from polysem.boundary.text import read_json
+from polysem.boundary.text import check_plain, read_json
 from polysem.errors import ConfigError, FormatError, MismatchError, StoreError, UnknownReferenceError
 from polysem.models.anatomy import FAMILIES, check_family
 from polysem.models.base import quiet_transformers
@@ -153,6 +153,9 @@ def _checked(folder: Path, *, ref: str, weights: bool = True) -> tuple[Checkpoin
     """What a folder holds and its weight files, of which everything is there and whole; without weights those are not
     looked at."""
     check_links(folder)
+    for name in ("config.json", *TOKENIZER_FILES):
+        if (folder / name).is_file() and not name.endswith(".model"):
+            check_plain(folder / name, door=_FILE)
     refuse_adapter_alone(folder, ref=ref)
     checkpoint = read_checkpoint(folder, _read_config(folder, ref=ref), ref=ref)
     check_family(checkpoint.config["model_type"], ref=ref)

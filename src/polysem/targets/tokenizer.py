@@ -4,9 +4,16 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from polysem.boundary.door import Door, telling
 from polysem.errors import UnknownReferenceError
 from polysem.registry import zoo_path
 from polysem.targets.spelling import reader_of_tokens, spelling_of
+
+_DOOR = Door(
+    "tokenizer",
+    "leave targets.tokenizer out: pools are then matched on tokens of the first source",
+    UnknownReferenceError,
+)
 
 
 def puts_bos(tokenizer: Any) -> bool | None:
@@ -60,10 +67,5 @@ def known_tokenizer(ref: str) -> KnownTokenizer:
         place = str(zoo_path("models", ref.removeprefix("zoo:")))
     else:
         place = str(gguf_folder(ref)) if is_gguf(ref) else ref
-    try:
+    with telling(_DOOR, ref, doing="is no tokenizer that can be read"):
         return KnownTokenizer(ref, AutoTokenizer.from_pretrained(place, trust_remote_code=False))
-    except (OSError, ValueError) as error:
-        raise UnknownReferenceError(
-            f"there is no tokenizer {ref!r}: {str(error).splitlines()[0]}",
-            hint="leave targets.tokenizer out: pools are then matched on tokens of the first source",
-        ) from error

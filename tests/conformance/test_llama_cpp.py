@@ -236,9 +236,9 @@ def test_a_judge_that_cannot_write_json_is_counted(server, tmp_path):
     said = annotate([("colors", "shades of red")], judge)
     assert said.n_missing == 1
     assert np.isnan(said.related).all()
-    kept = len(list((tmp_path).rglob("*.json")))
+    kept = len(list((tmp_path).rglob("*.json.gz")))
     assert annotate([("colors", "shades of red")], judge).n_missing == 1
-    assert len(list((tmp_path).rglob("*.json"))) == kept, "nothing is asked twice"
+    assert len(list((tmp_path).rglob("*.json.gz"))) == kept, "nothing is asked twice"
 
 
 @pytest.mark.skipif(

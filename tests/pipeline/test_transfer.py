@@ -324,6 +324,33 @@ def test_http_gives_the_same_numbers_within_its_bounds(k, white_box, llama, tmp_
         assert bounded
 
 
+def test_samples_measure_a_category_that_k_does_not(white_box, llama, tmp_path):
+    with Server(distribution_of(llama), k_max=20) as server:
+        targets = served(server.url, k=20) + "samples = 128\n"
+        said: list[str] = []
+        run_transfer(study(tmp_path, targets), tmp_path / "out", retries=FAST, say=said.append)
+        assert set(server.books.charged.values()) == {1}
+        second = sum("logit_bias" in body for body in server.bodies)
+    (plan,) = (line for line in said if "requests, 0 answered before" in line)
+    assert f"there: {server.received} requests" in plan, "what is sent is what was said"
+    here, there = (
+        read_transfer(out)["transfer_trials"].to_pylist() for out in (white_box[0], tmp_path / "out")
+    )
+    assert second > len(there)
+    errors, changes, within = [], [], []
+    for mine, other in zip(here, there, strict=True):
+        own = mine["categories"].index(mine["category"])
+        assert other["share"][own] > 0.5
+        changes.append(mine["logodds"][own])
+        errors.append(other["logodds"][own] - mine["logodds"][own])
+        within.append(abs(errors[-1]) <= 1.96 * other["logodds_sd"][own])
+    assert np.abs(errors).mean() < np.abs(changes).mean() / 5
+    assert np.mean(within) > 0.9
+    (about,) = read_transfer(tmp_path / "out")["transfer_targets"].to_pylist()
+    assert "128 samples behind each prompt" in about["conventions"]
+    assert about["cost"] == pytest.approx(0.01 * server.received, rel=0.05)
+
+
 def words_distribution(prompt: str):
     """A scripted model: some words of the categories, with weights that depend on the prompt."""
     texts = tuple(

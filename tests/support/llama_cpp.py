@@ -74,10 +74,19 @@ def _silent() -> Iterator[None]:
 
 def write_gguf(path: Path, model: Any) -> Path:
     """A Llama with a unigram tokenizer as a file of float32 weights."""
+    writer = llama_writer(path, model)
+    _add_unigram(writer, model.tokenizer)
+    for name, value in llama_tensors(model):
+        writer.add_tensor(name, value)
+    return finish(writer, path)
+
+
+def llama_writer(path: Path, model: Any, architecture: str = "llama") -> Any:
+    """A writer of the file, its sizes written."""
     import gguf
 
     config = model.model.config
-    writer = gguf.GGUFWriter(path, "llama")
+    writer = gguf.GGUFWriter(path, architecture)
     writer.add_block_count(config.num_hidden_layers)
     writer.add_context_length(config.max_position_embeddings)
     writer.add_embedding_length(config.hidden_size)
@@ -88,11 +97,19 @@ def write_gguf(path: Path, model: Any) -> Path:
     writer.add_rope_dimension_count(config.hidden_size // config.num_attention_heads)
     writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
     writer.add_vocab_size(config.vocab_size)
-    _add_unigram(writer, model.tokenizer)
+    return writer
+
+
+def llama_tensors(model: Any) -> Iterator[tuple[str, np.ndarray]]:
+    """Every tensor of a Llama under its name in the format, float32."""
+    config = model.model.config
     for name, tensor in model.model.state_dict().items():
-        if name == "lm_head.weight" and config.tie_word_embeddings:
-            continue
-        writer.add_tensor(*_tensor(name, tensor.float().numpy(), config))
+        if name != "lm_head.weight" or not config.tie_word_embeddings:
+            yield _tensor(name, tensor.float().numpy(), config)
+
+
+def finish(writer: Any, path: Path) -> Path:
+    """The file, written."""
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

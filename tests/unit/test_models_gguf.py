@@ -4,7 +4,6 @@ import importlib.util
 from pathlib import Path
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 import torch
 
@@ -12,14 +11,10 @@ from polysem.errors import FormatError, UnknownReferenceError
 from polysem.models import gguf as models_gguf
 from polysem.models import load_model
 from polysem.worlds.tiny import tiny_model
+from support.llama_cpp import finish, llama_tensors, llama_writer
 
 gguf = pytest.importorskip("gguf", reason="the package gguf is not installed")
 
-NAMES = {
-    "self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v",
-    "self_attn.o_proj": "attn_output", "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up",
-    "mlp.down_proj": "ffn_down", "input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm",
-}  # fmt: skip
 Q8_0 = 5e-2
 """what rounding to eight bits does to logits of a random model, as a share of the largest"""
 
@@ -42,27 +37,11 @@ def byte_tokenizer() -> tuple[list[str], list[str]]:
     return ["<|endoftext|>", *bytes_to_unicode().values(), *("".join(m.split()) for m in merges)], merges
 
 
-def interleaved(weight: np.ndarray, heads: int) -> np.ndarray:
-    """The layout in which the format keeps the rows of a Llama's queries and keys."""
-    half = weight.shape[0] // heads // 2
-    return weight.reshape(heads, 2, half, weight.shape[1]).swapaxes(1, 2).reshape(weight.shape)
-
-
 def write(path: Path, model, *, architecture: str = "llama", pre: str = "smollm", types=None) -> Path:
     """The model as a GGUF file, its large matrices in Q8_0."""
-    config = model.model.config
-    writer = gguf.GGUFWriter(path, architecture)
-    writer.add_block_count(config.num_hidden_layers)
-    writer.add_context_length(config.max_position_embeddings)
-    writer.add_embedding_length(config.hidden_size)
-    writer.add_feed_forward_length(config.intermediate_size)
-    writer.add_head_count(config.num_attention_heads)
-    writer.add_head_count_kv(config.num_key_value_heads)
-    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
-    writer.add_rope_dimension_count(config.hidden_size // config.num_attention_heads)
-    writer.add_vocab_size(config.vocab_size)
+    writer = llama_writer(path, model, architecture)
     tokens, merges = byte_tokenizer()
-    tokens += [f"<pad{n}>" for n in range(config.vocab_size - len(tokens))]
+    tokens += [f"<pad{n}>" for n in range(model.model.config.vocab_size - len(tokens))]
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre(pre)
     writer.add_token_list(tokens)
@@ -72,29 +51,13 @@ def write(path: Path, model, *, architecture: str = "llama", pre: str = "smollm"
     writer.add_eos_token_id(0)
     writer.add_unk_token_id(0)
     writer.add_pad_token_id(0)
-    for name, tensor in model.model.state_dict().items():
-        if name == "lm_head.weight":
-            continue
-        value = tensor.numpy()
-        bare = name.removeprefix("model.").removesuffix(".weight")
-        if bare.endswith("q_proj"):
-            value = interleaved(value, config.num_attention_heads)
-        if bare.endswith("k_proj"):
-            value = interleaved(value, config.num_key_value_heads)
-        parts = bare.split(".", 2)
-        theirs = {"embed_tokens": "token_embd", "norm": "output_norm"}.get(
-            bare
-        ) or f"blk.{parts[1]}.{NAMES[parts[2]]}"
+    for name, value in llama_tensors(model):
         if value.ndim == 2 and types is None:
             packed = gguf.quants.quantize(value, gguf.GGMLQuantizationType.Q8_0)
-            writer.add_tensor(f"{theirs}.weight", packed, raw_dtype=gguf.GGMLQuantizationType.Q8_0)
+            writer.add_tensor(name, packed, raw_dtype=gguf.GGMLQuantizationType.Q8_0)
         else:
-            writer.add_tensor(f"{theirs}.weight", value)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return path
+            writer.add_tensor(name, value)
+    return finish(writer, path)
 
 
 def test_a_file_gives_the_model_it_was_made_from(tiny, tmp_path, caplog):

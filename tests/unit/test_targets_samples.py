@@ -116,6 +116,16 @@ def test_the_estimate_has_no_bias_and_its_interval_covers():
     assert np.log(bare / truth).mean() < -0.1, "what was seen alone is too little"
 
 
+def test_too_few_samples_measure_nothing_and_no_k_is_advised():
+    x = np.full((2, 400), -10.0)
+    drawn = np.full(x.shape, np.nan)
+    drawn[:, :4] = x[:, :4]
+    heads = Heads(np.full(x.shape, np.nan), np.full(2, -9.0), np.full(2, 0.9), np.zeros(2, dtype=np.int64))
+    found = sampled_tail(heads, drawn, n=4)
+    assert not found.measurable
+    assert found.k == np.inf
+
+
 def test_nothing_granted_and_nothing_else_drawn_is_finite():
     heads = Heads(np.full((2, 3), np.nan), np.full(2, -9.0), np.full(2, 1e-9), np.zeros(2, dtype=np.int64))
     drawn = np.array([[-9.5, np.nan, np.nan], [np.nan, np.nan, np.nan]])

@@ -1,7 +1,7 @@
 """A category's probability from a second request: samples of its tokens, each with its own exact log-probability.
 
 `logit_bias` lifts the category's tokens alike, so that `n` tokens are drawn from them as they stand to each other; what a
-server says of each is its log-probability without the bias (OpenAI, vLLM with `raw_logprobs`, its default, llama.cpp). With
+server says of each is its log-probability without the bias (llama.cpp; vLLM with `raw_logprobs`, its default). With
 granted probability G and tokens of probability p_t that were drawn and not granted, the category's probability M solves
 
     M = G + sum p_t / (1 - (1 - p_t / M)^n)

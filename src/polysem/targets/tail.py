@@ -154,13 +154,14 @@ def share_and_odds(
     mass = np.clip(mass, TINY, 1 - TINY)
     log_odds, own = np.log(mass) - np.log1p(-mass), (sd / (mass * (1 - mass))) ** 2
     at_base = heads.sentence == np.arange(len(mass))
+    share = float((known / mass).mean())
     return Tail(
         mass=mass,
         log_odds=log_odds,
         change=log_odds - log_odds[heads.sentence],
         sd=np.where(at_base, 0.0, np.sqrt(own + own[heads.sentence])),
-        share=float((known / mass).mean()),
-        k=1.0,
+        share=share,
+        k=1.0 if share >= MEASURABLE else math.inf,
     )
 
 

@@ -13,6 +13,7 @@ of the same lengths. Everything is local; a served target has no inside to watch
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -244,24 +245,11 @@ def _moved(
     """Mean change of every category under either direction, at the strength that the first needs."""
     before, after, strengths = [], [], []
     for ids in sentences:
-        first = steer(
-            box.model,
-            ids,
-            site=box.sae.writes,
-            directions=goal[None],
-            inside=inside,
-            kl=prepared.study.directions.kl,
-        )
+        push = partial(steer, box.model, ids, site=box.sae.writes, inside=inside)
+        first = push(directions=goal[None], kl=prepared.study.directions.kl)
         if not first.reached[0]:
             continue
-        second = steer(
-            box.model,
-            ids,
-            site=box.sae.writes,
-            directions=left[None],
-            inside=inside,
-            strength=float(first.strength[0]),
-        )
+        second = push(directions=left[None], strength=float(first.strength[0]))
         before.append(first.log_odds[0])
         after.append(second.log_odds[0])
         strengths.append(float(first.strength[0]))

@@ -98,7 +98,8 @@ def unmeasured(share: float, k_needed: float) -> str:
     k = k_that_would_do(k_needed)
     do = f"k = {k} would do" if k else "no larger k is known to do"
     return (
-        f"not measurable: {share:.0%} of its probability is granted, expected at least {MEASURABLE:.0%}; {do}"
+        f"not measurable: {share:.0%} of its probability is granted, expected at least {MEASURABLE:.0%}; {do}; "
+        "target.samples = 128 does at any k"
     )
 
 

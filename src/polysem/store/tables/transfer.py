@@ -121,7 +121,7 @@ TRANSFER_TRIALS = Schema(
             "share",
             NUMBERS,
             "fraction",
-            "of each category's estimated probability, granted in answers to the category's sentences",
+            "of each category's estimated probability, granted or drawn in answers to the category's sentences",
         ),
         Column("k_needed", NUMBERS, "log-probabilities", "that would grant half of it; 0 of whole answers"),
         _number("kl_lo", "nats", "lower bound of KL(baseline || injected)", nullable=False),

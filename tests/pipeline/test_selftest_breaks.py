@@ -266,3 +266,13 @@ def test_the_sign_of_help_turned_round(monkeypatch):
     real = worth._losses
     monkeypatch.setattr(worth, "_losses", lambda *given: -real(*given))
     assert broken("edges") == {"edges: sign of helpfulness beyond 3 standard errors"}
+
+
+def test_edges_judged_without_the_targets_own_threshold(monkeypatch):
+    """A weight taken for what it does: silent interference is then half as effective as what makes a neuron fire."""
+    from polysem.layers import worth
+
+    monkeypatch.setattr(
+        worth, "without", lambda target, pre, change, which: pre[:, which].clamp(min=0) - change
+    )
+    assert broken("edges") == {"edges: harmful edges not twice as effective as every silent one"}

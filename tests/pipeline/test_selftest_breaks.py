@@ -3,7 +3,6 @@
 import numpy as np
 import pyarrow.compute as pc
 import pytest
-import torch
 
 from polysem.selftest import run
 from polysem.selftest.runner import CHECKS
@@ -251,15 +250,14 @@ def test_pairs_compared_with_the_wrong_control(monkeypatch):
     assert "apart: geometry effect where there is only geometry" in found
 
 
-def test_edges_judged_without_the_targets_own_threshold(monkeypatch):
-    """A weight taken for what it does: silent interference of equal weight is then as effective as the circuit."""
-    from polysem.layers import worth
+def test_attribution_without_co_firing(monkeypatch):
+    """Mean activation times weight, whether the target fires or not: silent interference is then credited."""
+    from polysem.layers.coactivity import Coactivity
 
     monkeypatch.setattr(
-        worth, "without", lambda target, pre, change, which: torch.relu(pre[:, which]) - change
+        Coactivity, "era", lambda seen, weight: (seen.fires_i / seen.n_tokens)[:, None] * weight
     )
-    found = broken("edges")
-    assert "edges: AUROC of effectiveness, against silent interference of equal weight" in found
+    assert broken("edges") == {"edges: edges that ERA credits although their ends never co-fire"}
 
 
 def test_the_sign_of_help_turned_round(monkeypatch):
@@ -268,3 +266,13 @@ def test_the_sign_of_help_turned_round(monkeypatch):
     real = worth._losses
     monkeypatch.setattr(worth, "_losses", lambda *given: -real(*given))
     assert broken("edges") == {"edges: sign of helpfulness beyond 3 standard errors"}
+
+
+def test_edges_judged_without_the_targets_own_threshold(monkeypatch):
+    """A weight taken for what it does: silent interference is then half as effective as what makes a neuron fire."""
+    from polysem.layers import worth
+
+    monkeypatch.setattr(
+        worth, "without", lambda target, pre, change, which: pre[:, which].clamp(min=0) - change
+    )
+    assert broken("edges") == {"edges: harmful edges not twice as effective as every silent one"}

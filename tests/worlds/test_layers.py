@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from polysem.errors import MismatchError
 from polysem.layers.coactivity import corpus_pass
 from polysem.layers.ends import (
     Ends,
@@ -188,3 +189,19 @@ def test_the_gain_of_a_norm_is_found_from_outside():
     torch.testing.assert_close(last.gain, norm_gain(model, "transformer.ln_f"))
     assert why_not(Ends.of("x", edges_world().target), Ends.of("y", edges_world().source))
     assert WRITTEN.layer == 1
+
+
+def test_hops_are_counted_where_they_are_compiled_in():
+    from polysem.layers.hops import hop_index
+    from polysem.worlds.chain import WRITES, chain_world, compiled, per_layer
+
+    world = chain_world(n=3, rows=200)
+    for made, expected in (
+        (compiled(world, ahead=False), 0.0), (compiled(world, ahead=True), 1.0), (per_layer(world), 0.0)
+    ):  # fmt: skip
+        for site, y in zip(WRITES, world.written, strict=True):  # all of them write what the model writes
+            torch.testing.assert_close(made.written(world.seen)[site], y, rtol=0, atol=1e-6)
+        found = hop_index(made, world.seen, site=WRITES[1], directions=world.axes)
+        torch.testing.assert_close(found, torch.full((3,), expected, dtype=torch.float64), rtol=0, atol=1e-6)
+    with pytest.raises(MismatchError, match="nothing writes"):
+        hop_index(per_layer(world), world.seen, site=READ, directions=world.axes)

@@ -19,6 +19,7 @@ from polysem.layers.ends import Ends, final_norm, linked, logit_columns, norm_be
 from polysem.layers.influence import natural_influence, pushed_later
 from polysem.layers.weights import LIFT_EDGES, WEIGHT_EDGES, joint_histogram, virtual_weights
 from polysem.layers.worth import (
+    Helpful,
     Readings,
     effectiveness,
     helpful_features,
@@ -257,15 +258,7 @@ class _Pair:
         cells = hypotheses.density_cells(self.all, self.weights.columns[t].norm(dim=1).numpy(), t)
         told = {"weight": weight, "ERA": era, "TWERA": twera, "co-firing": cofire, "cosine": cosine, **beside}
         findings += hypotheses.natural(lost, told, cells=cells, rng=self._rng("chance"))
-        worth = effectiveness(
-            *ends,
-            self.weights,
-            self.columns,
-            sources=s,
-            targets=t,
-            rng=self._rng("tokens"),
-            reporter=self.reporter,
-        )
+        worth = effectiveness(self.seen, read, self.source, self.target, self.weights, sources=s, targets=t)
         findings += (
             self._steered(s[: plan.n_steered]) if plan.n_steered and len(self.source.rows) == 1 else []
         )
@@ -273,13 +266,9 @@ class _Pair:
         places = list(chosen)
         edges = [(s[a], int(t[b])) for a, b in places]
         helped = helpful_features(
-            *ends,
-            self.weights,
-            edges=edges,
-            n_events=plan.n_events,
-            rng=self._rng("edges"),
-            reporter=self.reporter,
-        )
+            self.model, self.seen, read, self.source, self.target, self.weights, edges=edges,
+            n_events=plan.n_events, rng=self._rng("edges"), reporter=self.reporter,
+        )  # fmt: skip
         findings += hypotheses.harmful(
             helped, np.array([worth.nats[p] for p in places]), rng=self._rng("signs")
         )
@@ -288,27 +277,32 @@ class _Pair:
             for flat in np.argsort(-order, axis=None, kind="stable")[:LISTED].tolist():
                 place = divmod(flat, len(t))
                 chosen[place] = f"{chosen[place]}+{why}" if place in chosen else why
-        helps = {place: hypotheses.edge_interval(helped, k) for k, place in enumerate(places)}
-        n_events = np.bincount(helped.edge, minlength=len(places))
-        rows = []
-        for (a, b), why in chosen.items():
-            i, j = s[a], int(t[b])
-            one = helps.get((a, b))
-            rows.append(
-                {
-                    "i": i, "j": j, "chosen": why, "gloss_i": self.glosses.text(self.source.label, i),
-                    "gloss_j": self.glosses.text(self.target.label, j), "weight": float(weight[a, b]),
-                    "weight_raw": float(self.weights.unfolded(np.array([i]), np.array([j]))[0]),
-                    "cosine": float(cosine[a, b]), "co_tokens": int(self.all.both[i, j]),
-                    "lift": float(self.all.lift()[i, j]), "era": float(self.all.era(whole)[i, j]),
-                    "twera": float(self.all.twera(whole)[i, j]), "effectiveness": float(worth.nats[a, b]),
-                    "acts": float(worth.acts[a, b]), "pushed": float(pushed.same[a, :, b].mean()),
-                    "natural": float(natural[a, b]), "saved": None if one is None else one.value,
-                    "lo": None if one is None else one.lo, "hi": None if one is None else one.hi,
-                    "n_events": int(n_events[places.index((a, b))]) if (a, b) in helps else 0,
-                }
-            )  # fmt: skip
-        return findings, rows
+        measured = {
+            "weight": weight, "cosine": cosine, "era": self.all.era(whole)[np.ix_(s, t)], "lift": self.all.lift()[np.ix_(s, t)],
+            "twera": self.all.twera(whole)[np.ix_(s, t)], "effectiveness": worth.nats, "acts": worth.acts,
+            "pushed": pushed.same.mean(1), "natural": natural,
+        }  # fmt: skip
+        return findings, [self._edge(place, why, measured, helped, places) for place, why in chosen.items()]
+
+    def _edge(
+        self,
+        place: tuple[int, int],
+        why: str,
+        measured: Mapping[str, np.ndarray],
+        helped: Helpful,
+        places: Sequence[tuple[int, int]],
+    ) -> dict[str, Any]:
+        """A row of LAYER_EDGES."""
+        i, j = self.sources[place[0]], int(self.targets[place[1]])
+        k = places.index(place) if place in places else -1
+        one = hypotheses.edge_interval(helped, k)
+        return {
+            "i": i, "j": j, "chosen": why, "gloss_i": self.glosses.text(self.source.label, i),
+            "gloss_j": self.glosses.text(self.target.label, j), "co_tokens": int(self.all.both[i, j]),
+            "weight_raw": float(self.weights.unfolded(np.array([i]), np.array([j]))[0]),
+            "saved": one.value, "lo": one.lo, "hi": one.hi, "n_events": int((helped.edge == k).sum()),
+            **{name: float(values[place]) for name, values in measured.items()},
+        }  # fmt: skip
 
     def _decoders(self) -> np.ndarray | None:
         """Cosines of what both write, where they write one width."""
@@ -360,13 +354,13 @@ class _Pair:
                 self.model, prompts, [*directions, *random], sets=[[0]], dose=dose, positions="last", readout=readout,
                 reporter=self.reporter,
             )  # fmt: skip
-            size = _moved(made)[:, live]
+            size: np.ndarray = _moved(made)[:, live]
             moved, isotropic = size[: len(sources)], size[len(sources) :]
             found += hypotheses.steering(
                 moved, isotropic, self.all, sources=sources, dose=dose, rng=self._rng("like")
             )
             if similarity is not None:
-                found += hypotheses.unlike(moved, unit, similarity[np.ix_(sources, live)], dose=dose)
+                found += hypotheses.unlike(moved, unit, similarity[np.asarray(sources)][:, live], dose=dose)
         return found
 
 

@@ -148,7 +148,7 @@ def _text(kinds: np.ndarray, own: np.ndarray, n_rows: int, rng: np.random.Genera
     for row in range(n_rows):
         for pos in range(1, ROW):
             before = tokens[row, pos - 1]
-            kind = kinds[before - 1] if before else "other"
+            kind = str(kinds[before - 1]) if before else "other"
             rightly = kind.isdigit() and sure[row, pos]
             tokens[row, pos] = own[int(kind)] if rightly else drawn[row, pos]
     starts = np.arange(n_rows, dtype=np.int64) * (ROW - 1)

@@ -49,7 +49,7 @@ def hub(monkeypatch):
     return calls
 
 
-def test_a_push_takes_the_study_and_nothing_of_this_machine(run, hub):
+def test_a_push_takes_the_study_and_no_folder_of_this_machine(run, hub):
     assert push_to_hub(run, "me/study") == "https://hub.test/me/study"
     (made, repo), (_, card), (_, sent) = hub
     assert (made, repo["repo_type"], repo["private"]) == ("create_repo", "dataset", True)

@@ -7,6 +7,7 @@ import gzip
 import importlib
 import json
 from collections.abc import Iterable, Mapping
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +48,7 @@ A study of polysemantic interference by polysem {version}: `{model}`, {saes}.
 
 
 def files_of(folder: Path) -> list[str]:
-    """What a push takes of a run folder: settings, stages and pages. Not `origin.json`, which names folders of this machine, no locks, caches or
+    """What a push takes of a run folder: settings, stages and pages. Not `origin.json`, which names folders of this machine (manifests do name the host that made them), no locks, caches or
     answers of servers.
 
     Raises:
@@ -121,13 +122,11 @@ def upload_space(export: Path, repo: str) -> None:
 
 def card_text(run: Run, repo: str, *, space: bool = False) -> str:
     """README.md of a pushed run."""
-    from polysem import __version__
-
     rows = [f"- {row['question']}: {row['claim']}" for row in findings(run)]
     labels = ", ".join(f"`{entry.ref}`" for entry in run.study.saes)
     front = f"title: {json.dumps(run.study.name)}\nsdk: static\napp_file: index.html\n" if space else ""
     return _CARD.format(
-        front=front, name=run.study.name, version=__version__, model=run.study.model.ref, saes=labels,
+        front=front, name=run.study.name, version=version("polysem"), model=run.study.model.ref, saes=labels,
         findings="\n".join(rows) or "No finding yet.", repo=repo, kind="space" if space else "dataset",
     )  # fmt: skip
 

@@ -6,7 +6,8 @@ Nothing is sent unless it is asked for, and `polysem push --list` says before wh
 import gzip
 import importlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -83,24 +84,16 @@ def push_to_hub(folder: str | Path, repo: str, *, private: bool = True, space: b
     Raises:
         StoreError: if the study is not finished, or the Hub refuses.
     """
-    from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError
-
     folder, kind = Path(folder), "space" if space else "dataset"
-    files, api = files_of(folder), HfApi()
-    card = card_text(Run.open(folder), repo, space=space)
-    try:
+    files, card = files_of(folder), card_text(Run.open(folder), repo, space=space)
+    with _hub(repo) as api:
         made = api.create_repo(
             repo, repo_type=kind, private=private, exist_ok=True, space_sdk="static" if space else None
         )
         api.upload_file(path_or_fileobj=card.encode(), path_in_repo="README.md", repo_id=repo, repo_type=kind)
         if not space:
             api.upload_folder(folder_path=folder, repo_id=repo, repo_type=kind, allow_patterns=files)
-        return str(made)
-    except (HfHubHTTPError, OSError) as error:
-        raise StoreError(
-            f"{repo} could not be written: {error}", hint="hf auth login, then the same command"
-        ) from error
+    return str(made)
 
 
 def upload_space(export: Path, repo: str) -> None:
@@ -109,12 +102,20 @@ def upload_space(export: Path, repo: str) -> None:
     Raises:
         StoreError: if the Hub refuses.
     """
+    with _hub(repo) as api:
+        api.upload_folder(folder_path=export, repo_id=repo, repo_type="space")
+
+
+@contextmanager
+def _hub(repo: str) -> Iterator[Any]:
+    """The Hub's client; what it and the network refuse is said in our words."""
+    import httpx
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError
 
     try:
-        HfApi().upload_folder(folder_path=export, repo_id=repo, repo_type="space")
-    except (HfHubHTTPError, OSError) as error:
+        yield HfApi()
+    except (HfHubHTTPError, httpx.HTTPError, OSError) as error:
         raise StoreError(
             f"{repo} could not be written: {error}", hint="hf auth login, then the same command"
         ) from error

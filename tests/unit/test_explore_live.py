@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from polysem.errors import ConfigError, StoreError
+from polysem.explore.again import AskedRow
 from polysem.explore.live import WAITING
 from polysem.explore.steer import KL_WITHIN, Asked, dose_for_kl
 
@@ -43,6 +44,16 @@ ASKED = {
 def test_a_wrong_request_is_refused(change, said):
     with pytest.raises(ConfigError, match=said):
         Asked.parse({**ASKED, **change})
+
+
+@pytest.mark.parametrize(
+    ("change", "said"), [({"dose": 0.0}, "dose"), ({"source": -1}, "source"), ({"more": 1}, "more")]
+)
+def test_a_wrong_row_is_refused(change, said):
+    row = {"sae": "s", "locus": "feature", "source": 1, "target": 2, "token_set": "in", "dose": 0.1}
+    assert AskedRow.parse(row).dose == 0.1
+    with pytest.raises(ConfigError, match=said):
+        AskedRow.parse(row | change)
 
 
 @pytest.mark.parametrize("what", [None, [], "x", 3])

@@ -6,6 +6,7 @@ import json
 import sys
 import types
 
+import httpx
 import huggingface_hub
 import pytest
 from typer.testing import CliRunner
@@ -49,7 +50,7 @@ def hub(monkeypatch):
     return calls
 
 
-def test_a_push_takes_the_study_and_nothing_of_this_machine(run, hub):
+def test_a_push_takes_the_study_and_no_folder_of_this_machine(run, hub):
     assert push_to_hub(run, "me/study") == "https://hub.test/me/study"
     (made, repo), (_, card), (_, sent) = hub
     assert (made, repo["repo_type"], repo["private"]) == ("create_repo", "dataset", True)
@@ -81,6 +82,15 @@ def test_what_would_be_sent_is_said_and_nothing_is(run, hub):
 def test_an_unfinished_run_is_not_pushed(tmp_path):
     with pytest.raises(StoreError, match="polysem report"):
         push_to_hub(tmp_path, "me/study")
+
+
+def test_a_hub_that_cannot_be_reached_is_said(run, monkeypatch):
+    def unreachable(*args, **kwargs):
+        raise httpx.ConnectError("no route to host")
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "create_repo", unreachable)
+    with pytest.raises(StoreError, match=r"me/study could not be written: no route(.|\n)*hf auth login"):
+        push_to_hub(run, "me/study")
 
 
 def test_what_neuronpedia_gets_is_what_the_run_holds(run, tmp_path):

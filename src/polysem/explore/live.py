@@ -14,6 +14,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
 from polysem.errors import ConfigError, PolysemError, StoreError
+from polysem.explore.again import AskedRow, run_again
 from polysem.explore.book import Book
 from polysem.explore.documents import feature
 from polysem.explore.query import Sql
@@ -40,7 +41,7 @@ class Job:
     """One request on its way."""
 
     id: str
-    asked: Asked
+    asked: Asked | AskedRow
     state: State = "waiting"
     doing: str = "waiting for the one before"
     result: dict[str, Any] | None = None
@@ -89,7 +90,8 @@ class Live:
 
     def start(self, asked: Any) -> dict[str, Any]:
         """Begin a job. Raises ConfigError if the request is wrong or too much is waiting."""
-        job = Job(secrets.token_hex(8), Asked.parse(asked))
+        row = asked.get("row") if isinstance(asked, dict) else None
+        job = Job(secrets.token_hex(8), Asked.parse(asked) if row is None else AskedRow.parse(row))
         with self._lock:
             if sum(j.state == "waiting" for j in self._jobs.values()) >= WAITING:
                 raise ConfigError(f"{WAITING} requests are waiting already", hint="cancel one, or wait")
@@ -160,6 +162,12 @@ class Live:
             job.seconds = time.monotonic() - begun
 
         asked = job.asked
+        if isinstance(asked, AskedRow):
+            job.doing = "running the row's prompts again"
+            with torch.no_grad():
+                found = run_again(self.bench, RunFolder(self.book.folder), asked, check=check)
+            show({"row": found})
+            return
         target = feature(self.book, asked.sae, asked.target)
         source = feature(self.book, asked.sae, asked.source) if LIVE[asked.locus].from_feature else None
         with torch.no_grad():
@@ -168,4 +176,7 @@ class Live:
             sae = self.bench.saes[asked.sae]
             check()
             job.doing = "running the model"
-            LiveSteer(asked, model=model, sae=sae, source=source, target=target, show=show).run()
+            positions = self.book.study.plan.positions
+            LiveSteer(
+                asked, model=model, sae=sae, source=source, target=target, positions=positions, show=show
+            ).run()

@@ -98,6 +98,7 @@ class LiveSteer:
         sae: SAE,
         source: dict[str, Any] | None,
         target: dict[str, Any],
+        positions: str = "all_but_first",
         show: Callable[[dict[str, Any] | None], None],
     ):
         """See the prompt without steering.
@@ -109,6 +110,7 @@ class LiveSteer:
         from polysem.act.base import SiteContext, decoder_row, intervention, unit
 
         self.asked, self.model, self.target, self.show = asked, model, target, show
+        self.positions = positions
         self.bench = SiteContext(asked.sae, sae, model.spec, activations=_none, model=model)
         self.intervention = intervention(asked.locus)
         self.realised = self.intervention.realise(LIVE[asked.locus].recipe(asked, source), self.bench)
@@ -149,7 +151,7 @@ class LiveSteer:
         if scale is None:
             tokens, edits = torch.as_tensor([ids], device=self.model.spec.device), []
         else:
-            prompt = base.EditedPrompt(tuple(ids), base.edited_positions("all_but_first", len(ids)))
+            prompt = base.EditedPrompt(tuple(ids), base.edited_positions(self.positions, len(ids)))
             steer = base.Steer(self.realised, LIVE[self.asked.locus].strength(scale, self.norm))
             tokens, edits = self.intervention.prepare([steer], prompt, self.bench)
         return self.model.logits(tokens, edits, last_only=True)[:, -1].cpu().double()
@@ -193,6 +195,7 @@ class LiveSteer:
             "dose": dose,
             "asked_kl": asked.dose if asked.unit == "kl" else None,
             "norm": self.norm,
+            "positions": self.positions,
             "kl": self._kl(after),
             "alignment": self.alignment,
             "tokens": tokens,

@@ -6,7 +6,9 @@ Nothing is sent unless it is asked for, and `polysem push --list` says before wh
 import gzip
 import importlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +49,7 @@ A study of polysemantic interference by polysem {version}: `{model}`, {saes}.
 
 
 def files_of(folder: Path) -> list[str]:
-    """What a push takes of a run folder: settings, stages and pages. Not `origin.json`, which names folders of this machine, no locks, caches or
+    """What a push takes of a run folder: settings, stages and pages. Not `origin.json`, which names folders of this machine (manifests do name the host that made them), no locks, caches or
     answers of servers.
 
     Raises:
@@ -82,24 +84,16 @@ def push_to_hub(folder: str | Path, repo: str, *, private: bool = True, space: b
     Raises:
         StoreError: if the study is not finished, or the Hub refuses.
     """
-    from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError
-
     folder, kind = Path(folder), "space" if space else "dataset"
-    files, api = files_of(folder), HfApi()
-    card = card_text(Run.open(folder), repo, space=space)
-    try:
+    files, card = files_of(folder), card_text(Run.open(folder), repo, space=space)
+    with _hub(repo) as api:
         made = api.create_repo(
             repo, repo_type=kind, private=private, exist_ok=True, space_sdk="static" if space else None
         )
         api.upload_file(path_or_fileobj=card.encode(), path_in_repo="README.md", repo_id=repo, repo_type=kind)
         if not space:
             api.upload_folder(folder_path=folder, repo_id=repo, repo_type=kind, allow_patterns=files)
-        return str(made)
-    except (HfHubHTTPError, OSError) as error:
-        raise StoreError(
-            f"{repo} could not be written: {error}", hint="hf auth login, then the same command"
-        ) from error
+    return str(made)
 
 
 def upload_space(export: Path, repo: str) -> None:
@@ -108,12 +102,20 @@ def upload_space(export: Path, repo: str) -> None:
     Raises:
         StoreError: if the Hub refuses.
     """
+    with _hub(repo) as api:
+        api.upload_folder(folder_path=export, repo_id=repo, repo_type="space")
+
+
+@contextmanager
+def _hub(repo: str) -> Iterator[Any]:
+    """The Hub's client; what it and the network refuse is said in our words."""
+    import httpx
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError
 
     try:
-        HfApi().upload_folder(folder_path=export, repo_id=repo, repo_type="space")
-    except (HfHubHTTPError, OSError) as error:
+        yield HfApi()
+    except (HfHubHTTPError, httpx.HTTPError, OSError) as error:
         raise StoreError(
             f"{repo} could not be written: {error}", hint="hf auth login, then the same command"
         ) from error
@@ -121,13 +123,11 @@ def upload_space(export: Path, repo: str) -> None:
 
 def card_text(run: Run, repo: str, *, space: bool = False) -> str:
     """README.md of a pushed run."""
-    from polysem import __version__
-
     rows = [f"- {row['question']}: {row['claim']}" for row in findings(run)]
     labels = ", ".join(f"`{entry.ref}`" for entry in run.study.saes)
     front = f"title: {json.dumps(run.study.name)}\nsdk: static\napp_file: index.html\n" if space else ""
     return _CARD.format(
-        front=front, name=run.study.name, version=__version__, model=run.study.model.ref, saes=labels,
+        front=front, name=run.study.name, version=version("polysem"), model=run.study.model.ref, saes=labels,
         findings="\n".join(rows) or "No finding yet.", repo=repo, kind="space" if space else "dataset",
     )  # fmt: skip
 

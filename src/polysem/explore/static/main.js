@@ -4,16 +4,16 @@ import { address, here } from "./state.js";
 import { Server } from "./source.js";
 import { feature } from "./views/feature.js";
 import { home } from "./views/home.js";
-import { hubs, pairs, steering, tables } from "./views/lists.js";
+import { find, hubs, pairs, steering, tables } from "./views/lists.js";
 import { live } from "./views/live.js";
 import { map } from "./views/map.js";
 import { pair } from "./views/pair.js";
 import { results } from "./views/results.js";
 import { learn } from "./words.js";
 
-const VIEWS = { home, map, pairs, steering, hubs, results, live, tables, pair, feature };
+const VIEWS = { home, map, pairs, steering, hubs, results, live, tables, pair, feature, find };
 const NAV = [["home", "Study"], ["map", "Map"], ["pairs", "Pairs"], ["steering", "Steering"], ["hubs", "Hubs"], ["results", "Results"], ["live", "Live"], ["tables", "Tables"]];
-const WITHIN = { pair: "pairs", feature: "hubs" };
+const WITHIN = { pair: "pairs", feature: "hubs", find: "" };
 const POLL = 2500;
 
 const main = document.getElementById("main");
@@ -43,10 +43,24 @@ function theme() {
   return button;
 }
 
+// On every page: a number leads to the feature, words to those whose gloss or tokens hold one of them.
+function finder() {
+  const box = el("input", { type: "text", id: "find", "aria-label": "Find features by words, tokens or number", placeholder: "Find features", autocomplete: "off", maxlength: "200" });
+  const words = here().view === "find" ? (here().params.f || []).map((f) => f.replace(/^feature[~=]/, "")).join(" ") : "";
+  box.value = words;
+  return el("form", { role: "search", cls: "finder", onsubmit: (event) => {
+    event.preventDefault();
+    const asked = box.value.trim();
+    if (!asked) return;
+    const one = ctx.study.saes.length === 1 && /^\d+$/.test(asked);
+    location.hash = one ? address("feature", [ctx.study.saes[0].label, asked]) : address("find", [], { f: /^\d+$/.test(asked) ? `feature=${asked}` : `feature~${asked}` });
+  } }, box);
+}
+
 function header() {
   const { view } = here();
   replace(document.getElementById("top"), el("div", { cls: "wrap bar" }, link(address("home"), [el("strong", {}, "polysem"), " ", ctx.study.name], { cls: "brand" }),
-    el("nav", { "aria-label": "Views" }, NAV.map(([name, words]) => link(address(name), words, { "aria-current": (WITHIN[view] || view) === name ? "page" : null }))), themeButton, ctx.running));
+    el("nav", { "aria-label": "Views" }, NAV.map(([name, words]) => link(address(name), words, { "aria-current": (WITHIN[view] ?? view) === name ? "page" : null }))), finder(), themeButton, ctx.running));
 }
 
 const themeButton = theme();

@@ -4,7 +4,7 @@ import { featureCard, gloss } from "../card.js";
 import { graph } from "../graph.js";
 import { Grid, dataOf, featureCell, flags } from "../grid.js";
 import { address, change, first, here } from "../state.js";
-import { plural } from "../text.js";
+import { fixed, number as shown, plural } from "../text.js";
 
 const ROOM = 300;
 
@@ -20,6 +20,7 @@ export async function feature(ctx) {
     el("p", { cls: "crumbs" }, link(address("hubs"), "Hubs"), ` › ${sae} › ${number}`),
     el("h1", { cls: "gloss" }, title),
   ];
+  head.push(await verdict(ctx, { sae, number }));
   if (!ctx.study.relations.pairs) return [...head, ctx.absent("pairs"), featureCard(record, { heading: "h2", full: true })];
   const grid = new Grid({
     source: scoped(ctx.source, sae, number), relation: ctx.study.relations.pairs, sort: "-strength", limit: 12,
@@ -46,6 +47,31 @@ export async function feature(ctx) {
   replace(listPlace, el("h2", {}, "Its pairs"), grid.node);
   return [...head, el("div", { cls: "page-two" }, featureCard(record, { full: true, titled: false }), el("div", {}, el("h2", {}, "Neighbours"), graphPlace, listPlace)),
     dataOf(ctx, ["features", "glosses", "contexts", "clusters", "partners"].map((name) => [name, name, [`sae=${sae}`, `feature=${number}`]]))];
+}
+
+// Is it polysemantic? What its contexts say, against chance, and how many unrelated features it interferes with, against the others.
+async function verdict(ctx, { sae, number }) {
+  const { relations, saes } = ctx.study;
+  const ask = async (name, f) => (relations[name] ? ctx.source.rows(name, { f: [`sae=${sae}`, ...f], limit: 1, offset: 0 }) : { rows: [], total: 0 });
+  const [concepts, hub] = await Promise.all(["concepts", "hubs"].map((name) => ask(name, [`feature=${number}`])));
+  const [c] = concepts.rows;
+  const near = hub.rows[0]?.n_unflagged ?? 0;
+  const all = saes.find((s) => s.label === sae)?.n_features || 0;
+  const more = relations.hubs ? (await ask("hubs", [`n_unflagged>=${Math.max(1, near)}`])).total : 0;
+  const of = c && c.silhouette !== null && c.limit !== null ? ` (silhouette ${fixed(c.silhouette)}; contexts without groups stay below ${fixed(c.limit)} in 98 % of draws)` : "";
+  const share = all ? (100 * (all - more)) / all : 0;
+  const rank = near && all ? `more than ${shown(share, 3)} % of this SAE's features have` : "";
+  const said = !c ? (near ? `By its neighbours: it interferes with ${near} unrelated features, ${rank}.` : "No unrelated feature that is listed interferes with it.")
+    : c.k > 1 ? `Polysemantic by its contexts: ${c.n_contexts} fall into ${c.k} groups${of}.` : `One sense, as far as ${c.n_contexts} contexts show: no grouping beats contexts without groups${of}.`;
+  const facts = [
+    c ? [fixed(c.score), `polysemanticity (1 − cosine between groups)${c.mixed === null ? "" : `; two features in one have ${fixed(c.mixed)}`}`] : null,
+    relations.hubs ? [String(near), `unrelated features that it interferes with${rank ? `: ${rank}` : ""}`] : null,
+    near ? [fixed(hub.rows[0].strongest), "strongest |interference|"] : null,
+  ].filter(Boolean);
+  return el("section", { cls: "panel wide verdict" }, el("h2", {}, "Is it polysemantic?"), el("p", {}, el("strong", {}, said)),
+    c ? null : el("p", { cls: "fine" }, "Whether its contexts have several senses was not asked: with glosses.similarity = [\"contexts:minilm\"] a study groups those of its planned features."),
+    c && c.k > 1 ? el("ol", {}, c.examples.map((text, k) => el("li", {}, `${text} `, el("span", { cls: "id" }, `${c.sizes[k]} contexts`)))) : null,
+    el("dl", { cls: "tiles" }, facts.map(([n, words]) => el("div", {}, el("dt", {}, words), el("dd", {}, n)))));
 }
 
 function scoped(source, sae, number) {

@@ -138,6 +138,20 @@ function steeringTabs(study) {
     study.relations.atlas_top ? tab("predicted", address("steering", ["predicted"], { f: target }), "Predicted") : null);
 }
 
+// Features by what was typed into the box of every page.
+export async function find(ctx) {
+  const { study } = ctx;
+  if (!study.relations.features) return [el("h1", {}, "Features"), ctx.absent("features")];
+  const grid = new Grid({
+    source: ctx.source, relation: study.relations.features,
+    cells: { gloss: (row) => featureCell(row.sae, row.feature, row.gloss) },
+    columns: ["gloss", "tokens_in_str", "tokens_out_str", "density", ...several(study)],
+    empty: "No feature has that number, or one of these words in its gloss or tokens.",
+  });
+  ctx.update = () => grid.update();
+  return [el("h1", {}, "Features"), el("p", { cls: "lead" }, "Features whose gloss or tokens hold one of the words (commas between them), or that have the number."), grid.node];
+}
+
 export async function hubs(ctx) {
   const { study } = ctx;
   const asked = here().args[0];

@@ -25,6 +25,7 @@ export async function live(ctx) {
   const names = el("p", { cls: "fine", "aria-live": "polite" });
   const out = el("div", { cls: "live-out", "aria-live": "polite" });
   const go = el("button", { type: "submit", cls: "main" }, "Steer");
+  const again = el("div", { "aria-live": "polite" });
   const stop = el("button", { type: "button", disabled: true }, "Cancel");
   let running = null;
 
@@ -87,12 +88,36 @@ export async function live(ctx) {
     el("div", { cls: "field whole" }, el("label", { for: "live-prompt" }, "Prompt"), prompt),
     field("SAE", sae), field("Steer feature", source), field("Read feature", target), field("Locus", locus), field("Dose in", unit), field("Dose", slider, exact),
     el("div", { cls: "field buttons" }, go, stop));
+  // A row of the study: its prompts are offered, and its number is made again.
+  if (value("row", "")) {
+    const given = (await ctx.source.rows("prompts", { f: ["split=confirm"], limit: 200, offset: 0 })).rows;
+    if (given.length && !params.prompt) prompt.value = given[0].text;
+    const list = el("select", { id: "live-of-row", onchange: () => { prompt.value = list.value; steer(); } }, given.map((p) => el("option", { value: p.text, selected: p.text === prompt.value }, p.text)));
+    form.prepend(el("div", { cls: "field whole" }, el("label", { for: "live-of-row" }, "A prompt of the row"), list));
+    setTimeout(() => rowAgain(again, { sae: sae.value, locus: value("locus", "feature"), source: Number(value("source", "")), target: Number(value("target", "")), token_set: value("set", "in"), dose: Number(value("row", "")) }));
+  }
   // Once the form is on the page; an address that says everything is steered at once.
   setTimeout(() => {
     suit();
     if (["source", "target", "dose"].every((name) => value(name, "") !== "")) steer();
   });
-  return [el("h1", {}, "Live"), el("p", { cls: "lead" }, `Steer along a feature in ${choices.model} and see what changes. Nothing of this is stored.`), el("section", { cls: "panel wide" }, form, names), out];
+  return [el("h1", {}, "Live"), el("p", { cls: "lead" }, `Steer along a feature in ${choices.model} and see what changes. Nothing of this is stored.`), el("section", { cls: "panel wide" }, form, names), again, out];
+}
+
+// The row's own trials, all prompts and both signs, run again beside what is stored.
+async function rowAgain(place, row) {
+  replace(place, el("p", { cls: "wait" }, "running the row's prompts again"));
+  try {
+    let job = await fetchJson("live", { method: "POST", headers: { "content-type": "application/json" }, body: JSON.stringify({ row }) });
+    while (["waiting", "running"].includes(job.state)) {
+      await new Promise((done) => setTimeout(done, EVERY));
+      job = await fetchJson(`live/${job.id}`);
+    }
+    if (job.state !== "done") { replace(place, problem({ message: job.error || job.state, hint: job.hint })); return; }
+    const r = job.result.row;
+    replace(place, el("section", { cls: "panel wide row-again" }, el("h2", {}, "The row, run again"), el("p", {}, "stored ", el("strong", {}, fixed(r.stored, 6, true)), ", now ", el("strong", { cls: "now" }, fixed(r.again, 6, true)), ` nats: ${r.same ? "equal to the last bit" : `${number(Math.abs(r.again - r.stored))} apart (another machine or version rounds differently)`}.`),
+      el("p", { cls: "fine" }, `${r.source} steered, ${r.target} read (${tokens(r.token_set)}), at ${number(r.dose)} ${r.dose_unit}, both signs, on the ${r.n_prompts} prompts of the row; KL ${number(r.kl)} nats. Below, one of these prompts.`)));
+  } catch (error) { replace(place, problem(error)); }
 }
 
 function drawn(place, job) {
@@ -109,6 +134,6 @@ function drawn(place, job) {
       el("div", { cls: "scroll", tabindex: "0", role: "region", "aria-label": "Next tokens" }, el("table", { cls: "numbers bars" }, el("thead", {}, el("tr", {}, ["token", "probability", "before", "after", "change in log-probability"].map((h, k) => el("th", { scope: "col", cls: k > 1 ? "num" : "words" }, h)))), el("tbody", {}, rows))),
       el("dl", { cls: "facts" }, el("div", {}, el("dt", {}, "dose"), el("dd", {}, r.locus === "prompt" ? "the snippet, once" : r.locus === "neuron" ? `${number(r.dose, 3, true)} × the coordinate` : `${number(r.dose, 3, true)} × mean norm ${number(r.norm)} = ${number(r.dose * r.norm, 3, true)}`)), el("div", {}, el("dt", {}, "KL to the unedited model"), el("dd", {}, `${number(r.kl)} nats${r.asked_kl === null ? "" : `, asked for ${number(r.asked_kl)}`}`)), el("div", {}, el("dt", {}, "cosine of the steered direction with the target"), el("dd", {}, fixed(r.alignment))), sets)),
     el("section", { cls: "two" }, [["Not steered", r.text_before], ["Steered", r.text_after]].map(([h, text]) => el("div", { cls: "panel" }, el("h2", {}, h), el("p", { cls: "generated" }, el("span", { cls: "id" }, visible(r.prompt, 400)), visible(text || "", 2000), job.state === "running" ? "…" : "")))),
-    el("p", { cls: "fine" }, `Greedy continuation; steering acts at every position but the first. Took ${number(job.seconds)} s.`),
+    el("p", { cls: "fine" }, `Greedy continuation; steering acts at ${{ last: "the last position of each step", all: "every position", all_but_first: "every position but the first" }[r.positions] || r.positions}, as in the study. Took ${number(job.seconds)} s.`),
     el("p", {}, r.locus === "neuron" ? null : link(address("pair", [r.sae, Math.min(r.source, r.target), Math.max(r.source, r.target)]), "The pair's card")));
 }

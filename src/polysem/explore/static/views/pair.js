@@ -3,6 +3,7 @@ import { el, link, note, svg } from "../dom.js";
 import { featureCard, gloss } from "../card.js";
 import { decomposition, decompositionWords, doseChart, mark, onScale } from "../charts.js";
 import { cellText, dataOf, flags, head } from "../grid.js";
+import { saveButton } from "../save.js";
 import { address, here } from "../state.js";
 import { fixed, interval, number, ownWords, probability } from "../text.js";
 import { doseAxis, floorAmong, locus as called, relation, tokens as read } from "../words.js";
@@ -26,6 +27,7 @@ export async function pair(ctx) {
   return [
     el("p", { cls: "crumbs" }, link(address("pairs"), "Pairs"), ` › ${sae} › ${i} and ${j}`),
     el("h1", { cls: "pair-title" }, el("span", { cls: "gloss" }, short(gloss(first), 70)), el("span", { cls: "and" }, " and "), el("span", { cls: "gloss" }, short(gloss(second), 70))),
+    saveButton(`pair-${sae}-${i}-${j}`.replace(/[^\w.-]+/g, "_")),
     overlap(row, map, study, { listed: Boolean(listed.rows.length) }),
     await steered(ctx, { sae, i, j, rows: [...forward.rows, ...backward.rows], linear: linear.flatMap((l) => l.rows), floors: floors.floors, features: { [i]: first, [j]: second } }),
     await apart(ctx, { sae, i, j }),
@@ -95,10 +97,18 @@ async function steered(ctx, { sae, i, j, rows, linear, floors, features }) {
       figures.push(el("figure", { cls: "panel" }, el("h3", {}, words),
         doseChart([...curves, ...predicted], { floor, headline, xLabel: doseAxis(unit), unit, yLabel: "change in log-odds (nats)", label: words }),
         legend([...predicted.slice(0, 1).map((c) => [0, "plain", "dotted: predicted by linear response"]), ...curves.map((c, k) => [k, c.kind, `${c.label} (${short(ownWords(gloss(features[c.points[0].row.source])).trim())})`]), floor.length ? [0, "floor", `noise floor: 95 % of ${floor[0].n} ${relation(floorOf(floors, locus))}`] : null].filter(Boolean)),
-        numbers(curves, floors.filter((f) => f.sae === sae && f.locus === locus && f.token_set === tokens), headline)));
+        numbers(curves, floors.filter((f) => f.sae === sae && f.locus === locus && f.token_set === tokens), headline),
+        ctx.source.live ? el("p", {}, curves.map((c) => rowLive(study, c.points.find((p) => p.x === headline) || c.points[c.points.length - 1]))) : null));
     }
   }
   return el("section", {}, title, el("div", { cls: "figures" }, figures), el("p", { cls: "fine" }, `Whiskers: ${100 * study.level} % intervals over prompts. The effect is the odd part over +dose and −dose.`), liveLink);
+}
+
+// To the live page with all that the row was: direction, dose, positions, prompts.
+function rowLive(study, { row }) {
+  const { unit } = study.loci.find((l) => l.locus === row.locus);
+  const dose = unit === "kl" || unit === "resid_norm" ? row.dose : null;
+  return [link(address("live", [], { sae: row.sae, source: row.source, target: row.target, locus: row.locus, unit: unit === "kl" ? "kl" : "scale", dose, set: row.token_set, row: row.dose }), `Push ${row.source} live`, { cls: "button" }), " "];
 }
 
 // The control that says what any direction does at this locus.

@@ -248,3 +248,25 @@ def test_pairs_compared_with_the_wrong_control(monkeypatch):
     found = broken("apart")
     assert "apart: identity effect where there is only geometry" in found
     assert "apart: geometry effect where there is only geometry" in found
+
+
+def test_squares_of_noise_counted_as_interaction(monkeypatch):
+    """Every pair of drawn sets with itself among them: what a plain mean of squares does."""
+    from polysem.joint import additivity
+
+    monkeypatch.setattr(additivity, "_pair_weights", lambda m, exact: np.full((m, m), 1 / m**2))
+    assert "joint: SAR_2, odd, pool of 9, triples 2" in broken("joint")
+
+
+def test_the_cost_of_a_plan_without_what_pushes_share(monkeypatch):
+    """Pushes priced one by one, as if none had anything in common with another."""
+    from polysem.joint import wishes
+
+    real = wishes.joint_linear
+
+    def alone(directions, responses):
+        linear = real(directions, responses)
+        return type(linear)(linear.effects, np.diag(np.diag(linear.fisher)))
+
+    monkeypatch.setattr(wishes, "joint_linear", alone)
+    assert broken("joint") == {"joint: KL above the cheapest by"}

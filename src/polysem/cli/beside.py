@@ -127,6 +127,39 @@ def _side_effects(
     _finish("side-effects", made)
 
 
+@verb
+def _joint(
+    study_file: StudyFile,
+    out: Out = None,
+    towards: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--towards",
+            metavar="WORDS=NATS",
+            help="Wanted change of log-odds of words or of a category; may be given again.",
+        ),
+    ] = None,
+    protect: Annotated[
+        list[str] | None,
+        typer.Option("--protect", metavar="WORDS", help="Words or a category that should stay; again."),
+    ] = None,
+    ignore_versions: IgnoreVersions = False,
+) -> None:
+    from polysem.engine.joint import JointOptions
+
+    options = JointOptions(tuple(towards or ()), tuple(protect or ()))
+    options.check()
+    folder = folder_for(study_file, out)
+    from polysem.engine import make_joint, run_study
+    from polysem.progress import on_stderr
+
+    run_study(
+        study_file, folder, reporter=on_stderr(), stages=["features", "pairs", "plan"],
+        ignore_versions=ignore_versions,
+    )  # fmt: skip
+    _finish("joint", make_joint(folder, options, reporter=on_stderr(), ignore_versions=ignore_versions))
+
+
 def _panel(stage: StageName) -> Callable[..., None]:
     """A verb that asks a panel of language models."""
 
@@ -200,6 +233,7 @@ def _defend(
 STAGES: dict[StageName, Callable[..., None]] = {
     "atlas": _atlas,
     "side-effects": _side_effects,
+    "joint": _joint,
     "judge": _panel("judge"),
     "explain": _panel("explain"),
     "transfer": _transfer,

@@ -163,7 +163,7 @@ def _asked(task: Task, options: SideEffectsOptions) -> tuple[Any, list[Any], dic
         positions=options.positions or study.plan.positions, token_set=options.token_set,
         word_start=not study.prompts.chat_template, seed=study.seed,
     )  # fmt: skip
-    tokens = _tokens(model, options.target, word_start=not study.prompts.chat_template)
+    tokens = tokens_of(model, options.target, word_start=not study.prompts.chat_template)
     directions = [Direction(name, kind, at or site, vector, tokens) for name, kind, at, vector in found]
     wanted = list(dict.fromkeys([*options.features, *_cleanest(scene, options)]))
     said = {d.name: "asked" for d in directions if tokens}
@@ -179,7 +179,7 @@ def _cleanest(scene: Any, options: SideEffectsOptions) -> list[int]:
     return [int(k) for k in order[: options.top] if np.isfinite(clean[k])]
 
 
-def _tokens(model: Any, target: str, *, word_start: bool) -> tuple[int, ...]:
+def tokens_of(model: Any, target: str, *, word_start: bool) -> tuple[int, ...]:
     """Token ids of what is meant to move: a category's, or the first token of every word."""
     if not target:
         return ()

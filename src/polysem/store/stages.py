@@ -174,6 +174,17 @@ _BESIDE = (
         page="polysem.report.side_effects:write_side_effects_page",
     ),
     Stage(
+        "joint",
+        "Several pushes at once: additivity, interactions, across layers, plans of least KL. Prints the path of the page.",
+        make="polysem.engine.joint:make",
+        inputs=("features", "plan"),
+        sections=("seed", "model", "sae_refs", "corpus", "prompts", "plan", "joint"),
+        sources=("model", "saes", "corpus"),
+        packages=(*_MODEL, "scipy"),
+        plug_ins=("saes",),
+        page="polysem.report.joint:write_joint_page",
+    ),
+    Stage(
         "judge",
         "Ask language models whether pairs are related, in both orders. Prints the path of the page.",
         make="polysem.engine.making:judge",

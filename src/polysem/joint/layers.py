@@ -102,7 +102,7 @@ def _survives(
     moved = bench.model.capture(tokens, [later], bench.edits(rows))[later]
     change = (moved - clean)[:, bench.edited].double().cpu().numpy().mean(1)
     size = np.linalg.norm(rows, axis=1)
-    (site,) = {d.site for d, used in zip(bench.directions, rows.any(0), strict=True) if used}
+    (site,) = {bench.directions[k].site for k in np.flatnonzero(np.abs(rows).sum(0))}
     own = (rows / size[:, None])[:, bench.at[site]] @ bench.units[site]
     along = (change * own).sum(1) if own.shape == change.shape else np.full(len(rows), np.nan)
     return np.stack([along, (change * matched).sum(1)]) / size

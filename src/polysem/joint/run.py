@@ -17,6 +17,7 @@ from jaxtyping import Bool, Int
 from polysem.config import JointConfig
 from polysem.errors import ConfigError
 from polysem.joint.additivity import (
+    EXACT,
     ORDERS,
     PARTS,
     Energies,
@@ -84,7 +85,7 @@ def joint_rows(
         bench.lengths(config.kl)
         for bench in reporter.track(benches, total=len(benches), label="doses of single pushes")
     ]
-    lost = np.isnan(np.stack(lengths)).any(0)
+    lost = np.isnan(np.sum(lengths, axis=0))
     if lost.any():
         names = ", ".join(f"{directions[k].sae} {directions[k].feature}" for k in np.flatnonzero(lost))
         log.warning("left out, because %g nats are not reached on every prompt: %s", config.kl, names)
@@ -175,7 +176,8 @@ def _pools(
                 {
                     "sae": plan.label, "pool": number, "basis": basis, "part": part, "order": order,
                     "features": [directions[k].feature for k in pool.tolist()],
-                    "exact": len(sets) == 2**n, "n_sets": len(sets), "n_prompts": len(benches), **row,
+                    "exact": n <= EXACT, "n_sets": 2**n if n <= EXACT else config.subsets,
+                    "n_prompts": len(benches), **row,
                 }
                 for (part, order), row in made.items()
             ]  # fmt: skip

@@ -80,6 +80,12 @@ def _side_effects(
         str, typer.Option("--more", metavar="FILE", help="Texts to steer towards, one a line.")
     ] = "",
     less: Annotated[str, typer.Option("--less", metavar="FILE", help="Texts to steer away from.")] = "",
+    other: Annotated[
+        str,
+        typer.Option(
+            "--other", metavar="MODEL", help="A finetune or base of the model: what it has more at the site."
+        ),
+    ] = "",
     target: Annotated[
         str, typer.Option("--target", help="What it should move: a category, or words with commas.")
     ] = "",
@@ -111,7 +117,7 @@ def _side_effects(
         raise ConfigError(f"--features {features!r}: expected numbers with commas, as 12,40") from error
     options = SideEffectsOptions(
         features=wanted, top=top, all_by_gradient=all_by_gradient, vectors=tuple(vector or ()), more=more,
-        less=less, target=target, sae=sae, site=site, readout=readout, positions=positions,
+        less=less, other=other, target=target, sae=sae, site=site, readout=readout, positions=positions,
         token_set=token_set, kl=kl, coefficient=coefficient, n_null=null, forecast=forecast, repair=repair,
     )  # fmt: skip
     options.check()

@@ -35,7 +35,8 @@ class Stage:
     """parts of the settings that decide it; () is all of them; `sae_refs` is the SAEs without what concerns features
     only, `gloss_vectors` the glosses without the further measures of similarity"""
     sources: tuple[str, ...] = ()
-    """files and weights outside the run folder, by role: model, saes, corpus, features, glosses, prompts, words"""
+    """files and weights outside the run folder, by role: model, saes, corpus, features, glosses, prompts, words,
+    text (the corpus, read again)"""
     packages: tuple[str, ...] = ()
     """distributions whose version can change a number"""
     plug_ins: tuple[str, ...] = ()
@@ -179,7 +180,7 @@ _BESIDE = (
         make="polysem.engine.joint:make",
         inputs=("features", "plan"),
         sections=("seed", "model", "sae_refs", "corpus", "prompts", "plan", "joint"),
-        sources=("model", "saes", "corpus"),
+        sources=("model", "saes", "text"),
         packages=(*_MODEL, "scipy"),
         plug_ins=("saes",),
         page="polysem.report.joint:write_joint_page",

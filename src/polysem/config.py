@@ -209,7 +209,7 @@ class JointConfig(Section):
     """random sets of each size"""
     pools: Annotated[int, Field(ge=2)] = 3
     """pools of features, drawn at random, whose sets are pushed"""
-    pool: Annotated[int, Field(ge=2)] = 6
+    pool: Annotated[int, Field(ge=3)] = 6
     """features of a pool: with up to 6 all sets are pushed, with more `subsets` random ones"""
     subsets: Annotated[int, Field(ge=8)] = 64
     """random sets of a pool of more than 6"""

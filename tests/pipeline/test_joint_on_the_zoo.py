@@ -1,5 +1,6 @@
 """`polysem joint` as people type it: what a study's section asks for, and a wish of one's own."""
 
+import json
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -22,6 +23,8 @@ ref = "zoo:gpt2/{SITES[1]}"
 ref = "zoo:gpt2/{SITES[0]}"
 [features]
 source = "zoo"
+[glosses]
+source = "file:glosses.jsonl"
 [corpus]
 n_tokens = 50000
 [prompts]
@@ -42,12 +45,17 @@ plans = 1
 candidates = 3
 """
 
+WORDS = ("sea", "road", "bread", "king", "rain", "song", "war", "horse", "ship", "child", "night", "gold") * 4
+"""few features have a gloss: embedding all would take longer than all the rest"""
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
     pytest.importorskip("polysem_zoo", reason="polysem-zoo is not installed")
     folder = tmp_path_factory.mktemp("joint")
     (folder / "study.toml").write_text(STUDY, encoding="utf-8")
+    glosses = [json.dumps({"feature": k, "gloss": f"words about {w}"}) for k, w in enumerate(WORDS)]
+    (folder / "glosses.jsonl").write_text("\n".join(glosses) + "\n", encoding="utf-8")
     return folder
 
 

@@ -144,7 +144,7 @@ class SizesSeen:
 
 
 def sizes_seen(
-    bench: JointBench, lengths: Float[np.ndarray, " n"], drawn: Sequence[Int[np.ndarray, "draws size"]]
+    bench: JointBench, lengths: Float[np.ndarray, " n"], drawn: Sequence[Int[np.ndarray, "draws _"]]
 ) -> list[SizesSeen]:
     """Random sets of each size, beside the sums of their parts."""
     alone = bench.changes(np.diag(lengths))

@@ -136,7 +136,7 @@ JOINT_FINDINGS = Schema(
     (
         SAE,
         text("name", "what was asked: how KL grows with size, where sums fail, hypotheses J1 to J4"),
-        _perhaps("value", "as named", ""),
+        _perhaps("value", "as named", "what was found; null where nothing was"),
         *_interval("as named", over="what n counts"),
         count("n", "prompts, pairs or pools", "that enter"),
         NOTE,

@@ -28,21 +28,21 @@ source = "file:glosses.jsonl"
 [corpus]
 n_tokens = 50000
 [prompts]
-n = 8
+n = 6
 length = 12
 [plan]
 n_targets = 4
 positions = "last"
 [joint]
 sizes = [2, 4]
-draws = 3
+draws = 2
 pools = 2
 pool = 3
 rotations = 1
-pairs = 10
-lift_tokens = 4000
+pairs = 6
+lift_tokens = 2000
 plans = 1
-candidates = 3
+candidates = 2
 """
 
 WORDS = ("sea", "road", "bread", "king", "rain", "song", "war", "horse", "ship", "child", "night", "gold") * 4

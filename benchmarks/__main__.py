@@ -25,7 +25,7 @@ from benchmarks.harness import REGISTRY, CheckFailed, Line, PeerMissing, Point
 ROOT = Path(__file__).parent
 RESULTS = ROOT / "results.json"
 DOCUMENT = ROOT.parent / "docs" / "performance.md"
-MODULES = ("mining", "sweep", "gradients", "harvest", "atlas", "glosses", "startup", "workers")
+MODULES = ("mining", "sweep", "gradients", "harvest", "atlas", "steering", "glosses", "startup", "workers")
 
 
 def main() -> int:

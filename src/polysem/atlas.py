@@ -120,13 +120,20 @@ class PromptResponse(NamedTuple):
 
     gradients: Float[np.ndarray, "n_sets d"]
     """d log-odds of every set / d vector added at the edited positions: nats per unit of activation"""
-    fisher: Float[np.ndarray, "d d"]
-    """nats per squared unit of activation: KL = v . F v / 2 for a small v"""
+    jacobian: Float[np.ndarray, "d_model d"]
+    """d last normed stream / d that vector"""
+    metric: Float[np.ndarray, "d_model d_model"]
+    """nats per squared unit of the normed stream: that of pushes at several sites is J_s v + J_t w"""
     logits: Float[np.ndarray, "d_model d"]
     """J with |J v| = the length of the change of centred logits (soft-caps left out), up to a rotation that is the same
     for all prompts"""
     norm: float
     """mean norm of the activations at the edited positions"""
+
+    @property
+    def fisher(self) -> Float[np.ndarray, "d d"]:
+        """Nats per squared unit of activation: KL = v . F v / 2 for a small v."""
+        return self.jacobian.T @ self.metric @ self.jacobian
 
 
 class Responder:
@@ -158,8 +165,8 @@ class Responder:
             rows = model.W_U * head_slope(model, prompt.clean)[:, None]
             mean = p.to(rows) @ rows
             spread = (rows - mean) * p.to(rows).sqrt()[:, None]
-            fisher = jacobian.T @ (spread.T @ spread).double() @ jacobian
-        made = (starts @ jacobian, fisher, self._root @ jacobian)
+            metric = (spread.T @ spread).double()
+        made = (starts @ jacobian, jacobian, metric, self._root @ jacobian)
         return PromptResponse(*(part.cpu().numpy() for part in made), norm=prompt.norm)
 
 

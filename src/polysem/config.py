@@ -213,6 +213,47 @@ class PlanConfig(Section):
         return self
 
 
+class JointConfig(Section):
+    sites: tuple[str, ...] = ()
+    """labels of SAEs whose features are pushed together, in the order of the forward pass; default: the first three"""
+    kl: Annotated[float, Field(gt=0, le=5)] = 0.05
+    """nats of every push alone"""
+    sizes: tuple[Annotated[int, Field(ge=2)], ...] = (2, 4, 8)
+    """pushes at once"""
+    draws: Annotated[int, Field(ge=2)] = 12
+    """random sets of each size"""
+    pools: Annotated[int, Field(ge=2)] = 3
+    """pools of features, drawn at random, whose sets are pushed"""
+    pool: Annotated[int, Field(ge=3)] = 6
+    """features of a pool: with up to 6 all sets are pushed, with more `subsets` random ones"""
+    subsets: Annotated[int, Field(ge=8)] = 64
+    """random sets of a pool of more than 6"""
+    rotations: Annotated[int, Field(ge=1)] = 2
+    """other coordinates of every pool's span, with the same sum"""
+    pairs: Annotated[int, Field(ge=1)] = 30
+    """pairs of features of a site over the whole range of |cosine|, and of every two sites that follow each other"""
+    lift_tokens: Annotated[int, Field(ge=0)] = 100_000
+    """tokens of the corpus on which co-firing is counted; 0: none"""
+    plans: Annotated[int, Field(ge=0)] = 3
+    """wishes drawn at random where none is asked for"""
+    effect: Annotated[float, Field(gt=0)] = 0.5
+    """nats of log-odds of a wish that is drawn"""
+    candidates: Annotated[int, Field(ge=1)] = 8
+    """features of every site that a plan may use for each target"""
+    budget: Annotated[float, Field(gt=0)] | None = None
+    """nats of all pushes of a plan together; a wish that costs more is scaled down"""
+
+    @model_validator(mode="after")
+    def _sets_can_be_drawn(self):
+        if not self.sizes or len(set(self.sizes)) < len(self.sizes):
+            raise ValueError(f"sizes must name at least one number, each once, got {self.sizes}")
+        if max(self.sizes) > self.pools * self.pool:
+            raise ValueError(
+                f"sizes up to {max(self.sizes)} of {self.pools} pools of {self.pool} features: raise pools or pool"
+            )
+        return self
+
+
 class EffectsConfig(Section):
     level: Annotated[float, Field(gt=0, lt=1)] = 0.95
     max_kl: Annotated[float, Field(gt=0)] = 0.1
@@ -242,6 +283,7 @@ class Study(Section):
     prompts: PromptsConfig = PromptsConfig()
     plan: PlanConfig = PlanConfig()
     effects: EffectsConfig = EffectsConfig()
+    joint: JointConfig = JointConfig()
 
     @model_validator(mode="after")
     def _one_way_to_choose_what_is_read(self):

@@ -276,3 +276,25 @@ def test_edges_judged_without_the_targets_own_threshold(monkeypatch):
         worth, "without", lambda target, pre, change, which: pre[:, which].clamp(min=0) - change
     )
     assert broken("edges") == {"edges: harmful edges not twice as effective as every silent one"}
+
+
+def test_squares_of_noise_counted_as_interaction(monkeypatch):
+    """Every pair of drawn sets with itself among them: what a plain mean of squares does."""
+    from polysem.joint import additivity
+
+    monkeypatch.setattr(additivity, "_pair_weights", lambda m, exact: np.full((m, m), 1 / m**2))
+    assert "joint: SAR_2, odd, pool of 9, triples 2" in broken("joint")
+
+
+def test_the_cost_of_a_plan_without_what_pushes_share(monkeypatch):
+    """Pushes priced one by one, as if none had anything in common with another."""
+    from polysem.joint import wishes
+
+    real = wishes.joint_linear
+
+    def alone(directions, responses):
+        linear = real(directions, responses)
+        return type(linear)(linear.effects, np.diag(np.diag(linear.fisher)))
+
+    monkeypatch.setattr(wishes, "joint_linear", alone)
+    assert broken("joint") == {"joint: KL above the cheapest by"}

@@ -16,13 +16,20 @@ from polysem.models.hf import HFModel
 from polysem.positions import positions_of
 from polysem.readouts import kl, log_odds, share_of_shift
 from polysem.side_effects import forecast
-from polysem.side_effects.directions import Direction, difference_of_means, read_direction, write_direction
+from polysem.side_effects.directions import (
+    Direction,
+    difference_of_means,
+    difference_of_models,
+    read_direction,
+    write_direction,
+)
 from polysem.side_effects.linear import against, linear_effects, own_sets, participation, stability
 from polysem.side_effects.measures import Evidence, jackknife, measure_rows, moved_rows, rank_p
 from polysem.side_effects.public import read_feature_table
 from polysem.side_effects.push import Readout, Sets, push
 from polysem.side_effects.repair import least_collateral, protected_sets, repair_rows, second_moment
 from polysem.types import Site
+from polysem.worlds.linear import LinearWorld
 from polysem.worlds.tables import plain_sae
 from polysem.worlds.tiny import TINY_FAMILIES, tiny_model
 
@@ -269,6 +276,26 @@ def test_a_difference_of_means_counts_every_text_once():
     np.testing.assert_allclose(found, means[0] - means[1], rtol=1e-10)
     with pytest.raises(ConfigError, match="1 texts of less"):
         difference_of_means(model, sides[0], ["one"], site=SITE, positions=positions)
+
+
+def test_a_difference_of_models_is_what_the_other_has_more():
+    model, other = double("gpt2"), double("gpt2")
+    with torch.no_grad():
+        other.model.get_submodule("transformer.h.0.mlp.c_proj").bias += 0.1
+    positions = positions_of(model, True)
+    found = difference_of_models(model, other, PROMPTS[:3], site=SITE, positions=positions)
+    each = []
+    for ids in PROMPTS[:3]:
+        rows = [m.capture(torch.tensor([ids]), [SITE])[SITE][0].double().numpy()[1:] for m in (other, model)]
+        each.append(np.subtract(*(r[positions.ordinary(np.linalg.norm(r, axis=1))].mean(0) for r in rows)))
+    np.testing.assert_allclose(found, np.mean(each, axis=0), rtol=1e-10)
+    first = Site(0, "hook_resid_post")  # where the bias is added, and nothing else
+    np.testing.assert_allclose(
+        difference_of_models(model, other, PROMPTS[:3], site=first, positions=positions), 0.1, rtol=1e-6
+    )
+    wide = LinearWorld(torch.eye(48), torch.eye(48))
+    with pytest.raises((MismatchError, SiteError)):
+        difference_of_models(model, wide, PROMPTS[:1], site=SITE, positions=positions)
 
 
 # numbers

@@ -1,16 +1,10 @@
-"""The planted world of side effects: its lines hold, and a forecast that knows nothing breaks the one that is there for it."""
+"""The planted world of side effects: its truth is what its weights say, and a forecast that knows nothing breaks its line."""
 
 import numpy as np
 
 from polysem.selftest.runner import RunSize
 from polysem.selftest.side_effects import planted, planted_world
 from polysem.side_effects import forecast
-
-
-def test_every_line_of_the_world_holds():
-    for line in planted(RunSize(full=False, seed=0)):
-        assert line.lo is None or line.value >= line.lo, line
-        assert line.hi is None or line.value <= line.hi, line
 
 
 def test_a_forecast_that_knows_only_the_mean_is_caught(monkeypatch):

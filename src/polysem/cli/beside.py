@@ -80,6 +80,12 @@ def _side_effects(
         str, typer.Option("--more", metavar="FILE", help="Texts to steer towards, one a line.")
     ] = "",
     less: Annotated[str, typer.Option("--less", metavar="FILE", help="Texts to steer away from.")] = "",
+    other: Annotated[
+        str,
+        typer.Option(
+            "--other", metavar="MODEL", help="A finetune or base of the model: what it has more at the site."
+        ),
+    ] = "",
     target: Annotated[
         str, typer.Option("--target", help="What it should move: a category, or words with commas.")
     ] = "",
@@ -111,7 +117,7 @@ def _side_effects(
         raise ConfigError(f"--features {features!r}: expected numbers with commas, as 12,40") from error
     options = SideEffectsOptions(
         features=wanted, top=top, all_by_gradient=all_by_gradient, vectors=tuple(vector or ()), more=more,
-        less=less, target=target, sae=sae, site=site, readout=readout, positions=positions,
+        less=less, other=other, target=target, sae=sae, site=site, readout=readout, positions=positions,
         token_set=token_set, kl=kl, coefficient=coefficient, n_null=null, forecast=forecast, repair=repair,
     )  # fmt: skip
     options.check()
@@ -155,6 +161,39 @@ def _layers(
 
     run_study(study_file, folder, reporter=on_stderr(), stages=["features"], ignore_versions=ignore_versions)
     _finish("layers", make_layers(folder, options, reporter=on_stderr(), ignore_versions=ignore_versions))
+
+
+@verb
+def _joint(
+    study_file: StudyFile,
+    out: Out = None,
+    towards: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--towards",
+            metavar="WORDS=NATS",
+            help="Wanted change of log-odds of words or of a category; may be given again.",
+        ),
+    ] = None,
+    protect: Annotated[
+        list[str] | None,
+        typer.Option("--protect", metavar="WORDS", help="Words or a category that should stay; again."),
+    ] = None,
+    ignore_versions: IgnoreVersions = False,
+) -> None:
+    from polysem.engine.joint import JointOptions
+
+    options = JointOptions(tuple(towards or ()), tuple(protect or ()))
+    options.check()
+    folder = folder_for(study_file, out)
+    from polysem.engine import make_joint, run_study
+    from polysem.progress import on_stderr
+
+    run_study(
+        study_file, folder, reporter=on_stderr(), stages=["features", "pairs", "plan"],
+        ignore_versions=ignore_versions,
+    )  # fmt: skip
+    _finish("joint", make_joint(folder, options, reporter=on_stderr(), ignore_versions=ignore_versions))
 
 
 def _panel(stage: StageName) -> Callable[..., None]:
@@ -231,6 +270,7 @@ STAGES: dict[StageName, Callable[..., None]] = {
     "atlas": _atlas,
     "side-effects": _side_effects,
     "layers": _layers,
+    "joint": _joint,
     "judge": _panel("judge"),
     "explain": _panel("explain"),
     "transfer": _transfer,

@@ -19,6 +19,7 @@ from polysem.config import Study, parse_study, read_text
 from polysem.engine.atlas import AtlasOptions
 from polysem.engine.check import check_study
 from polysem.engine.context import StudyContext
+from polysem.engine.joint import JointOptions
 from polysem.engine.layers import LayersOptions
 from polysem.engine.making import DefendOptions
 from polysem.engine.side_effects import SideEffectsOptions
@@ -177,6 +178,21 @@ def make_layers(
     how = How(reporter, ignore_versions=ignore_versions)
     run = _beside("layers", RunFolder.open(out), how, options, asdict(options))
     return run.folder("layers")
+
+
+def make_joint(
+    out: Path, options: JointOptions, *, reporter: Reporter = SILENT, ignore_versions: bool = False
+) -> Path:
+    """Push several features at once in a run folder whose features and plan are fresh; gives the folder of the tables.
+
+    Raises:
+        StoreError: if features or plan are not fresh, or a file cannot be written.
+        ConfigError: if what is asked for cannot be.
+        PolysemError: of files, models and SAEs.
+    """
+    options.check()
+    how = How(reporter, ignore_versions=ignore_versions)
+    return _beside("joint", RunFolder.open(out), how, options, options.recorded()).folder("joint")
 
 
 def judge_run(

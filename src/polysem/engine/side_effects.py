@@ -41,6 +41,8 @@ class SideEffectsOptions:
     """file of texts whose mean activation is steered towards ..."""
     less: str = ""
     """... and away from"""
+    other: str = ""
+    """a model of the same kind, whose mean activation on the study's prompts is steered towards, from the study's own"""
     target: str = ""
     """what files and texts are meant to move: a category of words, or words with commas between"""
     sae: str = ""
@@ -68,11 +70,17 @@ class SideEffectsOptions:
                 "a difference of means takes two files of texts", hint="give --more FILE and --less FILE"
             )
         if not (
-            self.features or self.top or self.all_by_gradient or self.vectors or self.more or self.forecast
+            self.features
+            or self.top
+            or self.all_by_gradient
+            or self.vectors
+            or self.more
+            or self.other
+            or self.forecast
         ):
             raise ConfigError(
                 "nothing is asked for",
-                hint="give --features 12,40, --top 20, --vector FILE, --more and --less, or --all-by-gradient",
+                hint="give --features 12,40, --top 20, --vector FILE, --more and --less, --other MODEL, or --all-by-gradient",
             )
         if self.token_set not in TOKEN_SETS:
             raise ConfigError(f"token set {self.token_set!r}; expected one of {', '.join(TOKEN_SETS)}")
@@ -88,7 +96,10 @@ class SideEffectsOptions:
         """As it goes into the manifest: files by content."""
         found = {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(self).items()}
         files = [*self.vectors, *filter(None, (self.more, self.less))]
-        return found | {"content": [io.sha256_of(local_path(file)) for file in files]}
+        content = [io.sha256_of(local_path(file)) for file in files]
+        if self.other and (folder := local_path(self.other)).is_dir():
+            content.append(io.sha256_tree(folder))
+        return found | {"content": content}
 
 
 def make(task: Task) -> Made:
@@ -126,7 +137,13 @@ def make(task: Task) -> Made:
 def _asked(task: Task, options: SideEffectsOptions) -> tuple[Any, list[Any], dict[str, str]]:
     """The scene, the directions, and who said what they are meant to move."""
     from polysem.positions import positions_of
-    from polysem.side_effects.directions import Direction, difference_of_means, read_direction, read_texts
+    from polysem.side_effects.directions import (
+        Direction,
+        difference_of_means,
+        difference_of_models,
+        read_direction,
+        read_texts,
+    )
     from polysem.side_effects.scene import Scene, readouts_after
 
     context = task.context
@@ -156,6 +173,17 @@ def _asked(task: Task, options: SideEffectsOptions) -> tuple[Any, list[Any], dic
         difference = difference_of_means(model, *sides, site=site, positions=positions_of(model, saes[label]))
         names = f"{Path(options.more).stem} minus {Path(options.less).stem}"
         found.append((names, "texts", site, difference))
+    if options.other:
+        from polysem.models import load_model
+
+        other = load_model(options.other, dtype=study.model.dtype, device=study.model.device)
+        prompts = task.run.table("prompts")["token_ids"].to_pylist()
+        moved = difference_of_models(
+            model, other, prompts, site=site, positions=positions_of(model, saes[label])
+        )
+        found.append(
+            (f"{Path(options.other).name} minus {Path(study.model.ref).name}", "models", site, moved)
+        )
     readout = options.readout or next(iter(readouts_after(model, site, saes)), "")
     scene = Scene.of(
         model, saes[label], context.features.features, task.run.table("prompts"), label=label,
@@ -163,7 +191,7 @@ def _asked(task: Task, options: SideEffectsOptions) -> tuple[Any, list[Any], dic
         positions=options.positions or study.plan.positions, token_set=options.token_set,
         word_start=not study.prompts.chat_template, seed=study.seed,
     )  # fmt: skip
-    tokens = _tokens(model, options.target, word_start=not study.prompts.chat_template)
+    tokens = tokens_of(model, options.target, word_start=not study.prompts.chat_template)
     directions = [Direction(name, kind, at or site, vector, tokens) for name, kind, at, vector in found]
     wanted = list(dict.fromkeys([*options.features, *_cleanest(scene, options)]))
     said = {d.name: "asked" for d in directions if tokens}
@@ -179,7 +207,7 @@ def _cleanest(scene: Any, options: SideEffectsOptions) -> list[int]:
     return [int(k) for k in order[: options.top] if np.isfinite(clean[k])]
 
 
-def _tokens(model: Any, target: str, *, word_start: bool) -> tuple[int, ...]:
+def tokens_of(model: Any, target: str, *, word_start: bool) -> tuple[int, ...]:
     """Token ids of what is meant to move: a category's, or the first token of every word."""
     if not target:
         return ()

@@ -5,7 +5,7 @@ later runs ask for that commit again. What lies at a web address is known by its
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from polysem.boundary.files import local_path
@@ -144,6 +144,8 @@ def _all(settings: Settings, places: Places) -> Iterator[StudySource]:
     yield from where.glosses("features", study.features.source)
     if study.features.source == "harvest" or study.prompts.source == "corpus":
         yield where.corpus(study.corpus.ref)
+    if study.joint.lift_tokens:
+        yield replace(where.corpus(study.corpus.ref), role="text")
     if study.prompts.source.startswith("file:"):
         yield where.file("prompts", study.prompts.source)
 

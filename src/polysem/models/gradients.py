@@ -3,17 +3,18 @@
 `logit_gradients`: one logit per context, with respect to the activation at a site (the input embedding, for
 token gradients as in arXiv 2505.11611 section 3.2). Contexts of one length share a forward and a backward
 pass; only the wanted logit is formed, as one dot product with its unembedding row; parameters are frozen.
+`hessian_products`: how those gradients change along directions, at one site or from one to another.
 `pull_back`: many functions of one prompt's logits, with respect to one site; the part before the site is run
 once, and the unembedding is applied to cotangents, not to rows of activations.
 Both equal `WhiteBoxModel.vjp` row by row, to rounding.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from polysem.errors import MismatchError
@@ -205,6 +206,62 @@ def pull_back_head(
     gradient = gradient.to(working_dtype(gradient.dtype))
     model.check_finite(gradient, f"gradients at {site}", edited=False)
     return gradient
+
+
+def hessian_products(
+    model: HFModel,
+    clean: CleanRun,
+    source: Site,
+    sites: Sequence[Site],
+    edited: Bool[Tensor, " pos"],
+    outcome: Callable[[Tensor], Tensor],
+    vectors: Float[Tensor, "rows d"],
+) -> dict[Site, Float[Tensor, "rows d_site"]]:
+    """How the gradient of an outcome, with respect to a vector added at the edited positions of each site, changes along
+    vectors added at `source`: for every row, d_j . found[site] is the mixed second derivative for any d_j.
+
+    Args:
+        model: whose clean run it is.
+        clean: of the prompt.
+        source: where the vectors are added; not the embedding.
+        sites: where the others are.
+        edited: which positions.
+        outcome: last-position logits [rows d_vocab] -> one number a row.
+        vectors: one for each row.
+
+    Raises:
+        SiteError, NumericsError: as `WhiteBoxModel.vjp`.
+    """
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    rows, like = len(vectors), clean.pre[0]
+    every = list(dict.fromkeys([source, *sites]))
+    start = min(first_block(site) for site in every)
+    where = edited.to(like)[None, :, None]
+    leaves = {
+        site: torch.zeros(
+            rows, model.site_width(site), dtype=like.dtype, device=like.device, requires_grad=True
+        )
+        for site in every
+    }
+    # the fused attention kernels and `FrozenLinears` have no second derivative
+    with sdpa_kernel(SDPBackend.MATH), torch.enable_grad():
+        h = clean.pre[start].expand(rows, -1, -1)
+        actions: dict[Tap, list[Action]] = {}
+        for site, leaf in leaves.items():
+            if site.point == "hook_resid_post" and site.layer == start - 1:
+                h = h + leaf[:, None] * where
+            else:
+                tap = _written(model, site)
+                actions.setdefault(tap, []).append(lambda x, leaf=leaf: x + leaf[:, None] * where)
+        logits = last_logits(model, run_blocks(model, clean, h, start=start, actions=actions))
+        (slope,) = torch.autograd.grad(outcome(logits).sum(), leaves[source], create_graph=True)
+        along = (slope * vectors.to(slope)).sum()
+        found = torch.autograd.grad(along, [leaves[site] for site in sites])
+    made = {site: one.to(working_dtype(one.dtype)) for site, one in zip(sites, found, strict=True)}
+    for site, one in made.items():
+        model.check_finite(one, f"second derivatives at {site}", edited=False)
+    return made
 
 
 @torch.no_grad()

@@ -77,6 +77,7 @@ CHECKS = (
     Check("GT3", "power", "null:power"),
     Check("GT3", "discoveries", "null:discoveries"),
     Check("GT3", "side effects", "side_effects:planted"),
+    Check("GT3", "joint", "joint:planted"),
     Check("GT4", "whole", "compiled:whole"),
     Check("GT4", "squeezed", "compiled:squeezed"),
     Check("GT4", "paths", "compiled:paths"),

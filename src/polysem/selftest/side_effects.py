@@ -94,7 +94,8 @@ def exact_responses(scene: Scene) -> list[PromptResponse]:
         centred = W_U - p @ W_U
         fisher = centred.T @ (p[:, None] * centred)
         gradients = odds_cotangent(logits, inside) @ W_U
-        found.append(PromptResponse(gradients.numpy(), fisher.numpy(), (W_U - W_U.mean(0)).numpy(), norm=1.0))
+        change = (W_U - W_U.mean(0)).numpy()
+        found.append(PromptResponse(gradients.numpy(), np.eye(len(fisher)), fisher.numpy(), change, norm=1.0))
     return found
 
 

@@ -49,7 +49,7 @@ class Direction:
     name: str
     """unique among those that are looked at together"""
     kind: str
-    """feature | texts | file | repaired | isotropic"""
+    """feature | texts | models | file | repaired | isotropic"""
     site: Site
     vector: Float[np.ndarray, " d"]
     """as its tool adds it at coefficient 1"""
@@ -158,15 +158,49 @@ def difference_of_means(
     return means[0] - means[1]
 
 
+def difference_of_models(
+    model: WhiteBoxModel,
+    other: WhiteBoxModel,
+    prompts: Sequence[Sequence[int]],
+    *,
+    site: Site,
+    positions: PositionPolicy,
+) -> Float[np.ndarray, " d"]:
+    """Mean activation of another model minus that of a model, on the same prompts; tokens and prompts count as in
+    `difference_of_means`.
+
+    Raises:
+        MismatchError: models of other vocabularies, or of another width at the site.
+    """
+    for what, mine, its in (
+        ("tokens", model.spec.d_vocab, other.spec.d_vocab),
+        (f"coordinates at {site}", model.site_width(site), other.site_width(site)),
+    ):
+        if mine != its:
+            raise MismatchError(
+                f"{other.spec.ref} has {its} {what}, {model.spec.ref} has {mine}",
+                hint="compare models of one architecture and tokenizer, such as a base model and its finetune",
+            )
+    each = [_mean_of(other, ids, site, positions) - _mean_of(model, ids, site, positions) for ids in prompts]
+    return np.mean(each, axis=0)
+
+
 def _mean(model: WhiteBoxModel, text: str, site: Site, positions: PositionPolicy) -> Float[np.ndarray, " d"]:
     ids = positions.row(model.tokenize(text, prepend_bos=False))[: model.spec.n_ctx]
-    rows = torch.tensor([ids], device=model.spec.device)
+    return _mean_of(model, ids, site, positions, said=text)
+
+
+def _mean_of(
+    model: WhiteBoxModel, ids: Sequence[int], site: Site, positions: PositionPolicy, *, said: str = ""
+) -> Float[np.ndarray, " d"]:
+    rows = torch.tensor([list(ids)], device=model.spec.device)
     seen = model.capture(rows, [site])[site][0].double().cpu().numpy() if len(ids) > 1 else np.empty((0, 1))
     counted = seen[positions.counted(len(seen))]
     kept = counted[positions.ordinary(np.linalg.norm(counted, axis=1))]
     if not len(kept):
         raise ConfigError(
-            f"a text has no token that counts: {text[:40]!r}", hint="write texts of several words"
+            f"a text has no token that counts: {(said or model.detokenize(ids))[:40]!r}",
+            hint="write texts of several words",
         )
     return kept.mean(axis=0)
 

@@ -36,7 +36,7 @@ class Stage:
     only, `gloss_vectors` the glosses without the further measures of similarity"""
     sources: tuple[str, ...] = ()
     """files and weights outside the run folder, by role: model, saes, corpus, features, glosses, prompts, similarity,
-    words"""
+    words, text (the corpus, read again)"""
     packages: tuple[str, ...] = ()
     """distributions whose version can change a number"""
     plug_ins: tuple[str, ...] = ()
@@ -187,6 +187,17 @@ _BESIDE = (
         part_file="{k}-{table}.parquet",
         digits=2,
         page="polysem.report.layers:write_layers_page",
+    ),
+    Stage(
+        "joint",
+        "Several pushes at once: additivity, interactions, across layers, plans of least KL. Prints the path of the page.",
+        make="polysem.engine.joint:make",
+        inputs=("features", "plan"),
+        sections=("seed", "model", "sae_refs", "corpus", "prompts", "plan", "joint"),
+        sources=("model", "saes", "text"),
+        packages=(*_MODEL, "scipy"),
+        plug_ins=("saes",),
+        page="polysem.report.joint:write_joint_page",
     ),
     Stage(
         "judge",

@@ -23,6 +23,16 @@ from polysem.store.tables.effects import (
     TOWARD,
 )
 from polysem.store.tables.features import CLUSTERS, CONTEXTS, FEATURES, GLOSSES
+from polysem.store.tables.joint import (
+    JOINT_ADDITIVITY,
+    JOINT_FINDINGS,
+    JOINT_LAYERS,
+    JOINT_PAIRS,
+    JOINT_SIZES,
+    PLAN_DOSES,
+    PLAN_EFFECTS,
+    PLANS,
+)
 from polysem.store.tables.judgement import (
     CHECKS,
     EXPLAINED,
@@ -215,6 +225,16 @@ STAGES: dict[str, tuple[Schema, ...]] = {
         *(CLEANER, FORECASTS, SCREENED, REPAIRS),
     ),
     "layers": LAYERS,
+    "joint": (
+        JOINT_ADDITIVITY,
+        JOINT_SIZES,
+        JOINT_PAIRS,
+        JOINT_LAYERS,
+        JOINT_FINDINGS,
+        PLANS,
+        PLAN_DOSES,
+        PLAN_EFFECTS,
+    ),
     "judge": (JUDGED, JUDGEMENTS),
     "explain": (WRITTEN_GLOSSES,),
     "transfer": TRANSFER,

@@ -1,0 +1,95 @@
+"""`polysem joint`: several features pushed at once, in the scene of a study; how much is in its section [joint].
+
+joint/{joint_additivity,joint_sizes,joint_pairs,joint_layers,joint_findings,plans,plan_doses,plan_effects}.parquet
+"""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from polysem.config import JointConfig
+from polysem.engine.side_effects import tokens_of
+from polysem.engine.task import Made, Task
+from polysem.errors import ConfigError
+
+MOST_SITES = 3
+"""that are taken where the study names none"""
+
+
+@dataclass(frozen=True)
+class JointOptions:
+    """What a plan should reach."""
+
+    towards: tuple[str, ...] = ()
+    """WORDS=NATS: words with commas, or a category, and the change of their log-odds; none: as many as the study's joint.plans
+    at random"""
+    protect: tuple[str, ...] = ()
+    """words with commas, or categories, that should stay where they are"""
+
+    def check(self) -> None:
+        """Raises ConfigError for what cannot be asked."""
+        for one in self.towards:
+            words, sign, nats = one.rpartition("=")
+            try:
+                good = bool(words and sign) and 0 < abs(float(nats)) < float("inf")
+            except ValueError:
+                good = False
+            if not good:
+                raise ConfigError(
+                    f"--towards {one!r}: expected words and nats, other than 0",
+                    hint="--towards happy,joy=0.5",
+                )
+        if self.protect and not self.towards:
+            raise ConfigError("nothing is wanted besides what is protected", hint="--towards happy,joy=0.5")
+
+    def recorded(self) -> dict[str, Any]:
+        """As it goes into the manifest."""
+        return {name: list(value) for name, value in asdict(self).items() if value}
+
+
+def make(task: Task) -> Made:
+    """The tables of a study's section [joint]."""
+    from polysem.corpus import token_rows
+    from polysem.joint.run import joint_rows, of_rows
+    from polysem.joint.wishes import Wish, drawn_wishes, wish_rows
+    from polysem.positions import positions_of
+    from polysem.side_effects.scene import Scene, readouts_after
+
+    context, study, options = task.context, task.study, task.options or JointOptions()
+    config: JointConfig = study.joint
+    model, saes = context.model, context.saes
+    labels = list(config.sites) or list(saes)
+    for name in labels:
+        if name not in saes:
+            raise ConfigError(
+                f"joint.sites names {name!r}; the study's SAEs are {', '.join(saes)}",
+                hint="name labels of [[saes]]",
+            )
+    labels.sort(key=lambda name: -len(readouts_after(model, saes[name].writes, saes)))
+    labels = labels if config.sites else labels[:MOST_SITES]
+    scenes = {
+        label: Scene.of(
+            model, saes[label], context.features.features, task.run.table("prompts"), label=label,
+            positions=study.plan.positions, word_start=not study.prompts.chat_template, seed=study.seed,
+        )
+        for label in labels
+    }  # fmt: skip
+    text = None
+    if config.lift_tokens:
+        text = token_rows(
+            study.corpus.ref, model, n_tokens=config.lift_tokens,
+            context=study.corpus.context, positions=positions_of(model, saes[labels[0]]),
+        ).tokens  # fmt: skip
+    rows = joint_rows(scenes, config, text=text, reporter=task.how.reporter)
+    main = scenes[labels[0]]
+    word_start = not study.prompts.chat_template
+
+    def named(words: str) -> tuple[str, tuple[int, ...]]:
+        return words, tokens_of(model, words, word_start=word_start)
+
+    wishes = drawn_wishes(main, 0 if options.towards else config.plans, config.effect)
+    if options.towards:
+        split = [one.rpartition("=") for one in options.towards]
+        targets = [(*named(words), float(nats)) for words, _, nats in split]
+        wishes = [Wish(targets, [named(words) for words in options.protect])]
+    rows |= wish_rows(scenes, wishes, each=config.candidates, budget=config.budget) if wishes else {}
+    return task.whole(of_rows(rows))

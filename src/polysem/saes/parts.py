@@ -72,7 +72,12 @@ class SAEParts:
 
 
 def take(
-    state: Mapping[str, Any], names: Mapping[str, str], *, path: Path, besides: Collection[str] = ()
+    state: Mapping[str, Any],
+    names: Mapping[str, str],
+    *,
+    path: Path,
+    besides: Collection[str] = (),
+    square: bool = True,
 ) -> dict[str, Tensor]:
     """Tensors of a state dict under our names.
 
@@ -81,6 +86,7 @@ def take(
         names: our name -> the file's name; a trailing `.T` transposes.
         path: the file, for errors.
         besides: what else the format has.
+        square: what is read is also what is written, so that shapes must fit W_dec; a transcoder's need not.
 
     Raises:
         FormatError: if one is missing, or one is there that the format does not have; or one is no tensor, or is no matrix
@@ -103,7 +109,7 @@ def take(
         if theirs.endswith(".T") and tensor.ndim != 2:
             raise FormatError(f"{path}: {theirs} has shape {tuple(tensor.shape)}, expected a matrix")
         found[ours] = tensor.T if theirs.endswith(".T") else tensor
-    check_tensors(found, path)
+    (check_tensors if square else _check_kinds)(found, path)
     return found
 
 
@@ -182,18 +188,23 @@ def check_tensors(tensors: Mapping[str, Tensor], path: Path | str) -> None:
     if decoder is not None and (decoder.ndim != 2 or 0 in decoder.shape):
         raise FormatError(f"{path}: W_dec has shape {tuple(decoder.shape)}, expected (d_sae, d_in)")
     sizes = {} if decoder is None else dict(zip(("d_sae", "d_in"), decoder.shape, strict=True))
+    _check_kinds({name: tensor for name, tensor in tensors.items() if name in _SHAPES}, path)
     for name in [name for name in _SHAPES if name in tensors]:
         tensor = tensors[name]
-        if tensor.dtype not in _DTYPES:
-            raise FormatError(
-                f"{path}: {name} is stored as {tensor.dtype}, expected floating-point numbers of 16 bits or more",
-                hint="quantised weights must be given back their scale first: save the SAE in float32",
-            )
         expected = tuple(sizes.get(axis) for axis in _SHAPES[name])
         if sizes and tuple(tensor.shape) != expected:
             raise FormatError(
                 f"{path}: {name} has shape {tuple(tensor.shape)}, expected {expected} (d_in "
                 f"{sizes['d_in']}, d_sae {sizes['d_sae']} by W_dec)"
+            )
+
+
+def _check_kinds(tensors: Mapping[str, Tensor], path: Path | str) -> None:
+    for name, tensor in tensors.items():
+        if tensor.dtype not in _DTYPES:
+            raise FormatError(
+                f"{path}: {name} is stored as {tensor.dtype}, expected floating-point numbers of 16 bits or more",
+                hint="quantised weights must be given back their scale first: save the SAE in float32",
             )
 
 

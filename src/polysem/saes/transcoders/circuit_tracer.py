@@ -13,7 +13,7 @@ from torch import Tensor
 from polysem.boundary.door import Door
 from polysem.boundary.settings import setting
 from polysem.boundary.tensors import read_safetensors
-from polysem.boundary.text import read_flat_yaml
+from polysem.boundary.text import read_yaml
 from polysem.errors import FormatError
 from polysem.saes.base import Activation
 from polysem.saes.parts import take
@@ -34,7 +34,7 @@ def load(ref: str, folder: Path) -> TranscoderSet:
         FormatError: files that are missing or damaged, a kind that is neither, transcoders that lie elsewhere.
     """
     path = folder / CONFIG
-    config = read_flat_yaml(path, door=_DOOR) if path.is_file() else {}
+    config = read_yaml(path, door=_DOOR) if path.is_file() else {}
     cross = numbered(folder, r"^W_enc_(\d+)\.safetensors$")
     kind = setting(config, "model_kind", str, where=path, default=_CLT if cross else _PLT)
     if kind not in _READS:
@@ -65,7 +65,7 @@ def _per_layer(
         names = {"W_enc": "W_enc.T", "W_dec": "W_dec", "b_enc": "b_enc", "b_dec": "b_dec"}
         skip = {"W_skip": "W_skip.T"} if "W_skip" in state else {}
         besides = ("activation_function.threshold", "threshold", "k")
-        found = take(state, names | skip, path=path, besides=besides)
+        found = take(state, names | skip, path=path, besides=besides, square=False)
         activation, k = _rule(config, threshold, state.get("k"), folder / CONFIG)
         writer = Writer(point(writes, layer), found["W_dec"], found["b_dec"], found.get("W_skip"))
         layers.append(
@@ -109,7 +109,7 @@ def _cross(
     layers: list[Transcoder] = []
     for layer, path in decoders.items():
         own = raw[layer]
-        (W_dec,) = take(read_safetensors(path), {"W_dec": f"W_dec_{layer}"}, path=path).values()
+        (W_dec,) = take(read_safetensors(path), {"W_dec": f"W_dec_{layer}"}, path=path, square=False).values()
         if W_dec.ndim != 3 or W_dec.shape[1] != len(raw) - layer:
             raise FormatError(
                 f"{path}: W_dec_{layer} has shape {tuple(W_dec.shape)}, expected (d_sae, {len(raw) - layer}, d_out): "
@@ -138,7 +138,7 @@ def _encoder(path: Path, layer: int) -> dict[str, Tensor]:
     state = read_safetensors(path)
     names = {"W_enc": f"W_enc_{layer}.T", "b_enc": f"b_enc_{layer}", "b_dec": f"b_dec_{layer}"}
     jump = {"threshold": f"threshold_{layer}"} if f"threshold_{layer}" in state else {}
-    return take(state, names | jump, path=path)
+    return take(state, names | jump, path=path, square=False)
 
 
 def _with_config(files: Any, folder: Path) -> list[Path]:

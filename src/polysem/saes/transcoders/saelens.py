@@ -50,7 +50,7 @@ def load(ref: str, path: Path) -> TranscoderSet:
     names = {"W_enc": "W_enc", "W_dec": "W_dec", "b_enc": "b_enc", "b_dec": "b_dec"}
     jump = {"threshold": "threshold"} if _KINDS[kind] == "jumprelu" else {}
     skip = {"W_skip": "W_skip.T"} if "skip" in kind else {}
-    found = take(read_safetensors(weights), names | jump | skip, path=weights)
+    found = take(read_safetensors(weights), names | jump | skip, path=weights, square=False)
     model = setting(config, "model_name", str, where=config_path)
     origin = provenance(ref, "saelens-transcoder", [config_path, weights], raw)
     writer = Writer(

@@ -148,7 +148,9 @@ class Book:
         """Rows of a statement; a number that is not finite is None, as in JSON."""
         cursor = self._run(sql)
         names = [column[0] for column in cursor.description]
-        return [dict(zip(names, (plain(v) for v in row), strict=True)) for row in cursor.fetchall()]
+        with _said():
+            rows = cursor.fetchall()
+        return [dict(zip(names, (plain(v) for v in row), strict=True)) for row in rows]
 
     def batches(self, sql: Sql) -> tuple[pa.Schema, Iterator[pa.RecordBatch]]:
         """All rows of a statement as record batches, one at a time; the first is read at once."""

@@ -26,7 +26,7 @@ BIAS = 100
 _STEPS = 200
 _STEEP = 0.9
 """where nearly every token that was drawn was drawn once, and the error has no bound but that of the missing mass"""
-_APART = 0.2
+_APART = 0.5
 """nats by which a server's two numbers for one token may differ"""
 _STRANGE = 5.0
 """standard errors by which the drawn tokens' log-probabilities may lie off those expected"""

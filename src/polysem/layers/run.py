@@ -366,7 +366,7 @@ class _Pair:
 
 def _moved(made: Pushed) -> Float[np.ndarray, "n d"]:
     """Mean size of the change of every feature over the prompts on which the dose was reached; NaN without any."""
-    good: np.ndarray = np.isfinite(made.latents).all(2)
+    good = np.asarray(np.isfinite(made.latents).all(2))
     total = np.where(good[:, :, None], np.abs(made.latents), 0.0).sum(1)
     times = good.sum(1)[:, None]
     return np.divide(total, times, out=np.full_like(total, np.nan), where=times > 0)

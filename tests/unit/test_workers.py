@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -54,5 +55,5 @@ def test_only_workers_watch_their_stdin(monkeypatch):
     from polysem.engine import workers
 
     monkeypatch.delenv("POLYSEM_WORKER", raising=False)
-    monkeypatch.setattr(workers.threading, "Thread", lambda **_: pytest.fail("it watches"))
+    monkeypatch.setattr(threading, "Thread", lambda **_: pytest.fail("it watches"))
     workers.end_with_parent()

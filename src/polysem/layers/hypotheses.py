@@ -253,7 +253,7 @@ def edge_interval(seen: Helpful, edge: int) -> Estimate:
 def _by_document(seen: Helpful, edge: int) -> Float[np.ndarray, " documents"]:
     mine = seen.edge == edge
     _, back = np.unique(seen.document[mine], return_inverse=True)
-    return np.bincount(back, weights=seen.saved[mine])
+    return np.bincount(back, weights=seen.saved[mine]).astype(np.float64)  # of nothing it counts in integers
 
 
 def _t(sums: Float[np.ndarray, " n"]) -> float:

@@ -109,5 +109,5 @@ def _loader(path: Path) -> Loader:
     raise FormatError(
         f"{path} holds no transcoders of a known format; it holds {listing(folder)}",
         hint="expected config.yaml, layer_N.safetensors, W_enc_N.safetensors, cfg.json + sae_weights.safetensors, "
-        "params.npz, params.safetensors, or folders of sparsify (sae.safetensors)",
+        "params.npz, params.safetensors, or the folders of sparsify",
     )

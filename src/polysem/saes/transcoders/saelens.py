@@ -45,7 +45,7 @@ def load(ref: str, path: Path) -> TranscoderSet:
     if scaled != "none":
         raise FormatError(
             f"{config_path}: normalize_activations is {scaled!r}; expected none in a transcoder",
-            hint="fold the scale into the weights where they were trained: sae.fold_activation_norm_scaling_factor(c)",
+            hint="fold the scale into the weights where they were trained: fold_activation_norm_scaling_factor(c)",
         )
     names = {"W_enc": "W_enc", "W_dec": "W_dec", "b_enc": "b_enc", "b_dec": "b_dec"}
     jump = {"threshold": "threshold"} if _KINDS[kind] == "jumprelu" else {}

@@ -325,6 +325,16 @@ def test_what_bends_is_asked_for_again():
     found = corrected(start, wanted, bent, lambda gap: least_kl(linear, [0, 1], gap))
     assert np.abs(bent(start) - wanted).max() > 0.02
     assert np.abs(bent(found) - wanted).max() < 2e-3
+    tried = []
+
+    def never(a):
+        tried.append(linear.cost(a))
+        return 0 * wanted
+
+    ask = lambda gap: linear.bounded(1e6 * least_kl(linear, [0, 1], gap))  # noqa: E731
+    corrected(ask(wanted), wanted, never, ask)
+    assert tried[0] == pytest.approx(2.0)
+    assert len(tried) == 2  # what does not help is not asked for again
 
 
 @pytest.mark.parametrize("words", ["happy", "=1", "happy=", "happy=much", "happy=0", "happy=inf"])

@@ -72,6 +72,8 @@ def sources_of(settings: Settings, stage: StageName, places: Places) -> list[Stu
     """
     roles = REGISTRY[stage].sources
     found = [source for source in _all(settings, places) if source.role in roles]
+    if "text" in roles and isinstance(settings, Study) and settings.joint.lift_tokens:
+        found.append(replace(_Where(places).corpus(settings.corpus.ref), role="text"))
     return list({source.name: source for source in found}.values())
 
 
@@ -144,8 +146,6 @@ def _all(settings: Settings, places: Places) -> Iterator[StudySource]:
     yield from where.glosses("features", study.features.source)
     if study.features.source == "harvest" or study.prompts.source == "corpus":
         yield where.corpus(study.corpus.ref)
-    if study.joint.lift_tokens:
-        yield replace(where.corpus(study.corpus.ref), role="text")
     if study.prompts.source.startswith("file:"):
         yield where.file("prompts", study.prompts.source)
 

@@ -23,6 +23,8 @@ RIDGE = 1e-9
 """of the mean eigenvalue"""
 ROUNDS = 4
 """corrections"""
+MOST = 2.0
+"""nats, to first order, of strengths that are tried at once"""
 FEW = 4
 """features of the plan that may use few"""
 
@@ -39,6 +41,11 @@ class Linear:
     def cost(self, a: Float[np.ndarray, " n"]) -> float:
         """KL, nats."""
         return float(a @ self.fisher @ a) / 2
+
+    def bounded(self, a: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
+        """Strengths scaled down to a cost of at most MOST."""
+        cost = self.cost(a)
+        return a * (MOST / cost) ** 0.5 if cost > MOST else a
 
     def take(self, some: Sequence[int]) -> "Linear":
         """Some of the directions."""
@@ -128,7 +135,7 @@ def corrected(
     measure: Callable[[Float[np.ndarray, " n"]], Float[np.ndarray, " t"]],
     ask: Callable[[Float[np.ndarray, " t"]], Float[np.ndarray, " n"]],
 ) -> Float[np.ndarray, " n"]:
-    """Strengths after the missing part has been asked for ROUNDS times; the best that were seen.
+    """Strengths after the missing part has been asked for up to ROUNDS times, as long as that helps.
 
     Args:
         start: strengths of the open loop.
@@ -139,8 +146,9 @@ def corrected(
     a, best, least = start, start, np.inf
     for _ in range(ROUNDS + 1):
         gap = wanted - measure(a)
-        if np.linalg.norm(gap) < least:
-            best, least = a, float(np.linalg.norm(gap))
+        if not np.linalg.norm(gap) < least:
+            break  # what cannot be reached would be asked for ever louder
+        best, least = a, float(np.linalg.norm(gap))
         a = a + ask(gap)
     return best
 

@@ -192,7 +192,10 @@ class _Planning:
             return torch.cat(seen).mean(0).numpy()
 
         def plan(ask: Callable[[np.ndarray], Strengths], able: int) -> tuple[Strengths, int]:
-            return corrected(ask(wanted), wanted, measure, ask), able
+            def tried(gap: np.ndarray) -> Strengths:
+                return self.linear.bounded(ask(gap))
+
+            return corrected(tried(wanted), wanted, measure, tried), able
 
         def scaled(start: Strengths, able: int) -> tuple[Strengths, int]:
             return plan(lambda gap: start * float(wanted @ gap / (wanted @ wanted)), able)

@@ -24,7 +24,7 @@ from polysem.worlds.linear import SITE, LinearWorld
 from polysem.worlds.tables import FeatureRow, feature_table, plain_sae, prompt_table, unit_rows
 
 VOCAB, WIDTH, INNER, DOSE, SETS = 200, 40, 20, 0.05, 128
-EFFECT = 0.3
+EFFECT = 0.1
 """nats of a wish"""
 
 

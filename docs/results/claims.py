@@ -21,6 +21,8 @@ STUDIES = {
 }
 """study files in studies/real, in the order in which `make real` runs them, and the verb"""
 MIDDLE = "blocks.14.hook_resid_post"
+OTHER_SEED = f"{MIDDLE}-2"
+"""the second dictionary of a site is labelled so"""
 FLOOR = 0.3
 """interference from which pairs are counted"""
 LEVEL = 0.05
@@ -58,6 +60,7 @@ class Claim(NamedTuple):
     lines: Callable[[Kept], list[Line]]
     made_by: str
     note: str = ""
+    after: Callable[[Kept], str] = lambda kept: ""
 
 
 def verdict(row: Mapping[str, Any], *, null: float = 0.0, p: str | None = None) -> str:
@@ -103,7 +106,13 @@ def _percent(line: Line) -> Line:
 
 
 def _sae(name: str) -> str:
-    return "together" if name == POOLED else name.removeprefix("blocks.").replace(".hook_resid_post", "")
+    """A label as a place."""
+    if name == POOLED:
+        return "together"
+    seed = ", second seed" if name == OTHER_SEED else ""
+    return (
+        name.removesuffix("-2" if seed else "").removeprefix("blocks.").replace(".hook_resid_post", "") + seed
+    )
 
 
 def shared_directions(kept: Kept) -> list[Line]:
@@ -227,6 +236,30 @@ def moved(arm: str) -> Callable[[Kept], list[Line]]:
     return lines
 
 
+def seeds(kept: Kept) -> str:
+    """What the dictionary of the other seed changes, contrast by contrast."""
+    found: dict[tuple[str, str], dict[str, str]] = {}
+    for row in _rows(kept, "effects", study="sites", locus="feature"):
+        if row["sae"] in (MIDDLE, OTHER_SEED) and row["contrast"] not in (
+            "mean_effect",
+            "paper_model_a",
+            "paper_model_b",
+        ):
+            told = verdict(row, null=0.5 if row["contrast"] == "sign_agreement" else 0.0)
+            name = _DECLARED.get(row["contrast"]) or words.contrast(row["contrast"]).label
+            found.setdefault((name, _tokens(row)), {})[row["sae"]] = told
+    both = {what: told for what, told in found.items() if len(told) == 2}
+    if not both:
+        return ""
+    changed = [
+        f"{name} ({tokens}: {told[MIDDLE]}, then {told[OTHER_SEED]})"
+        for (name, tokens), told in both.items()
+        if told[MIDDLE] != told[OTHER_SEED]
+    ]
+    said = f"changes the verdict of {len(changed)}: {'; '.join(changed)}" if changed else "changes none"
+    return f"\nOf {len(both)} contrasts at block 14 the second seed's dictionary {said}.\n"
+
+
 def paper_way(kept: Kept) -> list[Line]:
     """Pairs minus the paper's random arm with every choice as in the paper; its own interval, every trial independent."""
     return [
@@ -286,13 +319,14 @@ CLAIMS = (
         "the same",
         paper_way,
         "presets",
-        "The best of 32 strengths for each prompt, cases that improved only, relative change of c; more below, "
+        "The best of all strengths for each prompt, cases that improved only, relative change of c; more below, "
         "[side by side](#presets-side-by-side).",
     ),
     Claim(
         "The same at every site, and in the dictionary of another seed.", "not asked in the paper; asked by its reviewers",
         everywhere, "sites",
         "Each dictionary alone, not adjusted for their number; then what another dictionary of the kind would show (random effects).",
+        seeds,
     ),
     Claim("... and pair by pair in the other seed's dictionary.", "the same", replicated, "sites"),
     Claim(
@@ -384,7 +418,7 @@ def _claim(k: int, claim: Claim, kept: Kept) -> str:
         return f"{head}\n\n**{NONE[0].upper()}{NONE[1:]}.**\n"
     rows = [(line.what, _cell(line), line.n, line.verdict) for line in lines]
     made = ", ".join(f"`{_command(name)}`" for name in claim.made_by.split(", "))
-    return f"{head}\n\n{_table(('what', 'estimate (95 %)', 'of', 'verdict'), rows)}\nMade by {made}.\n"
+    return f"{head}\n\n{_table(('what', 'estimate (95 %)', 'of', 'verdict'), rows)}{claim.after(kept)}\nMade by {made}.\n"
 
 
 def _command(study: str) -> str:

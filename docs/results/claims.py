@@ -2,7 +2,8 @@
 an interval. A function of the tables beside it alone."""
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import product
 from typing import Any, NamedTuple
 
 from polysem.report import words
@@ -138,17 +139,18 @@ def shared_directions(kept: Kept) -> list[Line]:
 
 
 def contrasts(
-    study: str, locus: str, *names: str, saes: bool = False, flat: bool = False
+    studies: str, locus: str, *names: str, saes: bool = False, flat: bool = False
 ) -> Callable[[Kept], list[Line]]:
-    """Contrasts of a study at a locus, of all SAEs together or of each. `flat`: the claim is that there is nothing."""
+    """Contrasts of one or two studies at a locus, of all SAEs together or of each. `flat`: the claim is that there is nothing."""
+    several = " " in studies
 
     def lines(kept: Kept) -> list[Line]:
         found = []
-        for name in names:
+        for name, study in product(names, studies.split()):
             for row in _rows(kept, "effects", study=study, locus=locus, contrast=name):
                 if (row["sae"] == POOLED) == saes or (row["outcome"] != "logodds" and not row["declared"]):
                     continue
-                told = f"block {_sae(row['sae'])}: " if saes else ""
+                told = f"{study}: " if several else f"block {_sae(row['sae'])}: " if saes else ""
                 what = f"{told}{_DECLARED.get(name) or words.contrast(name).label}; {_tokens(row)}"
                 line = _line(what, row, null=0.5 if name == "sign_agreement" else 0.0)
                 found.append(line._replace(verdict=_flat(row)) if flat else line)
@@ -306,12 +308,12 @@ CLAIMS = (
     ),
     Claim(
         "Steering along a feature moves another's tokens the more, the more the two interfere.", "§4.1, Fig. 3: .05 (Pythia), .003 (GPT-2), p < .001",
-        contrasts("sites", "feature", "slope_interference", "slope_interference_alone"), "sites",
-        "Inside targets, all sites together. The first slope holds similarity, direct attribution, token overlap and frequency fixed.",
+        contrasts("sites presets", "feature", "slope_interference", "slope_interference_alone"), "sites, presets",
+        "Inside targets; `sites` is four dictionaries together, `presets` the one in the middle with glosses in plain words. The first slope holds similarity, direct attribution, token overlap and frequency fixed.",
     ),
     Claim(
         "Interfering features do more than random ones.", "§4.1, Figs. 3 and 10",
-        contrasts("sites", "feature", "pair_minus_random_feature", "geometry_effect", "pair_minus_cosine_matched", "sign_agreement"), "sites",
+        contrasts("sites presets", "feature", "pair_minus_random_feature", "geometry_effect", "pair_minus_cosine_matched", "sign_agreement"), "sites, presets",
         "The paper has one control. Here the effect is taken apart: what the angle does by itself, and what a feature does beyond it.",
     ),
     Claim(
@@ -378,11 +380,19 @@ NOT_TESTED = (
 
 def page(kept: Kept) -> str:
     """docs/results/README.md, from the tables alone."""
-    parts = [_HEAD, _glance(kept), "\n## Claim by claim\n"]
+    parts = [_HEAD, *_pictures(kept), _RULES, _glance(kept), "\n## Claim by claim\n"]
     for k, claim in enumerate(CLAIMS, 1):
         parts.append(_claim(k, claim, kept))
     parts += [_beside(kept), _atlas(kept), _limits(kept), _making(kept)]
     return "\n".join(parts)
+
+
+def _pictures(kept: Kept) -> Iterator[str]:
+    """The largest study's effects, and the map of all pairs, each with what is said below it."""
+    drawn = {row["name"]: row for row in kept.get("pictures", [])}
+    for name in ("sites" if "sites" in drawn else "presets", "map"):
+        if name in drawn:
+            yield f"![{drawn[name]['title']}]({name}.svg)\n\n*{drawn[name]['title']}.* {drawn[name]['caption']}\n"
 
 
 def _summary(lines: list[Line]) -> str:
@@ -519,13 +529,8 @@ _HEAD = """\
 The claims of "Signal in the Noise" (arXiv 2505.11611), asked of two language models that people use: **SmolLM2-135M-Instruct** and, as target and
 source of transfer, **Gemma-3-270M**; both from 4-bit files that any machine with a Python index has, with dictionaries trained for this purpose
 ([how](../real-models.md)). Nothing here was chosen by its outcome: settings stand in [`studies/real`](../../studies/real), whatever came out is below, and a null is a result.
-
-![Effects against interference](sites.svg)
-
-*Four dictionaries of SmolLM2 (`sites`): every pair and control, effect on the tokens that activate the target against interference.*
-
-![All pairs of one dictionary by gloss similarity and interference](map.svg)
-
+"""
+_RULES = """\
 Verdicts follow from intervals by rule. For questions declared beforehand they are the [claims](../effects.md) of the study (*holds* is *predicts*: significant after Holm,
 robust, and predictive of what was left out); elsewhere *holds* means that the 95 % interval lies on the claim's side, in transfer that the adjusted p is below 0.05, too.
 """

@@ -144,13 +144,17 @@ def _finished(folder: Path, kind: str) -> bool:
     return (folder / {"run": "effects", "transfer": "transfer"}[kind] / "manifest.json").is_file()
 
 
-def draw(runs: Path) -> None:
-    """Pictures of the runs: one map of all pairs, and effects against interference."""
+def draw(runs: Path) -> list[Row]:
+    """Pictures of the runs: one map of all pairs, and effects against interference; gives what is said below each."""
+    found: dict[str, figures.Picture] = {}
     for study in (name for name, kind in STUDIES.items() if kind == "run" and _finished(runs / name, kind)):
         run = open_run(runs / study)
         some = {name: where(run.table(name), sae=MIDDLE) for name in ("density", "spectrum", "pairs")}
-        figures.pairs(SimpleNamespace(**some, config=run.study.pairs)).save(HERE / "map.svg")
-        figures.study(run).save(HERE / f"{study}.svg")
+        found["map"] = figures.pairs(SimpleNamespace(**some, config=run.study.pairs))
+        found[study] = figures.study(run)
+    for name, picture in found.items():
+        picture.save(HERE / f"{name}.svg")
+    return [{"name": name, "title": p.title, "caption": p.caption} for name, p in found.items()]
 
 
 def _written(value: object) -> str:
@@ -192,8 +196,7 @@ def main() -> int:
     parser.add_argument("--check", action="store_true")
     args = parser.parse_args()
     if args.runs is not None:
-        write_tables(collect(args.runs))
-        draw(args.runs)
+        write_tables(collect(args.runs) | {"pictures": draw(args.runs)})
     made = page(read_tables())
     if args.check:
         return int(not PAGE.is_file() or PAGE.read_text(encoding="utf-8") != made)

@@ -51,7 +51,7 @@ def test_every_estimate_of_the_page_is_a_cell_of_a_table(make, claims):
         row["estimate"] = 123.456
     after = claims.page(kept)
     assert "+123" not in before
-    assert after.count("+123") >= sum(claim.made_by == "sites" for claim in claims.CLAIMS[1:4])
+    assert after.count("+123") > 5
 
 
 def test_tables_and_pictures_of_a_run(make, claims, tmp_path, monkeypatch):
@@ -59,8 +59,8 @@ def test_tables_and_pictures_of_a_run(make, claims, tmp_path, monkeypatch):
     monkeypatch.setattr(make, "HERE", tmp_path)
     run = make.open_run(synthetic_run(tmp_path / "runs" / "sites", WORLD))
     kept = make.collect(tmp_path / "runs")
+    kept["pictures"] = make.draw(tmp_path / "runs")
     make.write_tables(kept)
-    make.draw(tmp_path / "runs")
     assert {file.name for file in tmp_path.glob("*.svg")} == {"map.svg", "sites.svg"}
     back = make.read_tables(tmp_path)
     assert back.keys() == kept.keys()

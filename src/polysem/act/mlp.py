@@ -5,7 +5,7 @@ weaker as a coordinate is (`neuron.py`), one layer's MLP at a time, and its tie 
 writes into the SAE's site with the target's decoder row. What it writes is measured: one unit more of it changes the
 MLP's output by its row of W_out exactly, whatever the family calls that weight.
 Needs an SAE on the MLP's output, or on the stream behind it, of the same layer.
-Cost of planning: one row of a one-token forward pass per neuron and SAE.
+Cost of planning: one row of a forward pass over four tokens per neuron and SAE.
 """
 
 from collections.abc import Mapping, Sequence
@@ -25,6 +25,8 @@ from polysem.saes.base import SAE
 from polysem.types import Site
 
 _ROWS = 256
+_TOKENS = 4
+"""of the row on which writes are measured, at the place where the stream is shortest"""
 _LINEAR = 1e-2
 """relative; rounding in float32 is a thousandth of it, in bfloat16 as much"""
 _BISECTIONS = 60
@@ -106,23 +108,28 @@ def mlp_writes(model: WhiteBoxModel | None, sae: SAE) -> Float[np.ndarray, "d_ml
     if neurons not in model.sites():
         raise SiteError(f"{model.spec.ref} has no site {neurons}", hint="leave mlp_neuron out of plan.loci")
     width = model.site_width(neurons)
-    token = torch.zeros(1, 1, dtype=torch.long, device=model.spec.device)
-    clean = model.capture(token, [sae.writes])[sae.writes][0, 0].double().cpu()
-    parts = []
+    tokens = torch.arange(_TOKENS, device=model.spec.device)[None]
+    seen = model.capture(tokens, [sae.writes])[sae.writes][0].double().cpu()
+    # a first token may be thousands of times as long as the others, and float32 rounds away what is added to it
+    place = int(seen.norm(dim=1).argmin())
+    clean, parts = seen[place], []
     for start in range(0, width, _ROWS):
         rows = torch.eye(width)[start : start + _ROWS].to(model.spec.device)
-        mask = torch.ones(len(rows), 1, dtype=torch.bool, device=model.spec.device)
-        seen = model.capture(token.expand(len(rows), 1), [sae.writes], [Add(neurons, rows, mask)])[sae.writes]
-        parts.append(seen[:, 0].double().cpu() - clean)
+        mask = torch.zeros(len(rows), _TOKENS, dtype=torch.bool, device=model.spec.device)
+        mask[:, place] = True
+        edit = Add(neurons, rows, mask)
+        seen = model.capture(tokens.expand(len(rows), -1), [sae.writes], [edit])[sae.writes]
+        parts.append(seen[:, place].double().cpu() - clean)
     writes = torch.cat(parts)
-    _check_linear(model, sae, token, clean, writes)
+    _check_linear(model, sae, tokens, place, clean, writes)
     return writes.numpy()
 
 
 def _check_linear(
     model: WhiteBoxModel,
     sae: SAE,
-    token: Tensor,
+    tokens: Tensor,
+    place: int,
     clean: Float[Tensor, " d_in"],
     writes: Float[Tensor, "d_mlp d_in"],
 ) -> None:
@@ -130,12 +137,10 @@ def _check_linear(
     neurons, largest = neurons_of(sae), int(writes.norm(dim=1).argmax())
     twice = torch.zeros(1, len(writes), device=model.spec.device)
     twice[0, largest] = 2.0
-    mask = torch.ones(1, 1, dtype=torch.bool, device=model.spec.device)
-    seen = (
-        model.capture(token, [sae.writes], [Add(neurons, twice, mask)])[sae.writes][0, 0].double().cpu()
-        - clean
-    )
-    off = float((seen - 2 * writes[largest]).norm() / (2 * writes[largest]).norm())
+    mask = torch.zeros(1, _TOKENS, dtype=torch.bool, device=model.spec.device)
+    mask[:, place] = True
+    seen = model.capture(tokens, [sae.writes], [Add(neurons, twice, mask)])[sae.writes][0, place]
+    off = float((seen.double().cpu() - clean - 2 * writes[largest]).norm() / (2 * writes[largest]).norm())
     if off > _LINEAR:
         raise SiteError(
             f"{model.spec.ref} normalises what its MLP writes (two units of neuron {largest} are off by {off:.2g} from "

@@ -91,7 +91,7 @@ def features(result: Any) -> Picture:
         x_label="log10 of the share of tokens",
         y_label="features",
     )
-    return _picture(title, drawing, f"{plural(len(density) - len(seen), 'feature')} never fired.")
+    return picture(title, drawing, f"{plural(len(density) - len(seen), 'feature')} never fired.")
 
 
 def pairs(result: Any) -> Picture:
@@ -99,7 +99,7 @@ def pairs(result: Any) -> Picture:
     drawn = next(panels.maps(result.density, result.spectrum, result.pairs, result.config), None)
     if drawn is None:
         raise ConfigError("no two features have a gloss: there is no map to draw")
-    return _picture(drawn.title, drawn.drawing, drawn.caption)
+    return picture(drawn.title, drawn.drawing, drawn.caption)
 
 
 def planned(result: Any) -> Picture:
@@ -119,7 +119,7 @@ def _shares(column: pa.ChunkedArray, title: str, things: str) -> Picture:
     named = list(words.in_order(RELATIONS, counts)) or sorted(counts)
     bars = [[(f"{_label(name)}:", counts[name] / len(column))] for name in named]
     drawing = charts.stacked(bars, title=title)
-    return _picture(title, drawing, f"{plural(len(column), 'trial')}.")
+    return picture(title, drawing, f"{plural(len(column), 'trial')}.")
 
 
 def _label(name: str) -> str:
@@ -182,7 +182,7 @@ def study(
             raise ConfigError(f"kind is {kind!r}; expected one of interference, relations, dose")
     if one is None:
         raise ConfigError(f"there is nothing to draw of kind {kind!r}")
-    return _picture(
+    return picture(
         one.title, one.drawing, one.caption, panels.scatter_legend(own) if kind == "interference" else ()
     )
 
@@ -198,10 +198,10 @@ def _pair(
         raise ConfigError(f"pair ({i}, {j}) was not steered; among those that were: {some or 'none'}")
     drawn, _ = cards.curves([locus], mine[:1], level=run.study.effects.level)
     one = next((d for d in drawn if d.title.endswith(words.tokens(tokens))), drawn[0])
-    return _picture(f"Features {i} and {j}, {one.title}", one.drawing, one.caption, one.keys)
+    return picture(f"Features {i} and {j}, {one.title}", one.drawing, one.caption, one.keys)
 
 
-def _picture(title: str, drawing: Markup, caption: str, keys: Sequence[tuple[str, str]] = ()) -> Picture:
+def picture(title: str, drawing: Markup, caption: str, keys: Sequence[tuple[str, str]] = ()) -> Picture:
     """A drawing with its own style, as a file needs it."""
     opened, _, inside = str(drawing).partition(">")
     whole = f'{opened} xmlns="http://www.w3.org/2000/svg"><style>{_style()}</style>{inside}'

@@ -24,6 +24,7 @@ INERT = {
     "pyarrow": "stores and selects rows; its version is among the facts of every manifest",
     "polars": "shows a table that was made, where it is installed",
     "pydantic": "checks settings, which are compared as values",
+    "pyyaml": "reads two settings of a folder of transcoders",
     "rich": "shows progress",
     "safetensors": "stores arrays",
 }

@@ -45,6 +45,12 @@ def rows_of(name: str, **parts: str) -> Callable[[Run], Iterator[Row]]:
     return lambda run: iter(where(run.table(name), **parts).to_pylist())
 
 
+def walks(run: Run) -> Iterator[Row]:
+    """From the paper's choices to the strict ones, of the tokens that activate a target; of those it writes the paper's end."""
+    rows = where(run.table("presets"), path="walk").to_pylist()
+    return (row for row in rows if row["token_set"] == "in" or not row["step"])
+
+
 def unrelated(run: Run) -> Iterator[Row]:
     """How many pairs of unlike glosses there are at an interference and above, beside all pairs and what chance gives."""
     pairs = run.table("pairs", columns=["sae", "interference", "is_duplicate"]).to_pylist()
@@ -73,7 +79,7 @@ KEPT: dict[str, tuple[Callable[[Run], Iterator[Row]], tuple[str, ...]]] = {
         "contrast", "locus", "sae", "tokens", "outcome", "relation", "estimate", "lo", "hi", "p", "p_adj", "p_equivalent",
         "unit", "n_pairs", "n_targets", "n_sources", "n_prompts", "n_missing", "declared", "claim", "reach",
     )),
-    "presets": (rows_of("presets", path="walk"), (
+    "presets": (walks, (
         "locus", "tokens", "question", "relation", "step", "choice", "estimate", "se", "lo", "hi", "p", "unit", "n_rows",
         "n_pairs", "n_targets", "note",
     )),

@@ -40,7 +40,7 @@ LARGEST = 20_000
 
 
 @dataclass(frozen=True)
-class Matching:
+class DictionaryMatch:
     """The best one-to-one matching of one dictionary's features with another's, ordered by the first's."""
 
     first: Int[np.ndarray, " n"]
@@ -73,7 +73,7 @@ def assigned(
     return i.astype(np.int64), j.astype(np.int64), cosines[i, j]
 
 
-def matching(first: SAE, second: SAE) -> Matching:
+def matching(first: SAE, second: SAE) -> DictionaryMatch:
     """The matching of the living features of two dictionaries by decoder rows.
 
     Raises:
@@ -82,7 +82,7 @@ def matching(first: SAE, second: SAE) -> Matching:
     a, b = _living(first), _living(second)
     (d1, e1), (d2, e2) = _sides(first, a), _sides(second, b)
     i, j, cosine = assigned(d1, d2)
-    return Matching(a[i], b[j], cosine, (e1[i] * e2[j]).sum(axis=1))
+    return DictionaryMatch(a[i], b[j], cosine, (e1[i] * e2[j]).sum(axis=1))
 
 
 def null_pw_mcc(

@@ -17,7 +17,7 @@ from polysem.joint.additivity import energies, krawtchouk, low_sets, subsets, su
 from polysem.joint.bench import JointBench
 from polysem.joint.layers import layers_seen
 from polysem.joint.pairs import draw_pairs, hypotheses, lifts, pairs_seen, second_order
-from polysem.joint.planner import Linear, best_single, corrected, equal_doses, fewest, least_kl
+from polysem.joint.planner import LinearPlan, best_single, corrected, equal_doses, fewest, least_kl
 from polysem.models.hf import HFModel
 from polysem.readouts import kl, log_odds
 from polysem.side_effects.directions import Direction
@@ -273,10 +273,10 @@ def test_a_held_coordinate_stays_and_a_push_survives_in_the_stream():
 # plans
 
 
-def some_linear(n: int = 6, n_sets: int = 8, seed: int = 0) -> Linear:
+def some_linear(n: int = 6, n_sets: int = 8, seed: int = 0) -> LinearPlan:
     rng = np.random.default_rng(seed)
     factor = rng.standard_normal((n + 3, n))
-    return Linear(rng.standard_normal((n_sets, n)), factor.T @ factor)
+    return LinearPlan(rng.standard_normal((n_sets, n)), factor.T @ factor)
 
 
 def test_the_plan_is_the_cheapest_that_reaches_what_is_wanted():
@@ -298,7 +298,7 @@ def test_the_plan_is_the_cheapest_that_reaches_what_is_wanted():
         np.testing.assert_allclose(linear.effects[:2] @ few, wanted)
         assert linear.cost(few) > linear.cost(a)
     with pytest.raises(ConfigError, match="cannot move 2 targets"):
-        least_kl(Linear(np.ones((2, 6)), linear.fisher), [0, 1], wanted)
+        least_kl(LinearPlan(np.ones((2, 6)), linear.fisher), [0, 1], wanted)
 
 
 def test_what_plans_are_compared_with():

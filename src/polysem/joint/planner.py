@@ -30,7 +30,7 @@ FEW = 4
 
 
 @dataclass(frozen=True)
-class Linear:
+class LinearPlan:
     """What strengths do to first order, mean over prompts."""
 
     effects: Float[np.ndarray, "n_sets n"]
@@ -47,14 +47,14 @@ class Linear:
         cost = self.cost(a)
         return a * (MOST / cost) ** 0.5 if cost > MOST else a
 
-    def take(self, some: Sequence[int]) -> "Linear":
+    def take(self, some: Sequence[int]) -> "LinearPlan":
         """Some of the directions."""
-        return Linear(self.effects[:, list(some)], self.fisher[np.ix_(list(some), list(some))])
+        return LinearPlan(self.effects[:, list(some)], self.fisher[np.ix_(list(some), list(some))])
 
 
 def joint_linear(
     directions: Sequence[Direction], responses: Mapping[Site, Sequence[PromptResponse]]
-) -> Linear:
+) -> LinearPlan:
     """The effects and the joint cost of directions at several sites, from the responses of the same prompts at each."""
     effects, costs = [], []
     for k in range(len(next(iter(responses.values())))):
@@ -63,11 +63,11 @@ def joint_linear(
         stream = np.stack([seen[d.site].jacobian @ d.unit for d in directions], axis=1)
         effects.append(np.stack([seen[d.site].gradients @ d.unit for d in directions], axis=1))
         costs.append(stream.T @ metric @ stream)
-    return Linear(np.mean(effects, axis=0), np.mean(costs, axis=0))
+    return LinearPlan(np.mean(effects, axis=0), np.mean(costs, axis=0))
 
 
 def least_kl(
-    linear: Linear,
+    linear: LinearPlan,
     targets: Sequence[int],
     wanted: Float[np.ndarray, " t"],
     protected: Sequence[int] = (),
@@ -92,7 +92,11 @@ def least_kl(
 
 
 def fewest(
-    linear: Linear, targets: Sequence[int], wanted: Float[np.ndarray, " t"], protected: Sequence[int], n: int
+    linear: LinearPlan,
+    targets: Sequence[int],
+    wanted: Float[np.ndarray, " t"],
+    protected: Sequence[int],
+    n: int,
 ) -> Float[np.ndarray, " n"]:
     """`least_kl` with at most n of the pushes: the one that matters least, by its own KL, goes first."""
     left = list(range(len(linear.fisher)))
@@ -106,7 +110,7 @@ def fewest(
 
 
 def best_single(
-    linear: Linear, targets: Sequence[int], wanted: Float[np.ndarray, " t"]
+    linear: LinearPlan, targets: Sequence[int], wanted: Float[np.ndarray, " t"]
 ) -> Float[np.ndarray, " n"]:
     """One push, as near to the wanted effects as any comes, and of those the one of least KL."""
     G = linear.effects[list(targets)]
@@ -120,7 +124,7 @@ def best_single(
 
 
 def equal_doses(
-    linear: Linear, targets: Sequence[int], wanted: Float[np.ndarray, " t"]
+    linear: LinearPlan, targets: Sequence[int], wanted: Float[np.ndarray, " t"]
 ) -> Float[np.ndarray, " n"]:
     """Every push at the same KL, the way that helps, together as near to the wanted effects as they come."""
     G = linear.effects[list(targets)]

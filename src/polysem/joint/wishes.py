@@ -13,7 +13,7 @@ from polysem.errors import MismatchError
 from polysem.joint.bench import JointBench
 from polysem.joint.planner import (
     FEW,
-    Linear,
+    LinearPlan,
     best_single,
     candidates,
     corrected,
@@ -132,7 +132,7 @@ class _Planning:
     scene: Scene
     wish: Wish
     directions: Sequence[Direction]
-    linear: Linear
+    linear: LinearPlan
     targets: Int[np.ndarray, " t"]
     protected: Int[np.ndarray, " u"]
     budget: float | None

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from polysem.corpus import TokenRows
 from polysem.features.encoder import ActiveEncoder
-from polysem.layers.ends import Ends, Norm, with_scale
+from polysem.layers.ends import Ends, ReadNorm, with_scale
 from polysem.models.base import WhiteBoxModel
 from polysem.positions import PLAIN
 from polysem.progress import SILENT, Reporter
@@ -85,7 +85,7 @@ class Pass:
     counted: Bool[np.ndarray, "n_rows pos"]
     """positions that count, at every site"""
     active: Mapping[str, "Firing"]
-    scales: Mapping[str, Norm]
+    scales: Mapping[str, ReadNorm]
     """norms by the name they were asked for, with their scales"""
 
     @property
@@ -142,7 +142,7 @@ def corpus_pass(
     model: WhiteBoxModel,
     rows: TokenRows,
     dictionaries: Sequence[Ends],
-    norms: Mapping[str, Norm],
+    norms: Mapping[str, ReadNorm],
     *,
     reporter: Reporter = SILENT,
 ) -> Pass:

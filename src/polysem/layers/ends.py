@@ -120,7 +120,7 @@ def why_not(source: Ends, target: Ends) -> str:
 
 
 @dataclass(frozen=True)
-class Norm:
+class ReadNorm:
     """A norm with its scale frozen."""
 
     gain: Float[Tensor, " d"]
@@ -137,7 +137,7 @@ class Norm:
         return own / self.scale
 
 
-def norm_before(model: WhiteBoxModel, site: Site) -> Norm | None:
+def norm_before(model: WhiteBoxModel, site: Site) -> ReadNorm | None:
     """The norm between the stream and a reading site, its scale 1 until `with_scale`; None where there is none."""
     known = set(model.sites())
     stream = next(
@@ -145,15 +145,15 @@ def norm_before(model: WhiteBoxModel, site: Site) -> Norm | None:
     )
     if stream is None or not isinstance(model, HFModel):
         return None
-    return Norm(norm_gain(model, model.tap(site).path), model.spec.norm == "layer", 1.0, stream)
+    return ReadNorm(norm_gain(model, model.tap(site).path), model.spec.norm == "layer", 1.0, stream)
 
 
-def final_norm(model: WhiteBoxModel) -> Norm | None:
+def final_norm(model: WhiteBoxModel) -> ReadNorm | None:
     """The norm in front of the unembedding, its scale 1 until `with_scale`; None for worlds, which have none."""
     if not isinstance(model, HFModel):
         return None
     last = Site(model.spec.n_layers - 1, "hook_resid_post")
-    return Norm(norm_gain(model, model.anatomy.final_norm), model.spec.norm == "layer", 1.0, last)
+    return ReadNorm(norm_gain(model, model.anatomy.final_norm), model.spec.norm == "layer", 1.0, last)
 
 
 def norm_gain(model: HFModel, path: str) -> Float[Tensor, " d"]:
@@ -167,14 +167,14 @@ def norm_gain(model: HFModel, path: str) -> Float[Tensor, " d"]:
     return ((made[0] - made[1]) * signs.float()).cpu()
 
 
-def with_scale(norm: Norm, stream: Float[Tensor, "n d"]) -> Norm:
+def with_scale(norm: ReadNorm, stream: Float[Tensor, "n d"]) -> ReadNorm:
     """The norm with the mean scale of what stands in the stream."""
     x = stream.double()
     x = x - x.mean(1, keepdim=True) if norm.centres else x
     return replace(norm, scale=float(x.pow(2).mean(1).sqrt().mean()))
 
 
-def logit_columns(model: WhiteBoxModel, norm: Norm | None) -> Float[Tensor, "d_vocab d"]:
+def logit_columns(model: WhiteBoxModel, norm: ReadNorm | None) -> Float[Tensor, "d_vocab d"]:
     """What each logit, less the mean of all, takes of the stream behind the last block."""
     W_U = model.W_U.detach().float().cpu()
     centred = W_U - W_U.mean(0)

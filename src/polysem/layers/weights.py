@@ -11,7 +11,7 @@ from torch import Tensor
 
 from polysem.geometry import cosine_tail, pair_blocks
 from polysem.layers.coactivity import Coactivity
-from polysem.layers.ends import Ends, Norm
+from polysem.layers.ends import Ends, ReadNorm
 
 TILE = 2048
 WEIGHT_EDGES = (0.0, 0.25, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0, np.inf)
@@ -78,7 +78,7 @@ class VirtualWeights:
         return least, i, j
 
 
-def virtual_weights(source: Ends, target: Ends, norm: Norm | None) -> VirtualWeights:
+def virtual_weights(source: Ends, target: Ends, norm: ReadNorm | None) -> VirtualWeights:
     """The weights from one dictionary to another; `norm` stands between the stream and where the target reads."""
     own = source.written_before(target.reads)
     rows = torch.stack(list(own.values())).sum(0)

@@ -13,7 +13,7 @@ from typing import NamedTuple
 from polysem.saes.names import hub_id
 
 
-class Vocabulary(NamedTuple):
+class TokenVocabulary(NamedTuple):
     """Tokens of a tokenizer: those that it began with, not what a fine-tuned model adds behind them."""
 
     n: int
@@ -25,15 +25,15 @@ class Vocabulary(NamedTuple):
         return vocabulary_of(ids, n=self.n) == self
 
 
-def vocabulary_of(ids: Mapping[str, int], *, n: int | None = None) -> Vocabulary:
+def vocabulary_of(ids: Mapping[str, int], *, n: int | None = None) -> TokenVocabulary:
     """The first `n` tokens of a tokenizer (token -> id); None: all."""
     first = sorted(ids, key=lambda token: ids[token])[:n]
-    return Vocabulary(len(first), hashlib.sha256("\n".join(first).encode(errors="replace")).hexdigest())
+    return TokenVocabulary(len(first), hashlib.sha256("\n".join(first).encode(errors="replace")).hexdigest())
 
 
 VOCABULARIES = {
-    "gpt2": Vocabulary(50257, "e35a33a0b2250c932ffdafc4c3a3552aef0cc7af7a11e9ebfddf1d2a6517371f"),
-    "gpt_neox": Vocabulary(50254, "243911422e5b689f04800d01121da2e14882d12b7565bb1b7396128714cbc4c2"),
+    "gpt2": TokenVocabulary(50257, "e35a33a0b2250c932ffdafc4c3a3552aef0cc7af7a11e9ebfddf1d2a6517371f"),
+    "gpt_neox": TokenVocabulary(50254, "243911422e5b689f04800d01121da2e14882d12b7565bb1b7396128714cbc4c2"),
 }
 """family -> tokens that all its models in `_SERIES` share; of the others no file is at hand to say"""
 

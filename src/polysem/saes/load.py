@@ -17,7 +17,7 @@ from polysem.saes.base import SAE
 from polysem.saes.dialects import read_parts
 from polysem.saes.fidelity import ActivationSource, sample_rows
 from polysem.saes.gate import check_fidelity
-from polysem.saes.known import VOCABULARIES, Shape, Vocabulary, shape_of, vocabulary_of
+from polysem.saes.known import VOCABULARIES, Shape, TokenVocabulary, shape_of, vocabulary_of
 from polysem.saes.names import hub_id, same_model, site_of_name
 from polysem.saes.objects import DIRECTIONS, MEMORY, as_files, directions_alone
 from polysem.saes.parts import assemble
@@ -230,7 +230,7 @@ def _shape(model_id: str) -> Shape | None:
     return Shape(config["model_type"], layers, width)
 
 
-def _vocabulary(model_id: str, known: Shape | None) -> Vocabulary | None:
+def _vocabulary(model_id: str, known: Shape | None) -> TokenVocabulary | None:
     if not model_id.startswith("zoo:"):
         return VOCABULARIES.get(known.family) if known else None
     told = read_json(zoo_path("models", model_id.removeprefix("zoo:")) / "tokenizer.json")

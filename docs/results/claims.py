@@ -518,7 +518,7 @@ def _making(kept: Kept) -> str:
         told = ", ".join(f"{r['stage']} {r['seconds'] / 60:.1f}" for r in mine) or NONE
         rows.append(
             (
-                f"[`{study}`](../../studies/real/{study}.toml)",
+                f"`studies/real/{study}.toml`",
                 f"`{_command(study)}`",
                 f"{spent / 60:.0f}" if mine else "–",
                 told,
@@ -537,7 +537,7 @@ _HEAD = """\
 
 The claims of "Signal in the Noise" (arXiv 2505.11611), asked of two language models that people use: **SmolLM2-135M-Instruct** and, as target and
 source of transfer, **Gemma-3-270M**; both from 4-bit files that any machine with a Python index has, with dictionaries trained for this purpose
-([how](../real-models.md)). No setting was chosen by an effect: they stand in [`studies/real`](../../studies/real), whatever came out is below, and a null is a result.
+([how](../real-models.md)). No setting was chosen by an effect: they stand in `studies/real`, whatever came out is below, and a null is a result.
 """
 _RULES = """\
 Verdicts follow from intervals by rule. For questions declared beforehand they are the [claims](../effects.md) of the study (*holds* is *predicts*: significant after Holm,

@@ -107,7 +107,7 @@ def test_what_the_measures_of_similarity_and_the_covariates_are_for_is_there(run
     seen = table(run, "similarities").to_pylist()
     assert {any(r["measure"].startswith(a) for a in asked) for r in seen} == {True}
     model = {r["measure"].split(":/")[0]: r for r in table(run, "similarity_model").to_pylist()}
-    assert set(model) == {"gloss:minilm", "tokens:glove", "contexts:wordllama", "one factor"}
+    assert set(model) == {"gloss:minilm", "tokens:glove:glove", "contexts:wordllama", "one factor"}
     assert {r["relation"] for r in table(run, "plan").to_pylist()} >= {"pair", "related_pair"}
     pairs = table(run, "latent_similarity").to_pylist()
     by_all = sum(r["unrelated_by_all"] for r in pairs)

@@ -214,8 +214,14 @@ def harmful(
     """X4: share of edges that raise the loss by more than two standard errors over documents, by thirds of effectiveness."""
     sums = [_by_document(seen, k) for k in range(len(effectiveness))]
     able = np.array([k for k, s in enumerate(sums) if len(s) >= 3], dtype=np.int64)
+    if not len(able):
+        note = "no edge acts in three documents: more tokens, or more edges"
+        value = Estimate(np.nan, np.nan, np.nan, np.nan)
+        return [
+            finding("X4", "share of edges that raise the loss", "all", value, over="edges", n=0, note=note)
+        ]
     rows: list[Row] = []
-    thirds = _quantiles(effectiveness[able], 3) if len(able) else np.empty(0, dtype=np.int64)
+    thirds = _quantiles(effectiveness[able], 3)
     for name, some in (
         ("all", able),
         *((f"third {n + 1} of effectiveness", able[thirds == n]) for n in range(3)),

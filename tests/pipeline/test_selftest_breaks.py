@@ -275,7 +275,7 @@ def test_edges_judged_without_the_targets_own_threshold(monkeypatch):
     monkeypatch.setattr(
         worth, "without", lambda target, pre, change, which: pre[:, which].clamp(min=0) - change
     )
-    assert broken("edges") == {"edges: harmful edges not twice as effective as every silent one"}
+    assert broken("edges") == {"edges: harmful edges more than twice as effective as every silent one"}
 
 
 def test_squares_of_noise_counted_as_interaction(monkeypatch):

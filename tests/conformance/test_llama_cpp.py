@@ -171,7 +171,7 @@ def test_the_same_study_here_and_there_agrees(server, tmp_path):
     assert any(
         "there: answers in the chat form" in line and "BOS is put in front (counted)" in line for line in said
     )
-    assert any(line.startswith("here: ") and "with BOS in front" in line for line in said)
+    assert any(line.startswith("here: ") and "BOS (token 1) in front of every row" in line for line in said)
 
 
 def test_samples_of_a_category_give_its_probability(model, tmp_path):

@@ -58,17 +58,16 @@ def explore(
         bench = Live(book)
     names = allow_host or []
     hosts_of(host, port, more=names)
-    bound = listen(host, port)
-    port = bound.getsockname()[1]
-    root, token = root_of(root_path, port), new_token()
-    shown = host if host not in ("0.0.0.0", "::") else "localhost"
-    address = f"http://{f'[{shown}]' if ':' in shown else shown}:{port}{root}/?token={token}"
-    print(address, flush=True)
-    for name in names:
-        say(f"through a forwarded port or a proxy: http(s)://{name}{root}/?token={token}")
-    if browser:
-        import webbrowser
+    with listen(host, port) as bound:
+        port = bound.getsockname()[1]
+        root, token = root_of(root_path, port), new_token()
+        shown = host if host not in ("0.0.0.0", "::") else "localhost"
+        address = f"http://{f'[{shown}]' if ':' in shown else shown}:{port}{root}/?token={token}"
+        print(address, flush=True)
+        for name in names:
+            say(f"through a forwarded port or a proxy: http(s)://{name}{root}/?token={token}")
+        if browser:
+            import webbrowser
 
-        webbrowser.open(address)
-    hosts = hosts_of(host, port, more=names)
-    serve(book, bound, token=token, hosts=hosts, root=root, live=bench)
+            webbrowser.open(address)
+        serve(book, bound, token=token, hosts=hosts_of(host, port, more=names), root=root, live=bench)

@@ -206,13 +206,13 @@ def listen(host: str, port: int) -> socket.socket:
     Raises:
         ConfigError: if the address cannot be used.
     """
+    bound = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
     try:
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        bound = socket.socket(family, socket.SOCK_STREAM)
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         bound.bind((host, port))
         bound.listen(128)  # whoever reads the address may call at once
     except OSError as error:
+        bound.close()
         raise ConfigError(
             f"cannot listen at {host} port {port}: {error.strerror or error}", hint="choose another --port"
         ) from error

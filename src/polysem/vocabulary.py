@@ -607,6 +607,14 @@ DOSE_UNITS: Vocabulary[DoseUnit] = Vocabulary(
         top=10,
     ),
     DoseUnit(
+        "paper_degree",
+        "the paper's factors, neuron by neuron",
+        "the same, of one neuron of every bin of degree",
+        paper=True,
+        single=True,
+        top=10,
+    ),
+    DoseUnit(
         "paper_injection",
         "the paper's injections",
         "snippets between asterisks; c and w over the thirty likeliest tokens",

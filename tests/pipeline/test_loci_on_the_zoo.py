@@ -20,6 +20,7 @@ from polysem.stats.effects import estimate
 from polysem.stats.rows import parse_group
 from polysem.store.tables import CLUSTERS
 from polysem.trials import run_batches
+from polysem.vocabulary import DOSE_UNITS
 
 LABEL = "blocks.2.hook_resid_post"
 LOCI = ("feature", "clamp", "gradient", "prompt", "neuron", "mlp_neuron")
@@ -178,7 +179,7 @@ def test_choosing_among_the_papers_strengths_adds_to_directions_that_aim_at_noth
 
 def test_the_paper_is_pushed_on_the_same_arms_everywhere_and_the_study_as_it_says(whole):
     table = whole[0].plan
-    paper = pc.is_in(table["dose_unit"], pa.array(["paper_scale", "paper_factor", "paper_injection"]))
+    paper = pc.is_in(table["dose_unit"], pa.array([name for name, unit in DOSE_UNITS.items() if unit.paper]))
     columns = (table.filter(paper)[name].to_pylist() for name in ("locus", "positions"))
     no_bos = {(locus, "all_no_bos") for locus in ("feature", "gradient", "neuron")}
     assert set(zip(*columns, strict=True)) == no_bos | {("prompt", "all")}

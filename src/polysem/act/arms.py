@@ -90,6 +90,8 @@ class ArmsRequest:
     """by locus of neurons, what each neuron writes into the site"""
     embedding: Float[np.ndarray, "d_vocab d_model"] | None = None
     """of the model's input tokens; None without a model"""
+    clusters: Int[np.ndarray, " d_sae"] | None = None
+    """gloss cluster of every feature at the paper's cut, -1 without; None where glosses have no clusters"""
 
     @cached_property
     def alignments(self) -> Float[np.ndarray, "n_targets d_sae"]:

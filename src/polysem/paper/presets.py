@@ -7,7 +7,7 @@ its order, which is always that of `CHANGES`: where a step's size differs from t
 interact and neither number is the share of that choice.
 
 Both ends use confirm prompts: the paper's way chooses and reports on them, the strict way chooses on the others.
-Questions: `slope_b` and `slope_a`, the coefficient of interference in Models B and A (protocol 4.1); `mean`, the
+`rise` and `drop` are of the paper's own neurons, by degree (`paper/degree.py`). Questions: `slope_b` and `slope_a`, the coefficient of interference in Models B and A (protocol 4.1); `mean`, the
 mean effect of a relation; `difference`, pairs minus random. What cannot be estimated is a row with the reason.
 """
 
@@ -18,11 +18,12 @@ import numpy as np
 import pyarrow as pa
 from jaxtyping import Bool
 
+from polysem.paper.degree import degree_rows
 from polysem.paper.estimators import plain_ols, welch
 from polysem.paper.grid import Cells, Outcome, means_by_arm
 from polysem.paper.optimism import optimism
 from polysem.paper.scene import Choices, Found, PaperScene, Question, Row, preset_row
-from polysem.plan.strengths import paper_strengths
+from polysem.plan.strengths import paper_neurons, paper_strengths
 from polysem.stats.contrasts import RECORD, coefficient, fitted
 from polysem.stats.regress import Regression, varies, within
 from polysem.stats.rows import POOLED, View
@@ -107,6 +108,8 @@ class PaperEstimates:
             for token_set in sorted(set(view.columns["token_set"].tolist())):
                 scene = PaperScene.of(own, paper, view, token_set=token_set)
                 rows += _scene_rows(scene, preset=self.preset)
+        for view in views[:1] if self.preset != "strict" else ():
+            rows += degree_rows(paper_neurons(whole), level=view.level)
         return {"presets": PRESETS.of(rows)}
 
 

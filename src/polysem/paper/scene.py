@@ -16,7 +16,7 @@ from jaxtyping import Bool, Int
 from polysem.paper.grid import Cells, Grid, Outcome, Selection, Sign, Start, effects_of
 from polysem.stats.arms import PRIMARY, outcome_of
 from polysem.stats.regress import Regression
-from polysem.stats.rows import View, links
+from polysem.stats.rows import View, links, number
 
 Row = dict[str, object]
 Question = Literal["slope_b", "slope_a", "mean", "difference"]
@@ -67,7 +67,7 @@ class PaperScene(NamedTuple):
             view,
             Grid.of(own, view, token_set=token_set, outcome=asked),
             Grid.of(rows, view, token_set=token_set, outcome=asked) if rows.num_rows else None,
-            _lost(rows),
+            lost(rows),
             token_set,
         )
 
@@ -128,7 +128,8 @@ class PaperScene(NamedTuple):
         return (*said, self.lost) if self.lost and choices.selection != "fixed" else tuple(said)
 
 
-def _lost(rows: pa.Table) -> str:
+def lost(rows: pa.Table) -> str:
+    """How many trials at the paper's strengths have no outcome, and why; "" where all have one."""
     bad = rows.filter(pc.not_equal(rows["status"], "ok"))
     if not bad.num_rows:
         return ""
@@ -165,7 +166,7 @@ def preset_row(
 ) -> Row:
     """One row of PRESETS."""
     view, r = scene.view, found.regression
-    numbers = {k: _number(getattr(r, k)[found.which]) for k in ("estimate", "se", "lo", "hi", "p")}
+    numbers = {k: number(getattr(r, k)[found.which]) for k in ("estimate", "se", "lo", "hi", "p")}
     clustered = path == "optimism" or choice == "errors"
     errors = (
         f"clustered by target and source ({links(view.clusters[found.arms])})" if clustered else "every trial"
@@ -190,7 +191,3 @@ def preset_row(
         "n_doses": scene.n_strengths,
         "note": "; ".join(s for s in said if s) or None,
     }
-
-
-def _number(value: float) -> float | None:
-    return None if np.isnan(value) else float(value)

@@ -20,6 +20,8 @@ RELATIONS = ("pair", "self", "random_feature", "random_direction", "isotropic", 
 """arms that are steered by the paper's strengths too: what is compared in the presets table"""
 T_F_RATIO, T_F_TOKENS = 0.5, 5
 """the paper's code reads the five best tokens with at least half the largest activation (protocol 2.4)"""
+DEGREE_CLUSTERS, DEGREE_FEATURES = 3, 3
+"""one neuron of every bin of degree is read on so many of its clusters, and on at most so many features of each (2.9)"""
 NEIGHBOURS = 5
 """of neurons it reads the nearest tokens, by embedding, to the one that activates the target most (protocol 2.9)"""
 
@@ -36,6 +38,8 @@ class Strengths(NamedTuple):
     """BOS is left out but before injections (protocol 2.6, W19)"""
 
 
+DEGREE_UNIT = "paper_degree"
+"""of its neurons, one of every bin of degree"""
 STRENGTHS: Mapping[str, Strengths] = {
     "feature": Strengths(PAPER_SCALES, "paper_scale", {}, "all_no_bos"),
     "gradient": Strengths(

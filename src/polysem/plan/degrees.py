@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from jaxtyping import Float, Int
 
 from polysem.errors import MismatchError
@@ -113,6 +114,18 @@ def tied(
 ) -> tuple[Int[np.ndarray, " m"], Int[np.ndarray, " m"]]:
     """(degree, number of tied features) of every neuron: distinct clusters, and features, whose unit direction has the
     neuron among its `ALIGNED` most aligned ones at a cosine above `MIN_COSINE`."""
+    neuron, feature = ties(unit, writes)
+    pairs = np.unique(np.column_stack([neuron, clusters[feature]]), axis=0)
+    degree = (
+        np.bincount(pairs[:, 0], minlength=len(writes)) if len(pairs) else np.zeros(len(writes), np.int64)
+    )
+    return degree, np.bincount(neuron, minlength=len(writes))
+
+
+def ties(
+    unit: Float[np.ndarray, "n d_in"], writes: Float[np.ndarray, "m d_in"]
+) -> tuple[Int[np.ndarray, " ties"], Int[np.ndarray, " ties"]]:
+    """(neuron, feature) of every tie."""
     norms = np.linalg.norm(writes, axis=1, keepdims=True)
     along = np.divide(writes, norms, out=np.zeros_like(writes), where=norms > 0)
     top = min(ALIGNED, len(along))
@@ -123,10 +136,29 @@ def tied(
         row, place = np.nonzero(np.take_along_axis(cosine, best, axis=1) > MIN_COSINE)
         features.append(row + start)
         found.append(best[row, place])
-    neuron, feature = np.concatenate(found), np.concatenate(features)
-    pairs = np.unique(np.column_stack([neuron, clusters[feature]]), axis=0)
-    degree = np.bincount(pairs[:, 0], minlength=len(along)) if len(pairs) else np.zeros(len(along), np.int64)
-    return degree, np.bincount(neuron, minlength=len(along))
+    return np.concatenate(found), np.concatenate(features)
+
+
+def bin_of(degree: int) -> int:
+    """Number of the bin of degree; 0 for neurons that are tied to nothing."""
+    return next(
+        (k for k, (low, high) in enumerate(BINS, 1) if low <= degree and (high is None or degree <= high)), 0
+    )
+
+
+def gloss_clusters(clusters: pa.Table, label: str, d_sae: int) -> Int[np.ndarray, " d_sae"] | None:
+    """The gloss cluster of every feature of one SAE at the paper's cut, -1 without; None where there are none.
+
+    Args:
+        clusters: CLUSTERS.
+        label: of the SAE.
+        d_sae: features of it.
+    """
+    near = pc.less(pc.abs(pc.subtract(clusters["similarity_cut"], CLUSTER_CUT)), 1e-9)
+    own = clusters.filter(pc.and_(pc.equal(clusters["sae"], label), near))
+    number = np.full(d_sae, -1)
+    number[own["feature"].to_numpy()] = own["cluster"].to_numpy()
+    return number if own.num_rows else None
 
 
 def _basis(

@@ -24,6 +24,7 @@ from polysem.models.base import WhiteBoxModel
 from polysem.plan.arms import control_arms, pair_arms
 from polysem.plan.blocks import LocusBlock, blocks_of, settings_of
 from polysem.plan.covariates import covariates
+from polysem.plan.degrees import gloss_clusters
 from polysem.plan.index import FeatureIndex, Features, PairTables
 from polysem.plan.neurons import neuron_blocks
 from polysem.plan.screening import screen
@@ -159,6 +160,9 @@ def _chosen(
         if model is not None and PRESETS[study.preset].blocks
         else None,
     )
+    if request.writes:
+        clusters = gloss_clusters(features.clusters, index.label, index.sae.d_sae)
+        request = replace(request, clusters=clusters)
     arms, tables = pair_arms(request), {}
     if model is not None:
         arms, tables = screen(replace(request, arms=arms), study, features, model, prompts)

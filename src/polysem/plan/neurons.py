@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 from polysem.act.arms import Arm, ArmsRequest
 from polysem.act.base import Recipe, intervention
 from polysem.plan.blocks import LocusBlock
-from polysem.plan.degrees import BINS
+from polysem.plan.degrees import bin_of
 from polysem.seeds import random_rotation, rng_for
 
 UNIT = "neuron_factor"
@@ -40,13 +40,6 @@ def neuron_blocks(request: ArmsRequest, neurons: pa.Table) -> list[LocusBlock]:
         if arms:
             made.append(LocusBlock(locus, arms, DOSES, UNIT, request.plan.positions))
     return made
-
-
-def bin_of(degree: int) -> int:
-    """Number of the bin of degree; 0 for neurons that are tied to nothing."""
-    return next(
-        (k for k, (low, high) in enumerate(BINS, 1) if low <= degree and (high is None or degree <= high)), 0
-    )
 
 
 def _arms(request: ArmsRequest, locus: str, neurons: pa.Table, writes: np.ndarray, basis: int) -> list[Arm]:

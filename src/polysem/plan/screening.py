@@ -5,7 +5,6 @@ import logging
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from jaxtyping import Float
 
 from polysem.act.arms import Arm, ArmsRequest
@@ -40,24 +39,18 @@ def screen(
     )
     found["signals"] = signals
     if request.writes:
-        found |= _degrees(request, features, model, prompts)
+        found |= _degrees(request, model, prompts)
     return arms, found
 
 
-def _degrees(
-    request: ArmsRequest, features: Features, model: WhiteBoxModel, prompts: pa.Table
-) -> dict[str, pa.Table]:
+def _degrees(request: ArmsRequest, model: WhiteBoxModel, prompts: pa.Table) -> dict[str, pa.Table]:
     """NEURONS and NEURON_DEGREES; none where the features have no clusters at the paper's cut."""
-    index, clusters = request.index, features.clusters
-    near = pc.less(pc.abs(pc.subtract(clusters["similarity_cut"], CLUSTER_CUT)), 1e-9)
-    own = clusters.filter(pc.and_(pc.equal(clusters["sae"], index.label), near))
-    if not own.num_rows:
+    index, clusters = request.index, request.clusters
+    if clusters is None:
         log.warning(
             "SAE %s: no gloss clusters at a cut of %g, so neurons get no degree", index.label, CLUSTER_CUT
         )
         return {}
-    number = np.full(index.sae.d_sae, -1)
-    number[own["feature"].to_numpy()] = own["cluster"].to_numpy()
     texts = prompts["token_ids"].to_pylist()
     loci = {intervention(locus): writes for locus, writes in request.writes.items()}
     kinds = [
@@ -66,7 +59,7 @@ def _degrees(
     ]
     directions = index.sae.W_dec.detach().double().cpu().numpy()
     gram = _gram(model, index.sae.d_out)
-    return degree_tables(index.label, directions, number, kinds, gram, seed=request.seed)
+    return degree_tables(index.label, directions, clusters, kinds, gram, seed=request.seed)
 
 
 def _gram(model: WhiteBoxModel, width: int) -> Float[np.ndarray, "d_in d_in"]:

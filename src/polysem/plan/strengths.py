@@ -17,13 +17,23 @@ def own_strengths(table: pa.Table) -> pa.Table:
 
 
 def paper_strengths(table: pa.Table) -> pa.Table:
-    """The rows that are steered by the paper's strengths."""
-    return _of(table, [name for name, unit in DOSE_UNITS.items() if unit.paper])
+    """The rows that are steered by the paper's strengths, on the study's own arms."""
+    return _of(table, [name for name, unit in DOSE_UNITS.items() if unit.paper and not unit.single])
 
 
 def single_neurons(table: pa.Table) -> pa.Table:
     """The rows of neurons that are taken one by one."""
-    return _of(table, [name for name, unit in DOSE_UNITS.items() if unit.single])
+    return _of(table, [name for name, unit in DOSE_UNITS.items() if unit.single and not unit.paper])
+
+
+def other_strengths(table: pa.Table) -> pa.Table:
+    """All rows but the study's own."""
+    return _of(table, [name for name, unit in DOSE_UNITS.items() if unit.paper or unit.single])
+
+
+def paper_neurons(table: pa.Table) -> pa.Table:
+    """The rows of the neurons that the paper takes, one of every bin of degree."""
+    return _of(table, [name for name, unit in DOSE_UNITS.items() if unit.single and unit.paper])
 
 
 def _of(table: pa.Table, units: list[str]) -> pa.Table:

@@ -76,7 +76,7 @@ def _effects(run: Run) -> Iterator[dict[str, Any]]:
         title = f"{words.locus(locus)}: {OUTCOMES[outcome]}, by degree"
         shown = [
             (
-                _bin_name(k),
+                bin_name(k),
                 [
                     Bar(
                         mark,
@@ -111,7 +111,7 @@ def _effects(run: Run) -> Iterator[dict[str, Any]]:
         }
 
 
-def _bin_name(k: int) -> str:
+def bin_name(k: int) -> str:
     if k == 0:
         return "degree 0"
     low, high = BINS[k - 1]

@@ -8,9 +8,11 @@ import pyarrow as pa
 from markupsafe import Markup
 
 from polysem.config import Study
+from polysem.paper.degree import PATHS, SIDES
 from polysem.paper.estimators import stars
 from polysem.report import words
 from polysem.report.charts import Bar, dot_plot
+from polysem.report.neurons import bin_name
 from polysem.report.source import Run
 from polysem.report.text import count, interval, number, p_value, plural, visible
 from polysem.report.words import CHOICES, QUESTIONS
@@ -89,8 +91,26 @@ def _part(rows: Sequence[Row], locus: str, tokens: str, *, steered: str) -> dict
         "questions": [_question(question, mine, steered=steered) for question, mine in asked],
         "optimism": _optimism(walks) if tried > 1 else [],
         "null": _null(walks) if tried > 1 else "",
-        "notes": sorted({visible(n) for r in rows if r["choice"] == "paper" for n in _notes(r)}),
+        "degree": _degree(rows),
+        "notes": sorted(
+            {visible(n) for r in rows if (r["path"], r["choice"]) == ("walk", "paper") for n in _notes(r)}
+        ),
     }
+
+
+def _degree(rows: Sequence[Row]) -> list[dict[str, str]]:
+    """The paper's own neurons by bin of degree; the slope over bins comes last."""
+    at = {(r["question"], r["path"], r["step"]): r for r in rows if r["path"] in PATHS}
+    found = []
+    for step in sorted({step for _, _, step in at}, key=lambda k: (k == 0, k)):
+        told = {f"{side}_{path}": _cell(at[side, path, step]) for side, _ in SIDES for path in PATHS}
+        n = at["rise", PATHS[0], step]
+        found.append(
+            {"bin": bin_name(step) if step else "per bin"}
+            | {"neurons": count(n["n_rows"]), "features": count(n["n_pairs"])}
+            | {name: " ".join(cell[k] for k in ("estimate", "interval")) for name, cell in told.items()}
+        )
+    return found
 
 
 def _notes(row: Row) -> list[str]:

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from polysem.config import EffectsConfig
-from polysem.plan.strengths import own_strengths, paper_strengths, single_neurons
+from polysem.plan.strengths import other_strengths, own_strengths, single_neurons
 from polysem.stats.arms import PRIMARY, Arms, collect_arms, headline_dose, join_trials
 from polysem.stats.budgets import budgets
 from polysem.stats.checks import checks_of, qap_checks
@@ -176,7 +176,7 @@ def estimate(
         toward=toward(joined),
         budgets=budgets(views, max_kl=config.max_kl, level=config.level, seed=seed),
         dose_response=dose_response(joined, level=config.level),
-        missing=missing(pa.concat_tables([joined, paper_strengths(whole), single_neurons(whole)])),
+        missing=missing(pa.concat_tables([joined, other_strengths(whole)])),
         neuron_effects=NEURON_EFFECTS.of(one_by_one),
         neuron_slopes=NEURON_SLOPES.of(neuron_slopes(one_by_one, grids, level=config.level)),
         reliability=gloss_reliability(measures, views),

@@ -222,10 +222,19 @@ PRESETS = Schema(
     ("locus", "token_set", "question", "relation", "path", "step"),
     (
         *(c.LOCUS, c.TOKENS),
-        c.text("question", "slope_b | slope_a | mean | difference; see paper/presets.py"),
+        c.text(
+            "question",
+            "slope_b | slope_a | mean | difference; see paper/presets.py; rise | drop; see paper/degree.py",
+        ),
         c.text("relation", "as in plan: whose effects are asked about"),
-        c.text("path", "walk (changes add up) | alone (one change) | optimism"),
-        c.index("step", "place on the path; a walk goes from 0, the paper's, to the strict one"),
+        c.text(
+            "path",
+            "walk (changes add up) | alone (one change) | optimism | degree | degree_held_out (factor chosen on other prompts)",
+        ),
+        c.index(
+            "step",
+            "place on the path; a walk goes from 0, the paper's, to the strict one; of degree the bin, 0 the slope over bins",
+        ),
         c.text("choice", "paper, or what was changed in this step; of optimism: what is averaged"),
         c.text("outcome", "after (c itself) | relative (change of c over c before) | an outcome of trials"),
         c.number("estimate", "unit", "point estimate", nullable=True),

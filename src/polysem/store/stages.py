@@ -31,6 +31,8 @@ class Stage:
     """"module:attribute" of a function of `polysem.engine.task.Task` that gives `Made`"""
     inputs: tuple[StageName, ...] = ()
     """stages whose tables it reads"""
+    shows: tuple[StageName, ...] = ()
+    """stages beside a study whose tables it reads, too, where they are finished"""
     sections: tuple[str, ...] = ()
     """parts of the settings that decide it; () is all of them; `sae_refs` is the SAEs without what concerns features
     only, `gloss_vectors` the glosses without the further measures of similarity"""
@@ -145,6 +147,7 @@ _STUDY = (
         "The report as one HTML file. Prints its path.",
         make="polysem.engine.making:report",
         inputs=("features", "pairs", "plan", "trials", "response", "effects"),
+        shows=("side-effects", "joint"),
         packages=("polysem", "numpy", "scipy", "jinja2", "markupsafe"),
         plug_ins=_WORDS,
     ),

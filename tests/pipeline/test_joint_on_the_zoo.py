@@ -93,9 +93,11 @@ def test_one_command_pushes_several_and_plans(folder):
     assert all(r["forecast"] is not None for r in found["joint_pairs"])
     plans = {r["arm"]: r for r in found["plans"]}
     assert set(plans) == {
-        "planned", "planned, open loop", "planned, few", "best single", "equal doses",
+        "planned", "planned, open loop", "planned, few", "planned, L1", "best single", "equal doses", "closed loop",
         *(f"only {site}" for site in SITES),
     }  # fmt: skip
+    assert plans["closed loop"]["missed"] < 0.1 * plans["planned"]["missed"]
+    assert plans["planned, L1"]["n_pushes"] <= 4
     for row in found["plan_effects"]:
         if (row["arm"], row["role"]) == ("planned, open loop", "wanted"):
             assert row["forecast"] == pytest.approx(row["asked"])

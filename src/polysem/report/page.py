@@ -41,7 +41,10 @@ _GLOSSARY = (
     "graded",
 )
 """tables whose columns the report shows"""
-_BESIDE = {"side-effects": ("Side effects", side_effects_section), "joint": ("Several at once", joint_section)}
+_BESIDE = {
+    "side-effects": ("Side effects", side_effects_section),
+    "joint": ("Several at once", joint_section),
+}
 """stages beside a study that the report shows: what the section is called, and what makes it"""
 
 

@@ -112,7 +112,7 @@ def flop_floor(world: World) -> float:
 
 def product_rate(world: World) -> float:
     """Operations a second of one product like those of a sweep, by the library that the sweep uses."""
-    from polysem.models.linear import Linear
+    from polysem.onednn import Linear
 
     d, rows = world.model.spec.d_model, len(DOSES) * world.prompts.shape[1]
     x = torch.randn(rows, d)

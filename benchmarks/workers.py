@@ -141,7 +141,7 @@ def _helper(run: Path) -> None:
 
     from benchmarks import sweep, worlds
     from polysem.engine.context import StudyContext
-    from polysem.models.linear import Linear
+    from polysem.onednn import Linear
     from polysem.models.sweep import Sweep
     from polysem.store.run import RunFolder
     from polysem.trials import run_batches

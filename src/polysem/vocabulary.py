@@ -639,6 +639,14 @@ SIDE_EFFECTS: Vocabulary[SideEffect] = Vocabulary(
         "text", "cost on text", "change of the cross-entropy of the prompts' own tokens", "nats per token", "low"
     ),
     SideEffect(
+        "cost_absent", "cost where absent",
+        "KL at the mean length of all prompts, on those where the concept is absent", "nats", "low",
+    ),
+    SideEffect(
+        "text_absent", "cost on text where absent",
+        "change of the cross-entropy there, at the same length", "nats per token", "low",
+    ),
+    SideEffect(
         "stability", "stability", "mean cosine of the change of logits with its mean over prompts", "", "high"
     ),
     SideEffect(

@@ -140,3 +140,11 @@ def test_slopes_of_every_locus_are_numbers_and_every_effect_says_what_it_is(run)
     html = (run / "report.html").read_text(encoding="utf-8")
     for locus in LOCI.values():
         assert locus.effect in html
+
+
+def test_the_papers_neurons_are_told_by_their_degree(run):
+    rows = [r for r in table(run, "presets").to_pylist() if r["path"] in ("degree", "degree_held_out")]
+    assert {r["question"] for r in rows} == {"rise", "drop"}
+    assert {r["step"] for r in rows} > {0}
+    assert any(r["estimate"] is not None for r in rows if r["step"])
+    assert "The paper's neurons" in (run / "report.html").read_text(encoding="utf-8")

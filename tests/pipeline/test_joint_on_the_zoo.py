@@ -8,6 +8,7 @@ import pytest
 from typer.testing import CliRunner
 
 from polysem.cli.app import app
+from polysem.report import write_report
 from polysem.report.text import number
 from polysem.store.stages import REGISTRY
 
@@ -79,6 +80,9 @@ def test_one_command_pushes_several_and_plans(folder):
         assert 0 < sizes[site, 2, "odd"]["unexplained"] < sizes[site, 4, "odd"]["unexplained"] < 0.3
         assert sizes[site, 2, "odd"]["kl"] == pytest.approx(0.1, rel=0.5)
         assert f"{number(sizes[site, 4, 'even']['unexplained'], sign=True)} [" in page
+    body = page.split('<main class="wrap part">')[1].split("</main>")[0]
+    report = write_report(folder / "run").read_text(encoding="utf-8")
+    assert body in report.split('<section id="joint" class="part">')[1]
     orders = {(r["sae"], r["pool"], r["basis"], r["part"], r["order"]): r for r in found["joint_additivity"]}
     for key, row in orders.items():
         assert row["exact"]
@@ -89,9 +93,11 @@ def test_one_command_pushes_several_and_plans(folder):
     assert all(r["forecast"] is not None for r in found["joint_pairs"])
     plans = {r["arm"]: r for r in found["plans"]}
     assert set(plans) == {
-        "planned", "planned, open loop", "planned, few", "best single", "equal doses",
+        "planned", "planned, open loop", "planned, few", "planned, L1", "best single", "equal doses", "closed loop",
         *(f"only {site}" for site in SITES),
     }  # fmt: skip
+    assert plans["closed loop"]["missed"] < 0.1 * plans["planned"]["missed"]
+    assert plans["planned, L1"]["n_pushes"] <= 4
     for row in found["plan_effects"]:
         if (row["arm"], row["role"]) == ("planned, open loop", "wanted"):
             assert row["forecast"] == pytest.approx(row["asked"])

@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 
 from polysem.boundary.tensors import read_safetensors
 from polysem.cli.app import app
+from polysem.report import write_report
 from polysem.report.text import number
 from polysem.saes import load_sae
 from polysem.vocabulary import SIDE_EFFECTS
@@ -77,6 +78,8 @@ def test_one_command_makes_the_card_of_two_files_of_texts(folder):
     moved = next(row for row in found["side_effects_moved"] if row["kind"] == "category" and row["rank"] == 0)
     for shown in (values["on_target"]["value"], moved["value"]):
         assert f"{number(shown, sign=True)} [" in page
+    report = write_report(folder / "run").read_text(encoding="utf-8")
+    assert f"{number(moved['value'], sign=True)} [" in report.split('<section id="side-effects"')[1]
     assert values["kl"]["value"] == pytest.approx(0.05, rel=0.05)
     assert values["cleanliness"]["value"] == pytest.approx(
         values["on_target"]["value"] / np.sqrt(2 * values["kl"]["value"])

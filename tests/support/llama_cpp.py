@@ -6,6 +6,7 @@ with LlamaServer(file) as server:
 """
 
 import contextlib
+import importlib
 import json
 import os
 from collections.abc import Iterator
@@ -150,3 +151,69 @@ def _add_unigram(writer: Any, tokenizer: Any) -> None:
     writer.add_bos_token_id(tokenizer.bos_token_id)
     writer.add_eos_token_id(tokenizer.eos_token_id)
     writer.add_unk_token_id(tokenizer.unk_token_id)
+
+
+class LlamaLibrary:
+    """The C interface of the llama.cpp inside xllamacpp, which gives its server no control vectors."""
+
+    def __init__(self, file: Path):
+        import ctypes
+
+        import xllamacpp
+
+        c = self._c = ctypes
+        module = importlib.import_module("xllamacpp.xllamacpp")
+        lib = self._lib = c.CDLL(module.__file__)
+        # structures that are passed by value and given back as they came: larger than any of them
+        blob = type("Blob", (c.Structure,), {"_fields_": [("_", c.c_uint64 * 64)]})
+        for name, result, arguments in (
+            ("llama_model_default_params", blob, []),
+            ("llama_context_default_params", blob, []),
+            ("llama_model_load_from_file", c.c_void_p, [c.c_char_p, blob]),
+            ("llama_init_from_model", c.c_void_p, [c.c_void_p, blob]),
+            ("llama_batch_get_one", blob, [c.POINTER(c.c_int32), c.c_int32]),
+            ("llama_decode", c.c_int32, [c.c_void_p, blob]),
+            ("llama_get_logits_ith", c.POINTER(c.c_float), [c.c_void_p, c.c_int32]),
+            ("llama_set_adapter_cvec", c.c_int32, [c.c_void_p, c.c_void_p, c.c_size_t, *[c.c_int32] * 3]),
+            ("llama_free", None, [c.c_void_p]),
+            ("llama_model_free", None, [c.c_void_p]),
+        ):
+            getattr(lib, name).restype, getattr(lib, name).argtypes = result, arguments
+        assert xllamacpp.Server  # importing it starts the backends
+        with _silent():
+            self._model = lib.llama_model_load_from_file(str(file).encode(), lib.llama_model_default_params())
+        assert self._model, file
+
+    def close(self) -> None:
+        self._lib.llama_model_free(self._model)
+
+    def vector(self, file: Path, strength: float) -> np.ndarray:
+        """The rows of layers 1, 2, ... of a file at a strength, as its command line lays them out for the library: direction.N
+        is row N - 1, zeros where there is none."""
+        import gguf
+
+        found = {int(t.name.removeprefix("direction.")): t.data for t in gguf.GGUFReader(file).tensors}
+        rows = np.zeros((max(found), len(next(iter(found.values())))), dtype=np.float32)
+        for layer, row in found.items():
+            rows[layer - 1] = strength * row
+        return rows
+
+    def logits(self, ids: list[int], vector: np.ndarray | None = None) -> np.ndarray:
+        """Of the last token, with a control vector on all positions."""
+        c, lib = self._c, self._lib
+        with _silent():
+            context = lib.llama_init_from_model(self._model, lib.llama_context_default_params())
+            try:
+                if vector is not None:
+                    rows = np.ascontiguousarray(vector, dtype=np.float32)
+                    place, layers = rows.ctypes.data, (rows.shape[1], 1, len(rows))
+                    assert lib.llama_set_adapter_cvec(context, place, rows.size, *layers) == 0
+                tokens = (c.c_int32 * len(ids))(*ids)
+                assert lib.llama_decode(context, lib.llama_batch_get_one(tokens, len(ids))) == 0
+                found = np.ctypeslib.as_array(lib.llama_get_logits_ith(context, -1), (self.vocabulary,))
+                return found.copy()
+            finally:
+                lib.llama_free(context)
+
+    vocabulary = 4096
+    """of the zoo's Llama"""

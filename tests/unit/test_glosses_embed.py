@@ -17,7 +17,7 @@ from polysem.errors import (
     StoreError,
     UnknownReferenceError,
 )
-from polysem.glosses import Gloss, embed_glosses, embed_texts
+from polysem.glosses import Gloss, bert, embed_glosses, embed_texts
 from polysem.glosses.cache import VectorCache
 from polysem.glosses.embedders import minilm_folder
 from polysem.http import Retries
@@ -57,9 +57,24 @@ def test_minilm_is_what_sentence_transformers_gives(minilm):
 
 
 def test_minilm_vector_does_not_depend_on_company(minilm):
+    """Alone, or among texts of its own and of other lengths, elsewhere in a panel or in another."""
     alone = embed_texts([TEXTS[1]], "minilm", cache=None)
     np.testing.assert_array_equal(alone.vectors[0], minilm[1])
     assert alone.name == "sentence-transformers/all-MiniLM-L6-v2"
+    company = [f"a {'ship ' * (n % 9)}{n}" for n in range(90)]
+    crowd = embed_texts([*company, TEXTS[1], TEXTS[2]], "minilm", cache=None).vectors
+    np.testing.assert_array_equal(crowd[-2:], minilm[1:3])
+
+
+def test_panels_hold_every_text_once_and_no_more_tokens_than_fit():
+    lengths = np.random.default_rng(0).integers(2, 257, 200).tolist()
+    panels = list(bert._panels(lengths))
+    assert sorted(n for panel in panels for n in panel) == list(range(200))
+    filled = [sum(lengths[n] for n in panel) for panel in panels]
+    assert max(filled) <= bert.PANEL
+    following = [lengths[panel[0]] for panel in panels[1:]]
+    assert all(at + length > bert.PANEL for at, length in zip(filled, following, strict=False))
+    assert list(bert._panels([])) == []
 
 
 def test_minilm_places_meanings(minilm):

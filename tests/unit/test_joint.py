@@ -16,8 +16,18 @@ from polysem.joint import additivity
 from polysem.joint.additivity import energies, krawtchouk, low_sets, subsets, sum_preserving
 from polysem.joint.bench import JointBench
 from polysem.joint.layers import layers_seen
-from polysem.joint.pairs import draw_pairs, hypotheses, lifts, pairs_seen, second_order
-from polysem.joint.planner import LinearPlan, best_single, corrected, equal_doses, fewest, least_kl
+from polysem.joint.pairs import draw_pairs, hypotheses, lifts, pairs_seen, second_order, slopes
+from polysem.joint.planner import (
+    LinearPlan,
+    best_single,
+    corrected,
+    equal_doses,
+    few_by_penalty,
+    fewest,
+    least_kl,
+    penalised,
+    quadratic,
+)
 from polysem.models.hf import HFModel
 from polysem.readouts import kl, log_odds
 from polysem.side_effects.directions import Direction
@@ -301,6 +311,47 @@ def test_the_plan_is_the_cheapest_that_reaches_what_is_wanted():
         least_kl(LinearPlan(np.ones((2, 6)), linear.fisher), [0, 1], wanted)
 
 
+@pytest.mark.parametrize("protected", [[], [2, 3, 4]])
+def test_an_absolute_penalty_leaves_few_pushes_and_its_minimum(protected):
+    """The conditions of a minimum, and no push that the penalty leaves could be spared at its size."""
+    linear, wanted = some_linear(n=12, seed=2), np.array([0.5, -0.3])
+    G, whole, scale = linear.effects[:2], quadratic(linear, protected), np.sqrt(np.diag(linear.fisher))
+    np.testing.assert_allclose(
+        penalised(linear, [0, 1], wanted, protected, 0.0), least_kl(linear, [0, 1], wanted, protected)
+    )
+    counts = []
+    for penalty in (0.01, 0.1, 1.0, 1e5):
+        a = penalised(linear, [0, 1], wanted, protected, penalty)
+        np.testing.assert_allclose(G @ a, wanted, atol=1e-2 * np.abs(wanted).max())
+        inside = a != 0
+        # stationary: M a + penalty * scale * sign(a) is a combination of the rows of G, and no other slope is steeper
+        slope = whole @ a + penalty * scale * np.sign(a)
+        y = np.linalg.lstsq(G[:, inside].T, slope[inside], rcond=None)[0]
+        np.testing.assert_allclose(
+            slope[inside], G[:, inside].T @ y, atol=0.02 * penalty * scale.max() + 1e-6
+        )
+        assert (np.abs(whole @ a - G.T @ y) / scale)[~inside].max(initial=0) <= 1.02 * penalty + 1e-6
+        counts.append(int(inside.sum()))
+    assert counts[0] > counts[-1] == 2  # as many as there are targets
+    some = few_by_penalty(linear, [0, 1], wanted, protected, 4)
+    assert 2 <= len(some) <= 4
+    made = least_kl(linear.take(some), [0, 1], wanted, protected)
+    np.testing.assert_allclose(G[:, some] @ made, wanted)
+
+
+@pytest.mark.parametrize("family", TINY_FAMILIES)
+def test_slopes_at_pushes_are_finite_differences_with_all_edits_in_place(family):
+    model, directions = double(family), some_directions(EARLY, LATE, EARLY)
+    bench, a, step = JointBench(model, IDS, directions), np.array([0.4, -0.7, 0.5]), 3e-3
+    made = slopes(bench, a, SETS)
+    moved = np.concatenate([a + step * np.eye(3), a - step * np.eye(3)])
+    odds = np.array([[float(log_odds(z, ids)) for ids in SETS] for z in bench.logits(moved)])
+    expected = (odds[:3] - odds[3:]).T / (2 * step)
+    # families that compute norms in float32 leave rounding of 1e-7 in the logits
+    np.testing.assert_allclose(made, expected, rtol=1e-3, atol=5e-4)
+    assert np.abs(slopes(bench, 0 * a, SETS) - made).max() > 0.01
+
+
 def test_what_plans_are_compared_with():
     linear, wanted = some_linear(seed=3), np.array([0.5])
     single = best_single(linear, [0], wanted)
@@ -322,7 +373,7 @@ def test_what_bends_is_asked_for_again():
         y = linear.effects[:2] @ a
         return y - 0.2 * y**2
 
-    found = corrected(start, wanted, bent, lambda gap: least_kl(linear, [0, 1], gap))
+    found = corrected(start, wanted, bent, lambda gap, _: least_kl(linear, [0, 1], gap))
     assert np.abs(bent(start) - wanted).max() > 0.02
     assert np.abs(bent(found) - wanted).max() < 2e-3
     tried = []
@@ -331,8 +382,8 @@ def test_what_bends_is_asked_for_again():
         tried.append(linear.cost(a))
         return 0 * wanted
 
-    ask = lambda gap: linear.bounded(1e6 * least_kl(linear, [0, 1], gap))  # noqa: E731
-    corrected(ask(wanted), wanted, never, ask)
+    ask = lambda gap, _: linear.bounded(1e6 * least_kl(linear, [0, 1], gap))  # noqa: E731
+    corrected(ask(wanted, wanted), wanted, never, ask)
     assert tried[0] == pytest.approx(2.0)
     assert len(tried) == 2  # what does not help is not asked for again
 

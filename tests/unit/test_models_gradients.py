@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from polysem.errors import MismatchError, SiteError
 from polysem.models.clean import clean_run
 from polysem.models.gradients import logit_gradients, pull_back
-from polysem.models.linear import FrozenLinears
+from polysem.onednn import FrozenLinears
 from polysem.types import Site
 from polysem.worlds.linear import LinearWorld
 from polysem.worlds.tiny import TINY_FAMILIES, tiny_model

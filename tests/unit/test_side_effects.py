@@ -1,6 +1,7 @@
 """Side effects against closed forms, brute force on tiny models, and planted truth."""
 
 import pickle
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from polysem.linear.response import membership
 from polysem.models.hf import HFModel
 from polysem.positions import positions_of
 from polysem.readouts import kl, log_odds, share_of_shift
+from polysem.selftest.side_effects import exact_responses, planted_world
 from polysem.side_effects import forecast
 from polysem.side_effects.directions import (
     Direction,
@@ -23,6 +25,7 @@ from polysem.side_effects.directions import (
     read_direction,
     write_direction,
 )
+from polysem.side_effects.firing import firing
 from polysem.side_effects.linear import against, linear_effects, own_sets, participation, stability
 from polysem.side_effects.measures import Evidence, jackknife, measure_rows, moved_rows, rank_p
 from polysem.side_effects.public import read_feature_table
@@ -361,6 +364,53 @@ def test_what_moved_is_chosen_on_one_half_and_reported_on_the_other():
     assert np.isnan(table["y", "reach_features"]["value"])  # there is no readout
 
 
+def test_what_it_costs_where_the_concept_is_absent_is_of_one_length_and_of_those_prompts():
+    model, directions = double("gpt2"), some_directions(2)
+    seen = push(model, PROMPTS[:4], directions, sets=SETS, dose=0.02)
+    for k, d in enumerate(directions):
+        for x, ids in enumerate(PROMPTS[:4]):
+            edit = Add(
+                SITE,
+                torch.as_tensor(seen.length[k].mean() * d.unit)[None],
+                torch.tensor([[False] + [True] * (len(ids) - 1)]),
+            )
+            before, after = (model.logits(torch.tensor([ids]), e)[0].double() for e in ([], [edit]))
+            assert seen.cost[k, x] == pytest.approx(float(kl(before[-1], after[-1])), rel=1e-4)
+            loss = [
+                float(torch.nn.functional.cross_entropy(z[:-1], torch.tensor(ids[1:])))
+                for z in (before, after)
+            ]
+            assert seen.cost_text[k, x] == pytest.approx(loss[1] - loss[0], rel=1e-4, abs=1e-7)
+    absent = np.array([[True, False, True, True], [False] * 4])
+    measured = Evidence(seen, np.array([0, 1]), 4, absent=absent)
+    null = Evidence(push(model, PROMPTS[:4], some_directions(3)[2:], sets=SETS, dose=0.02), np.array([-1]), 4)
+    confirm = np.array([False, True, True, True])
+    rows = {
+        (r["direction"], r["measure"]): r for r in measure_rows(measured, null, ["x", "y"], confirm=confirm)
+    }
+    row = rows["x", "cost_absent"]
+    assert (row["value"], row["n_prompts"]) == (pytest.approx(seen.cost[0, 2:].mean()), 2)
+    assert row["null"] == pytest.approx(null.pushed.cost[0, 2:].mean())  # on the same prompts
+    assert rows["x", "text"]["n_prompts"] == 3
+    assert np.isnan(rows["y", "cost_absent"]["value"])
+
+
+def test_a_concept_is_absent_where_its_feature_does_not_fire_or_its_tokens_are_not():
+    scene = planted_world(causal=True, seed=2).scene
+    tokens = tuple(scene.prompts[0][1:3])
+    directions = [*scene.features([0, 7]), Direction("t", "file", SITE, np.ones(160), tokens)]
+    found = scene.absent(directions)
+    for x, ids in enumerate(scene.prompts):
+        site = scene.dictionary.reads
+        codes = scene.dictionary.encode(scene.model.capture(torch.tensor([ids]), [site])[site][0, 1:].cpu())
+        for k, d in enumerate(directions[:2]):
+            assert found[k, x] == (not bool((codes[:, d.feature] > 0).any()))
+        assert found[2, x] == set(tokens).isdisjoint(ids)
+    assert found[:2].any()
+    assert not found[:2].all()
+    assert not found[2, 0]
+
+
 # repair
 
 
@@ -506,6 +556,44 @@ def test_whether_crowding_adds_to_the_gradient_is_told():
     # half the noise variance in the mean of two halves: reliability 1 / (1 + 0.125)
     assert rows[0.0, "all"]["reliability"] == pytest.approx(0.89, abs=0.03)
     assert rows[0.0, "all"]["ceiling"] == pytest.approx(rows[0.0, "all"]["reliability"] ** 0.5)
+
+
+def test_firing_is_counted_token_by_token():
+    scene = planted_world(causal=True, seed=3).scene
+    rows = np.random.default_rng(0).integers(1, 200, (40, 6))
+    counted, features = np.array([False] + [True] * 5), [0, 7, 30]
+    found = firing(scene.model, scene.dictionary, rows, counted, features)
+    site = scene.dictionary.reads
+    codes = scene.dictionary.encode(scene.model.capture(torch.from_numpy(rows), [site])[site]).detach()
+    acts, tokens = codes[:, 1:].flatten(0, 1).numpy(), rows[:, 1:].ravel()
+    for k, feature in enumerate(features):
+        on = acts[:, feature] > 0
+        assert on.any()
+        kinds = Counter(tokens[on].tolist()).values()
+        beside = np.delete((acts[on] > 0).sum(0), feature)
+        assert found.mean_act[k] == pytest.approx(acts[on, feature].mean(), rel=1e-6)
+        assert found.firing_entropy[k] == pytest.approx(stats.entropy(list(kinds)))
+        assert found.coactivation_entropy[k] == pytest.approx(stats.entropy(beside))
+    silent = firing(scene.model, scene.dictionary, rows[:1, :2], np.array([False, True]), features)
+    assert (np.stack(silent) == 0).any()
+    assert np.isfinite(np.stack(silent)).all()
+
+
+def test_a_feature_is_as_stable_as_its_nearest_in_other_dictionaries_of_its_site():
+    world = planted_world(causal=True, seed=4)
+    scene, rng = world.scene, np.random.default_rng(5)
+    twins = [
+        plain_sae(rng.permutation(scene.all_rows) + s * rng.standard_normal((106, 160))) for s in (0, 0.1)
+    ]
+    linear = linear_effects(scene.all_rows, exact_responses(scene), dose=1e-3)
+    W_U, own = scene.model.W_U.double().numpy(), np.arange(106)
+    found = forecast.predictors(scene.dictionary, W_U, scene.table, linear, own, twins=twins)
+    rows = twins[1].W_dec.double().numpy()
+    best = (scene.all_rows @ (rows / np.linalg.norm(rows, axis=1, keepdims=True)).T).max(1)
+    np.testing.assert_allclose(found["seed_cosine"], (1 + best) / 2, atol=1e-6)
+    alone = forecast.predictors(scene.dictionary, W_U, scene.table, linear, own)
+    assert np.isnan(alone["seed_cosine"]).all()
+    assert set(alone) == set(forecast.PREDICTORS["all"])
 
 
 def test_too_few_features_give_no_forecast():

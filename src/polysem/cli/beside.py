@@ -104,6 +104,9 @@ def _side_effects(
     forecast: Annotated[
         int, typer.Option("--forecast", metavar="N", help="Push N features and judge forecasts on them.")
     ] = 0,
+    tokens: Annotated[
+        int, typer.Option("--tokens", help="Tokens of the corpus on which --forecast counts firing; 0: none.")
+    ] = 20_000,
     repair: Annotated[
         bool, typer.Option("--repair", help="Look for the direction with least beside.")
     ] = False,
@@ -118,7 +121,8 @@ def _side_effects(
     options = SideEffectsOptions(
         features=wanted, top=top, all_by_gradient=all_by_gradient, vectors=tuple(vector or ()), more=more,
         less=less, other=other, target=target, sae=sae, site=site, readout=readout, positions=positions,
-        token_set=token_set, kl=kl, coefficient=coefficient, n_null=null, forecast=forecast, repair=repair,
+        token_set=token_set, kl=kl, coefficient=coefficient, n_null=null, forecast=forecast, tokens=tokens,
+        repair=repair,
     )  # fmt: skip
     options.check()
     folder = folder_for(study_file, out)

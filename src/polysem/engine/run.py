@@ -295,13 +295,18 @@ def _beside(
     *,
     claim: tuple[TransferStudy, str, Path] | None = None,
 ) -> RunFolder:
-    """Make a stage that is no part of a study's run; `recorded` are its options as they stand in the manifest."""
+    """Make a stage that is no part of a study's run; `recorded` are its options as they stand in the manifest. A fresh report
+    that shows it is made again."""
     with run.writing():
         if claim is not None:
             settings, text, base = claim
             run.claim(settings, text, base=base, file="transfer.toml")
         study = run.study() if run.holds("study.toml") else None
-        _Runner(run, study, how).bring(stage, options, recorded or {})
+        runner = _Runner(run, study, how)
+        shown = stage in REGISTRY["report"].shows and runner.state("report") == "fresh"
+        runner.bring(stage, options, recorded or {})
+        if shown:
+            runner.bring("report")
     return run
 
 

@@ -61,6 +61,8 @@ class SideEffectsOptions:
     n_null: int = 40
     forecast: int = 0
     """features that are pushed to judge forecasts; 0: none"""
+    tokens: int = 20_000
+    """of the corpus, on which their firing is counted; 0: it is not"""
     repair: bool = False
 
     def check(self) -> None:
@@ -84,9 +86,10 @@ class SideEffectsOptions:
             )
         if self.token_set not in TOKEN_SETS:
             raise ConfigError(f"token set {self.token_set!r}; expected one of {', '.join(TOKEN_SETS)}")
-        if self.top < 0 or self.forecast < 0 or self.n_null < 1:
+        if min(self.top, self.forecast, self.tokens) < 0 or self.n_null < 1:
             raise ConfigError(
-                f"top {self.top}, forecast {self.forecast}, null {self.n_null}; expected at least 0, 0 and 1"
+                f"top {self.top}, forecast {self.forecast}, tokens {self.tokens}, null {self.n_null}; "
+                "expected at least 0, 0, 0 and 1"
             )
         dose = self.kl if self.coefficient is None else self.coefficient
         if not 0 < dose < float("inf"):
@@ -118,7 +121,10 @@ def make(task: Task) -> Made:
             tokens_from=said, reporter=task.how.reporter,
         )  # fmt: skip
     if options.forecast:
-        rows |= forecast_side_effects(scene, options.forecast, dose=options.kl, reporter=task.how.reporter)
+        rows |= forecast_side_effects(
+            scene, options.forecast, dose=options.kl, twins=_twins(task, scene.label),
+            text=_text(task, scene.label, options.tokens), reporter=task.how.reporter,
+        )  # fmt: skip
     if not found.tables["side_effects_linear"].num_rows and (told := scene.of_all_features(options.kl)):
         rows["side_effects_linear"] = linear_rows(scene, told)
     tables = dict(found.tables) | {n: t for n, t in SideEffects.of(rows).tables.items() if t.num_rows}
@@ -196,6 +202,25 @@ def _asked(task: Task, options: SideEffectsOptions) -> tuple[Any, list[Any], dic
     wanted = list(dict.fromkeys([*options.features, *_cleanest(scene, options)]))
     said = {d.name: "asked" for d in directions if tokens}
     return scene, [*directions, *scene.features(wanted)], said
+
+
+def _twins(task: Task, label: str) -> list[Any]:
+    """The study's other dictionaries of the same site."""
+    saes = task.context.saes
+    return [saes[one] for one in saes if one != label and saes[one].writes == saes[label].writes]
+
+
+def _text(task: Task, label: str, n_tokens: int) -> Any:
+    """Rows of the study's corpus; None for none."""
+    from polysem.corpus import token_rows
+    from polysem.positions import positions_of
+
+    corpus, context = task.study.corpus, task.context
+    positions = positions_of(context.model, context.saes[label])
+    rows = n_tokens and token_rows(
+        corpus.ref, context.model, n_tokens=n_tokens, context=corpus.context, positions=positions
+    )
+    return rows.tokens if rows else None
 
 
 def _cleanest(scene: Any, options: SideEffectsOptions) -> list[int]:

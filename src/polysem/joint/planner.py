@@ -3,7 +3,8 @@
 To first order the effects of strengths a are G a and their cost is a . F a / 2, F joining all sites (`atlas.PromptResponse`:
 what each does to the last normed stream, and what that costs). The plan is the minimum of the cost, and of what it does to
 protected sets, under G a = wanted. What a push bends is then corrected: measured on the prompts that made the plan, the
-missing part is asked for again, in the plan's own directions. All numbers that are reported are of other prompts.
+missing part is asked for again, in the plan's own directions. The closed loop does so on every prompt by itself, with the
+gradients as they are at each site once all edits stand. All numbers that are reported are of other prompts.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -27,6 +28,8 @@ MOST = 2.0
 """nats, to first order, of strengths that are tried at once"""
 FEW = 4
 """features of the plan that may use few"""
+STEPS, SMALL = 300, 1e-3
+"""of the plan with an absolute penalty: rounds of weights, and the share of the largest push below which one is none"""
 
 
 @dataclass(frozen=True)
@@ -77,18 +80,72 @@ def least_kl(
     Raises:
         ConfigError: directions that cannot move the targets apart.
     """
-    G, U, F = linear.effects[list(targets)], linear.effects[list(protected)], linear.fisher
+    return _cheapest(quadratic(linear, protected), linear.effects[list(targets)], wanted)
+
+
+def quadratic(linear: LinearPlan, protected: Sequence[int]) -> Float[np.ndarray, "n n"]:
+    """What a plan minimises: a . M a / 2, the cost and what protected sets do."""
+    U, F = linear.effects[list(protected)], linear.fisher
     kept = U.T @ U
     weight = PROTECT * np.trace(F) / np.trace(kept) if kept.any() else 0.0
-    whole = F + weight * kept + RIDGE * np.trace(F) / len(F) * np.eye(len(F))
+    return F + weight * kept + RIDGE * np.trace(F) / len(F) * np.eye(len(F))
+
+
+def _cheapest(
+    whole: Float[np.ndarray, "n n"], G: Float[np.ndarray, "t n"], wanted: Float[np.ndarray, " t"]
+) -> Float[np.ndarray, " n"]:
     along = np.linalg.solve(whole, G.T)
     reach = G @ along
     if np.linalg.matrix_rank(reach, tol=1e-9 * np.trace(reach)) < len(G):
         raise ConfigError(
-            f"{len(F)} pushes cannot move {len(G)} targets each by its own amount",
+            f"{len(whole)} pushes cannot move {len(G)} targets each by its own amount",
             hint="want less at once, or allow more pushes: joint.candidates",
         )
     return along @ np.linalg.solve(reach, np.asarray(wanted, dtype=np.float64))
+
+
+def penalised(
+    linear: LinearPlan,
+    targets: Sequence[int],
+    wanted: Float[np.ndarray, " t"],
+    protected: Sequence[int],
+    penalty: float,
+) -> Float[np.ndarray, " n"]:
+    """`least_kl` with an absolute penalty: the minimum of a . M a / 2 + penalty * sum_k sqrt(F_kk) |a_k| under G a = wanted,
+    by reweighted squares. What is less than SMALL of the largest push, each at its own KL, is none.
+
+    Raises:
+        ConfigError: as `least_kl`.
+    """
+    whole, G = quadratic(linear, protected), linear.effects[list(targets)]
+    scale = np.sqrt(np.maximum(np.diag(linear.fisher), 1e-300))
+    a = _cheapest(whole, G, wanted)
+    for _ in range(STEPS):
+        sizes = scale * np.abs(a)
+        a = _cheapest(whole + np.diag(penalty * scale**2 / np.maximum(sizes, 1e-9 * sizes.max())), G, wanted)
+    sizes = scale * np.abs(a)
+    return np.where(sizes > SMALL * sizes.max(), a, 0.0)
+
+
+def few_by_penalty(
+    linear: LinearPlan,
+    targets: Sequence[int],
+    wanted: Float[np.ndarray, " t"],
+    protected: Sequence[int],
+    n: int,
+) -> list[int]:
+    """The pushes that an absolute penalty leaves: the smallest one that leaves at most n, each twice the one before; the n
+    largest where none does."""
+    start = least_kl(linear, targets, wanted, protected)
+    penalty = 1e-2 * (linear.cost(start) / len(start)) ** 0.5
+    scale = np.sqrt(np.diag(linear.fisher))
+    for _ in range(20):
+        a = penalised(linear, targets, wanted, protected, penalty)
+        if (a != 0).sum() <= max(n, len(targets)):
+            break
+        penalty *= 2
+    order = np.argsort(-scale * np.abs(a), kind="stable")[: max(n, len(targets))]
+    return sorted(k for k in order.tolist() if a[k] != 0)
 
 
 def fewest(
@@ -137,7 +194,7 @@ def corrected(
     start: Float[np.ndarray, " n"],
     wanted: Float[np.ndarray, " t"],
     measure: Callable[[Float[np.ndarray, " n"]], Float[np.ndarray, " t"]],
-    ask: Callable[[Float[np.ndarray, " t"]], Float[np.ndarray, " n"]],
+    ask: Callable[[Float[np.ndarray, " t"], Float[np.ndarray, " n"]], Float[np.ndarray, " n"]],
 ) -> Float[np.ndarray, " n"]:
     """Strengths after the missing part has been asked for up to ROUNDS times, as long as that helps.
 
@@ -145,7 +202,7 @@ def corrected(
         start: strengths of the open loop.
         wanted: effects.
         measure: the effects that strengths have, by pushing.
-        ask: strengths for effects, to first order.
+        ask: what to add to strengths for the effects that they lack, to first order.
     """
     a, best, least = start, start, np.inf
     for _ in range(ROUNDS + 1):
@@ -153,7 +210,7 @@ def corrected(
         if not np.linalg.norm(gap) < least:
             break  # what cannot be reached would be asked for ever louder
         best, least = a, float(np.linalg.norm(gap))
-        a = a + ask(gap)
+        a = a + ask(gap, a)
     return best
 
 

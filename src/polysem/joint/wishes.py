@@ -11,6 +11,7 @@ from jaxtyping import Float, Int
 from polysem.atlas import PromptResponse
 from polysem.errors import MismatchError
 from polysem.joint.bench import JointBench
+from polysem.joint.pairs import slopes
 from polysem.joint.planner import (
     FEW,
     LinearPlan,
@@ -18,10 +19,12 @@ from polysem.joint.planner import (
     candidates,
     corrected,
     equal_doses,
+    few_by_penalty,
     fewest,
     joint_linear,
     least_kl,
 )
+from polysem.models.hf import HFModel
 from polysem.readouts import kl
 from polysem.seeds import rng_for
 from polysem.side_effects.directions import Direction
@@ -145,14 +148,19 @@ class _Planning:
         wanted = self._wanted()
         arms = self._arms(wanted, [b for b, k in zip(benches, self.scene.select, strict=True) if k])
         strengths = np.stack([a for a, _ in arms.values()])
+        looped: list[Strengths] = []
         many, n = Sets(self.scene.sets, self.scene.model.spec.d_vocab), len(self.scene.set_features)
         moved, costs = [], []
         for bench, k in zip(benches, self.scene.confirm, strict=True):
             if k:
-                logits = bench.logits(strengths)
+                if isinstance(bench.model, HFModel):
+                    looped.append(self._closed_loop(bench, arms["planned"][0], wanted))
+                logits = bench.logits(np.concatenate([strengths, *(one[None] for one in looped[-1:])]))
                 moved.append((many.log_odds(logits) - many.log_odds(bench.base)).numpy())
                 costs.append(np.asarray(kl(bench.base, logits), dtype=np.float64).ravel())
         change, cost = np.stack(moved, axis=1), np.stack(costs, axis=1)
+        if looped:
+            arms["closed loop"] = np.mean(looped, axis=0), len(self.directions)
         found: dict[str, Rows] = {"plans": [], "plan_doses": [], "plan_effects": []}
         for row, (arm, (a, able)) in enumerate(arms.items()):
             every = np.arange(cost.shape[1])
@@ -182,7 +190,8 @@ class _Planning:
     def _arms(
         self, wanted: Float[np.ndarray, " t"], benches: Sequence[JointBench]
     ) -> dict[str, tuple[Strengths, int]]:
-        """Strengths of every arm, and how many pushes it could use; all but one corrected on the select prompts."""
+        """Strengths of every arm that has the same for all prompts, and how many pushes it could use; all but one corrected on
+        the select prompts."""
         targets, protected, n = self.targets.tolist(), self.protected.tolist(), len(self.directions)
         many = Sets([self.scene.sets[k] for k in targets], self.scene.model.spec.d_vocab)
         base = [many.log_odds(bench.base) for bench in benches]
@@ -192,10 +201,10 @@ class _Planning:
             return torch.cat(seen).mean(0).numpy()
 
         def plan(ask: Callable[[np.ndarray], Strengths], able: int) -> tuple[Strengths, int]:
-            def tried(gap: np.ndarray) -> Strengths:
+            def tried(gap: np.ndarray, _: Strengths) -> Strengths:
                 return self.linear.bounded(ask(gap))
 
-            return corrected(tried(wanted), wanted, measure, tried), able
+            return corrected(tried(wanted, wanted), wanted, measure, tried), able
 
         def scaled(start: Strengths, able: int) -> tuple[Strengths, int]:
             return plan(lambda gap: start * float(wanted @ gap / (wanted @ wanted)), able)
@@ -214,6 +223,7 @@ class _Planning:
         arms = {"planned": plan(every, n), "planned, open loop": (every(wanted), n)}
         few = np.flatnonzero(fewest(self.linear, targets, wanted, protected, FEW)).tolist()
         arms["planned, few"] = plan(within(few), n)
+        arms["planned, L1"] = plan(within(few_by_penalty(self.linear, targets, wanted, protected, FEW)), n)
         sites = list(dict.fromkeys(d.site for d in self.directions))
         for site in sites if len(sites) > 1 else ():
             some = [k for k, d in enumerate(self.directions) if d.site == site]
@@ -221,6 +231,24 @@ class _Planning:
         arms["best single"] = scaled(best_single(self.linear, targets, wanted), n)
         arms["equal doses"] = scaled(equal_doses(self.linear, targets, wanted), n)
         return arms
+
+    def _closed_loop(self, bench: JointBench, start: Strengths, wanted: Float[np.ndarray, " t"]) -> Strengths:
+        """Strengths of one prompt, corrected on it with the gradients as they are once all edits stand."""
+        sets, protected = [self.scene.sets[k] for k in self.targets.tolist()], self.protected.tolist()
+        many = Sets(sets, self.scene.model.spec.d_vocab)
+        base = many.log_odds(bench.base)[0]
+
+        def measure(a: Strengths) -> Float[np.ndarray, " t"]:
+            return (many.log_odds(bench.logits(a[None]))[0] - base).numpy()
+
+        def ask(gap: np.ndarray, a: Strengths) -> Strengths:
+            effects = self.linear.effects.copy()
+            effects[self.targets] = slopes(bench, a, sets)
+            here = replace(self.linear, effects=effects)
+            asked = gap + effects[self.targets] @ a
+            return self.linear.bounded(least_kl(here, self.targets.tolist(), asked, protected)) - a
+
+        return corrected(start, wanted, measure, ask)
 
     def _doses(self, arm: str, a: Strengths) -> Rows:
         costs = np.diag(self.linear.fisher) * a**2 / 2

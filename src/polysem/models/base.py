@@ -15,6 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from polysem.edits import Edit
+from polysem.models.generate import Generated, Scope
 from polysem.types import Site
 
 
@@ -101,6 +102,22 @@ class WhiteBoxModel(Protocol):
     ) -> Float[Tensor, "batch pos d"]:
         """Gradient of sum_t cotangent[b, t] * logits[b, last, t] with respect to the activation at `site`,
         taken where the edits have brought the model."""
+        ...
+
+    def generate(
+        self,
+        tokens: Int[Tensor, "batch pos"],
+        edits: Sequence[Edit] = (),
+        *,
+        n: int,
+        scope: Scope = "both",
+        temperature: float = 1.0,
+        seed: int = 0,
+        draws: Sequence[int] | None = None,
+        keep_logits: bool = False,
+    ) -> Generated:
+        """n tokens behind every prompt under edits, whose masks cover the prompt; `models.generate` says where they reach
+        and what chance is."""
         ...
 
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from polysem.models.clean import block_path
 from polysem.models.hf import HFModel
-from polysem.models.linear import Gelu, Linear, packs
+from polysem.onednn import Gelu, Linear, packs
 
 GELUS: dict[str, Gelu] = {
     "gelu": "none",

@@ -25,7 +25,7 @@ from torch import Tensor
 from polysem.models.blocks import GELUS, BlockModules, Norm, activate, blocks_of
 from polysem.models.clean import CleanRun
 from polysem.models.hf import HFModel
-from polysem.models.linear import Linear, packs
+from polysem.onednn import Linear, packs
 
 Rotary = tuple[Float[Tensor, "n_pos d_rot"], Float[Tensor, "n_pos d_rot"]]
 

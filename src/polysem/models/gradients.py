@@ -3,13 +3,14 @@
 `logit_gradients`: one logit per context, with respect to the activation at a site (the input embedding, for
 token gradients as in arXiv 2505.11611 section 3.2). Contexts of one length share a forward and a backward
 pass; only the wanted logit is formed, as one dot product with its unembedding row; parameters are frozen.
+`pushed_gradients`: of functions of the logits, with respect to vectors added at several sites at once, where they stand.
 `hessian_products`: how those gradients change along directions, at one site or from one to another.
 `pull_back`: many functions of one prompt's logits, with respect to one site; the part before the site is run
 once, and the unembedding is applied to cotangents, not to rows of activations.
 Both equal `WhiteBoxModel.vjp` row by row, to rounding.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -23,7 +24,7 @@ from polysem.models.base import WhiteBoxModel
 from polysem.models.clean import CleanRun, block_path, first_block
 from polysem.models.hf import HFModel
 from polysem.models.hooks import Action, Stop, cut_into, hooked, working_dtype
-from polysem.models.linear import FrozenLinears
+from polysem.onednn import FrozenLinears
 from polysem.models.replay import last_logits, run_blocks
 from polysem.types import Site
 
@@ -236,8 +237,6 @@ def hessian_products(
 
     rows, like = len(vectors), clean.pre[0]
     every = list(dict.fromkeys([source, *sites]))
-    start = min(first_block(site) for site in every)
-    where = edited.to(like)[None, :, None]
     leaves = {
         site: torch.zeros(
             rows, model.site_width(site), dtype=like.dtype, device=like.device, requires_grad=True
@@ -246,15 +245,7 @@ def hessian_products(
     }
     # the fused attention kernels and `FrozenLinears` have no second derivative
     with sdpa_kernel(SDPBackend.MATH), torch.enable_grad():
-        h = clean.pre[start].expand(rows, -1, -1)
-        actions: dict[Tap, list[Action]] = {}
-        for site, leaf in leaves.items():
-            if site.point == "hook_resid_post" and site.layer == start - 1:
-                h = h + leaf[:, None] * where
-            else:
-                tap = _written(model, site)
-                actions.setdefault(tap, []).append(lambda x, leaf=leaf: x + leaf[:, None] * where)
-        logits = last_logits(model, run_blocks(model, clean, h, start=start, actions=actions))
+        logits = _with_added(model, clean, leaves, edited)
         (slope,) = torch.autograd.grad(outcome(logits).sum(), leaves[source], create_graph=True)
         along = (slope * vectors.to(slope)).sum()
         found = torch.autograd.grad(along, [leaves[site] for site in sites])
@@ -262,6 +253,56 @@ def hessian_products(
     for site, one in made.items():
         model.check_finite(one, f"second derivatives at {site}", edited=False)
     return made
+
+
+def pushed_gradients(
+    model: HFModel,
+    clean: CleanRun,
+    added: Mapping[Site, Float[Tensor, "rows d"]],
+    edited: Bool[Tensor, " pos"],
+    outcome: Callable[[Tensor], Tensor],
+) -> dict[Site, Float[Tensor, "rows d"]]:
+    """The gradient of every row's outcome with respect to the vectors that it adds at the edited positions of each site:
+    at a later site that is the gradient with all edits of earlier ones in place.
+
+    Args:
+        model: whose clean run it is.
+        clean: of the prompt.
+        added: by site what every row adds; not at the embedding.
+        edited: which positions.
+        outcome: last-position logits [rows d_vocab] -> one number a row.
+
+    Raises:
+        SiteError, NumericsError: as `WhiteBoxModel.vjp`.
+    """
+    leaves = {site: x.to(clean.pre[0]).clone().requires_grad_() for site, x in added.items()}
+    with torch.enable_grad():
+        told = outcome(_with_added(model, clean, leaves, edited)).sum()
+        found = torch.autograd.grad(told, list(leaves.values()))
+    made = {site: one.to(working_dtype(one.dtype)) for site, one in zip(leaves, found, strict=True)}
+    for site, one in made.items():
+        model.check_finite(one, f"gradients at {site}", edited=True)
+    return made
+
+
+def _with_added(
+    model: HFModel,
+    clean: CleanRun,
+    leaves: Mapping[Site, Float[Tensor, "rows d"]],
+    edited: Bool[Tensor, " pos"],
+) -> Float[Tensor, "rows d_vocab"]:
+    """Last-position logits of rows that add vectors at the edited positions of sites."""
+    start = min(first_block(site) for site in leaves)
+    where = edited.to(clean.pre[0])[None, :, None]
+    h = clean.pre[start].expand(len(next(iter(leaves.values()))), -1, -1)
+    actions: dict[Tap, list[Action]] = {}
+    for site, leaf in leaves.items():
+        if site.point == "hook_resid_post" and site.layer == start - 1:
+            h = h + leaf[:, None] * where
+        else:
+            tap = _written(model, site)
+            actions.setdefault(tap, []).append(lambda x, leaf=leaf: x + leaf[:, None] * where)
+    return last_logits(model, run_blocks(model, clean, h, start=start, actions=actions))
 
 
 @torch.no_grad()

@@ -10,6 +10,8 @@ Cost: one forward pass per call; `last_only` leaves out the unembedding of all p
 import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from inspect import signature
 from typing import Any, get_args
 
 import torch
@@ -21,6 +23,7 @@ from polysem.edits import Edit
 from polysem.errors import MismatchError, NumericsError
 from polysem.models.anatomy import Anatomy, Tap, anatomy_of
 from polysem.models.base import ModelSpec
+from polysem.models.generate import Generated, Scope, drawn
 from polysem.models.hooks import Action, Stop, apply_edit, check_edit, cut_into, hooked, working_dtype
 from polysem.models.text import Encoded, control_ids, encode_text
 from polysem.store.result import Shown
@@ -259,6 +262,52 @@ class HFModel(Shown):
         self.check_finite(gradient, f"gradients at {site}", edited=bool(edits))
         return gradient
 
+    def generate(
+        self,
+        tokens: Int[Tensor, "batch pos"],
+        edits: Sequence[Edit] = (),
+        *,
+        n: int,
+        scope: Scope = "both",
+        temperature: float = 1.0,
+        seed: int = 0,
+        draws: Sequence[int] | None = None,
+        keep_logits: bool = False,
+    ) -> Generated:
+        """n tokens behind every prompt, with keys and values of what was read kept: every position is read once, under
+        the edits that reach it.
+
+        Raises:
+            SiteError, MismatchError, NumericsError: as `logits` and `models.generate.drawn`.
+        """
+        self.check_tokens(tokens)
+        ran = [torch.zeros(len(tokens), dtype=torch.long) for _ in edits]
+        # transformers 4.56 to 5.23 say past_key_values, later ones cache
+        name = "cache" if "cache" in signature(self.model.forward).parameters else "past_key_values"
+        cache: Any = None
+        read = 0
+
+        def step(whole: Tensor, now: list[Edit]) -> Tensor:
+            nonlocal cache, read
+            new = whole[:, read:]
+            here = [(k, replace(edit, mask=edit.mask[:, read:])) for k, edit in enumerate(now)]
+            here = [(k, edit) for k, edit in here if bool(edit.mask.any())]
+            actions = self.edit_actions(new, [edit for _, edit in here], ran=[ran[k] for k, _ in here])
+            with torch.no_grad(), hooked(self.model, actions):
+                output = self.model(
+                    input_ids=new.to(self.model.device), use_cache=True, logits_to_keep=1, return_dict=True,
+                    **{name: cache},
+                )  # fmt: skip
+            cache, read = output[name], whole.shape[1]
+            logits = output.logits[:, -1].to(working_dtype(output.logits.dtype))
+            self.check_finite(logits, "logits", edited=bool(edits))
+            return logits
+
+        return drawn(
+            step, tokens.to(self.model.device), edits, ran, n=n, n_ctx=self.spec.n_ctx, scope=scope,
+            temperature=temperature, seed=seed, draws=draws, keep_logits=keep_logits,
+        )  # fmt: skip
+
     def tap(self, site: Site) -> Tap:
         return self.anatomy.tap(site, family=self.spec.family, n_layers=self.spec.n_layers)
 
@@ -274,19 +323,24 @@ class HFModel(Shown):
         return output.logits.to(working_dtype(output.logits.dtype))
 
     def edit_actions(
-        self, tokens: Tensor, edits: Sequence[Edit], *, looks: dict[Site, Action] | None = None
+        self,
+        tokens: Tensor,
+        edits: Sequence[Edit],
+        *,
+        looks: dict[Site, Action] | None = None,
+        ran: Sequence[Tensor] | None = None,
     ) -> dict[Tap, list[Action]]:
         """What to do at each tap: edits in the order given, then looks, then what a later site writes through
-        this one."""
+        this one. To `ran`, one counter of rows for each edit, is added where the edit has run."""
         self.check_tokens(tokens)
         actions: dict[Tap, list[Action]] = defaultdict(list)
-        mids: dict[int, list[Edit]] = defaultdict(list)
-        for edit in edits:
+        mids: dict[int, list[_Counted]] = defaultdict(list)
+        for edit, count in zip(edits, ran or [None] * len(edits), strict=True):
             check_edit(edit, batch=tokens.shape[0], pos=tokens.shape[1], width=self.site_width(edit.site))
             if edit.site.point == _RESID_MID and edit.site.layer is not None:
-                mids[edit.site.layer].append(edit)
+                mids[edit.site.layer].append(_Counted(edit, count))
             else:
-                actions[self.tap(edit.site)].append(_editor(edit))
+                actions[self.tap(edit.site)].append(_Counted(edit, count))
         for site, look in (looks or {}).items():
             actions[self.tap(site)].append(look)
         for layer, chain in mids.items():
@@ -328,14 +382,20 @@ class HFModel(Shown):
         )
 
 
-def _editor(edit: Edit) -> Action:
-    def action(h: Tensor) -> Tensor:
-        return apply_edit(h, edit)
+@dataclass(frozen=True)
+class _Counted:
+    """An edit as an action, which counts by row the positions that it has run at."""
 
-    return action
+    edit: Edit
+    ran: Tensor | None
+
+    def __call__(self, h: Tensor) -> Tensor:
+        if self.ran is not None:
+            self.ran.add_(self.edit.mask.expand(h.shape[:2]).sum(1).cpu())
+        return apply_edit(h, self.edit)
 
 
-def _mid_writer(edits: Sequence[Edit]) -> tuple[Action, Action]:
+def _mid_writer(edits: Sequence[_Counted]) -> tuple[Action, Action]:
     """Edit the residual stream between attention and MLP: (look at the stream before, change what attention
     adds to it)."""
     before: list[Tensor] = []
@@ -348,7 +408,7 @@ def _mid_writer(edits: Sequence[Edit]) -> tuple[Action, Action]:
         stream = before[0] + contribution
         edited = stream
         for edit in edits:
-            edited = apply_edit(edited, edit)
+            edited = edit(edited)
         wide = working_dtype(contribution.dtype)
         change = edited.to(wide) - stream.to(wide)
         return (contribution.to(wide) + change).to(contribution.dtype)

@@ -49,6 +49,13 @@ def page(title: str, lead: str, body: Markup) -> str:
     return str(whole.format(policy=policy(style, ""), style=style, title=title, lead=lead, body=body))
 
 
+def part(name: str, title: str, lead: str, body: Markup) -> Markup:
+    """What a page of one part shows, as a section of another page."""
+    return Markup('<section id="{}" class="part"><h2>{}</h2><p>{}</p>{}</section>').format(
+        name, title, lead, body
+    )
+
+
 def head(label: str, table: str, column: str) -> Markup:
     """A column head that says on request what the column of a stage's table holds, and in which unit."""
     found = next(c for c in schema_of(table).columns if c.name == column)

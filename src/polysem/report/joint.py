@@ -7,12 +7,14 @@ from typing import Any
 from markupsafe import Markup
 
 from polysem.report.charts import Bar, dot_plot, legend
-from polysem.report.html import Column, interval, page, probability, table
+from polysem.report.html import Column, interval, page, part, probability, table
 from polysem.report.text import number, plural, visible
 from polysem.store import io
 from polysem.store.stages import REGISTRY, command
 
 STAGE = "joint"
+TITLE = "Several pushes at once"
+LEAD = "Do several pushes do together what they do alone, and which strengths reach what is wanted at least cost?"
 SHOWN = 30
 """pairs of a table; the files hold all"""
 Row = Mapping[str, Any]
@@ -83,6 +85,17 @@ def write_joint_page(out: Path) -> Path:
     Raises:
         StoreError: if nothing was pushed together, or a table is damaged.
     """
+    path = out / "joint.html"
+    io.write_text(path, page(TITLE, LEAD, _body(out)))
+    return path
+
+
+def joint_section(out: Path) -> Markup:
+    """The same as a section of the study's report. Raises as `write_joint_page`."""
+    return part(STAGE, TITLE, LEAD, _body(out))
+
+
+def _body(out: Path) -> Markup:
     found = {
         schema.name: io.read_table(
             out / STAGE / f"{schema.name}.parquet", schema, rebuild=command(STAGE, out)
@@ -90,10 +103,7 @@ def write_joint_page(out: Path) -> Path:
         for schema in REGISTRY[STAGE].tables
     }
     parts = [_sums(found), _interactions(found), _layers(found), *(_plan(found, k) for k in _numbers(found))]
-    path = out / "joint.html"
-    lead = "Do several pushes do together what they do alone, and which strengths reach what is wanted at least cost?"
-    io.write_text(path, page("Several pushes at once", lead, Markup("").join(parts)))
-    return path
+    return Markup("").join(parts)
 
 
 def _numbers(found: Tables) -> list[int]:

@@ -13,15 +13,18 @@ from polysem.report.budgets import budgets_section
 from polysem.report.concepts import concepts_section
 from polysem.report.findings import finding
 from polysem.report.hubs import hubs_section
+from polysem.report.joint import joint_section
 from polysem.report.neurons import neurons_section
 from polysem.report.pairs import details, pair_rows
 from polysem.report.presets import presets_section
+from polysem.report.side_effects import side_effects_section
 from polysem.report.source import Run, schema_of, where
 from polysem.report.text import Real, count, interval, number, p_value, plural, visible
 from polysem.report.toward import toward_section
 from polysem.selftest import record
 from polysem.stats import HYPOTHESES, POOLED
 from polysem.store import io
+from polysem.store.manifest import read_manifest
 from polysem.vocabulary import DOSE_UNITS, POSITIONS
 
 NAME = "report.html"
@@ -38,6 +41,11 @@ _GLOSSARY = (
     "graded",
 )
 """tables whose columns the report shows"""
+_BESIDE = {
+    "side-effects": ("Side effects", side_effects_section),
+    "joint": ("Several at once", joint_section),
+}
+"""stages beside a study that the report shows: what the section is called, and what makes it"""
 
 
 def write_report(run_dir: Path) -> Path:
@@ -123,6 +131,11 @@ def context(run: Run) -> dict[str, Any]:
         "concepts": concepts_section(run),
         "neurons": neurons_section(run),
         "study": study,
+        "beside": [
+            (stage, name, make(run.folder))
+            for stage, (name, make) in _BESIDE.items()
+            if read_manifest(run.folder, stage) is not None
+        ],
         "transfer": transfer_section.section(run.folder) if transfer_section.has_transfer(run.folder) else "",
         "glossary": _glossary(),
     }

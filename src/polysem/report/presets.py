@@ -98,7 +98,7 @@ def _part(rows: Sequence[Row], locus: str, tokens: str, *, steered: str) -> dict
     }
 
 
-def _degree(rows: Sequence[Row]) -> list[dict[str, str]]:
+def _degree(rows: Sequence[Row]) -> list[dict[str, Any]]:
     """The paper's own neurons by bin of degree; the slope over bins comes last."""
     at = {(r["question"], r["path"], r["step"]): r for r in rows if r["path"] in PATHS}
     found = []
@@ -106,9 +106,9 @@ def _degree(rows: Sequence[Row]) -> list[dict[str, str]]:
         told = {f"{side}_{path}": _cell(at[side, path, step]) for side, _ in SIDES for path in PATHS}
         n = at["rise", PATHS[0], step]
         found.append(
-            {"bin": bin_name(step) if step else "per bin"}
+            {"bin": bin_name(step) if step else "slope, per bin"}
             | {"neurons": count(n["n_rows"]), "features": count(n["n_pairs"])}
-            | {name: " ".join(cell[k] for k in ("estimate", "interval")) for name, cell in told.items()}
+            | told
         )
     return found
 
@@ -196,7 +196,7 @@ def _scale(row: Row) -> float:
 def _value(row: Row, *, unit: bool = True) -> str:
     """The estimate of a row with its unit; that of a slope is per 1.0 of interference."""
     shown = {"relative change": "%", "cosine": "of c"}
-    per = row["unit"].removesuffix(" per cosine")
+    per = row["unit"].removesuffix(" per cosine").removesuffix(" per bin")
     text = number(_scale(row) * row["estimate"], sign=row["choice"] != "kl_of_best")
     return f"{text} {shown.get(per, per)}" if unit else text
 

@@ -8,15 +8,16 @@ import pyarrow as pa
 from markupsafe import Markup
 
 from polysem.report.charts import Bar, dot_plot, legend
-from polysem.report.html import Column, interval, page, probability, table
+from polysem.report.html import Column, interval, page, part, probability, table
 from polysem.report.text import fixed, number, plural, visible
 from polysem.store import io
 from polysem.store.stages import REGISTRY, command
 from polysem.vocabulary import SIDE_EFFECTS
 
 STAGE = "side-effects"
-CARDS = 40
-"""directions that get a card; the tables hold all"""
+TITLE = "Side effects of steering"
+CARDS, REPORTED = 40, 3
+"""directions that get a card, on the page and in the study's report; the tables hold all"""
 KINDS = {
     "category": "Categories of words (log-odds, nats)",
     "tokens": "Token sets of features (log-odds, nats)",
@@ -81,21 +82,33 @@ def write_side_effects_page(out: Path) -> Path:
     Raises:
         StoreError: if nothing was judged, or a table is damaged.
     """
+    path = out / "side-effects.html"
+    io.write_text(path, page(TITLE, *_parts(out, CARDS)))
+    return path
+
+
+def side_effects_section(out: Path) -> Markup:
+    """The first cards, forecasts and all features as a section of the study's report. Raises as `write_side_effects_page`."""
+    return part(STAGE, TITLE, *_parts(out, REPORTED))
+
+
+def _parts(out: Path, cards: int) -> tuple[str, Markup]:
+    """The lead, and what follows it."""
     found = {
         schema.name: io.read_table(
             out / STAGE / f"{schema.name}.parquet", schema, rebuild=command(STAGE, out)
         ).to_pylist()
         for schema in REGISTRY[STAGE].tables
     }
-    parts = [card(found, one) for one in found["directions"][:CARDS]]
+    parts = [card(found, one) for one in found["directions"][:cards]]
     if found["forecasts"]:
         parts.append(_forecasts(found))
     if found["side_effects_linear"]:
         parts.append(_all_features(found["side_effects_linear"]))
-    path = out / "side-effects.html"
-    lead = f"What does steering move besides its target, and which direction does the same with less? {_said(found)}"
-    io.write_text(path, page("Side effects of steering", lead, Markup("").join(parts)))
-    return path
+    n = len(found["directions"])
+    said = f"{plural(n, 'direction')} judged." + (f" Cards of the first {cards}." if n > cards else "")
+    lead = f"What does steering move besides its target, and which direction does the same with less? {said}"
+    return lead, Markup("").join(parts)
 
 
 def card(tables: Mapping[str, Sequence[Mapping[str, Any]]], one: Mapping[str, Any]) -> Markup:
@@ -203,11 +216,6 @@ def _all_features(rows: Sequence[Mapping[str, Any]]) -> Markup:
     return Markup("<section><h2>All features</h2><p>{}</p>{}</section>").format(
         said, table(_LINEAR, shown, caption="by cleanliness on their own tokens")
     )
-
-
-def _said(found: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
-    n = len(found["directions"])
-    return f"{plural(n, 'direction')} judged." + (f" Cards of the first {CARDS}." if n > CARDS else "")
 
 
 def _label(measure: str) -> str:

@@ -18,6 +18,7 @@ from jaxtyping import Float, Int
 from polysem.geometry.neighbours import nearest
 from polysem.rank import rank_correlation
 from polysem.saes.base import SAE
+from polysem.side_effects.firing import Firing
 from polysem.side_effects.linear import LinearEffects
 from polysem.stats.multiple import equivalence_p
 from polysem.stats.permute import permute_within
@@ -32,8 +33,10 @@ PERMUTATIONS = 499
 MIN_FEATURES = 30
 CENTRE = 0.5
 """of ranks"""
-CORPUS = ("log_density", "max_act")
-GEOMETRY = ("crowding", "enc_dec_cos", "dec_norm", "logit_l2", "logit_top", "logit_entropy")
+CORPUS = ("log_density", "max_act", *Firing._fields)
+GEOMETRY = (
+    "crowding", "enc_dec_cos", "dec_norm", "logit_l2", "logit_top", "logit_entropy", "seed_cosine",
+)  # fmt: skip
 LINEAR = ("lr_on", "lr_kl", "lr_reach", "lr_stability")
 PREDICTORS: Mapping[str, tuple[str, ...]] = {
     "all": (*CORPUS, *GEOMETRY, *LINEAR),
@@ -51,8 +54,10 @@ def predictors(
     features: pa.Table,
     linear: LinearEffects,
     own: Int[np.ndarray, " d_sae"],
+    *,
+    twins: Sequence[SAE] = (),
 ) -> dict[str, Float[np.ndarray, " d_sae"]]:
-    """Every predictor of every feature of a dictionary; NaN where it is not known.
+    """Every predictor of every feature of a dictionary; NaN where it is not known. Those of `firing` are left NaN.
 
     Args:
         sae: the dictionary.
@@ -60,6 +65,7 @@ def predictors(
         features: rows of FEATURES of this dictionary.
         linear: of all its unit decoder rows.
         own: place of every feature's own set; -1 without.
+        twins: other dictionaries of the same site: of other seeds, say.
     """
     W_dec = sae.W_dec.detach().cpu().double().numpy()
     norms = np.linalg.norm(W_dec, axis=1)
@@ -67,6 +73,12 @@ def predictors(
         unit = W_dec / norms[:, None]
         near = np.abs(nearest(W_dec, k=NEIGHBOURS, signed=True).cosine)
         found = {"crowding": np.nanmean(near, axis=1), "dec_norm": norms}
+        found |= {name: np.full(len(norms), np.nan) for name in Firing._fields}
+        found["seed_cosine"] = np.full(len(norms), np.nan)
+        if twins:
+            others = [one.W_dec.detach().cpu().double().numpy() for one in twins]
+            best = [nearest(W_dec, k=1, among=one).cosine[:, 0] for one in others]
+            found["seed_cosine"] = np.mean(best, axis=0)
         encoder = sae.W_enc.detach().cpu().double().numpy()
         both = encoder / np.linalg.norm(encoder, axis=0) if encoder.shape[0] == W_dec.shape[1] else None
         found["enc_dec_cos"] = np.full(len(norms), np.nan) if both is None else (unit * both.T).sum(1)

@@ -21,6 +21,8 @@ BEYOND = 0.95
 """quantile of isotropic pushes beyond which a thing is said to move"""
 MIN_PROMPTS = 3
 """with fewer there is no interval"""
+WHERE_ABSENT = {"cost_absent": "cost", "text_absent": "cost_text"}
+"""measures of prompts without what a direction is meant to move, and the part of `Pushed` that they read"""
 Places = Int[np.ndarray, " some"]
 
 
@@ -57,11 +59,23 @@ class Evidence:
     n_sets: int
     """token sets among which reach is counted, the first ones: those of features"""
     threshold: float = np.nan
+    absent: Bool[np.ndarray, "n prompts"] | None = None
+    """prompts without what each direction is meant to move; None: all of them"""
+
+    def where(self, measure: str, row: int, places: Places) -> Int[np.ndarray, " fewer"]:
+        """Those of some prompts of which a measure of a direction is."""
+        some = None if self.absent is None or measure not in WHERE_ABSENT else self.absent[row]
+        return places if some is None else places[some[places]]
 
     def value(self, measure: str, row: int, places: Places, own: int | None = None) -> float:
         """One measure of one direction over some prompts; NaN where it has none."""
         p, own = self.pushed, int(self.own[row]) if own is None else own
+        places = self.where(measure, row, places)
+        if not len(places):
+            return np.nan
         match measure:
+            case "cost_absent" | "text_absent":
+                return float(getattr(p, WHERE_ABSENT[measure])[row, places].mean())
             case "on_target" | "cleanliness":
                 if own < 0:
                     return np.nan
@@ -126,10 +140,10 @@ def measure_rows(
         places = seen.good(row, confirm)
         others = [null.good(k, confirm) for k in range(len(null.own))]
         for measure in SIDE_EFFECTS:
-            found = jackknife(lambda some, r=row, m=measure: seen.value(m, r, some), places)
-            own = int(seen.own[row])
+            mine, own = seen.where(measure, row, places), int(seen.own[row])
+            found = jackknife(lambda some, r=row, m=measure: seen.value(m, r, some), mine)
             among = np.array(
-                [null.value(measure, k, some, own) if len(some) else np.nan for k, some in enumerate(others)]
+                [null.value(measure, k, seen.where(measure, row, p), own) for k, p in enumerate(others)]
             )
             known = among[np.isfinite(among)]
             lo, middle, hi = np.quantile(known, [1 - BEYOND, 0.5, BEYOND]) if len(known) else (np.nan,) * 3
@@ -137,7 +151,7 @@ def measure_rows(
                 "direction": name, "measure": measure, "value": found.value, "lo": found.lo, "hi": found.hi,
                 "forecast": float(told[measure][row]) if measure in told else np.nan,
                 "null": middle, "null_lo": lo, "null_hi": hi, "p": rank_p(found.value, known),
-                "n_prompts": len(places), "n_null": len(known),
+                "n_prompts": len(mine), "n_null": len(known),
             }  # fmt: skip
 
 

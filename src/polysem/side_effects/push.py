@@ -3,7 +3,7 @@
 Every direction is pushed both ways on every prompt, each way brought to its KL (or to its coefficient). What is read of a
 set of tokens is the odd part of the change of its log-odds, at the last position. What a dictionary reads is what the push
 along the direction, not the opposite one, changes: that is what who steers sees. Cost: some eight rows of a forward pass a
-direction and prompt, and two more for the activations and for the text.
+direction and prompt, two more for the activations and for the text, and one at the direction's mean length.
 """
 
 from collections.abc import Sequence
@@ -31,6 +31,7 @@ from polysem.types import Site
 
 ROWS = 32
 """directions of one forward pass"""
+_AT_LENGTH = ("cost", "cost_text")
 FIRST = 0.05
 """first strength, in norms of the site, for 0.01 nats"""
 
@@ -88,6 +89,10 @@ class Pushed:
     """squared length of the change at the readout"""
     text: Float[np.ndarray, "n prompts"]
     """change of the prompt's own cross-entropy, nats per token"""
+    cost: Float[np.ndarray, "n prompts"]
+    """nats at one length for all prompts, the mean one of the direction"""
+    cost_text: Float[np.ndarray, "n prompts"]
+    """change of the prompt's own cross-entropy at that length, nats per token"""
 
     @cached_property
     def reached(self) -> Bool[np.ndarray, "n prompts"]:
@@ -161,6 +166,10 @@ def push(
         ]
         arrays = {name: np.stack([one[name] for one, _ in parts], axis=1) for name in parts[0][0]}
         change = torch.from_numpy(np.stack([one for _, one in parts], axis=1))
+        lengths = arrays["length"]
+        same = np.nan_to_num(lengths).sum(1) / np.maximum(np.isfinite(lengths).sum(1), 1)
+        costs = [bench.at_length(vectors[rows], same) for bench in benches]
+        arrays |= {name: np.stack([one[k] for one in costs], axis=1) for k, name in enumerate(_AT_LENGTH)}
         found.append({"products": (change @ change.mT).double().numpy(), **arrays})
     for _ in steps:
         pass
@@ -256,6 +265,16 @@ class _Bench:
         for values in made.values():
             values[bad] = np.nan
         return made, change.numpy()
+
+    def at_length(
+        self, vectors: Float[np.ndarray, "rows d"], lengths: Float[np.ndarray, " rows"]
+    ) -> tuple[Float[np.ndarray, " rows"], Float[np.ndarray, " rows"]]:
+        """KL at the last position, and change of cross-entropy, of pushes of known lengths; NaN where that is 0."""
+        pushes = vectors / np.linalg.norm(vectors, axis=1, keepdims=True) * lengths[:, None]
+        whole = self.model.logits(self._rows(len(vectors)), [self._edit(pushes)]).double().cpu()
+        seen = np.asarray(kl(self.base, whole[:, -1]), dtype=np.float64).reshape(len(vectors))
+        none = lengths == 0
+        return np.where(none, np.nan, seen), np.where(none, np.nan, self._text(whole) - self.base_text)
 
     def _rows(self, n: int) -> Tensor:
         return self.tokens.expand(n, -1)

@@ -19,13 +19,15 @@ from polysem.errors import ConfigError, MismatchError
 from polysem.linear.direct import promoted
 from polysem.models.base import WhiteBoxModel
 from polysem.plan.index import density_deciles
-from polysem.positions import ordinary_rows
+from polysem.positions import PLAIN, ordinary_rows
 from polysem.progress import SILENT, Reporter
+from polysem.saes.base import SAE
 from polysem.seeds import rng_for
 from polysem.side_effects.directions import Direction
+from polysem.side_effects.firing import firing
 from polysem.side_effects.forecast import PREDICTORS, Labelled, forecast_rows, predictors, screen_row
 from polysem.side_effects.linear import LinearEffects, linear_effects
-from polysem.side_effects.measures import Evidence, measure_rows, moved_rows
+from polysem.side_effects.measures import WHERE_ABSENT, Evidence, measure_rows, moved_rows
 from polysem.side_effects.push import Pushed
 from polysem.side_effects.repair import protected_sets, repair_rows, repaired, second_moment
 from polysem.side_effects.scene import Scene
@@ -39,7 +41,7 @@ N_NULL = 40
 ALTERNATIVES = 5
 OWN_TOKENS = 10
 """tokens of a direction that nobody said anything about"""
-MOST_FORECAST = ("reach_sets", "stability", "cleanliness", "text")
+MOST_FORECAST = ("reach_sets", "stability", "cleanliness", "text", "cost_absent")
 """outcomes that are forecast; reach_features where there is a readout"""
 SAME = 0.9
 """|cosine| above which a feature is the direction itself, and no alternative"""
@@ -140,7 +142,7 @@ def side_effects(
         null_dose = np.broadcast_to(np.maximum(spent, 1e-12), (n_null, len(scene.prompts)))
         null = scene.push(random, dose=null_dose, reporter=reporter)
         of_null = scene.measured(null, np.full(n_null, -1))
-        of_some = scene.measured(mine, own[group])
+        of_some = scene.measured(mine, own[group], scene.absent(some))
         responses = scene.responses(some[0].site)
         mean = float(np.mean(spent))
         told = linear_effects(np.stack([d.unit for d in some]), responses, dose=mean) if responses else None
@@ -309,9 +311,23 @@ def _activations(scene: Scene, site: Site) -> Float[np.ndarray, "n d"]:
 
 
 def forecast_side_effects(
-    scene: Scene, n: int, *, dose: float, reporter: Reporter = SILENT
+    scene: Scene,
+    n: int,
+    *,
+    dose: float,
+    twins: Sequence[SAE] = (),
+    text: Int[np.ndarray, "n_rows context"] | None = None,
+    reporter: Reporter = SILENT,
 ) -> dict[str, Rows]:
     """Rows of FORECASTS and SCREENED, from n features of the dictionary, drawn at random and pushed.
+
+    Args:
+        scene: what they are judged in.
+        n: how many.
+        dose: nats.
+        twins: other dictionaries of the same site, which say how stable a feature is.
+        text: rows on which firing is counted; None: it is not.
+        reporter: is told of progress.
 
     Raises:
         MismatchError: a model without gradients.
@@ -320,14 +336,19 @@ def forecast_side_effects(
     if linear is None:
         raise MismatchError("a forecast needs the gradients of a transformers model")
     W_U = scene.model.W_U.detach().cpu().double().numpy()
-    known = predictors(scene.dictionary, W_U, scene.table, linear, scene.all_own)
-    # what is not known of any feature of the dictionary (another width, no corpus) tells nothing of any
+    known = predictors(scene.dictionary, W_U, scene.table, linear, scene.all_own, twins=twins)
+    # what is not known of any feature of the dictionary (another width, no text, no twin) tells nothing of any
     known = {name: np.zeros_like(v) if np.isnan(v).all() else v for name, v in known.items()}
     able = np.flatnonzero(np.isfinite(np.stack(list(known.values()))).all(0) & (scene.all_own >= 0))
     rng = rng_for(scene.seed, "side-effects", "forecast", scene.label)
     chosen = np.sort(rng.permutation(able)[:n])
-    pushed = scene.push(scene.features(chosen.tolist()), dose=dose, reporter=reporter)
-    measured = scene.measured(pushed, scene.all_own[chosen])
+    if text is not None:
+        counted = PLAIN.counted(text.shape[1])
+        for name, values in firing(scene.model, scene.dictionary, text, counted, chosen)._asdict().items():
+            known[name][chosen] = values
+    directions = scene.features(chosen.tolist())
+    pushed = scene.push(directions, dose=dose, reporter=reporter)
+    measured = scene.measured(pushed, scene.all_own[chosen], scene.absent(directions))
     outcomes = [*MOST_FORECAST, *(("reach_features",) if scene.readout is not None else ())]
     deciles = density_deciles(np.exp(known["log_density"]))[chosen]
     rows: dict[str, Rows] = {"forecasts": [], "screened": []}
@@ -344,7 +365,7 @@ def forecast_side_effects(
         rows["forecasts"] += [
             {"sae": scene.label, "outcome": outcome, **row} for row in forecast_rows(labelled, seed_rng=rng)
         ]
-        if labelled.problem:
+        if labelled.problem or outcome in WHERE_ABSENT:  # of which two features have few prompts in common
             continue
         told = labelled.told(labelled.first, PREDICTORS["all"], rng("folds"))
         each = np.array(

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import torch
 from jaxtyping import Bool, Float, Int
 
 from polysem.act.base import edited_positions
@@ -15,6 +16,7 @@ from polysem.atlas import PromptResponse, Responder
 from polysem.errors import ConfigError
 from polysem.models.base import WhiteBoxModel
 from polysem.models.hf import HFModel
+from polysem.positions import PLAIN
 from polysem.progress import Reporter
 from polysem.readouts import CategoryWords, set_problem
 from polysem.saes.base import SAE
@@ -174,10 +176,35 @@ class Scene:
             readout=self.readout, reporter=reporter, **dose,
         )  # fmt: skip
 
-    def measured(self, pushed: Pushed, own: Int[np.ndarray, " n"]) -> Evidence:
+    def measured(
+        self, pushed: Pushed, own: Int[np.ndarray, " n"], absent: Bool[np.ndarray, "n prompts"] | None = None
+    ) -> Evidence:
         """What measures are computed from."""
         threshold = np.nan if self.readout is None else self.readout.threshold
-        return Evidence(pushed, own, len(self.set_features), threshold)
+        return Evidence(pushed, own, len(self.set_features), threshold, absent)
+
+    def absent(self, directions: Sequence[Direction]) -> Bool[np.ndarray, "n prompts"]:
+        """Prompts without what a direction is meant to move: its feature fires at none of their positions; of a direction
+        that is no feature's, none of its tokens is among theirs."""
+        found = np.empty((len(directions), len(self.prompts)), dtype=bool)
+        for k, d in enumerate(directions):
+            if d.feature is not None and d.sae == self.label:
+                found[k] = ~self._fires[:, d.feature]
+            else:
+                found[k] = [set(d.tokens).isdisjoint(ids) for ids in self.prompts]
+        return found
+
+    @cached_property
+    def _fires(self) -> Bool[np.ndarray, "prompts d_sae"]:
+        """Whether a feature fires at a position that counts."""
+        sae = self.dictionary
+        rows = []
+        for ids in self.prompts:
+            tokens = torch.tensor([list(ids)], device=self.model.spec.device)
+            seen = self.model.capture(tokens, [sae.reads])[sae.reads][0].cpu()
+            codes = sae.encode(seen[torch.from_numpy(PLAIN.counted(len(ids)))]).detach()
+            rows.append((codes > 0).any(0).numpy())
+        return np.stack(rows)
 
     def isotropic(self, site: Site, n: int) -> list[Direction]:
         """Random directions of a site, always the same ones."""

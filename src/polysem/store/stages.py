@@ -31,6 +31,8 @@ class Stage:
     """"module:attribute" of a function of `polysem.engine.task.Task` that gives `Made`"""
     inputs: tuple[StageName, ...] = ()
     """stages whose tables it reads"""
+    shows: tuple[StageName, ...] = ()
+    """stages beside a study whose tables it reads, too, where they are finished"""
     sections: tuple[str, ...] = ()
     """parts of the settings that decide it; () is all of them; `sae_refs` is the SAEs without what concerns features
     only, `gloss_vectors` the glosses without the further measures of similarity"""
@@ -145,6 +147,7 @@ _STUDY = (
         "The report as one HTML file. Prints its path.",
         make="polysem.engine.making:report",
         inputs=("features", "pairs", "plan", "trials", "response", "effects"),
+        shows=("side-effects", "joint"),
         packages=("polysem", "numpy", "scipy", "jinja2", "markupsafe"),
         plug_ins=_WORDS,
     ),
@@ -168,8 +171,8 @@ _BESIDE = (
         "What steering along a direction does besides: forecast, measured, repaired. Prints the path of the page.",
         make="polysem.engine.side_effects:make",
         inputs=("features", "plan"),
-        sections=("seed", "model", "sae_refs", "prompts", "plan"),
-        sources=("model", "saes"),
+        sections=("seed", "model", "sae_refs", "corpus", "prompts", "plan"),
+        sources=("model", "saes", "corpus"),
         packages=(*_MODEL, "scipy"),
         plug_ins=("saes",),
         page="polysem.report.side_effects:write_side_effects_page",

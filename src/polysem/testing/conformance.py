@@ -7,7 +7,7 @@ float32 or float64.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -17,6 +17,7 @@ from torch import Tensor
 from polysem.edits import Add, Clamp, Edit, Scale
 from polysem.errors import MismatchError, PolysemError, SiteError
 from polysem.models.base import WhiteBoxModel
+from polysem.models.generate import Scope, recomputed
 from polysem.seeds import rng_for
 from polysem.types import Site
 
@@ -52,6 +53,7 @@ def check_model(model: WhiteBoxModel, *, seed: int = 0) -> None:
         _check_residual_identities,
         _check_edit_identities,
         _check_gradients,
+        _check_generation,
     ):
         check(bench)
     _require(
@@ -342,3 +344,45 @@ def _check_gradients(bench: _Bench) -> None:
         _require_close(
             predicted, change, f"vjp at {site} predicts the change of the logits", rtol=GRADIENT_RTOL
         )
+
+
+def _check_generation(bench: _Bench) -> None:
+    """Drawn with whatever a model keeps between tokens, or read again for each: the same logits and texts."""
+    model, tokens, n = bench.model, bench.tokens, 3
+
+    def last(whole: Tensor, now: list[Edit]) -> Tensor:
+        return model.logits(whole, now, last_only=True)
+
+    edits = [bench.add(site, name=str(site)) for site in model.sites()]
+    scopes: tuple[tuple[Scope, int, int], ...] = (
+        ("prompt", 1, 0),
+        ("decode", 0, n),
+        ("both", 1, n - 1),
+        (2, 0, 2),
+    )
+    for scope, whole, more in scopes:
+        seen = model.generate(tokens, edits, n=n, scope=scope, keep_logits=True)
+        again = recomputed(last, tokens, edits, n=n, n_ctx=model.spec.n_ctx, scope=scope, keep_logits=True)
+        assert seen.logits is not None
+        assert again.logits is not None
+        for k in range(n):  # step by step: behind another token another logit is right
+            same = (seen.tokens[:, :k] == again.tokens[:, :k]).all(1)
+            _require(bool(same.all()), f"generation under edits, scope {scope}: the same text")
+            promise = f"generation under edits, scope {scope}: logits of the text read again, token {k}"
+            _require_close(seen.logits[:, k], again.logits[:, k], promise)
+        own = bench.mask.any(1) * more + bench.mask.sum(1) * whole
+        # the last of row 1's prompt is edited and drawn from: once under both, and counted once
+        expected = own.expand(len(edits), -1)
+        _require(
+            torch.equal(seen.edited.cpu(), expected),
+            f"scope {scope}: edits ran at {seen.edited[0].tolist()} positions, not at {own.tolist()}",
+        )
+    zeros = [replace(e, vector=0 * e.vector, mask=torch.ones_like(bench.mask)) for e in edits]
+    plain, zero = (model.generate(tokens, some, n=n).tokens for some in ((), zeros))
+    _require(torch.equal(plain, zero), "adding zero changes no token of a text")
+    pushed = model.generate(tokens, edits[-1:], n=n, keep_logits=True).logits
+    base = model.generate(tokens, n=n, keep_logits=True).logits
+    assert pushed is not None
+    assert base is not None
+    _require(torch.equal(pushed[2], base[2]), "an edit of other rows leaves the text of a row alone")
+    _require(bool((pushed[:2] != base[:2]).any(-1).all()), "an edit reaches every token that is drawn")

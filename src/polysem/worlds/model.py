@@ -6,6 +6,7 @@ captures and gradients are three taps. Tokens are the numbers of the vocabulary 
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -14,6 +15,7 @@ from torch import Tensor
 from polysem.edits import Edit
 from polysem.errors import MismatchError, NumericsError, SiteError
 from polysem.models.base import ModelSpec
+from polysem.models.generate import Generated, recomputed
 from polysem.models.hooks import apply_edit, check_edit
 from polysem.types import Site
 
@@ -137,6 +139,20 @@ class WorldModel(ABC):
             last = self.run(self._checked(tokens), cut)[:, -1]
             (gradient,) = torch.autograd.grad(last, leaves[0], grad_outputs=cotangent.to(last))
         return gradient
+
+    def generate(
+        self, tokens: Int[Tensor, "batch pos"], edits: Sequence[Edit] = (), *, n: int, **how: Any
+    ) -> Generated:
+        """n tokens behind every prompt; the text is read again for each.
+
+        Raises:
+            MismatchError, NumericsError: as `logits` and `models.generate.drawn`.
+        """
+
+        def last(whole: Tensor, now: list[Edit]) -> Tensor:
+            return self.logits(whole, now, last_only=True)
+
+        return recomputed(last, self._checked(tokens), edits, n=n, n_ctx=self.spec.n_ctx, **how)
 
     def _editor(self, tokens: Tensor, edits: Sequence[Edit]) -> Tap:
         for edit in edits:

@@ -5,7 +5,7 @@ from itertools import product
 from typing import Any, NamedTuple
 
 from polysem.report import words
-from polysem.report.text import count
+from polysem.report.text import count, p_value
 from polysem.stats.rows import POOLED
 
 Row = dict[str, Any]
@@ -96,6 +96,8 @@ def _line(what: str, row: Row, *, null: float = 0.0, p: str | None = None, value
     nouns |= {"n_reference": "reference pools", "n_neurons": "neurons"}
     counted = [f"{count(row[name])} {noun}" for name, noun in nouns.items() if row.get(name)]
     known = {"estimate": row[value], "lo": row["lo"], "hi": row["hi"]}
+    if row.get("declared") and row["p_adj"] is not None:
+        counted.append(f"adjusted p {p_value(row['p_adj'])}")
     unit = row.get("unit") or ("times" if value == "ratio" else "")
     return Line(what, *known.values(), unit, ", ".join(counted), verdict(row | known, null=null, p=p))
 

@@ -127,7 +127,7 @@ def shared_directions(kept: Kept) -> list[Line]:
     """Pairs of unlike glosses above FLOOR over all pairs that directions of the same covariance give; without an interval."""
     found = []
     for row in rows_in(kept, "spectrum", threshold=FLOOR):
-        ratio = row["n_unrelated"] / row["n_covariance"]
+        ratio = float(f"{row['n_unrelated'] / row['n_covariance']:.2g}")
         said = f"{count(row['n_unrelated'])} pairs with unlike glosses, of {count(row['n_pairs'])}; by chance {count(row['n_covariance'])} of any"
         found.append(
             Line(

@@ -45,7 +45,7 @@ NOT_TESTED = (
 
 def page(kept: Kept) -> str:
     """docs/results/README.md, from the tables alone."""
-    parts = [_HEAD, _short(kept), *_pictures(kept), _RULES, _glance(kept), "\n## Claim by claim\n"]
+    parts = [_HEAD, _short(kept), _glance(kept), _RULES, *_pictures(kept), "## Claim by claim\n"]
     for k, claim in enumerate(CLAIMS, 1):
         parts.append(_claim(k, claim, kept))
     parts += [_seeds(kept), _beside(kept), _atlas(kept), _limits(kept), _making(kept)]

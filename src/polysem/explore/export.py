@@ -13,7 +13,7 @@ from typing import IO, Any
 import numpy as np
 import pyarrow as pa
 
-from polysem.errors import StoreError
+from polysem.errors import StoreError, typed
 from polysem.explore import documents
 from polysem.explore.book import Book, plain
 from polysem.explore.query import Query, Sql
@@ -38,7 +38,7 @@ def export_static(book: Book, folder: Path) -> Path:
         why = next(iter(book.problems.values()), "no stage is finished").splitlines()[0]
         raise StoreError(
             f"{book.folder} holds nothing that can be exported: {why}",
-            hint=f"polysem run {book.folder}/study.toml --out {book.folder}",
+            hint=f"polysem run {typed(book.folder)}/study.toml --out {typed(book.folder)}",
         )
     if folder.exists() and any(folder.iterdir()) and not (folder / _MARK).is_file():
         raise StoreError(

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any, Literal
 
+from polysem.errors import typed
+
 if TYPE_CHECKING:  # help lists the stages, and must not wait for pyarrow
     from pydantic import BaseModel
 
@@ -286,4 +288,4 @@ def packages_of(stage: StageName) -> list[str]:
 
 def command(stage: StageName, folder: object) -> str:
     """The command that makes a stage of a run folder."""
-    return REGISTRY[stage].command.format(stage=stage, folder=folder)
+    return REGISTRY[stage].command.format(stage=stage, folder=typed(folder))

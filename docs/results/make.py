@@ -14,8 +14,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
-from claims import MIDDLE, STUDIES, Kept, Row, page
+from claims import MIDDLE, STUDIES, Kept, Row
+from sections import page
 
+from polysem.glosses.shipped import SOURCE
+from polysem.paper.degree import PATHS
 from polysem.report import figures
 from polysem.report.source import Run, open_run, where
 from polysem.stats.rows import parse_group
@@ -51,6 +54,26 @@ def walks(run: Run) -> Iterator[Row]:
     return (row for row in rows if row["token_set"] == "in" or not row["step"])
 
 
+def by_degree(run: Run) -> Iterator[Row]:
+    """The paper's own neurons, one of every bin of degree."""
+    return (row for row in run.table("presets").to_pylist() if row["path"] in PATHS)
+
+
+def glossed(run: Run) -> Iterator[Row]:
+    """Of the features that pairs are made of, how many have a line in plain words."""
+    glosses = where(run.table("glosses"), source=SOURCE).to_pylist()
+    written = {(row["sae"], row["feature"]) for row in glosses if row["gloss_index"] == 0}
+    pairs = where(
+        run.table("plan", columns=["sae", "relation", "target", "source", "source_sae"]), relation="pair"
+    ).to_pylist()
+    ends = {
+        "target": {(r["sae"], r["target"]) for r in pairs},
+        "source": {(r["source_sae"] or r["sae"], r["source"]) for r in pairs},
+    }
+    for role, features in ends.items():
+        yield {"role": role, "n_features": len(features), "n_written": len(features & written)}
+
+
 def unrelated(run: Run) -> Iterator[Row]:
     """How many pairs of unlike glosses there are at an interference and above, beside all pairs and what chance gives."""
     pairs = run.table("pairs", columns=["sae", "interference", "is_duplicate"]).to_pylist()
@@ -83,6 +106,10 @@ KEPT: dict[str, tuple[Callable[[Run], Iterator[Row]], tuple[str, ...]]] = {
         "locus", "tokens", "question", "relation", "step", "choice", "estimate", "se", "lo", "hi", "p", "unit", "n_rows",
         "n_pairs", "n_targets", "note",
     )),
+    "degrees": (by_degree, (
+        "locus", "tokens", "question", "path", "step", "estimate", "lo", "hi", "p", "unit", "n_rows", "n_pairs", "n_targets", "note",
+    )),
+    "glossed": (glossed, ("role", "n_features", "n_written")),
     "spectrum": (unrelated, (
         "sae", "threshold", "n_pairs", "n_isotropic", "n_covariance", "n_unrelated", "n_duplicates", "d_in", "d_eff",
     )),

@@ -32,29 +32,35 @@ def claims():
 
 
 @pytest.fixture(scope="module")
-def make(claims):
+def sections(claims):
+    yield _script("sections")
+    del sys.modules["sections"]
+
+
+@pytest.fixture(scope="module")
+def make(sections):
     yield _script("make")
     del sys.modules["make"]
 
 
-def test_the_page_is_what_its_tables_say(make, claims):
-    assert (FOLDER / "README.md").read_text(encoding="utf-8") == claims.page(make.read_tables())
+def test_the_page_is_what_its_tables_say(make, sections):
+    assert (FOLDER / "README.md").read_text(encoding="utf-8") == sections.page(make.read_tables())
 
 
-def test_every_estimate_of_the_page_is_a_cell_of_a_table(make, claims):
+def test_every_estimate_of_the_page_is_a_cell_of_a_table(make, claims, sections):
     """Another number in a table is another page: nothing is copied by hand."""
     kept = make.read_tables()
-    before = claims.page(kept)
+    before = sections.page(kept)
     told = [line for claim in claims.CLAIMS for line in claim.lines(kept)]
     assert told
     for row in kept["effects"]:
         row["estimate"] = 123.456
-    after = claims.page(kept)
+    after = sections.page(kept)
     assert "+123" not in before
     assert after.count("+123") > 5
 
 
-def test_tables_and_pictures_of_a_run(make, claims, tmp_path, monkeypatch):
+def test_tables_and_pictures_of_a_run(make, sections, tmp_path, monkeypatch):
     """What a run holds is in the tables to six digits, and comes back as it was."""
     monkeypatch.setattr(make, "HERE", tmp_path)
     run = make.open_run(synthetic_run(tmp_path / "runs" / "sites", WORLD))
@@ -77,7 +83,7 @@ def test_tables_and_pictures_of_a_run(make, claims, tmp_path, monkeypatch):
     )
     assert got["estimate"] == pytest.approx(want["estimate"], rel=1e-5)
     assert got["declared"] is True
-    page = claims.page(back)
+    page = sections.page(back)
     assert "Not run." in page  # the studies that are not there
     assert f"{int(want['n_pairs'])} pairs" in page
 

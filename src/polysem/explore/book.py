@@ -9,7 +9,7 @@ still running is looked at again whenever a manifest or the record of a part has
 import math
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from itertools import chain, islice
@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from polysem.boundary.door import brief
 from polysem.config import Study
@@ -25,6 +26,7 @@ from polysem.explore import derived
 from polysem.explore.files import BESIDES, StageFiles, other_files, signature, stage_files
 from polysem.explore.query import Query, Sql
 from polysem.explore.relations import RunTable, of_schema
+from polysem.store import io
 from polysem.store.manifest import other_format
 from polysem.store.run import RunFolder
 from polysem.store.stages import command
@@ -111,6 +113,17 @@ class Book:
     def has(self, table: str) -> bool:
         """Whether a stored table is there, whole or in part."""
         return any(table in stage.tables for stage in (*self.stages, *self.others))
+
+    def table(
+        self, name: str, *, columns: Sequence[str] | None = None, where: pc.Expression | None = None
+    ) -> pa.Table:
+        """A stored table as far as it is there, or the part of it that is asked for; without rows where it is not."""
+        schema = SCHEMAS[name]
+        wanted = list(columns) if columns is not None else [c.name for c in schema.columns]
+        files = [f for s in (*self.stages, *self.others) for f in s.tables.get(name, ())]
+        rebuild = command(HOMES[name], self.folder)
+        parts = [io.read_table(f, schema, rebuild=rebuild, columns=columns, where=where) for f in files]
+        return pa.concat_tables(parts) if parts else schema.empty().select(wanted)
 
     def relation(self, name: str) -> RunTable:
         """A relation by its name. Raises StoreError where there is none now."""

@@ -23,7 +23,7 @@ from polysem.boundary.door import brief
 from polysem.config import Study
 from polysem.errors import ConfigError, StoreError
 from polysem.explore import derived
-from polysem.explore.files import BESIDES, StageFiles, other_files, signature, stage_files
+from polysem.explore.files import StageFiles, other_files, signature, stage_files
 from polysem.explore.query import Query, Sql
 from polysem.explore.relations import RunTable, of_schema
 from polysem.store import io
@@ -38,8 +38,8 @@ MEMORY = "640MB"
 IN_MEMORY = 2_000_000
 """pairs that are copied into memory (about 170 bytes each), where a question takes a tenth of the time; beyond
 that they are read from parquet each time"""
-SCHEMAS = {t.name: t for tables in (*STAGES.values(), *BESIDES.values()) for t in tables}
-HOMES = {t.name: home for home, tables in (STAGES | BESIDES).items() for t in tables}
+SCHEMAS = {t.name: t for tables in STAGES.values() for t in tables}
+HOMES = {t.name: home for home, tables in STAGES.items() for t in tables}
 """table -> stage or folder that holds it"""
 _LOOK_EVERY = 1.0
 """seconds between two looks at a folder"""

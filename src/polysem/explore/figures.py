@@ -12,12 +12,13 @@ from markupsafe import Markup
 
 from polysem.errors import StoreError
 from polysem.explore.book import Book
-from polysem.report import cards, charts, page, panels, transfer_section, words
+from polysem.report import cards, charts, joint, layers, page, panels, side_effects, transfer_section, words
 from polysem.report.heatmap import COVERED, HeatCell, heat_map, ranges
 from polysem.report.html import Figure
 from polysem.report.source import where
 from polysem.report.svg import tick_text
 from polysem.report.text import number, plural, visible
+from polysem.store.tables import STAGES
 
 
 class _Pair(NamedTuple):
@@ -93,9 +94,29 @@ SECTIONS: Mapping[str, Callable[[Book], Iterable[Any]]] = {
     "predicted": predicted,
     "results": lambda book: [Markup(page.results(book))],
     "presets": lambda book: [Markup(page.presets(book))],
+    "side-effects": lambda book: _stage(book, "side-effects", side_effects.body),
+    "joint": lambda book: _stage(book, "joint", joint.body),
+    "layers": lambda book: _stage(book, "layers", layers.body),
     "transfer": lambda book: [transfer_section.of_tables(book.table)] if book.has("transfer_effects") else [],
 }
 """name -> its figures, of those that are the same for every visitor"""
+
+
+Rows = Mapping[str, Sequence[Mapping[str, Any]]]
+
+
+def _stage(book: Book, stage: str, body: Callable[[Rows], Markup]) -> Iterator[Markup]:
+    """The page of a stage beside the study's, where it has been made."""
+    rows = _rows(book, stage)
+    if any(rows.values()):
+        yield Markup('<section class="part">{}</section>').format(body(rows))
+
+
+def _rows(book: Book, stage: str) -> dict[str, list[dict[str, Any]]]:
+    return book.once(
+        f"rows of {stage}",
+        lambda: {schema.name: book.table(schema.name).to_pylist() for schema in STAGES[stage]},
+    )
 
 
 def section(book: Book, name: str) -> str:
@@ -162,8 +183,20 @@ def _apart(row: Mapping[str, Any]) -> Figure | None:
 
 
 def of_features(book: Book, sae: str, numbers: Sequence[int]) -> str:
-    """How strongly some features of an SAE fire in their stored contexts."""
-    return _together(cards.activations(book, {(sae, n) for n in numbers}, sae=sae))
+    """How strongly some features of an SAE fire in their stored contexts, and the steering cards of those that were judged."""
+    rows = _rows(book, "side-effects")
+    judged = [r for r in rows["directions"] if r["sae"] == sae and r["feature"] in numbers]
+    return _together(
+        [
+            *cards.activations(book, {(sae, n) for n in numbers}, sae=sae),
+            *(
+                Markup('<section class="steering-card part" data-of="{}">{}</section>').format(
+                    f"{sae}/{one['feature']}", side_effects.card(rows, one)
+                )
+                for one in judged
+            ),
+        ]
+    )
 
 
 def _together(found: Iterable[Any]) -> str:

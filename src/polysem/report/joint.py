@@ -89,11 +89,16 @@ def write_joint_page(out: Path) -> Path:
         ).to_pylist()
         for schema in REGISTRY[STAGE].tables
     }
-    parts = [_sums(found), _interactions(found), _layers(found), *(_plan(found, k) for k in _numbers(found))]
     path = out / "joint.html"
     lead = "Do several pushes do together what they do alone, and which strengths reach what is wanted at least cost?"
-    io.write_text(path, page("Several pushes at once", lead, Markup("").join(parts)))
+    io.write_text(path, page("Several pushes at once", lead, body(found)))
     return path
+
+
+def body(found: Tables) -> Markup:
+    """What the page shows, of its tables' rows."""
+    parts = [_sums(found), _interactions(found), _layers(found), *(_plan(found, k) for k in _numbers(found))]
+    return Markup("").join(parts)
 
 
 def _numbers(found: Tables) -> list[int]:
@@ -123,7 +128,7 @@ def _sums(found: Tables) -> Markup:
     )
     drawn = Markup("")
     if bars:
-        drawn = Markup("<figure>{}{}</figure>").format(
+        drawn = Markup('<figure class="panel">{}{}</figure>').format(
             dot_plot(
                 bars, title="what the sum of single effects does not say", x_label="share of the change"
             ),

@@ -87,15 +87,20 @@ def write_side_effects_page(out: Path) -> Path:
         ).to_pylist()
         for schema in REGISTRY[STAGE].tables
     }
+    path = out / "side-effects.html"
+    lead = f"What does steering move besides its target, and which direction does the same with less? {_said(found)}"
+    io.write_text(path, page("Side effects of steering", lead, body(found)))
+    return path
+
+
+def body(found: Mapping[str, Sequence[Mapping[str, Any]]]) -> Markup:
+    """What the page shows, of its tables' rows."""
     parts = [card(found, one) for one in found["directions"][:CARDS]]
     if found["forecasts"]:
         parts.append(_forecasts(found))
     if found["side_effects_linear"]:
         parts.append(_all_features(found["side_effects_linear"]))
-    path = out / "side-effects.html"
-    lead = f"What does steering move besides its target, and which direction does the same with less? {_said(found)}"
-    io.write_text(path, page("Side effects of steering", lead, Markup("").join(parts)))
-    return path
+    return Markup("").join(parts)
 
 
 def card(tables: Mapping[str, Sequence[Mapping[str, Any]]], one: Mapping[str, Any]) -> Markup:
@@ -174,7 +179,7 @@ def _chart(rows: Sequence[Mapping[str, Any]], title: str) -> Markup:
         for row in rows
     ]
     drawn = dot_plot(bars, title=title, x_label="change of log-odds (nats)")
-    return Markup("<figure>{}{}</figure>").format(
+    return Markup('<figure class="panel">{}{}</figure>').format(
         drawn, legend([("pair", "measured"), ("self", "forecast by gradient")], plain=True)
     )
 

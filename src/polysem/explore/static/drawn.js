@@ -18,6 +18,8 @@ function dress(node) {
   return node;
 }
 
+export const figuresOf = (nodes) => nodes.filter((node) => node.matches("figure"));
+
 // A copy of a drawing with its mark at a value.
 export function markedAt(figure, value) {
   const copy = figure.cloneNode(true);

@@ -1,7 +1,7 @@
 // One feature and its neighbours.
 import { el, link, note, replace } from "../dom.js";
 import { featureCard, gloss } from "../card.js";
-import { drawn } from "../drawn.js";
+import { drawn, figuresOf } from "../drawn.js";
 import { graph } from "../graph.js";
 import { Grid, dataOf, featureCell, flags } from "../grid.js";
 import { address, change, first, here } from "../state.js";
@@ -22,7 +22,9 @@ export async function feature(ctx) {
     el("h1", { cls: "gloss" }, title),
   ];
   head.push(await verdict(ctx, { sae, number }));
-  if (!ctx.study.relations.pairs) return [...head, ctx.absent("pairs"), featureCard(record, { heading: "h2", full: true, drawn: fires })];
+  const judged = fires.filter((node) => node.matches(".steering-card"));
+  if (judged.length) head.push(el("details", { cls: "panel wide" }, el("summary", {}, "What steering along it does besides its target"), judged));
+  if (!ctx.study.relations.pairs) return [...head, ctx.absent("pairs"), featureCard(record, { heading: "h2", full: true, drawn: figuresOf(fires) })];
   const grid = new Grid({
     source: scoped(ctx.source, sae, number), relation: ctx.study.relations.pairs, sort: "-strength", limit: 12,
     cells: {
@@ -46,7 +48,7 @@ export async function feature(ctx) {
     await grid.update();
   };
   replace(listPlace, el("h2", {}, "Its pairs"), grid.node);
-  return [...head, el("div", { cls: "page-two" }, featureCard(record, { full: true, titled: false, drawn: fires }), el("div", {}, el("h2", {}, "Neighbours"), graphPlace, listPlace)),
+  return [...head, el("div", { cls: "page-two" }, featureCard(record, { full: true, titled: false, drawn: figuresOf(fires) }), el("div", {}, el("h2", {}, "Neighbours"), graphPlace, listPlace)),
     dataOf(ctx, ["features", "glosses", "contexts", "clusters", "partners"].map((name) => [name, name, [`sae=${sae}`, `feature=${number}`]]))];
 }
 

@@ -1,7 +1,7 @@
 // Two features side by side: what they are, how they overlap, what steering along one does to the other.
 import { el, link, note } from "../dom.js";
 import { featureCard, gloss } from "../card.js";
-import { drawn, markedAt } from "../drawn.js";
+import { drawn, figuresOf, markedAt } from "../drawn.js";
 import { cellText, dataOf, flags, head } from "../grid.js";
 import { saveButton } from "../save.js";
 import { address, here } from "../state.js";
@@ -34,7 +34,7 @@ export async function pair(ctx) {
     steered(ctx, { sae, i, j, rows, floors: floors.floors, figures: figures.filter((node) => node.dataset.of !== "apart") }),
     apart(ctx, made, figures.filter((node) => node.dataset.of === "apart")),
     await others(ctx, { sae, i, j }),
-    el("section", { cls: "two" }, featureCard(first, { name: "First:", drawn: fires[0] }), featureCard(second, { name: "Second:", drawn: fires[1] })),
+    el("section", { cls: "two" }, featureCard(first, { name: "First:", drawn: figuresOf(fires[0]) }), featureCard(second, { name: "Second:", drawn: figuresOf(fires[1]) })),
     dataOf(ctx, files({ sae, i, j })),
   ];
 }

@@ -8,14 +8,19 @@ import { inOrder, label, locus as called, told } from "../words.js";
 const PLACES = {
   results: { words: "Effects", tables: ["effects", "dose_response", "explained", "missing"] },
   presets: { words: "Paper against strict", tables: ["presets"] },
+  "side-effects": { words: "Side effects", tables: ["directions", "side_effects", "side_effects_moved", "cleaner", "repairs"] },
+  joint: { words: "Several at once", tables: ["joint_sizes", "joint_pairs", "joint_findings", "plans"] },
+  layers: { words: "Across layers", tables: ["layer_blocks"] },
   transfer: { words: "Transfer to other models", tables: ["transfer_effects", "transfer_shared"] },
 };
+
+const ALWAYS = ["results", "presets", "transfer"];
 
 export async function results(ctx) {
   const { study } = ctx;
   const name = PLACES[here().args[0]] ? here().args[0] : "results";
   const { tables } = PLACES[name];
-  const tabs = el("nav", { cls: "tabs", "aria-label": "Kind of result" }, Object.entries(PLACES).map(([place, { words }]) => link(address("results", place === "results" ? [] : [place]), words, { "aria-current": place === name ? "page" : null })));
+  const tabs = el("nav", { cls: "tabs", "aria-label": "Kind of result" }, Object.entries(PLACES).filter(([place, { tables: [first_] }]) => study.relations[first_] || ALWAYS.includes(place) || place === name).map(([place, { words }]) => link(address("results", place === "results" ? [] : [place]), words, { "aria-current": place === name ? "page" : null })));
   const top = [el("h1", {}, "Results"), tabs];
   if (!study.relations[tables[0]]) return [...top, name === "transfer" ? note("This study holds no transfer tables: no other model was tried. ", el("code", {}, study.commands.transfer)) : ctx.absent(tables[0])];
   const found = await drawn(ctx, name);

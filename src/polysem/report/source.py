@@ -25,7 +25,9 @@ class Tables(Protocol):
 
     @property
     def study(self) -> Study: ...
-    def table(self, name: str, *, columns: Sequence[str] | None = None) -> pa.Table: ...
+    def table(
+        self, name: str, *, columns: Sequence[str] | None = None, where: pc.Expression | None = None
+    ) -> pa.Table: ...
 
 
 @dataclass(frozen=True, repr=False)

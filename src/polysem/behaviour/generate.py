@@ -69,7 +69,7 @@ class TextPlan:
 
 
 @dataclass(frozen=True)
-class _Prompt:
+class _OnPrompt:
     """One prompt with all that was found on it; arrays are [dose, arm, sign, ...]."""
 
     next: Float[np.ndarray, "doses arms"]
@@ -166,7 +166,7 @@ class _Desk:
         self.column = [self.targets.index(arm.target) for arm in arms]
         self.rows: Rows = []
 
-    def all(self) -> _Prompt:
+    def all(self) -> _OnPrompt:
         """Every dose of every arm."""
         plan, n = self.plan, len(self.arms)
         draws = list(range(plan.draws))
@@ -181,7 +181,7 @@ class _Desk:
             self._row(-1, 0.0, 0, draw, text, 0, None, None, None, float(self.base_read.nats[draw]))
         found = [self._dose(dose) for dose in plan.doses]
         stacked = {name: np.stack([one[name] for one in found]) for name in found[0]}
-        return _Prompt(
+        return _OnPrompt(
             **stacked,
             count_base=np.array([sum(on_target(t, a.tokens) for t in self.base_texts) for a in self.arms], dtype=float),
             hits_base=np.array([self.base_read.fires[:, :, self.column[k]].mean() for k in range(n)]),
@@ -328,7 +328,7 @@ def decay(curve: Float[np.ndarray, " n"]) -> float:
     return float(np.exp(((x - x.mean()) * (y - y.mean())).sum() / ((x - x.mean()) ** 2).sum()))
 
 
-def _effects(arms: Sequence[TextArm], plan: TextPlan, seen: Sequence[_Prompt]) -> tuple[Rows, Rows]:
+def _effects(arms: Sequence[TextArm], plan: TextPlan, seen: Sequence[_OnPrompt]) -> tuple[Rows, Rows]:
     """Rows of TEXT_EFFECTS and TEXT_HORIZON."""
     rows: Rows = []
     curves: Rows = []

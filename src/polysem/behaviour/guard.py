@@ -18,7 +18,7 @@ from polysem.behaviour.handle import (
     Handle,
     gini,
     half_of,
-    neuronodds_slopes,
+    neuron_slopes,
     neurons_removed,
     odds_slope,
     pre_activation_shares,
@@ -299,12 +299,10 @@ def _recovery(scene: GuardScene, handle: Handle, rows: dict[str, Rows]) -> None:
 
 def _neurons(scene: GuardScene, handle: Handle, rows: dict[str, Rows]) -> None:
     """Every neuron by gradient, the largest ones measured; how concentrated, against drawn tokens."""
-    slopes = neuronodds_slopes(handle, scene.prompts, scene.tokens)
+    slopes = neuron_slopes(handle, scene.prompts, scene.tokens)
     rng = rng_for(scene.seed, "guard", "neurons")
     outside = np.setdiff1d(np.arange(scene.model.spec.d_vocab), scene.tokens)
-    null = neuronodds_slopes(
-        handle, scene.prompts, tuple(rng.permutation(outside)[: len(scene.tokens)].tolist())
-    )
+    null = neuron_slopes(handle, scene.prompts, tuple(rng.permutation(outside)[: len(scene.tokens)].tolist()))
     order = np.argsort(-np.abs(slopes), axis=None)[:MEASURED]
     chosen = [(int(k // slopes.shape[1]), int(k % slopes.shape[1])) for k in order]
     measured = np.stack([neurons_removed(handle, ids, chosen) for ids in scene.prompts], axis=1)

@@ -175,7 +175,7 @@ def odds_slope(logits: Float[Tensor, "rows d_vocab"], tokens: Sequence[int]) -> 
     return (torch.where(inside, p / mass, -p / (1 - mass))).float()
 
 
-def neuronodds_slopes(
+def neuron_slopes(
     handle: Handle, prompts: Sequence[Sequence[int]], tokens: Sequence[int]
 ) -> Float[np.ndarray, "layers d_mlp"]:
     """Change of the log-odds of some tokens if a neuron is set to 0, by gradient: every neuron of every MLP, mean over prompts."""

@@ -11,11 +11,13 @@ import torch
 from benchmarks.sweep import hook
 from benchmarks.worlds import DOSES, World, make_world
 from polysem.atlas import Responder
+from polysem.edits import Add
 from polysem.joint.bench import JointBench
 from polysem.joint.pairs import second_order
 from polysem.joint.planner import candidates, joint_linear, least_kl
 from polysem.linear.response import membership
 from polysem.models.clean import clean_run
+from polysem.models.generate import recomputed
 from polysem.models.gradients import hessian_products
 from polysem.readouts import log_odds
 from polysem.side_effects.directions import Direction
@@ -138,3 +140,48 @@ def plan(size: Size) -> Iterator[Line]:
         "cpu s",
         f"wanted effects to first order within {error:.0e} nats; cheapest of all in the selftest",
     )
+
+
+@benchmark
+def generation(size: Size) -> Iterator[Line]:
+    """Tokens drawn under an edit at every position, against `generate` of transformers without one."""
+    world = make_world("Pythia-70M", quick=size == "quick")
+    model, rows, n = world.model, 8, 8 if size == "quick" else 24
+    tokens = world.prompts[0].expand(rows, -1)
+    vector = torch.from_numpy(_rows(rows, model.spec.d_model)).float()
+    edit = Add(world.site, vector, torch.ones_like(tokens, dtype=torch.bool))
+
+    def ours() -> torch.Tensor:
+        return model.generate(tokens, [edit], n=n, temperature=0.0).tokens
+
+    def again() -> torch.Tensor:
+        def last(whole, now):
+            return model.logits(whole, now, last_only=True)
+
+        return recomputed(last, tokens, [edit], n=n, n_ctx=model.spec.n_ctx, temperature=0.0).tokens
+
+    def theirs() -> torch.Tensor:
+        return model.model.generate(
+            tokens,
+            attention_mask=torch.ones_like(tokens),
+            max_new_tokens=n,
+            min_new_tokens=n,
+            do_sample=False,
+            pad_token_id=0,
+        )
+
+    differ = int((ours() != again()).sum())
+    require(differ == 0, f"kept keys and values change {differ} of {rows * n} tokens")
+    plain = model.generate(tokens, n=n, temperature=0.0).tokens
+    require(
+        torch.equal(plain, theirs()[:, tokens.shape[1] :]),
+        "without an edit the texts are not those of transformers",
+    )
+    best = interleaved({"ours": ours, "theirs": theirs, "again": again})
+    said = f"the same {rows * n} tokens as by reading the text again; without an edit those of transformers"
+    what = f"generation, Pythia-70M shape, {rows} rows of {n} tokens, an edit at every position"
+    for other, name in (
+        ("theirs", "transformers generate, no edit"),
+        ("again", "the text read again for every token"),
+    ):
+        yield Line(what, name, best["ours"] / rows / n, best[other] / rows / n, "cpu s a token", said)

@@ -31,11 +31,23 @@ from polysem.vocabulary import (
     similarity_folder,
 )
 
+LARGEST = 1 << 53
+"""of a whole number in settings: no array has more elements"""
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-][A-Za-z0-9._-]*$", max_length=200)]
+"""of a study: its folder is called so, and lies where it is looked for"""
+
 
 class Section(BaseModel):
     """A part of a settings file: frozen, every unknown key an error, every number finite."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    @model_validator(mode="after")
+    def _numbers_can_be_counted(self):
+        for name, value in self:
+            if isinstance(value, int) and name != "seed" and abs(value) > LARGEST:
+                raise ValueError(f"{name} has {len(str(value))} digits; expected at most {LARGEST:,}")
+        return self
 
 
 S = TypeVar("S", bound=BaseModel)
@@ -64,7 +76,7 @@ class ModelConfig(Section):
 class SAEConfig(Section):
     ref: FileRef
     """saelens:RELEASE/ID, hub:REPO/PATH, zoo:NAME/SITE, or a local folder or file"""
-    label: str | None = None
+    label: Annotated[str, Field(max_length=200, pattern=r"^[^\x00-\x1f\x7f]*$")] | None = None
     """name of the SAE in tables; default: the site, made unique"""
     site: str | None = None
     """hook point, where the source does not say it or says it wrongly"""
@@ -92,12 +104,12 @@ class FeaturesConfig(Section):
     source: NameOrFile = "harvest"
     """harvest (stream the corpus through model and SAE), zoo (the table that comes with a zoo SAE), or
     neuronpedia:FOLDER_OR_URL"""
-    n_contexts: Annotated[int, Field(ge=1)] = 12
-    window: Annotated[int, Field(ge=1)] = 24
+    n_contexts: Annotated[int, Field(ge=1, le=10_000)] = 12
+    window: Annotated[int, Field(ge=1, le=100_000)] = 24
     """tokens kept of each context, ending a few after the peak"""
     target_ratio: Annotated[float, Field(gt=0, le=1)] = 0.8
     """T_f: tokens with activation >= ratio x max"""
-    n_target_tokens: Annotated[int, Field(ge=1)] = 10
+    n_target_tokens: Annotated[int, Field(ge=1, le=10_000)] = 10
     tokens_out: Literal["decoder", "effect"] = "decoder"
     """T_out: the tokens that the decoder row promotes through the unembedding alone, or those that steering along it raises
     most on texts of the corpus (source = harvest only)"""
@@ -269,7 +281,7 @@ class EffectsConfig(Section):
 class Study(Section):
     """A whole study."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]+$")] = "study"
+    name: Name = "study"
     seed: Annotated[int, Field(ge=0)] = 0
     preset: PresetName = "strict"
     """paper and both add the estimates that the choices of arXiv 2505.11611 give on the same trials; both also says

@@ -19,7 +19,7 @@ import numpy as np
 from jaxtyping import Int
 
 from polysem.boundary import text as foreign
-from polysem.boundary.door import Door, brief
+from polysem.boundary.door import Door, brief, telling
 from polysem.boundary.files import local_path, regular
 from polysem.errors import FormatError, MismatchError, UnknownReferenceError
 from polysem.models.base import WhiteBoxModel
@@ -197,7 +197,8 @@ def folder_files(folder: Path) -> FolderFiles:
     Raises:
         FormatError: if there are none.
     """
-    every = sorted(p for p in folder.rglob("*") if not p.is_dir() and not _hidden(p.relative_to(folder)))
+    with telling(_DOOR, folder, doing="cannot be looked through"):
+        every = sorted(p for p in folder.rglob("*") if not p.is_dir() and not _hidden(p.relative_to(folder)))
     texts = [p for p in every if _suffix(p) in IN_FOLDERS]
     data = [p for p in texts if not _ABOUT.match(p.name)] or texts
     if not data:
@@ -257,11 +258,10 @@ def _turns(folder: Path, files: Sequence[Path]) -> Iterator[Document]:
 
 
 def _pieces(file: Path, name: str, piece: int) -> Iterator[Document]:
-    if _suffix(file) == ".jsonl":
-        for n, record in json_lines(read_text(file, what=_DOOR.what), origin=f"corpus file {file}"):
-            yield Document(f"{name}[{n}]", record)
-        return
     text = read_text(file, what=_DOOR.what)
+    if _suffix(file) == ".jsonl":
+        yield from _records(file, text, name, named_lines=True)
+        return
     cuts = _cuts(text, piece)
     if len(cuts) == 2:
         yield Document(name, text)
@@ -298,11 +298,57 @@ def _file(path: Path) -> Iterator[Document]:
         blocks = (block.strip() for block in _BLANK_LINES.split(text))
         for n, block in enumerate(block for block in blocks if block):
             yield Document(f"{stem}[{n}]", block)
-    elif foreign.is_lines(text, named_lines=suffix == ".jsonl"):
+    else:
+        yield from _records(path, text, stem, named_lines=suffix == ".jsonl")
+
+
+def _records(path: Path, text: str, stem: str, *, named_lines: bool) -> Iterator[Document]:
+    """JSON lines or one list, whichever the text is."""
+    if foreign.is_lines(text, named_lines=named_lines):
         for n, record in json_lines(text, origin=f"corpus file {path}"):
             yield Document(f"{stem}[{n}]", record)
     else:
-        yield from _json_list(path, text, stem)
+        for n, item in json_list(text, path, door=_DOOR):
+            yield Document(f"{stem}[{n}]", item)
+
+
+def one_a_line(path: Path, *, what: str) -> Iterator[tuple[int, str]]:
+    """(number, text) of a file of texts, one a line: plain, or JSON, by line or as a list. Blank plain lines are left out.
+
+    The content tells: a prompt of `{"text": "It was"}` is nobody's prompt, whatever the file is called.
+
+    Raises:
+        UnknownReferenceError: no such file.
+        FormatError: blank, a table of cells, or JSON of something else; names file and line.
+    """
+    text, suffix = read_text(path, what=what), _suffix(path)
+    if suffix in (".csv", ".tsv"):
+        raise FormatError(
+            f"{what} {path} is a table; expected one text a line", hint="write one text a line into a .txt"
+        )
+    bare = text.strip()
+    if suffix not in (".json", ".jsonl") and not _is_json(
+        bare if bare[0] == "[" else bare.partition("\n")[0]
+    ):
+        yield from ((n, line) for n, line in enumerate(text.split("\n"), start=1) if line.strip())
+    elif foreign.is_lines(text, named_lines=suffix != ".json"):
+        yield from json_lines(text, origin=f"{what} {path}")
+    else:
+        yield from json_list(text, path, door=Door(what, "check the path in the study"))
+
+
+def _is_json(text: str) -> bool:
+    """Whether a text is a JSON object with a string `text`, or a list of strings or of such objects."""
+    try:
+        value = foreign.parse_json(text, "", door=_LINES)
+    except FormatError:
+        return False
+    items = value if isinstance(value, list) else [value]
+    return bool(items) and all(
+        (isinstance(value, list) and isinstance(item, str))
+        or (isinstance(item, dict) and isinstance(item.get("text"), str))
+        for item in items
+    )
 
 
 def read_text(path: Path, *, what: str) -> str:
@@ -341,11 +387,13 @@ def json_lines(text: str, *, origin: str) -> Iterator[tuple[int, str]]:
         log.warning("%s: %d %s by U+FFFD", origin, n, what)
 
 
-def _json_list(path: Path, text: str, stem: str) -> Iterator[Document]:
-    items = foreign.parse_json(text, path, door=_DOOR)
+def json_list(text: str, path: Path, *, door: Door) -> Iterator[tuple[int, str]]:
+    """(position from 0, text) of a JSON list of strings, or of objects with a string `text`. Raises the door's error."""
+    items = foreign.parse_json(text, path, door=door)
     if not isinstance(items, list):
-        raise _DOOR.refuse(path, f"expected a list of strings, got {type(items).__name__}")
+        raise door.refuse(path, f"expected a list of strings, got {type(items).__name__}")
     for n, item in enumerate(items):
-        if not isinstance(item, str):
-            raise _DOOR.refuse(path, f"item {n}: expected a string, got {brief(item)}")
-        yield Document(f"{stem}[{n}]", item)
+        found = item.get("text") if isinstance(item, dict) else item
+        if not isinstance(found, str):
+            raise door.refuse(path, f"item {n}: expected a string, got {brief(item)}")
+        yield n, found

@@ -13,6 +13,13 @@
 Each carries what happened, the value seen and the value expected in its message, and in `hint` what to do next.
 """
 
+import shlex
+
+
+def typed(value: object) -> str:
+    """A path or a name as it is typed in a command: quoted where a shell would take it apart."""
+    return shlex.quote(str(value))
+
 
 class PolysemError(Exception):
     """Base of all deliberate errors.

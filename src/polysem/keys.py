@@ -19,7 +19,7 @@ from urllib.parse import parse_qsl, quote, urlsplit
 from polysem.boundary.door import Door
 from polysem.boundary.files import local_path
 from polysem.boundary.text import read_toml
-from polysem.errors import ConfigError, PolysemError
+from polysem.errors import ConfigError, PolysemError, typed
 
 OPENAI = "https://api.openai.com/v1"
 MASK = "***"
@@ -71,8 +71,10 @@ def checked_reference(text: str) -> str:
     """A reference (`openai:MODEL@URL`, `neuronpedia:URL`) as it was given, where the address in it is a usable one.
 
     Raises:
-        ConfigError: as `checked_address`.
+        ConfigError: as `checked_address`; nothing, which as a path would be the current folder.
     """
+    if not text.strip():
+        raise ConfigError(f"an empty reference: {text!r}", hint="leave the key out, or name what is meant")
     if found := _WEB.search(text):
         checked_address(found[0])
     elif found := _NAMED.match(text):
@@ -207,7 +209,7 @@ _KEYS = Door("keys file", error=ConfigError, missing=ConfigError)
 
 
 def _from_file(path: Path) -> list[Key]:
-    remedy = f'write lines like "https://HOST/v1" = "KEY" to {path}, then: chmod 600 {path}'
+    remedy = f'write lines like "https://HOST/v1" = "KEY" to {path}, then: chmod 600 {typed(path)}'
     try:
         mode, content = path.stat().st_mode, read_toml(path, door=_KEYS)
     except (OSError, PolysemError) as error:  # whose words may quote the file
@@ -218,7 +220,7 @@ def _from_file(path: Path) -> list[Key]:
     if mode & 0o077:
         raise ConfigError(
             f"the keys file {path} can be read by others (mode {mode & 0o777:o}); expected its owner alone",
-            hint=f"chmod 600 {path}",
+            hint=f"chmod 600 {typed(path)}",
         )
     if not all(isinstance(value, str) for value in content.values()):
         raise ConfigError(f'the keys file {path} holds something else than "ADDRESS" = "KEY"', hint=remedy)

@@ -17,7 +17,7 @@ import pyarrow as pa
 
 from polysem.boundary.files import local_path
 from polysem.config import CorpusConfig, PromptsConfig
-from polysem.corpus import json_lines, lay, read_text
+from polysem.corpus import lay, one_a_line
 from polysem.errors import ConfigError, FormatError
 from polysem.models.base import WhiteBoxModel
 from polysem.models.text import chat_row
@@ -235,13 +235,7 @@ def _opening(text: str, model: WhiteBoxModel, length: int) -> str | None:
 
 
 def _from_file(path: Path) -> Iterator[tuple[str, str]]:
-    text = read_text(path, what="prompts file")
-    if path.suffix == ".jsonl":
-        lines = json_lines(text, origin=f"prompts file {path}")
-    else:
-        lines = enumerate(text.split("\n"), start=1)
-    for n, line in lines:
-        if line.strip():
-            yield line, f"{path.name}:{n}"
-        elif path.suffix == ".jsonl":
+    for n, text in one_a_line(path, what="prompts file"):
+        if not text.strip():
             raise FormatError(f"prompts file {path}, line {n}: `text` is blank; expected a prompt")
+        yield text, f"{path.name}:{n}"

@@ -19,7 +19,7 @@ VIEWS = [
     "#/hubs/coordinates",
     "#/results",
     "#/results/presets",
-    "#/results/transfer?measure=logodds&arm=neither",
+    "#/results/transfer",
     "#/tables/effects?sort=-p",
     "#/tables/features?q=ship&f=tokens_in_str~keel",
     "#/feature/blocks.2.hook_resid_post/5",

@@ -198,7 +198,7 @@ def test_another_sae_is_one_click_away_and_keeps_the_rectangle(visit, served):
     here.settled()
     assert "sae=" in here.hash
     assert "box=" in here.hash
-    assert here.page.inner_text("figure.panel h2") == "blocks.2.hook_mlp_out"
+    assert here.page.inner_text(".map-place figure h4").startswith("blocks.2.hook_mlp_out: ")
     assert not here.wrong
 
 
@@ -215,6 +215,7 @@ def test_a_pair_card_shows_both_features_chance_and_what_was_measured(visit, ser
         "noise floor",
         "What the effect is made of",
         "predicted by linear response",
+        "How strongly it fires",
     ):
         assert said in words
     assert len(here.page.query_selector_all("article.feature-card")) == 2
@@ -252,43 +253,55 @@ def test_paper_and_strict_stand_side_by_side(visit, served):
         "fetch('data/rows/presets?f=question=slope_b&f=path=walk&f=token_set=in&sort=step').then((r) => r.json())"
     )["rows"]
     ends = here.page.eval_on_selector_all(
-        "main section:first-of-type table tbody tr:first-child td strong",
-        "nodes => nodes.map(n => n.textContent)",
+        "#presets table tbody tr:first-child td strong", "nodes => nodes.map(n => n.textContent)"
     )[:2]
-    told = [float(text.split()[0].replace("−", "-").replace("+", "").replace(",", "")) for text in ends]
+    told = [float(text.split()[0].strip("*").replace("−", "-").replace(",", "")) for text in ends]
     percent = [
         100 * row["estimate"] if "change" in row["unit"] else row["estimate"] for row in (rows[0], rows[-1])
     ]
     assert told == pytest.approx(percent, rel=0.01)
     # every step of the way is a dot
-    assert len(here.page.query_selector_all("main section:first-of-type figure:first-of-type circle")) == len(
-        rows
-    )
+    first = here.page.query_selector("#presets figure")
+    assert len(first.query_selector_all("circle")) == len(rows)
     assert not here.wrong
 
 
 def test_transfer_shows_categories_by_arm_by_model(visit, served):
     here = visit(served)
     here.open("#/results/transfer")
-    heads = here.page.eval_on_selector_all("figure:has(.matrix) h3", "nodes => nodes.map(n => n.textContent)")
-    assert heads == ["large", "small"]
+    heads = here.page.eval_on_selector_all("figure:has(.matrix) h4", "nodes => nodes.map(n => n.textContent)")
+    assert [head.split(",")[0] for head in heads] == ["large", "small"]
     first = "figure:has(.matrix):first-of-type"
     assert len(here.page.query_selector_all(f"{first} tbody tr")) == 4
     resolved = here.page.eval_on_selector_all(
         f"{first} td.resolved", "nodes => nodes.map(n => n.textContent)"
     )
     assert resolved == ["+0.80 *", "+1.00 *", "+1.20 *", "+1.40 *"]
-    here.page.click("text=log-odds of the category's words")
+    assert "+1.80" in here.text()  # log-odds of the largest, in its table
+    assert not here.wrong
+
+
+def test_a_point_of_the_scatter_leads_to_its_pair(visit, served):
+    here = visit(served)
+    here.open("#/results")
+    mark = here.page.query_selector("[data-pair]")
+    sae, i, j = mark.get_attribute("data-pair").split("/")
+    mark.dispatch_event("click")
     here.settled()
-    here.page.click("nav[aria-label=Arm] >> text=Neither")
-    here.settled()
-    assert "measure=logodds" in here.hash
-    assert "arm=neither" in here.hash
-    words = here.text()
-    assert "+1.80 *" in words
-    here.page.reload()
-    here.settled()
-    assert here.text() == words
+    assert here.hash == f"#/pair/{sae}/{i}/{j}"
+    assert not here.wrong
+
+
+def test_figures_are_nodes_and_the_page_adopts_nothing_that_runs(visit, served):
+    here = visit(served)
+    here.open("#/map")
+    assert not here.page.query_selector("main script, main style, main [onload], main foreignObject")
+    cell = here.page.query_selector("svg[data-cells] .v")
+    box = cell.bounding_box()
+    here.page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+    assert re.fullmatch(
+        r"[\d,]+ pairs: similarity \S+ to \S+, interference \S+ to \S+", here.text(".readout").strip()
+    )
     assert not here.wrong
 
 
@@ -301,7 +314,7 @@ def test_hubs_coordinates_results_and_tables(visit, served):
     here.settled()
     assert here.hash == "#/hubs/coordinates"
     here.open("#/results")
-    assert "slope of the effect on interference" in here.text()
+    assert "Does interference predict how much the tokens that activate the target move?" in here.text()
     assert len(here.page.query_selector_all("svg.chart")) >= 4
     here.open("#/tables")
     for name in ("plan", "trials", "missing", "dose_response"):

@@ -33,7 +33,6 @@ OWN = {
     "targets/parse.py": "answers of http.py",
     "targets/served.py": "answers of http.py",
     "testing/conformance_sae.py": "damages a file on purpose",
-    "training/harvest.py": "parts that the harvest wrote",
     "training/run.py": "a checkpoint of its own, inside telling()",
 }
 BROAD = {"trials.py", "cli", "boundary"}

@@ -44,10 +44,24 @@ def hints() -> list[tuple[str, str]]:
     """(place, text) of every hint in the sources."""
     found = []
     for path in sorted(SOURCES.rglob("*.py")):
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.keyword) and node.arg in ("hint", "rebuild"):
-                place = f"{path.relative_to(SOURCES)}:{node.value.lineno}"
-                found += [(place, text) for text in text_of(node.value)]
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        named = {
+            target.id: node.value
+            for node in ast.walk(tree)
+            if isinstance(node, ast.Assign)
+            for target in node.targets
+            if isinstance(target, ast.Name)
+        }
+        for node in ast.walk(tree):
+            match node:
+                case ast.keyword(arg="hint" | "rebuild", value=value):
+                    pass
+                case ast.Call(func=ast.Name(id="Door"), args=[_, value, *_]):
+                    pass
+                case _:
+                    continue
+            value = named.get(value.id, value) if isinstance(value, ast.Name) else value
+            found += [(f"{path.relative_to(SOURCES)}:{value.lineno}", text) for text in text_of(value)]
     return found
 
 

@@ -1,6 +1,7 @@
 """`polysem check`, and the same look before a run: everything that is wrong is said at once, and no folder is left."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -9,12 +10,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from polysem.config import Study, parse_study
+from polysem.corpus import folder_files
 from polysem.engine import check_study, run_study
 from polysem.errors import ConfigError, PolysemError
 from polysem.places import Places
+from polysem.saes import load_sae
 from polysem.worlds.tiny import tiny_model
+from support import sae_fixtures
 from support.sae_fixtures import WRITERS, planted
 from support.tiny import save_tiny_model
 
@@ -161,3 +166,67 @@ def test_one_problem_is_raised_as_it_is(project):
     )
     with pytest.raises(ConfigError, match="need 12000 features"):
         checked.refuse()
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        (f'ref = "{there}"', f'ref = "{odd}"')
+        for there in ("model", "sae", "text.txt")
+        for odd in ("pipe", "zeros", "nowhere", "round", "empty", "\u00fc.txt", "no\\u0000thing", "x" * 5000, "~nouser/x", "zoo:../../x")
+    ]
+    + [
+        ("file:glosses.jsonl", f"{kind}:{odd}")
+        for kind in ("file", "neuronpedia")
+        for odd in ("pipe", "zeros", "round", "empty", "a b")
+    ]
+    + [("file:prompts.txt", f"file:{odd}") for odd in ("pipe", "zeros", "round", "empty", "sae")],
+)  # fmt: skip
+def test_what_lies_oddly_is_named_and_nothing_hangs(project, monkeypatch, old, new):
+    monkeypatch.chdir(project)  # a bare name of a file lies in no folder
+    for name, make in (
+        ("pipe", os.mkfifo),
+        ("zeros", lambda p: p.symlink_to("/dev/zero")),
+        ("nowhere", lambda p: p.symlink_to("/no/such/place")),
+        ("round", lambda p: p.symlink_to(p)),
+        ("empty", Path.touch),
+    ):
+        if not os.path.lexists(project / name):
+            make(project / name)
+    assert found(project, STUDY.replace(old, new, 1))
+
+
+def test_a_file_of_an_sae_is_read_by_its_bare_name(project, monkeypatch):
+    monkeypatch.chdir(project)
+    weights = sae_fixtures.planted(d_in=16)
+    torch.save(sae_fixtures.dictionary_state(weights, "AutoEncoder"), "lone.pt")
+    assert load_sae("lone.pt", site="blocks.0.hook_resid_post").d_sae == weights.d_sae
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("[model]", 'name = ".."\n[model]', "name"),
+        ("[model]", 'name = "."\n[model]', "name"),
+        ("[model]", f'name = "{"a" * 300}"\n[model]', "name"),
+        ("max_fvu = 1e9", 'label = "a\\nb"', "label"),
+        ("n_tokens = 400", f"n_tokens = 1{'0' * 40}", "n_tokens has 41 digits"),
+        ("n = 6", f"n = 1{'0' * 40}", "n has 41 digits"),
+        ("[plan]", f"[features]\nn_contexts = 1{'0' * 40}\n[plan]", "n_contexts"),
+        ("text.txt", "", "an empty reference"),
+        ("file:prompts.txt", " ", "an empty reference"),
+    ],
+)
+def test_values_that_no_study_has_are_refused_at_the_door(old, new, said):
+    with pytest.raises(ConfigError, match=said):
+        parse_study(STUDY.replace(old, new, 1))
+
+
+def test_a_folder_that_changes_while_it_is_looked_through_is_named(project, monkeypatch):
+    def rglob(*_: object) -> list[Path]:
+        raise PermissionError(13, "Permission denied")
+
+    (project / "folder").mkdir(exist_ok=True)
+    monkeypatch.setattr(Path, "rglob", rglob)
+    with pytest.raises(PolysemError, match="cannot be looked through: Permission denied"):
+        folder_files(project / "folder")

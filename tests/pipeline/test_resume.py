@@ -1,6 +1,8 @@
-"""A run that is killed twenty times at random points, and then finished, gives the bytes of a run that was left alone."""
+"""A run that is killed at random points, and then finished, gives the bytes of a run that was left alone: a study, and several
+pushes at once beside it."""
 
 import multiprocessing
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -9,13 +11,14 @@ import numpy as np
 import pytest
 
 from polysem.config import parse_study
-from polysem.engine import run_study
+from polysem.engine import make_joint, run_study
+from polysem.engine.joint import JointOptions
 from polysem.engine.verify import verify_run
 from polysem.models import load_model
 from support.sae_fixtures import WRITERS, planted
 from support.tiny import save_tiny_model
 
-N_KILLS = 20
+N_KILLS, N_JOINT_KILLS = 20, 5
 TIMEOUT_S = 120
 
 STUDY = """
@@ -80,7 +83,14 @@ def processes():
     """Processes that begin with everything imported and no thread running, so that a kill hits the study."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(
-        ["polysem.engine.making", "polysem.models.load", "polysem.features", __name__]
+        [
+            "polysem.engine.making",
+            "polysem.engine.joint",
+            "polysem.joint.run",
+            "polysem.models.load",
+            "polysem.features",
+            __name__,
+        ]
     )
     return context
 
@@ -125,3 +135,50 @@ def test_twenty_kills_change_no_byte(study, processes, tmp_path):
     assert bytes_of(out) == expected
     assert verify_run(out, sample=1) == []
     assert found_partial >= N_KILLS // 2, "too few kills fell into the study itself"
+
+
+JOINT = """
+[joint]
+sizes = [2]
+draws = 2
+pools = 2
+pool = 3
+rotations = 1
+pairs = 4
+lift_tokens = 500
+plans = 1
+candidates = 2
+"""
+
+
+def push_together(out: Path) -> None:
+    """What the killed processes do."""
+    make_joint(out, JointOptions())
+
+
+def test_several_pushes_that_are_killed_give_the_same_bytes_and_go_into_the_report(
+    study, processes, tmp_path
+):
+    out = tmp_path / "untouched"
+    run_study(parse_study(study + JOINT), out)
+    assert 'id="joint"' not in (out / "report.html").read_text(encoding="utf-8")
+    shutil.copytree(out, tmp_path / "killed")
+    started = time.monotonic()
+    push_together(out)
+    lasts = time.monotonic() - started
+    assert '<section id="joint"' in (out / "report.html").read_text(encoding="utf-8")
+    expected, rng, kills = bytes_of(out), np.random.default_rng(2), 0
+    assert any(name.startswith("joint/plans") for name in expected)
+    while kills < N_JOINT_KILLS:
+        process = processes.Process(target=push_together, args=(tmp_path / "killed",))
+        process.start()
+        process.join(rng.uniform(0.05, 0.9) * lasts)
+        process.kill()
+        process.join()
+        kills += 1
+        assert process.exitcode in (0, -signal.SIGKILL)
+    push_together(tmp_path / "killed")
+    assert bytes_of(tmp_path / "killed") == expected
+    pages = [(folder / "report.html").read_bytes() for folder in (out, tmp_path / "killed")]
+    assert pages[0] == pages[1]
+    assert verify_run(out, sample=1) == []

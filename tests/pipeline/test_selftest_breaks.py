@@ -298,3 +298,23 @@ def test_the_cost_of_a_plan_without_what_pushes_share(monkeypatch):
 
     monkeypatch.setattr(wishes, "joint_linear", alone)
     assert broken("joint") == {"joint: KL above the cheapest by"}
+
+
+def test_texts_drawn_without_the_push_on_their_own_tokens(monkeypatch):
+    """Steering the prompt and calling it steering the text: SAE-Reasoning's and others' mistake."""
+    from polysem.models import generate
+
+    real = generate._scoped
+    monkeypatch.setattr(generate, "_scoped", lambda edit, scope, prompt, n: real(edit, "prompt", prompt, n))
+    lines = broken("texts")
+    assert {"texts: rate_up, per 100 tokens", "texts: pushes that did not run at each token"} <= lines
+
+
+def test_moves_that_touch_the_clamped_feature(monkeypatch):
+    """Recovery that simply writes the feature back is no evidence that the handle is insufficient."""
+    from polysem.behaviour import handle
+
+    monkeypatch.setattr(handle, "projector", lambda rows: np.eye(rows.shape[1]))
+    lines = broken("handles")
+    assert "handles: carried 1, beside 0.5: clamped pre-activation moved by" in lines
+    assert "handles: carried 1, beside 0: share recovered, handle, off by" in lines

@@ -82,6 +82,41 @@ def write_gguf(path: Path, model: Any) -> Path:
     return finish(writer, path)
 
 
+def byte_tokenizer() -> tuple[list[str], list[str]]:
+    """A byte-pair vocabulary of the 256 bytes and a few merges, and the merges."""
+    from transformers.convert_slow_tokenizer import bytes_to_unicode
+
+    merges = ["Ġ t", "h e", "Ġ a", "i n"]
+    return ["<|endoftext|>", *bytes_to_unicode().values(), *("".join(m.split()) for m in merges)], merges
+
+
+def write_tiny_gguf(
+    path: Path, model: Any, *, architecture: str = "llama", pre: str = "smollm", types: str | None = None
+) -> Path:
+    """A Llama as a GGUF file with a byte-pair tokenizer, its large matrices in Q8_0, or all of it in float32."""
+    import gguf
+
+    writer = llama_writer(path, model, architecture)
+    tokens, merges = byte_tokenizer()
+    tokens += [f"<pad{n}>" for n in range(model.model.config.vocab_size - len(tokens))]
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre(pre)
+    writer.add_token_list(tokens)
+    writer.add_token_types([3, *[1] * (len(tokens) - 1)])
+    writer.add_token_merges(merges)
+    writer.add_bos_token_id(0)
+    writer.add_eos_token_id(0)
+    writer.add_unk_token_id(0)
+    writer.add_pad_token_id(0)
+    for name, value in llama_tensors(model):
+        if value.ndim == 2 and types is None:
+            packed = gguf.quants.quantize(value, gguf.GGMLQuantizationType.Q8_0)
+            writer.add_tensor(name, packed, raw_dtype=gguf.GGMLQuantizationType.Q8_0)
+        else:
+            writer.add_tensor(name, value)
+    return finish(writer, path)
+
+
 def llama_writer(path: Path, model: Any, architecture: str = "llama") -> Any:
     """A writer of the file, its sizes written."""
     import gguf

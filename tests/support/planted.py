@@ -11,6 +11,7 @@ The feature list also holds what must never be drawn: a dense feature, a duplica
 one with a similar gloss, each at a cosine that would otherwise qualify.
 """
 
+import itertools
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -18,9 +19,10 @@ import pyarrow as pa
 import torch
 from jaxtyping import Float
 
+from polysem.config import PairsConfig
 from polysem.saes.base import SAE
 from polysem.seeds import rng_for, short_hash
-from polysem.store.tables import CLUSTERS, CONTEXTS, FEATURES, GLOSSES, PROMPTS
+from polysem.store.tables import CLUSTERS, CONTEXTS, FEATURES, GLOSSES, PAIRS, PARTNERS, PROMPTS
 from polysem.worlds.linear import SITE, LinearWorld
 from polysem.worlds.tables import plain_sae
 
@@ -222,3 +224,46 @@ def _prompts(n: int, d_vocab: int, rng: np.random.Generator) -> pa.Table:
             }
         )
     return PROMPTS.conform(pa.Table.from_pylist(rows, schema=PROMPTS.arrow()))
+
+
+def brute_pairs(planted: Planted, config: PairsConfig) -> dict[str, pa.Table]:
+    """PAIRS and PARTNERS by loops over all pairs, in float64."""
+    W = planted.sae.W_dec.double().numpy()
+    W = W / np.linalg.norm(W, axis=1, keepdims=True)
+    E = planted.embeddings[LABEL].astype(np.float64)
+    rows = {r["feature"]: r for r in planted.features.to_pylist()}
+    pairs: list[dict[str, object]] = []
+    counts: dict[tuple[int, int], int] = {}
+    for i, j in itertools.combinations(range(len(W)), 2):
+        if rows[i]["gloss"] is None or rows[j]["gloss"] is None:
+            continue
+        cosine, gloss = float(W[i] @ W[j]), float(E[i] @ E[j] / np.sqrt((E[i] @ E[i]) * (E[j] @ E[j])))
+        index = int(np.searchsorted(config.bins, cosine, side="right")) - 1
+        index = index if 0 <= index < len(config.bins) - 1 else -1
+        a, b = set(rows[i]["tokens_in"]), set(rows[j]["tokens_in"])
+        if gloss < config.max_similarity and index >= 0:
+            for feature in (i, j):
+                counts[feature, index] = counts.get((feature, index), 0) + 1
+        if abs(cosine) >= config.min_interference and gloss < config.max_similarity:
+            filled = dict.fromkeys([c.name for c in PAIRS.columns], 0.0)
+            pairs.append(
+                filled
+                | {"sae": LABEL, "sae_j": LABEL, "i": i, "j": j, "interference": cosine, "similarity": gloss}
+                | {"interference_bin": index, "is_dense": max(rows[i]["density"], rows[j]["density"]) > 0.1}
+                | {"is_duplicate": abs(cosine) > 0.7 or len(a & b) / len(a | b) > 0.2}
+            )
+    partners = [
+        {
+            "sae": LABEL,
+            "sae_j": LABEL,
+            "feature": f,
+            "max_similarity": config.max_similarity,
+            "interference_bin": b,
+            "count": n,
+        }
+        for (f, b), n in counts.items()
+    ]
+    return {
+        "pairs": PAIRS.conform(pa.Table.from_pylist(pairs, schema=PAIRS.arrow())),
+        "partners": PARTNERS.conform(pa.Table.from_pylist(partners, schema=PARTNERS.arrow())),
+    }

@@ -214,3 +214,45 @@ def test_errors_show_no_control_characters(tmp_path):
     assert "\x1b" not in str(caught.value)
     assert json.dumps(str(caught.value))
     assert io.StringIO(str(caught.value)).read()
+
+
+def gguf_header(*told: bytes, n_told: int | None = None, n_tensors: int = 0) -> bytes:
+    return (
+        b"GGUF" + struct.pack("<IQQ", 3, n_tensors, len(told) if n_told is None else n_told) + b"".join(told)
+    )
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        gguf_header(
+            struct.pack("<Q", 1) + b"a" + struct.pack("<IIQ", 9, 0, 1 << 40)
+        ),  # an array of 2^40 bytes
+        gguf_header(struct.pack("<Q", 1) + b"a" + struct.pack("<IIQ", 9, 8, 1 << 20)),
+        gguf_header(struct.pack("<Q", 1) + b"a" + struct.pack("<IIQ", 9, 9, 1)),
+        gguf_header(struct.pack("<Q", 1 << 60) + b"a"),
+        gguf_header(struct.pack("<Q", 1) + b"a" + struct.pack("<I", 77)),
+        gguf_header(n_told=1 << 50),
+        gguf_header(n_tensors=1 << 50),
+        gguf_header(n_tensors=1) + struct.pack("<Q", 1) + b"w" + struct.pack("<I", 1 << 30),
+        b"GGUF",
+        b"GGML" + bytes(64),
+    ],
+)
+def test_a_gguf_file_that_says_more_than_it_holds_is_refused_at_once(tmp_path, content):
+    (tmp_path / "m.gguf").write_bytes(content)
+    with pytest.raises(FormatError, match="is truncated or no GGUF file"):
+        tensors.check_gguf(tmp_path / "m.gguf")
+
+
+def test_a_gguf_file_that_holds_what_it_says_passes(tmp_path):
+    text_of = lambda word: struct.pack("<Q", len(word)) + word  # noqa: E731
+    told = (
+        text_of(b"a") + struct.pack("<I", 8) + text_of(b"x"),
+        text_of(b"b") + struct.pack("<IIQ", 9, 8, 2) + text_of(b"y") + text_of(b""),
+        text_of(b"c") + struct.pack("<IIQ", 9, 4, 2) + struct.pack("<II", 1, 2),
+        text_of(b"d") + struct.pack("<Id", 12, 0.5),
+    )
+    tensor = text_of(b"w") + struct.pack("<IQIQ", 1, 4, 0, 0)
+    (tmp_path / "m.gguf").write_bytes(gguf_header(*told, n_tensors=1) + tensor)
+    tensors.check_gguf(tmp_path / "m.gguf")

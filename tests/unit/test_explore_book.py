@@ -1,6 +1,7 @@
 """Opening a run folder: only what manifests name, nothing outside, and a study that is still running."""
 
 import json
+import re
 import shutil
 
 import duckdb
@@ -10,9 +11,11 @@ import pytest
 
 from polysem.errors import StoreError
 from polysem.explore import Book
-from polysem.explore.documents import density_map, feature, floors, neuronpedia_base, overview, progress
+from polysem.explore.documents import feature, floors, neuronpedia_base, overview, progress
+from polysem.explore.figures import SECTIONS, maps, measured, of_features, of_pair, section
 from polysem.explore.output import rows_as
 from polysem.explore.query import Query, Sql
+from polysem.report import write_report
 from polysem.store import io
 from polysem.store.manifest import Manifest, Output
 from polysem.store.tables import ATLAS_TOP, TRANSFER_SETS
@@ -97,7 +100,7 @@ def test_a_damaged_table_is_said_and_the_rest_is_shown(folder, damage):
     book = Book(folder)
     assert "pairs.parquet" in book.problems["pairs"]
     assert "pairs" not in overview(book)["relations"]
-    assert len(density_map(book)["maps"]) == 2
+    assert len(list(maps(book))) == 2
 
 
 def break_inside(path, column=0):
@@ -149,7 +152,7 @@ def test_an_unfinished_study_shows_what_there_is(tmp_path, stages):
     seen = overview(book)
     assert {s["stage"] for s in seen["stages"] if s["finished"]} == set(stages)
     assert floors(book) == {"floors": []}
-    assert len(density_map(book)["maps"]) == (2 if "pairs" in stages else 0)
+    assert len(list(maps(book))) == (2 if "pairs" in stages else 0)
     if "pairs" not in stages:
         with pytest.raises(StoreError, match="holds no table pairs yet"):
             book.relation("pairs")
@@ -262,7 +265,6 @@ def test_documents_are_plain_json(folder):
     book = Book(folder)
     for document in (
         overview(book),
-        density_map(book),
         floors(book),
         progress(book),
         feature(book, WORLD.saes[1], 7),
@@ -273,12 +275,39 @@ def test_documents_are_plain_json(folder):
 def test_the_map_counts_every_pair(folder):
     book = Book(folder)
     n = WORLD.n_features
-    for shown in density_map(book)["maps"]:
-        assert shown["n"] == sum(cell[4] for cell in shown["cells"]) == n * (n - 1) // 2
-        rows, total = book.page(
-            Query.parse(book.relation("pairs"), filters=[f"sae={shown['sae']}"], limit=1000)
-        )
-        assert shown["above"] + shown["below"] == total == len(rows)
+    for shown in maps(book):
+        (cells,) = re.findall(r'data-cells="(.*?)"', str(shown.drawing))
+        assert sum(cell[4] for cell in json.loads(cells)) == n * (n - 1) // 2
+        listed = [int(k) for k in re.findall(r">(\d+) pairs listed<", str(shown.drawing))]
+        rows, total = book.page(Query.parse(book.relation("pairs"), filters=[f"sae={shown.of}"], limit=1000))
+        assert listed == [sum(r["interference"] > 0 for r in rows), sum(r["interference"] <= 0 for r in rows)]
+        assert sum(listed) == total
+
+
+def test_the_figures_are_those_of_the_report_to_the_byte(folder):
+    report = write_report(folder).read_text()
+    book = Book(folder)
+    pieces = [section(book, name) for name in SECTIONS]
+    pieces += [of_pair(book, *pair) for pair in measured(book)]
+    for sae in WORLD.saes:
+        pieces.append(of_features(book, sae, range(WORLD.n_features)))
+    drawn = [f for piece in pieces for f in re.findall(r"<figure.*?</figure>", piece, flags=re.S)]
+    # The report draws nothing of what needs one pair to be chosen: lines to mark it on, effects taken apart.
+    only_here = re.compile(r'data-of="(apart|interference/|similarity/)')
+    of_both = [f for f in drawn if not only_here.search(f)]
+    told = set(re.findall(r"<figure.*?</figure>", report, flags=re.S))
+    pairs = {m for f in told for m in re.findall(r'data-of="(.*?/\d+/\d+)"', f)}
+    assert len(pairs) > 5
+    missing = [f for f in of_both if f not in told and not not_told(f, pairs, told)]
+    assert not missing, missing[0]
+    assert len(told & set(of_both)) > 20
+
+
+def not_told(figure, pairs, told):
+    """Whether it is of a pair or feature that the report's table does not list."""
+    (of,) = re.findall(r'^<figure class="panel" data-of="(.*?)"', figure)
+    listed = {"/".join([*p.split("/")[:-2], end]) for p in pairs for end in p.split("/")[-2:]}
+    return of.count("/") in (1, 2) and of not in pairs | listed
 
 
 @pytest.mark.parametrize(

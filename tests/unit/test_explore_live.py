@@ -39,6 +39,9 @@ ASKED = {
         ({"unit": "kl", "dose": -0.1}, "a KL is above 0"),
         ({"n_tokens": 10_000}, "n_tokens"),
         ({"command": "rm"}, "command"),
+        ({"more": [{"source": 3, "dose": 9.0}]}, "more"),
+        ({"more": [{"source": 3, "dose": 0.1}], "unit": "kl"}, "several at once"),
+        ({"more": [{"source": 3, "dose": 0.1}] * 8}, "more"),
     ],
 )
 def test_a_wrong_request_is_refused(change, said):
@@ -151,6 +154,47 @@ def test_a_push_gives_the_numbers_of_a_forward_pass_by_hand(live):
     assert result["alignment"] == pytest.approx(
         float(direction @ (sae.W_dec[9] / sae.W_dec[9].norm())), abs=1e-5
     )
+
+
+def test_several_at_once_are_compared_with_the_sum_of_each_alone(live):
+    asked = {"source": 5, "target": 9, "dose": 0.3, "n_tokens": 0}
+    both = finished(live, push(live, **asked, more=[{"source": 7, "dose": -0.2}]))["result"]
+    alone = [
+        finished(live, push(live, **asked | change))["result"] for change in ({}, {"source": 7, "dose": -0.2})
+    ]
+    model, sae = live.bench.model, next(iter(live.bench.saes.values()))
+    ids = torch.tensor([model.tokenize(both["prompt"], prepend_bos=sae.prepend_bos)])
+    unit = [sae.W_dec[k] / sae.W_dec[k].norm() for k in (5, 7)]
+
+    def logits(*pushes):
+        def add(_, __, output):
+            pushed = output.clone()
+            for k, dose in pushes:
+                pushed[:, 1:] += dose * both["norm"] * unit[k]
+            return pushed
+
+        handle = model.model.transformer.h[2].mlp.register_forward_hook(add)
+        with torch.no_grad():
+            found = model.model(ids).logits[0, -1].double()
+        handle.remove()
+        return found - found.mean()
+
+    base, joint, *single = (logits(*p) for p in ((), ((0, 0.3), (1, -0.2)), ((0, 0.3),), ((1, -0.2),)))
+    logp = joint.log_softmax(-1)
+    for token in both["tokens"]:
+        assert token["after_logp"] == pytest.approx(float(logp[token["id"]]), abs=1e-4)
+    for own, told in zip(alone, both["alone"], strict=True):
+        assert told["kl"] == pytest.approx(own["kl"], rel=1e-6)
+        assert told["sets"] == own["sets"]
+    moved, missed = joint - base, joint - base - sum(z - base for z in single)
+    assert both["unexplained"] == pytest.approx(float(missed.norm() / moved.norm()) ** 2, rel=1e-3)
+    assert 0 < both["unexplained"] < 1
+
+
+def test_pushes_that_cancel_are_refused(live):
+    done = finished(live, push(live, source=5, target=9, dose=0.3, more=[{"source": 5, "dose": -0.3}]))
+    assert done["state"] == "failed"
+    assert "cancel each other" in done["error"]
 
 
 def test_a_neuron_is_scaled_at_every_position_but_the_first(live):

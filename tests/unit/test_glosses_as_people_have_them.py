@@ -245,3 +245,117 @@ def test_hints_of_gloss_files_work(tmp_path):
         read_glosses(source, site=SITE, d_sae=8)
     named = caught.value.hint.partition("glosses = '")[2].partition("'")[0]
     assert texts(named, site=SITE, d_sae=8) == {(1, "the sea")}
+
+
+# what else lies where a gloss file should
+
+TWO = {(3, "the sea"), (4, "kings")}
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("g.csv", b'"sep=;"\r\nfeature;gloss\r\n3;the sea\r\n4;kings\r\n'),
+        ("g.csv", b"\n\r\nfeature,gloss\n3,the sea\n4,kings\n"),
+        ("g.csv", b"feature|gloss\n3|the sea\n4|kings\n"),
+        ("g.csv", "feature,gloss\n3,the sea\n4,kings\n".encode("utf-32")),
+        ("g.csv", b"feature,gloss\r3,the sea\r4,kings\r"),
+        ("g.jsonl", b'[{"feature": 3, "gloss": "the sea"}, {"feature": 4, "gloss": "kings"}]'),
+        (
+            "g.json",
+            b'[{"feature": 3, "explanations": ["the sea"]}, {"feature": 4, "explanations": ["kings", null]}]',
+        ),
+        (
+            "g.json",
+            b'[{"feature": 3, "gloss": "the sea"}, {"feature": 4, "gloss": "kings"}, {"feature": 5, "gloss": NaN}]',
+        ),
+    ],
+)
+def test_two_glosses_in_other_habits(tmp_path, name, content):
+    (tmp_path / name).write_bytes(content)
+    assert texts(f"file:{tmp_path / name}") == TWO
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1" + bytes(40), "old office"),
+        (b"BZh91AY&SY", "bzip2"),
+        (b"\xfd7zXZ\x00" + bytes(8), "packed by xz"),
+        (b"SQLite format 3\x00" + bytes(40), "SQLite"),
+        (b"ARROW1\x00\x00" + bytes(40), "Arrow"),
+        (b"\x89HDF\r\n\x1a\n" + bytes(40), "HDF5"),
+        (b"7z\xbc\xaf\x27\x1c" + bytes(8), "7-Zip"),
+        (b"<!-- saved from url=(0014)about:internet -->\n<html><body>", "web page"),
+        (b"<Error><Code>AccessDenied</Code></Error>", "web page"),
+        (b"404: Not Found", "what a server said"),
+        (b"Entry not found\n", "what a server said"),
+        (
+            b"Access to model google/gemma-2-2b is restricted. You must be authenticated.",
+            "what a server said",
+        ),
+        (b"", "empty"),
+        (b" \n", "empty"),
+    ],
+)
+@pytest.mark.parametrize("name", ["g.json", "g.csv"])
+def test_what_is_no_gloss_file_is_named(tmp_path, name, content, said):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(FormatError, match=said):
+        read_glosses(f"file:{tmp_path / name}")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [{"error": "Repository not found"}, {"message": "Not Found", "documentation_url": "https://docs"}],
+)
+def test_an_error_of_a_server_saved_as_json_is_named(tmp_path, content):
+    (tmp_path / "g.json").write_text(json.dumps(content))
+    with pytest.raises(FormatError, match="what a server said"):
+        read_glosses(f"file:{tmp_path / 'g.json'}")
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("g.json", '{"3": "the sea", "3": "kings"}'),
+        ("g.jsonl", '{"feature": 3, "feature": 4, "gloss": "the sea"}'),
+    ],
+)
+def test_a_name_that_stands_twice_in_an_object_is_refused(tmp_path, name, content):
+    (tmp_path / name).write_text(content)
+    with pytest.raises(FormatError, match=r"g\.json.* the name (3|feature) stands twice"):
+        read_glosses(f"file:{tmp_path / name}")
+
+
+def test_bytes_that_are_no_text_in_any_western_code_are_refused_and_cp1252_is_said(tmp_path, caplog):
+    file = tmp_path / "g.csv"
+    file.write_bytes(b"feature,gloss\n3,\x8d\x81\x90\n")
+    with pytest.raises(FormatError, match="is not UTF-8"):
+        read_glosses(f"file:{file}")
+    file.write_bytes("feature,gloss\n3,café\n".encode("cp1252"))
+    assert texts(f"file:{file}") == {(3, "café")}
+    assert "read as Windows-1252" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "#N/A", "#REF!", "#VALUE!", "#DIV/0!", "[object Object]", "<|endoftext|>", "<unk>", "[BLANK]", "(empty)", "[ERROR]",
+        "HTTP 500", "openai.RateLimitError: limit", "Not enough information.", "insufficient data", "No top activations found",
+        "dead feature", "This feature is dead.", "The model failed to generate an explanation", "Content filtered",
+    ],
+)  # fmt: skip
+def test_more_that_is_no_gloss(text):
+    assert is_failure(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "descriptions not of people", "dead sailors", "information about insufficient funds", "models of ships", "the number 500",
+        "empty rooms", "content of letters", "features of a face", "errors in code", "the tag <b>", "answers not to be given aloud",
+    ],
+)  # fmt: skip
+def test_more_that_is_one(text):
+    assert not is_failure(text)

@@ -11,7 +11,7 @@ from polysem.errors import FormatError, UnknownReferenceError
 from polysem.models import gguf as models_gguf
 from polysem.models import load_model
 from polysem.worlds.tiny import tiny_model
-from support.llama_cpp import finish, llama_tensors, llama_writer
+from support.llama_cpp import write_tiny_gguf as write
 
 gguf = pytest.importorskip("gguf", reason="the package gguf is not installed")
 
@@ -27,37 +27,6 @@ def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="module")
 def tiny():
     return tiny_model("llama", d_model=32, vocab=320, num_key_value_heads=2, tie_word_embeddings=True)
-
-
-def byte_tokenizer() -> tuple[list[str], list[str]]:
-    """A byte-pair vocabulary of the 256 bytes and a few merges, and the merges."""
-    from transformers.convert_slow_tokenizer import bytes_to_unicode
-
-    merges = ["Ġ t", "h e", "Ġ a", "i n"]
-    return ["<|endoftext|>", *bytes_to_unicode().values(), *("".join(m.split()) for m in merges)], merges
-
-
-def write(path: Path, model, *, architecture: str = "llama", pre: str = "smollm", types=None) -> Path:
-    """The model as a GGUF file, its large matrices in Q8_0."""
-    writer = llama_writer(path, model, architecture)
-    tokens, merges = byte_tokenizer()
-    tokens += [f"<pad{n}>" for n in range(model.model.config.vocab_size - len(tokens))]
-    writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre(pre)
-    writer.add_token_list(tokens)
-    writer.add_token_types([3, *[1] * (len(tokens) - 1)])
-    writer.add_token_merges(merges)
-    writer.add_bos_token_id(0)
-    writer.add_eos_token_id(0)
-    writer.add_unk_token_id(0)
-    writer.add_pad_token_id(0)
-    for name, value in llama_tensors(model):
-        if value.ndim == 2 and types is None:
-            packed = gguf.quants.quantize(value, gguf.GGMLQuantizationType.Q8_0)
-            writer.add_tensor(name, packed, raw_dtype=gguf.GGMLQuantizationType.Q8_0)
-        else:
-            writer.add_tensor(name, value)
-    return finish(writer, path)
 
 
 def test_a_file_gives_the_model_it_was_made_from(tiny, tmp_path, caplog):

@@ -22,7 +22,7 @@ from polysem.plan.targets import draw_targets
 from polysem.store.tables import CLUSTERS, CONTEXTS, GLOSSES, PAIRS, PARTNERS, PLAN
 from polysem.worlds.tables import plain_sae
 from support.arms import arms_of
-from support.planted import LABEL, TOKENS, planted_study
+from support.planted import LABEL, TOKENS, brute_pairs, planted_study
 
 STUDY = """
 seed = {seed}
@@ -47,48 +47,6 @@ def study_of(more="", seed=0):
 @pytest.fixture(scope="module")
 def planted():
     return planted_study()
-
-
-def brute_pairs(planted, config):
-    """PAIRS and PARTNERS by loops over all pairs, in float64."""
-    W = planted.sae.W_dec.double().numpy()
-    W = W / np.linalg.norm(W, axis=1, keepdims=True)
-    E = planted.embeddings[LABEL].astype(np.float64)
-    rows = {r["feature"]: r for r in planted.features.to_pylist()}
-    pairs, counts = [], {}
-    for i, j in itertools.combinations(range(len(W)), 2):
-        if rows[i]["gloss"] is None or rows[j]["gloss"] is None:
-            continue
-        cosine, gloss = float(W[i] @ W[j]), float(E[i] @ E[j] / np.sqrt((E[i] @ E[i]) * (E[j] @ E[j])))
-        index = int(np.searchsorted(config.bins, cosine, side="right")) - 1
-        index = index if 0 <= index < len(config.bins) - 1 else -1
-        a, b = set(rows[i]["tokens_in"]), set(rows[j]["tokens_in"])
-        if gloss < config.max_similarity and index >= 0:
-            for feature in (i, j):
-                counts[feature, index] = counts.get((feature, index), 0) + 1
-        if abs(cosine) >= config.min_interference and gloss < config.max_similarity:
-            filled = dict.fromkeys([c.name for c in PAIRS.columns], 0.0)
-            pairs.append(
-                filled
-                | {"sae": LABEL, "sae_j": LABEL, "i": i, "j": j, "interference": cosine, "similarity": gloss}
-                | {"interference_bin": index, "is_dense": max(rows[i]["density"], rows[j]["density"]) > 0.1}
-                | {"is_duplicate": abs(cosine) > 0.7 or len(a & b) / len(a | b) > 0.2}
-            )
-    partners = [
-        {
-            "sae": LABEL,
-            "sae_j": LABEL,
-            "feature": f,
-            "max_similarity": config.max_similarity,
-            "interference_bin": b,
-            "count": n,
-        }
-        for (f, b), n in counts.items()
-    ]
-    return {
-        "pairs": PAIRS.conform(pa.Table.from_pylist(pairs, schema=PAIRS.arrow())),
-        "partners": PARTNERS.conform(pa.Table.from_pylist(partners, schema=PARTNERS.arrow())),
-    }
 
 
 def plan_of(planted, study, **changes):

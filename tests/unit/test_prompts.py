@@ -1,6 +1,7 @@
 """Prompts: where they come from, how they are split, what is refused."""
 
 import copy
+import gzip
 import json
 import logging
 
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 
 from polysem.config import CorpusConfig, PromptsConfig
-from polysem.corpus import token_rows
+from polysem.corpus import one_a_line, token_rows
 from polysem.errors import ConfigError, FormatError, UnknownReferenceError
 from polysem.positions import positions_of
 from polysem.prompts import TEMPLATES, _sentence_start, make_prompts, span_of
@@ -308,3 +309,46 @@ def test_templates_that_do_not_serve_are_refused(template, words):
     config = PromptsConfig(source="templates", n=3, chat_template=True)
     with pytest.raises(ConfigError, match=words):
         prompts(config, model=Chat(template))
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("p.txt", "the sea\n\nthe king\n"),
+        ("p.jsonl", '{"text": "the sea"}\n{"text": "the king"}\n'),
+        ("p.jsonl", '[{"text": "the sea"}, {"text": "the king"}]'),
+        ("p.json", '["the sea", "the king"]'),
+        ("p.json", '[\n {"text": "the sea"},\n {"text": "the king"}\n]'),
+        ("p.json", '{"text": "the sea"}\n{"text": "the king"}\n'),
+        ("p.txt", '{"text": "the sea"}\n{"text": "the king"}\n'),
+        ("p.txt", '["the sea", "the king"]'),
+        ("p.ndjson", '{"text": "the sea"}\n{"text": "the king"}\n'),
+        ("p.jsonl.gz", '{"text": "the sea"}\n{"text": "the king"}\n'),
+        ("p.txt.gz", "the sea\nthe king\n"),
+    ],
+)
+def test_prompts_are_told_by_their_content(tmp_path, name, content):
+    file = tmp_path / name
+    file.write_bytes(gzip.compress(content.encode()) if name.endswith(".gz") else content.encode())
+    assert [text for _, text in one_a_line(file, what="prompts file")] == ["the sea", "the king"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("p.csv", "prompt\nthe sea\n", "is a table"),
+        ("p.json", '{"a": 1}', "expected a list of strings"),
+        ("p.json", '[["the sea"]]', "item 0"),
+        ("p.jsonl", '{"prompt": "the sea"}\n', "string `text`"),
+    ],
+)
+def test_prompts_of_another_form_are_refused(tmp_path, name, content, said):
+    (tmp_path / name).write_text(content)
+    with pytest.raises(FormatError, match=said):
+        list(one_a_line(tmp_path / name, what="prompts file"))
+
+
+def test_a_prompt_that_only_looks_like_json_is_one(tmp_path):
+    lines = ["{ int x = 3;", "[1] the sea", '{"key": 3}']
+    (tmp_path / "p.txt").write_text("\n".join(lines))
+    assert [text for _, text in one_a_line(tmp_path / "p.txt", what="prompts file")] == lines

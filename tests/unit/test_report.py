@@ -20,7 +20,7 @@ from polysem.errors import StoreError
 from polysem.report import write_report
 from polysem.report.charts import Bar, Curve, dose_chart, dot_plot, intervals
 from polysem.report.findings import finding
-from polysem.report.heatmap import HeatCell, chance_bound, heat_map
+from polysem.report.heatmap import HeatCell, chance_bound, pair_map
 from polysem.report.sure import axis_of, pair_sentences, specification_panels
 from polysem.report.svg import Axis, el, padded
 from polysem.report.text import count, embed_json, fixed, interval, number, p_value, visible
@@ -508,7 +508,15 @@ def test_heat_map_places_cells_and_corner():
         HeatCell(-0.5, 0.0, -0.5, 0.0, 0),
     ]
     drawn = str(
-        heat_map(cells, label="x", min_interference=0.25, max_similarity=0.25, n_listed=(7, 2), chance=[])
+        pair_map(
+            cells,
+            label="x",
+            min_interference=0.25,
+            max_similarity=0.25,
+            n_listed=(7, 2),
+            chance=[],
+            among=cells,
+        )
     )
     paths = re.findall(r'<path class="v (v\d+)" d="([^"]*)"', drawn)
     assert [(c, d.count("M")) for c, d in paths] == [
@@ -564,8 +572,7 @@ def test_contrast_of_text_and_marks_in_both_schemes(html):
         dict(re.findall(r"--([\w-]+):(#[0-9a-f]{6})", block))
         for block in re.findall(r":root\{(.*?)\}", style, flags=re.S)
     ]
-    # The colours of relations, for light and dark, then once more as light-dark(); then the page's own.
-    light, dark = blocks[0] | blocks[3], blocks[1] | blocks[4]
+    light, dark = blocks[:2]  # then once more as light-dark()
     relations = [f"k-{name}" for name in (*RELATIONS, "other")]
     for scheme in (light, light | dark):
         for ground in ("paper", "card", "wash"):

@@ -32,6 +32,7 @@ from polysem.act.base import (
 from polysem.config import PlanConfig
 from polysem.edits import Add
 from polysem.errors import NumericsError
+from polysem.saes.base import SAE
 from polysem.vocabulary import RELATIONS
 
 
@@ -95,10 +96,20 @@ def clamped_feature(recipe: Recipe, context: SiteContext) -> Float[np.ndarray, "
 
 def _added(steer: Steer, h: Float[Tensor, "pos d_in"], context: SiteContext) -> Float[Tensor, "pos d_in"]:
     """What the clamp adds at every position."""
-    sae, feature, value = context.sae, int(steer.realised[0]), steer.dose * float(steer.realised[1])
+    value = steer.dose * float(steer.realised[1])
+    return clamp_change(context.sae, h, [int(steer.realised[0])], value)
+
+
+def clamp_change(
+    sae: SAE, h: Float[Tensor, "pos d_in"], features: Sequence[int], value: float
+) -> Float[Tensor, "pos d_out"]:
+    """What sets features to a value, as the dictionary reads and writes them."""
     acts = sae.encode(h)
-    one = torch.zeros_like(acts)
-    one[:, feature] = 1.0
-    # decoding is affine in the activations: one unit of the feature, at every position in the input's own units
-    written = sae.decode(one, like=h) - sae.decode(torch.zeros_like(acts), like=h)
-    return (value - acts[:, feature, None]) * written
+    nothing = sae.decode(torch.zeros_like(acts), like=h)
+    added = torch.zeros_like(nothing)
+    for feature in features:
+        one = torch.zeros_like(acts)
+        one[:, feature] = 1.0
+        # decoding is affine in the activations: one unit of the feature, at every position in the input's own units
+        added = added + (value - acts[:, feature, None]) * (sae.decode(one, like=h) - nothing)
+    return added

@@ -5,10 +5,11 @@ taken in the same `steady` block is of the bytes that were read.
 """
 
 import pickle
+import struct
 import zipfile
 from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -26,6 +27,10 @@ SAFETENSORS_HINT = (
 PICKLES = (".pkl", ".pickle", ".joblib", ".dill")
 TENSORS = Door("weights", "download the file again, whole", missing=FormatError)
 _NUMBERS = "fiu"
+_GGUF_SIZES = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}
+"""bytes of a plain value of GGUF by the number of its type; 8 is a text and 9 an array"""
+_GGUF_ITEMS = 1 << 22
+"""items of an array of GGUF and entries of its lists: the largest vocabulary is a quarter of a million"""
 
 
 def read_safetensors(path: Path, *, door: Door = TENSORS) -> "dict[str, Tensor]":
@@ -142,6 +147,7 @@ def read_control_vector(path: Path, *, door: Door = TENSORS) -> "dict[str, Tenso
             hint='pip install "polysem[gguf]"',
         ) from error
     found: dict[str, Tensor] = {}
+    check_gguf(path, door=door)
     with steady(path, door=door), telling(door, path, doing=_whole(path, "GGUF file")):
         reader = gguf.GGUFReader(path)
         field = reader.get_field("general.architecture")
@@ -153,6 +159,57 @@ def read_control_vector(path: Path, *, door: Door = TENSORS) -> "dict[str, Tenso
                     path, f"{brief(tensor.name)} is {tensor.tensor_type.name}, expected F32 or F16"
                 )
             found[tensor.name] = torch.from_numpy(np.array(tensor.data, dtype=np.float32))
+    return found
+
+
+def check_gguf(path: Path, *, door: Door = TENSORS) -> None:
+    """Refuses a GGUF file whose lists are longer than the file, before the package gguf reads it: that counts to whatever
+    number stands there. https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
+
+    Raises:
+        the door's errors: absent, truncated, or no GGUF file.
+    """
+    _look(path, door)
+    with telling(door, path, doing=_whole(path, "GGUF file")), open_regular(path, door=door) as stream:
+        if stream.read(4) != b"GGUF":
+            raise ValueError("it does not begin with GGUF")
+        version, n_tensors, n_told = struct.unpack("<IQQ", stream.read(20))
+        if version not in (2, 3) or max(n_tensors, n_told) > _GGUF_ITEMS:
+            raise ValueError(f"version {version}, {n_told} settings, {n_tensors} tensors")
+        for _ in range(n_told):
+            _gguf_skip(stream, 8)
+            _gguf_skip(stream, _gguf_number(stream, 4))
+        for _ in range(n_tensors):
+            _gguf_skip(stream, 8)
+            n_dims = _gguf_number(stream, 4)
+            if n_dims > 8:
+                raise ValueError(f"a tensor of {n_dims} dimensions")
+            _gguf_bytes(stream, 8 * n_dims + 4 + 8)
+
+
+def _gguf_skip(stream: IO[bytes], kind: int) -> None:
+    if kind == 8:
+        _gguf_bytes(stream, _gguf_number(stream, 8))
+    elif kind == 9:
+        inner, n = _gguf_number(stream, 4), _gguf_number(stream, 8)
+        if n > _GGUF_ITEMS or inner == 9:
+            raise ValueError(f"an array of {n} items of type {inner}")
+        if inner != 8:
+            _gguf_bytes(stream, n * _GGUF_SIZES[inner])
+        else:
+            for _ in range(n):
+                _gguf_skip(stream, inner)
+    else:
+        _gguf_bytes(stream, _GGUF_SIZES[kind])
+
+
+def _gguf_number(stream: IO[bytes], n_bytes: int) -> int:
+    return int.from_bytes(_gguf_bytes(stream, n_bytes), "little")
+
+
+def _gguf_bytes(stream: IO[bytes], n: int) -> bytes:
+    if n > _GGUF_ITEMS * 8 or len(found := stream.read(n)) < n:
+        raise EOFError("it ends in the middle of its header")
     return found
 
 

@@ -9,8 +9,8 @@ import codecs
 import csv
 import io
 import json
+import logging
 import re
-import shlex
 import tomllib
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -19,6 +19,9 @@ from typing import Any
 
 from polysem.boundary.door import Door, brief, telling
 from polysem.boundary.files import LARGEST_SETTINGS, LARGEST_TEXT, open_regular, read_plain
+from polysem.errors import typed
+
+log = logging.getLogger(__name__)
 
 DEPTH = 64
 """levels of nesting that are taken"""
@@ -35,8 +38,10 @@ LITERAL = 1000
 SURROGATE = "lone surrogates replaced"
 DELIMITERS = ",;\t|"
 _ESCAPED = re.compile(r"\\u[dD][89a-fA-F]")
+_NOT_WESTERN = re.compile(rb"[\x00-\x08\x0e-\x1f\x81\x8d\x8f\x90\x9d]")
+"""bytes that are no text in Windows-1252"""
 _LONE = re.compile(r"[\ud800-\udfff]")
-_SEP = re.compile(r"^sep=(.)\r?\n", re.IGNORECASE)
+_SEP = re.compile(r"^\"?sep=(.)\"?\r?\n", re.IGNORECASE)
 _BOMS = (
     (codecs.BOM_UTF8, "utf-8"),
     (codecs.BOM_UTF32_LE, "utf-32-le"),
@@ -49,8 +54,25 @@ _OTHERS = (
     (b"PK\x03\x04", "a zip archive (a workbook of a spreadsheet, perhaps)", "unpack it, or export it as CSV"),
     (b"PAR1", "a parquet file", "convert it to CSV or JSON lines"),
     (b"%PDF-", "a PDF", "give the file of data"),
+    (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", "a document of an old office program", "export it as CSV"),
+    (b"BZh", "packed by bzip2", "bunzip2 it, or pack it by gzip"),
+    (b"\xfd7zXZ\x00", "packed by xz", "unxz it, or pack it by gzip"),
+    (b"7z\xbc\xaf\x27\x1c", "a 7-Zip archive", "unpack it"),
+    (b"Rar!\x1a\x07", "a RAR archive", "unpack it"),
+    (b"SQLite format 3\x00", "an SQLite database", "export the table as CSV"),
+    (b"\x89HDF\r\n\x1a\n", "an HDF5 file", "convert it to CSV, JSON lines or safetensors"),
+    (b"ARROW1\x00\x00", "an Arrow file", "convert it to CSV or JSON lines"),
+    (b"{\\rtf", "a document (RTF)", "save it as plain text"),
 )
-_PAGE = re.compile(rb"^\s*(<!doctype html|<html|<head|<\?xml)", re.IGNORECASE)
+_PAGE = re.compile(
+    rb"^\s*(<!--.{0,200}?-->\s*)?(<!doctype html|<html|<head|<body|<\?xml|<error>)", re.IGNORECASE | re.DOTALL
+)
+_SAID = re.compile(
+    rb"^\s*(404:? not found|403:? forbidden|not found|entry not found|file not found|repository not found|access denied|forbidden|"
+    rb"unauthorized|invalid username or password|access to (model|dataset) .{1,120} is restricted.*)[.!]?\s*$",
+    re.IGNORECASE | re.DOTALL,
+)
+"""what a server says in place of a file, the whole of it"""
 
 
 def check_kind(content: bytes, where: object, *, door: Door, page: bool = True) -> None:
@@ -66,6 +88,11 @@ def check_kind(content: bytes, where: object, *, door: Door, page: bool = True) 
     for magic, kind, hint in _OTHERS:
         if bare.startswith(magic):
             raise door.refuse(where, f"it is {kind}", hint=hint)
+    if len(content) <= 256 and _SAID.match(bare):
+        said = brief(bare.decode("utf-8", "replace").strip())
+        raise door.refuse(
+            where, f"it is what a server said in place of the file: {said}", hint="download it again"
+        )
     if page and _PAGE.match(bare):
         raise door.refuse(
             where, "it is a web page, not data", hint="download the raw file, not the page about it"
@@ -90,11 +117,15 @@ def decode(content: bytes, where: object, *, door: Door, western: bool = False) 
     try:
         return body.decode(encoding)
     except UnicodeDecodeError as error:
-        if western and encoding == "utf-8" and not mark:
-            return body.decode("cp1252", errors="replace")
+        if western and encoding == "utf-8" and not mark and not _NOT_WESTERN.search(body):
+            log.warning(
+                "%s is not UTF-8; it is read as Windows-1252, which spreadsheets of the West write",
+                door.called(where),
+            )
+            return body.decode("cp1252")
         raise door.error(
             f"{door.called(where)} is not {encoding.upper()}: byte {error.start} is {error.object[error.start]:#04x}",
-            hint="save it as UTF-8 (iconv -f LATIN1 -t UTF-8 FILE), or fetch it again",
+            hint="save it as UTF-8 (iconv -f LATIN1 -t UTF-8 FILE > NEW), or fetch it again",
         ) from error
 
 
@@ -230,7 +261,7 @@ def check_plain(path: Path, *, door: Door) -> None:
     with open_regular(path, door=door) as stream, telling(door, path):
         head = stream.read(64)
     mark = next((name for bom, name in _BOMS if head.startswith(bom)), None)
-    name, file = mark or _unmarked(head), shlex.quote(str(path))
+    name, file = mark or _unmarked(head), typed(path)
     if name == "utf-8" and not mark:
         return
     if name == "utf-8":
@@ -247,12 +278,17 @@ def check_plain(path: Path, *, door: Door) -> None:
 
 
 def json_lines(
-    text: str, where: object, *, door: Door, counts: Counter[str] | None = None
+    text: str,
+    where: object,
+    *,
+    door: Door,
+    counts: Counter[str] | None = None,
+    pairs: Callable[[list[tuple[str, Any]]], Any] | None = None,
 ) -> Iterator[tuple[int, Any]]:
     """(line number from 1, value) of JSON lines; blank lines are left out. Raises the door's error."""
     for n, line in enumerate(text.split("\n"), start=1):
         if line.strip():
-            yield n, parse_json(line, f"{where}:{n}", door=door, counts=counts)
+            yield n, parse_json(line, f"{where}:{n}", door=door, counts=counts, pairs=pairs)
 
 
 def is_lines(text: str, *, named_lines: bool) -> bool:
@@ -307,6 +343,8 @@ def table_rows(
     text = decode(content, where, door=door, western=True)
     said = _SEP.match(text)
     offset, body = (1, text[said.end() :]) if said else (0, text)
+    blank = len(body) - len(body.lstrip("\r\n"))  # lines before the names
+    offset, body = offset + max(body[:blank].count("\n"), body[:blank].count("\r")), body[blank:]
     between = said[1] if said else _delimiter(body, delimiter)
     csv.field_size_limit(CELL)
     reader = csv.reader(io.StringIO(body, newline=""), delimiter=between, strict=True)

@@ -200,6 +200,82 @@ def _joint(
     _finish("joint", make_joint(folder, options, reporter=on_stderr(), ignore_versions=ignore_versions))
 
 
+@verb
+def _generate(
+    study_file: StudyFile,
+    out: Out = None,
+    pairs: Annotated[
+        int,
+        typer.Option("--pairs", help="Pairs of the plan; half as many random features and targets beside."),
+    ] = 40,
+    prompts: Annotated[int, typer.Option("--prompts", help="Prompts of the study.")] = 8,
+    tokens: Annotated[int, typer.Option("--tokens", help="Drawn behind each.")] = 64,
+    draws: Annotated[int, typer.Option("--draws", help="Texts of each prompt and push.")] = 1,
+    kl: Annotated[str, typer.Option("--kl", help="Doses, nats of the next token, with commas.")] = "0.05,0.5",
+    scope: Annotated[
+        str,
+        typer.Option("--scope", help="Where texts are pushed: prompt, decode, both, or the first N tokens."),
+    ] = "both",
+    temperature: Annotated[float, typer.Option("--temperature", help="0 takes the most likely token.")] = 1.0,
+    sae: Annotated[str, typer.Option("--sae", help="Label of the dictionary.")] = "",
+    token_set: Annotated[str, typer.Option("--set", help="Target tokens: in or out.")] = "out",
+    tasks: Annotated[
+        str, typer.Option("--tasks", metavar="FILE", help="Questions (.jsonl) asked under every push.")
+    ] = "",
+    ignore_versions: IgnoreVersions = False,
+) -> None:
+    from polysem.engine.generate import GenerateOptions
+
+    try:
+        doses = tuple(float(part) for part in kl.split(",") if part.strip())
+    except ValueError as error:
+        raise ConfigError(f"--kl {kl!r}: expected numbers with commas, as 0.05,0.5") from error
+    options = GenerateOptions(
+        pairs=pairs, prompts=prompts, tokens=tokens, draws=draws, kl=doses, scope=scope, temperature=temperature,
+        sae=sae, token_set=token_set, tasks=tasks,
+    )  # fmt: skip
+    options.check()
+    folder = folder_for(study_file, out)
+    from polysem.engine import make_generate, run_study
+    from polysem.progress import on_stderr
+
+    run_study(
+        study_file, folder, reporter=on_stderr(), stages=["features", "pairs", "plan"],
+        ignore_versions=ignore_versions,
+    )  # fmt: skip
+    _finish("generate", make_generate(folder, options, reporter=on_stderr(), ignore_versions=ignore_versions))
+
+
+@verb
+def _guard(
+    study_file: Annotated[
+        Path | None, typer.Argument(metavar="STUDY.toml", help="The study file; `polysem init` prints one.")
+    ] = None,
+    concept_file: Annotated[
+        Path | None, typer.Argument(metavar="CONCEPT.toml", help="The concept; --init prints one.")
+    ] = None,
+    out: Out = None,
+    ignore_versions: IgnoreVersions = False,
+    init: Annotated[bool, typer.Option("--init", help="Print a concept with its keys, and end.")] = False,
+) -> None:
+    if init:
+        print_template("concept.toml")
+        return
+    if study_file is None or concept_file is None:
+        raise ConfigError(
+            "polysem guard needs a study and a concept", hint="polysem guard --init > concept.toml"
+        )
+    from polysem.engine.guard import load_concept
+
+    concept = load_concept(concept_file)
+    folder = folder_for(study_file, out)
+    from polysem.engine import make_guard, run_study
+    from polysem.progress import on_stderr
+
+    run_study(study_file, folder, reporter=on_stderr(), stages=["features"], ignore_versions=ignore_versions)
+    _finish("guard", make_guard(folder, concept, reporter=on_stderr(), ignore_versions=ignore_versions))
+
+
 def _panel(stage: StageName) -> Callable[..., None]:
     """A verb that asks a panel of language models."""
 
@@ -275,6 +351,8 @@ STAGES: dict[StageName, Callable[..., None]] = {
     "side-effects": _side_effects,
     "layers": _layers,
     "joint": _joint,
+    "generate": _generate,
+    "guard": _guard,
     "judge": _panel("judge"),
     "explain": _panel("explain"),
     "transfer": _transfer,

@@ -30,7 +30,7 @@ from polysem.cli.shell import (
     shard_of,
     verb,
 )
-from polysem.errors import ConfigError
+from polysem.errors import ConfigError, typed
 from polysem.store.stages import ORDER, StageName, command
 
 DEMO = Path(__file__).with_name("demo.toml")
@@ -253,7 +253,9 @@ def status(
     behind = [stage["stage"] for stage in found if stage["state"] in ("partial", "stale")]
     if behind:
         goes_on = (
-            f"polysem run {run}/study.toml --out {run}" if behind[0] in ORDER else command(behind[0], run)
+            f"polysem run {typed(run)}/study.toml --out {typed(run)}"
+            if behind[0] in ORDER
+            else command(behind[0], run)
         )
         print(f"  next: {goes_on}", file=sys.stderr)
 

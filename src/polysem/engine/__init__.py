@@ -1,7 +1,7 @@
 """Stages made through a run folder: once, checked, and continued after a kill; each is a record of `store.stages`.
 
     run_study                           the stages of a study, in order, on processes or a Ray cluster where that is asked for
-    make_atlas, make_layers, make_side_effects, make_joint, judge_run, explain_run  what is made beside them
+    make_atlas, make_layers, make_side_effects, make_joint, make_generate, make_guard, judge_run, explain_run  what is made beside them
     run_transfer, defend                a transfer study, and its audit
     check_study                         what is wrong with a study, before anything is made
     run_status, verify_run              where every stage stands, and whether the folder holds what it says
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
         explain_run,
         judge_run,
         make_atlas,
+        make_generate,
+        make_guard,
         make_joint,
         make_layers,
         make_side_effects,
@@ -34,6 +36,8 @@ __all__ = [
     "explain_run",
     "judge_run",
     "make_atlas",
+    "make_generate",
+    "make_guard",
     "make_joint",
     "make_layers",
     "make_side_effects",

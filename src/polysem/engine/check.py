@@ -114,15 +114,16 @@ def _labels(study: Study, saes: "list[SAE | None]") -> None:
 
 def _glosses(source: str, sae: "SAE", checked: Checked) -> None:
     from polysem.glosses import read_glosses, shipped_glosses
+    from polysem.glosses.export import is_remote
+    from polysem.glosses.read import split_name
 
     if source == "tokens":
         return
     if source == "zoo":
         checked.attempt(lambda: shipped_glosses(sae.provenance.ref, d_sae=sae.d_sae))
         return
-    if "://" in source or (
-        source.startswith("neuronpedia:") and not Path(source.partition(":")[2].partition("#")[0]).exists()
-    ):
+    kind, _, place = source.partition(":")
+    if kind == "neuronpedia" and is_remote(split_name(place)[0]):
         checked.unseen.append(f"glosses {source}, which lie at a web address")
         return
     checked.attempt(lambda: read_glosses(source, d_sae=sae.d_sae, site=sae.reads, model_id=sae.model_id))

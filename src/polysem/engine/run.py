@@ -19,6 +19,8 @@ from polysem.config import Study, parse_study, read_text
 from polysem.engine.atlas import AtlasOptions
 from polysem.engine.check import check_study
 from polysem.engine.context import StudyContext
+from polysem.engine.generate import GenerateOptions
+from polysem.engine.guard import ConceptConfig
 from polysem.engine.joint import JointOptions
 from polysem.engine.layers import LayersOptions
 from polysem.engine.making import DefendOptions
@@ -193,6 +195,40 @@ def make_joint(
     options.check()
     how = How(reporter, ignore_versions=ignore_versions)
     return _beside("joint", RunFolder.open(out), how, options, options.recorded()).folder("joint")
+
+
+def make_generate(
+    out: Path,
+    options: GenerateOptions | None = None,
+    *,
+    reporter: Reporter = SILENT,
+    ignore_versions: bool = False,
+) -> Path:
+    """Draw texts under pushes of the plan in a run folder whose features and plan are fresh; gives the folder of the tables.
+
+    Raises:
+        StoreError: if features or plan are not fresh, or a file cannot be written.
+        ConfigError: if what is asked for cannot be.
+        PolysemError: of files, models and SAEs.
+    """
+    options = options or GenerateOptions()
+    options.check()
+    how = How(reporter, ignore_versions=ignore_versions)
+    return _beside("generate", RunFolder.open(out), how, options, options.recorded()).folder("generate")
+
+
+def make_guard(
+    out: Path, concept: ConceptConfig, *, reporter: Reporter = SILENT, ignore_versions: bool = False
+) -> Path:
+    """Judge a concept's handle in a run folder whose features are fresh; gives the folder of the tables.
+
+    Raises:
+        StoreError: if the features are not fresh, or a file cannot be written.
+        ConfigError: if what is asked for cannot be, or there are too few documents.
+        PolysemError: of files, models, SAEs and corpora.
+    """
+    how = How(reporter, ignore_versions=ignore_versions)
+    return _beside("guard", RunFolder.open(out), how, concept, concept.recorded()).folder("guard")
 
 
 def judge_run(

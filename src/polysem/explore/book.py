@@ -9,7 +9,7 @@ still running is looked at again whenever a manifest or the record of a part has
 import math
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from itertools import chain, islice
@@ -17,14 +17,16 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from polysem.boundary.door import brief
 from polysem.config import Study
 from polysem.errors import ConfigError, StoreError
 from polysem.explore import derived
-from polysem.explore.files import BESIDES, StageFiles, other_files, signature, stage_files
+from polysem.explore.files import StageFiles, other_files, signature, stage_files
 from polysem.explore.query import Query, Sql
 from polysem.explore.relations import RunTable, of_schema
+from polysem.store import io
 from polysem.store.manifest import other_format
 from polysem.store.run import RunFolder
 from polysem.store.stages import command
@@ -36,8 +38,8 @@ MEMORY = "640MB"
 IN_MEMORY = 2_000_000
 """pairs that are copied into memory (about 170 bytes each), where a question takes a tenth of the time; beyond
 that they are read from parquet each time"""
-SCHEMAS = {t.name: t for tables in (*STAGES.values(), *BESIDES.values()) for t in tables}
-HOMES = {t.name: home for home, tables in (STAGES | BESIDES).items() for t in tables}
+SCHEMAS = {t.name: t for tables in STAGES.values() for t in tables}
+HOMES = {t.name: home for home, tables in STAGES.items() for t in tables}
 """table -> stage or folder that holds it"""
 _LOOK_EVERY = 1.0
 """seconds between two looks at a folder"""
@@ -111,6 +113,17 @@ class Book:
     def has(self, table: str) -> bool:
         """Whether a stored table is there, whole or in part."""
         return any(table in stage.tables for stage in (*self.stages, *self.others))
+
+    def table(
+        self, name: str, *, columns: Sequence[str] | None = None, where: pc.Expression | None = None
+    ) -> pa.Table:
+        """A stored table as far as it is there, or the part of it that is asked for; without rows where it is not."""
+        schema = SCHEMAS[name]
+        wanted = list(columns) if columns is not None else [c.name for c in schema.columns]
+        files = [f for s in (*self.stages, *self.others) for f in s.tables.get(name, ())]
+        rebuild = command(HOMES[name], self.folder)
+        parts = [io.read_table(f, schema, rebuild=rebuild, columns=columns, where=where) for f in files]
+        return pa.concat_tables(parts) if parts else schema.empty().select(wanted)
 
     def relation(self, name: str) -> RunTable:
         """A relation by its name. Raises StoreError where there is none now."""

@@ -13,7 +13,6 @@ from polysem.errors import StoreError
 from polysem.explore.book import HOMES, Book
 from polysem.explore.query import Sql, categories
 from polysem.report import words
-from polysem.report.heatmap import COVERED, chance_bound
 from polysem.stats.rows import parse_group
 from polysem.store.stages import command
 from polysem.vocabulary import DOSE_UNITS, LOCI, RELATIONS
@@ -61,16 +60,6 @@ def as_json(value: Any) -> str:
 def progress(book: Book) -> dict[str, Any]:
     """How far the study is; `version` changes when there is something new to see."""
     return {"version": book.look(), "stages": _stages(book)}
-
-
-def density_map(book: Book) -> dict[str, Any]:
-    """The joint histogram of every SAE, what chance gives, and how many pairs are listed."""
-    if not book.has("density"):
-        return {"maps": []}
-    counted = "count(*) FILTER (interference > 0) AS above, count(*) FILTER (interference <= 0) AS below"
-    rows = book.ask(Sql(f"SELECT sae, {counted} FROM t_pairs GROUP BY sae", [])) if book.has("pairs") else []
-    listed = {row["sae"]: row for row in rows}
-    return {"covered": COVERED, "maps": [_map(book, sae, listed.get(sae, {})) for sae in _labels(book)]}
 
 
 def floors(book: Book) -> dict[str, Any]:
@@ -266,40 +255,5 @@ def _size(book: Book) -> dict[str, int | None]:
     return book.once("size", make)
 
 
-def _map(book: Book, sae: str, listed: dict[str, Any]) -> dict[str, Any]:
-    cells = book.ask(
-        Sql(
-            'SELECT similarity_lo, similarity_hi, interference_lo, interference_hi, "count" AS n '
-            'FROM t_density WHERE sae = ? AND "count" > 0 ORDER BY interference_lo, similarity_lo',
-            [sae],
-        )
-    )
-    chance = []
-    if book.has("spectrum"):
-        width = book.ask(
-            Sql(
-                "SELECT any_value(d_in) AS d_in, any_value(d_eff) AS d_eff FROM t_spectrum WHERE sae = ?",
-                [sae],
-            )
-        )[0]
-        if width["d_in"] is not None:
-            chance = [
-                {"name": "random directions", "bound": chance_bound(float(width["d_in"]))},
-                {
-                    "name": "random directions of its effective width",
-                    "bound": chance_bound(max(2.0, width["d_eff"])),
-                },
-            ]
-    return {
-        "sae": sae,
-        "cells": [[round(c[k], 6) for k in _CELL] + [c["n"]] for c in cells],
-        "n": sum(c["n"] for c in cells),
-        "chance": chance,
-        "above": listed.get("above", 0),
-        "below": listed.get("below", 0),
-    }
-
-
-_CELL = ("similarity_lo", "similarity_hi", "interference_lo", "interference_hi")
-DOCUMENTS = {"overview": overview, "map": density_map, "floors": floors}
+DOCUMENTS = {"overview": overview, "floors": floors}
 """name -> what makes it, of those that are the same for every visitor"""

@@ -13,8 +13,8 @@ from typing import IO, Any
 import numpy as np
 import pyarrow as pa
 
-from polysem.errors import StoreError
-from polysem.explore import documents
+from polysem.errors import StoreError, typed
+from polysem.explore import documents, figures
 from polysem.explore.book import Book, plain
 from polysem.explore.query import Query, Sql
 from polysem.explore.relations import Field, RunTable
@@ -38,7 +38,7 @@ def export_static(book: Book, folder: Path) -> Path:
         why = next(iter(book.problems.values()), "no stage is finished").splitlines()[0]
         raise StoreError(
             f"{book.folder} holds nothing that can be exported: {why}",
-            hint=f"polysem run {book.folder}/study.toml --out {book.folder}",
+            hint=f"polysem run {typed(book.folder)}/study.toml --out {typed(book.folder)}",
         )
     if folder.exists() and any(folder.iterdir()) and not (folder / _MARK).is_file():
         raise StoreError(
@@ -60,11 +60,19 @@ def export_static(book: Book, folder: Path) -> Path:
     made = {name: make(book) for name, make in documents.DOCUMENTS.items()} | {"overview": overview}
     for name, document in made.items():
         io.write_text(folder / "data" / f"{name}.json", documents.as_json(document))
+    for name in figures.SECTIONS:
+        io.write_text(folder / "data" / "figures" / f"{name}.html", figures.section(book, name))
+    place = {sae["label"]: k for k, sae in enumerate(overview["saes"])}
+    for sae, i, j in figures.measured(book):
+        file = folder / "data" / "figures" / "pair" / str(place[sae]) / f"{i}-{j}.html"
+        io.write_text(file, figures.of_pair(book, sae, i, j))
     for name in names:
         _relation(book, book.relation(name), folder / "data" / "relations" / name)
     for k, sae in enumerate(overview["saes"]):
         for chunk, records in _features(book, sae["label"]):
             io.write_text(folder / "data" / "features" / str(k) / f"{chunk}.json", documents.as_json(records))
+            drawn = figures.of_features(book, sae["label"], [r["feature"] for r in records])
+            io.write_text(folder / "data" / "figures" / "feature" / str(k) / f"{chunk}.html", drawn)
     io.write_json(folder / _MARK, {"study": book.study.name, "version": book.version})
     return folder
 

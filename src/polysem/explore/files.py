@@ -14,9 +14,9 @@ from polysem.seeds import short_hash
 from polysem.store import io
 from polysem.store.manifest import Manifest, read_manifest
 from polysem.store.stages import ORDER, StageName, command
-from polysem.store.tables import ATLAS, STAGES, TRANSFER
+from polysem.store.tables import STAGES
 
-BESIDES = {"transfer": TRANSFER, "atlas": ATLAS}
+BESIDES = {stage: tables for stage, tables in STAGES.items() if stage not in ORDER}
 """stages that are made beside a study's -> their tables"""
 
 
@@ -78,7 +78,7 @@ def _of_stage(root: Path, stage: str, finished: bool, n_parts: int, names: set[s
     tables: dict[str, tuple[Path, ...]] = {}
     rows: dict[str, int] = {}
     problems: dict[str, str] = {}
-    for schema in STAGES.get(stage) or BESIDES.get(stage, ()):
+    for schema in STAGES.get(stage, ()):
         stem = "part" if schema.name == "trials" else schema.name
         mine = [name for name in sorted(names) if _is_of(name, stage, stem)]
         if not mine:
@@ -98,7 +98,7 @@ def _is_of(name: str, stage: str, stem: str) -> bool:
     if not name.endswith(".parquet"):
         return False
     file = name.removeprefix(f"{stage}/").removesuffix(".parquet")
-    return file == stem or file.startswith(f"{stem}-") or (stage == "atlas" and file[2:] == f"-{stem}")
+    return file == stem or file.startswith(f"{stem}-") or file[2:] == f"-{stem}"
 
 
 def _inside(root: Path, name: str, stage: str) -> Path:

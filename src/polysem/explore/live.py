@@ -170,6 +170,8 @@ class Live:
             return
         target = feature(self.book, asked.sae, asked.target)
         source = feature(self.book, asked.sae, asked.source) if LIVE[asked.locus].from_feature else None
+        for one in asked.more:
+            feature(self.book, asked.sae, one.source)
         with torch.no_grad():
             model = self.bench.model
             check()

@@ -13,12 +13,12 @@ from typing import Annotated, Any
 from polysem.boundary.door import Door
 from polysem.boundary.text import parse_json
 from polysem.errors import ConfigError, PolysemError, StoreError
-from polysem.explore import documents
+from polysem.explore import documents, figures
 from polysem.explore.book import Book
 from polysem.explore.guard import POLICY, App, Guard, host_of
 from polysem.explore.output import MEDIA, rows_as
 from polysem.explore.query import Query
-from polysem.report import words
+from polysem.report import html
 
 LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
 _MODE, _POLICY = "@MODE@", "@POLICY@"
@@ -82,8 +82,8 @@ def page(mode: str) -> str:
 
 
 def _assets() -> dict[str, tuple[bytes, str]]:
-    """Every file of the page, by its name below static/: known beforehand, so no path is ever made of a request. The
-    colours of relations are made from the vocabulary."""
+    """Every file of the page, by its name below static/: known beforehand, so no path is ever made of a request. What
+    draws and colours figures is the report's."""
     root = files("polysem.explore").joinpath("static")
     found: dict[str, tuple[bytes, str]] = {}
     folders = [("", root)]
@@ -95,7 +95,8 @@ def _assets() -> dict[str, tuple[bytes, str]]:
                 folders.append((f"{name}/", item))
             elif suffix in _TYPES:
                 found[name] = (item.read_bytes(), _TYPES[suffix])
-    found["words.css"] = (words.style().encode(), _TYPES[".css"])
+    for name in html.SHARED:
+        found[name] = (html.shared(name).encode(), _TYPES[Path(name).suffix])
     return dict(sorted(found.items()))
 
 
@@ -118,6 +119,21 @@ def _add_data(app: Any, book: Book) -> None:
             raise StoreError(f"there is no document {name!r}; there are {', '.join(made)} and progress")
         book.look()
         return _json(book.once(f"document {name}", lambda: made[name](book)))
+
+    @app.get("/data/figures/pair")
+    def pair_figures(sae: str, i: int, j: int) -> Response:
+        book.look()
+        return _html(figures.of_pair(book, sae, i, j))
+
+    @app.get("/data/figures/feature")
+    def feature_figures(sae: str, feature: int) -> Response:
+        book.look()
+        return _html(figures.of_features(book, sae, [feature]))
+
+    @app.get("/data/figures/{name}.html")
+    def section(name: str) -> Response:
+        book.look()
+        return _html(figures.section(book, name))
 
     @app.get("/data/feature")
     def feature(sae: str, feature: int) -> Response:
@@ -198,6 +214,12 @@ def _json(value: Any) -> Any:
 
     text = documents.as_json(value)
     return Response(text, media_type="application/json", headers={"cache-control": "no-store"})
+
+
+def _html(piece: str) -> Any:
+    from fastapi.responses import Response
+
+    return Response(piece, media_type="text/html", headers={"cache-control": "no-store"})
 
 
 def listen(host: str, port: int) -> socket.socket:

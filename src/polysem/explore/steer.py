@@ -24,12 +24,16 @@ else:  # importing them would import torch
 
 MAX_SCALE = 4.0
 """largest dose tried, x mean norm of the site"""
+MAX_MORE = 7
+"""pushes beside the first"""
 SNIPPET = 8
 """tokens of an injected snippet"""
 SHOWN = 12
 """most likely tokens shown, before and after"""
 FIRST_SCALE = 0.1
 """tried first where a KL is asked for"""
+NOTHING = 1e-9
+"""x mean norm: less than this is no push"""
 KL_WITHIN = TOLERANCE
 """a dose asked for in KL is met within this share of it"""
 
@@ -52,6 +56,16 @@ def _live(name: str) -> str:
     return name
 
 
+class Also(BaseModel):
+    """One push more, along a feature of the same SAE."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    source: Annotated[int, Field(ge=0)]
+    dose: Annotated[float, Field(ge=-MAX_SCALE, le=MAX_SCALE, allow_inf_nan=False)]
+    """x mean norm of the site"""
+
+
 class Asked(BaseModel):
     """What is asked for."""
 
@@ -67,6 +81,8 @@ class Asked(BaseModel):
     dose: Annotated[float, Field(ge=-MAX_SCALE, le=MAX_SCALE, allow_inf_nan=False)]
     """in scale: x mean norm of the site, of a neuron the relative change, of a prompt nothing; or nats, above 0"""
     n_tokens: Annotated[int, Field(ge=0, le=64)] = 24
+    more: Annotated[list[Also], Field(max_length=MAX_MORE)] = []
+    """pushes at the same time"""
 
     @model_validator(mode="after")
     def _kl_is_positive(self):
@@ -74,6 +90,8 @@ class Asked(BaseModel):
             raise ValueError("a KL is above 0")
         if self.unit == "kl" and self.locus == "prompt":
             raise ValueError("an injection has no dose that could be set to a KL; give scale")
+        if self.more and (self.locus, self.unit) != ("feature", "scale"):
+            raise ValueError("several at once are pushed at the locus feature, with doses in scale")
         return self
 
     @classmethod
@@ -114,6 +132,10 @@ class LiveSteer:
         self.bench = SiteContext(asked.sae, sae, model.spec, activations=_none, model=model)
         self.intervention = intervention(asked.locus)
         self.realised = self.intervention.realise(LIVE[asked.locus].recipe(asked, source), self.bench)
+        self.dose = asked.dose
+        self.singles = [(asked.source, asked.dose, self.realised)]
+        if asked.more:
+            self._join()
         steers = self.intervention.steers
         aligned = self.realised @ unit(decoder_row(self.bench, asked.target)) if steers else None
         self.alignment = None if aligned is None else float(aligned)
@@ -123,12 +145,25 @@ class LiveSteer:
         self.norm = self._site_norm()
         self.before = self._logits(self.ids, None)
 
+    def _join(self) -> None:
+        """Make one push of several: their sum, as they are all added at the same site."""
+        for one in self.asked.more:
+            recipe = _recipe("decoder", feature=one.source)
+            self.singles.append((one.source, one.dose, self.intervention.realise(recipe, self.bench)))
+        together = np.sum([dose * direction for _, dose, direction in self.singles], axis=0)
+        self.dose = float(np.linalg.norm(together))
+        if self.dose < NOTHING:
+            raise ConfigError("these pushes cancel each other", hint="change a dose")
+        self.realised = together / self.dose
+
     def run(self) -> None:
-        """Next token before and after, then both continuations."""
+        """Next token before and after, then both continuations, the steered one first."""
         dose, after = self._dosed()
         result = self._result(dose, after)
+        if self.asked.more:
+            result |= self._added(after)
         self.show(result)
-        for text, scale in (("text_before", None), ("text_after", dose)):
+        for text, scale in (("text_after", dose), ("text_before", None)):
             for written in self._generated(scale):
                 result = {**result, text: written}
                 self.show(result)
@@ -141,8 +176,9 @@ class LiveSteer:
         norms = self.model.capture(tokens, [site])[site][0].double().norm(dim=-1).cpu().numpy()
         return mean_norm(norms, PLAIN.counted(len(norms)))
 
-    def _logits(self, ids: list[int], scale: float | None) -> Any:
-        """Last-position logits [1 d_vocab] in float64; steered by `scale` x the prompt's mean norm."""
+    def _logits(self, ids: list[int], scale: float | None, direction: Any = None) -> Any:
+        """Last-position logits [1 d_vocab] in float64; steered by `scale` x the prompt's mean norm along a direction, the one
+        that is asked for where none is given."""
         import torch
 
         from polysem.act import base
@@ -152,7 +188,8 @@ class LiveSteer:
             tokens, edits = torch.as_tensor([ids], device=self.model.spec.device), []
         else:
             prompt = base.EditedPrompt(tuple(ids), base.edited_positions(self.positions, len(ids)))
-            steer = base.Steer(self.realised, LIVE[self.asked.locus].strength(scale, self.norm))
+            along = self.realised if direction is None else direction
+            steer = base.Steer(along, LIVE[self.asked.locus].strength(scale, self.norm))
             tokens, edits = self.intervention.prepare([steer], prompt, self.bench)
         return self.model.logits(tokens, edits, last_only=True)[:, -1].cpu().double()
 
@@ -164,7 +201,7 @@ class LiveSteer:
     def _dosed(self) -> tuple[float, Any]:
         """The dose (x mean norm) and the logits there; by secant steps where a KL is asked for."""
         if self.asked.unit == "scale":
-            return self.asked.dose, self._logits(self.ids, self.asked.dose)
+            return self.dose, self._logits(self.ids, self.dose)
         return dose_for_kl(lambda scale: self._logits(self.ids, scale), self._kl, self.asked.dose)
 
     def _result(self, dose: float, after: Any) -> dict[str, Any]:
@@ -202,6 +239,26 @@ class LiveSteer:
             "sets": [self._odds(name, ids, after) for name, ids in sets.items()],
             "text_before": "",
             "text_after": "",
+        }
+
+    def _added(self, after: Any) -> dict[str, Any]:
+        """What each push does alone, what their sum predicts, and how much of the joint change of logits (less their mean,
+        which means nothing) the sum does not say."""
+        alone = [self._logits(self.ids, dose, direction) for _, dose, direction in self.singles]
+        moved, *single = (z[0] - self.before[0] for z in (after, *alone))
+        missed, moved = (z - z.mean() for z in (moved - sum(single), moved))
+        size = float((moved**2).sum())
+        return {
+            "alone": [
+                {
+                    "source": source,
+                    "dose": dose,
+                    "kl": self._kl(z),
+                    "sets": [self._odds(n, self.target[t.column], z) for n, t in TOKEN_SETS.items()],
+                }
+                for (source, dose, _), z in zip(self.singles, alone, strict=True)
+            ],
+            "unexplained": float((missed**2).sum()) / size if size else None,
         }
 
     def _odds(self, name: str, ids: list[int], after: Any) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from polysem.errors import StoreError
+from polysem.errors import StoreError, typed
 from polysem.seeds import short_hash
 from polysem.store.io import read_arrays, to_disk
 
@@ -75,10 +75,10 @@ class VectorCache:
 
 
 def _read(file: Path) -> tuple[list[bytes], np.ndarray]:
-    tensors = read_arrays(file, rebuild=f"rm {file}")
+    tensors = read_arrays(file, rebuild=f"rm {typed(file)}")
     if not {"texts", "vectors"} <= tensors.keys():
         raise StoreError(
-            f"{file} is no cache of embeddings: it holds {', '.join(tensors)}", hint=f"rm {file}"
+            f"{file} is no cache of embeddings: it holds {', '.join(tensors)}", hint=f"rm {typed(file)}"
         )
     hashes, vectors = tensors["texts"], tensors["vectors"]
     if (
@@ -89,7 +89,7 @@ def _read(file: Path) -> tuple[list[bytes], np.ndarray]:
     ):
         raise StoreError(
             f"{file}: hashes {hashes.shape} and vectors {vectors.shape} do not belong together",
-            hint=f"rm {file}",
+            hint=f"rm {typed(file)}",
         )
     return [row.tobytes() for row in hashes], vectors
 

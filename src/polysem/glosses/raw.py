@@ -15,13 +15,26 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from polysem.boundary import text as foreign
-from polysem.boundary.door import Door
+from polysem.boundary.door import Door, brief
 from polysem.boundary.files import read_bytes, unpack
 
 log = logging.getLogger(__name__)
 
 SUFFIXES = (".jsonl", ".json", ".csv", ".tsv")
 DOOR = Door("file", "download the file again: it is cut or damaged")
+_ANSWER = {
+    "error",
+    "message",
+    "detail",
+    "details",
+    "status",
+    "code",
+    "statusCode",
+    "documentation_url",
+    "request_id",
+    "requestId",
+}
+"""names of an error of a server in JSON"""
 _DELPHI = re.compile(r"^(?P<module>.+?)_(?:latent|feature)_?(?P<feature>\d+)\.txt$")
 
 
@@ -76,6 +89,8 @@ def rows_of_bytes(content: bytes, *, name: str) -> Iterator[GlossRecord]:
             hint="give a file with one of these endings",
         )
     content = unpack(content, name, door=DOOR)
+    if not content.strip():
+        raise DOOR.refuse(name, f"it is empty ({len(content)} bytes)")
     foreign.check_kind(content, name, door=DOOR)
     return _rows(content, name, suffix)
 
@@ -92,10 +107,10 @@ def _rows(content: bytes, name: str, suffix: str) -> Iterator[GlossRecord]:
     else:
         text = foreign.decode(content, name, door=DOOR)
         if foreign.is_lines(text, named_lines=suffix == ".jsonl"):
-            for n, value in foreign.json_lines(text, name, door=DOOR, counts=counts):
+            for n, value in foreign.json_lines(text, name, door=DOOR, counts=counts, pairs=_once):
                 yield GlossRecord(f"{name}:{n}", _mapping(value, f"{name}:{n}"))
         else:
-            yield from _json_rows(foreign.parse_json(text, name, door=DOOR, counts=counts), name)
+            yield from _json_rows(foreign.parse_json(text, name, door=DOOR, counts=counts, pairs=_once), name)
     for what, n in counts.items():
         log.warning("%s: %d %s by U+FFFD", name, n, what)
 
@@ -110,6 +125,18 @@ def _delphi_row(text: str, name: str) -> GlossRecord:
     return GlossRecord(name, {"feature": named["feature"], "gloss": gloss, "module": named["module"]})
 
 
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of its pairs. Raises ValueError where a name stands twice: one of the two would be lost."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(
+            f"the name {brief(twice)} stands twice in one object; write a list of rows, or keep one of the two"
+        )
+    return found
+
+
 def _json_rows(value: Any, name: str) -> Iterator[GlossRecord]:
     if isinstance(value, list):
         for position, item in enumerate(value):
@@ -117,6 +144,10 @@ def _json_rows(value: Any, name: str) -> Iterator[GlossRecord]:
             yield GlossRecord(where, _mapping(item, where))
         return
     fields = _mapping(value, name)
+    if set(fields) <= _ANSWER and {"error", "message", "detail"} & set(fields):
+        raise DOOR.refuse(
+            name, f"it is what a server said in place of the file: {brief(fields)}", hint="download it again"
+        )
     if isinstance(fields.get("features"), list):
         shared = {key: item for key, item in fields.items() if key != "features"}
         for position, item in enumerate(fields["features"]):

@@ -100,7 +100,9 @@ def fold(name: str) -> str:
 
 
 def blank(value: object) -> bool:
-    """Whether a cell says nothing."""
+    """Whether a cell says nothing. JSON that pandas wrote has NaN where a table has an empty cell."""
+    if isinstance(value, float):
+        return value != value
     return value is None or (isinstance(value, str) and value.strip().lower() in _BLANK)
 
 
@@ -132,7 +134,8 @@ def parse_glosses(
     nested = fields.first(["explanations"])
     if isinstance(nested, list):
         for position, item in enumerate(nested):
-            inner = GlossRecord(f"{row.where}.explanations[{position}]", {"feature": feature} | item)
+            told = item if isinstance(item, dict) else {"gloss": item}
+            inner = GlossRecord(f"{row.where}.explanations[{position}]", {"feature": feature} | told)
             yield from (p._replace(origin=origin) for p in parse_glosses(inner))
         return
     for text, written_by in _texts_of(fields, by):

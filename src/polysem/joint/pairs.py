@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from polysem.errors import MismatchError
 from polysem.joint.bench import Changes, JointBench
 from polysem.linear.response import membership
 from polysem.models.base import WhiteBoxModel
@@ -147,7 +148,13 @@ def slopes(
     bench: JointBench, strengths: Float[np.ndarray, " n"], sets: Sequence[Sequence[int]]
 ) -> Float[np.ndarray, "sets n"]:
     """d log-odds of every set / d strength of every direction, with all pushes at these strengths in place: nats per unit of
-    activation."""
+    activation.
+
+    Raises:
+        MismatchError: a model without gradients.
+    """
+    if not isinstance(bench.model, HFModel):
+        raise MismatchError("slopes need the gradients of a transformers model")
     inside = membership(sets, bench.base.shape[-1])
     added = {
         site: torch.from_numpy(strengths[some] @ bench.units[site]).expand(len(sets), -1)

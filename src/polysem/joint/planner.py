@@ -136,8 +136,8 @@ def few_by_penalty(
 ) -> list[int]:
     """The pushes that an absolute penalty leaves: the smallest one that leaves at most n, each twice the one before; the n
     largest where none does."""
-    start = least_kl(linear, targets, wanted, protected)
-    penalty = 1e-2 * (linear.cost(start) / len(start)) ** 0.5
+    a = least_kl(linear, targets, wanted, protected)
+    penalty = 1e-2 * (linear.cost(a) / len(a)) ** 0.5
     scale = np.sqrt(np.diag(linear.fisher))
     for _ in range(20):
         a = penalised(linear, targets, wanted, protected, penalty)

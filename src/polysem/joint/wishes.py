@@ -204,7 +204,7 @@ class _Planning:
             def tried(gap: np.ndarray, _: Strengths) -> Strengths:
                 return self.linear.bounded(ask(gap))
 
-            return corrected(tried(wanted, wanted), wanted, measure, tried), able
+            return corrected(tried(wanted, np.zeros(n)), wanted, measure, tried), able
 
         def scaled(start: Strengths, able: int) -> tuple[Strengths, int]:
             return plan(lambda gap: start * float(wanted @ gap / (wanted @ wanted)), able)

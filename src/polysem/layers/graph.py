@@ -167,12 +167,14 @@ def read_graph(path: Path) -> Graph:
     for name in ("nodes", "links"):
         if not isinstance(content.get(name), list) or not all(isinstance(x, dict) for x in content[name]):
             raise _DOOR.refuse(path, f"{name} is {brief(content.get(name))}, expected a list of objects")
-    known = {node.get("node_id") for node in content["nodes"]}
+    known = {str(node.get("node_id")) for node in content["nodes"]}
     for link in content["links"]:
         ends = (link.get("source"), link.get("target"))
-        if not all(end in known for end in ends) or isinstance(link.get("weight"), bool | str | None):
+        weight = link.get("weight")
+        number = isinstance(weight, int | float) and not isinstance(weight, bool) and math.isfinite(weight)
+        if not number or not all(isinstance(end, str) and end in known for end in ends):
             raise _DOOR.refuse(
-                path, f"a link {brief(link)}; expected source and target among the nodes, and a weight"
+                path, f"a link {brief(link)}; expected source and target among the nodes, and a finite weight"
             )
     return Graph(content)
 

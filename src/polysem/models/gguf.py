@@ -26,8 +26,9 @@ from typing import Any
 
 from polysem.boundary.door import Door, telling
 from polysem.boundary.files import local_path, regular
+from polysem.boundary.tensors import check_gguf
 from polysem.boundary.text import read_json
-from polysem.errors import FormatError, NumericsError, UnknownReferenceError
+from polysem.errors import FormatError, NumericsError, UnknownReferenceError, typed
 
 log = logging.getLogger(__name__)
 
@@ -134,7 +135,7 @@ def files_of(ref: str) -> tuple[list[Path], str]:
     if part and part.group(2) != "00001":
         raise FormatError(
             f"{file} is part {int(part.group(1))} of {int(part.group(2))} of a split model",
-            hint=f"llama-gguf-split --merge {file.name} whole.gguf, then give whole.gguf",
+            hint=f"llama-gguf-split --merge {typed(file.name)} whole.gguf, then give whole.gguf",
         )
     return [file], ""
 
@@ -232,17 +233,15 @@ def _inspect(file: Path, *, ref: str) -> dict[str, Any]:
         raise UnknownReferenceError(
             f"{ref} needs the Python package gguf, which is not installed", hint='pip install "polysem[gguf]"'
         ) from error
+    check_gguf(file, door=_DOOR)
     size = regular(file, door=_DOOR).st_size
     with telling(
         _READER, file, doing=f"({size} bytes) is truncated, no GGUF file, or of a quantisation unknown here"
     ):
         reader = gguf.GGUFReader(file)
-
-    def told(key: str) -> str:
-        field = reader.get_field(key)
-        return "" if field is None else str(field.contents())
-
-    architecture, pre = told("general.architecture"), told("tokenizer.ggml.pre")
+        asked = ("general.architecture", "tokenizer.ggml.pre", "tokenizer.ggml.model")
+        fields = [reader.get_field(key) for key in asked]
+        architecture, pre, tokens = ("" if field is None else str(field.contents()) for field in fields)
     if architecture not in ARCHITECTURES:
         raise UnknownReferenceError(
             f"{ref} is a {architecture!r} model; GGUF files are read of {', '.join(ARCHITECTURES)}",
@@ -257,7 +256,7 @@ def _inspect(file: Path, *, ref: str) -> dict[str, Any]:
             f"{ref} holds weights of type {', '.join(unknown)}; expected {', '.join(QUANTISATIONS)}",
             hint="take another quantisation of the model, e.g. Q8_0",
         )
-    if told("tokenizer.ggml.model") == "gpt2" and pre not in PRE_TOKENIZERS:
+    if tokens == "gpt2" and pre not in PRE_TOKENIZERS:
         raise FormatError(
             f"{ref}: the pre-tokenizer {pre!r} is not known; expected one of {', '.join(PRE_TOKENIZERS)}",
             hint="use the model's safetensors folder, whose tokenizer.json says it in full",

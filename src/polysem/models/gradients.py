@@ -24,8 +24,8 @@ from polysem.models.base import WhiteBoxModel
 from polysem.models.clean import CleanRun, block_path, first_block
 from polysem.models.hf import HFModel
 from polysem.models.hooks import Action, Stop, cut_into, hooked, working_dtype
-from polysem.onednn import FrozenLinears
 from polysem.models.replay import last_logits, run_blocks
+from polysem.onednn import FrozenLinears
 from polysem.types import Site
 
 EMBEDDING = Site(None, "hook_embed")

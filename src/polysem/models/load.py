@@ -215,6 +215,7 @@ def _download(repo: str, *, revision: str | None, files: tuple[str, ...]) -> Pat
     from huggingface_hub.errors import (
         GatedRepoError,
         HfHubHTTPError,
+        HFValidationError,
         LocalEntryNotFoundError,
         RepositoryNotFoundError,
         RevisionNotFoundError,
@@ -228,7 +229,7 @@ def _download(repo: str, *, revision: str | None, files: tuple[str, ...]) -> Pat
             f"{repo} is gated: its licence must be accepted by the account whose token is used",
             hint=f"accept the licence at {page}, then set HF_TOKEN to a token of that account",
         ) from error
-    except RepositoryNotFoundError as error:
+    except (RepositoryNotFoundError, HFValidationError) as error:
         raise UnknownReferenceError(
             f"the Hub has no repository {repo} (or it is private and HF_TOKEN does not open it), "
             "and there is no such folder here",
@@ -252,7 +253,10 @@ def _download(repo: str, *, revision: str | None, files: tuple[str, ...]) -> Pat
         ) from error
     except OSError as error:
         if error.errno != errno.ENOSPC:
-            raise
+            raise UnknownReferenceError(
+                f"{repo} cannot be fetched: {_first_line(error)}",
+                hint="check the permissions of the Hub's cache, or set HF_HOME to another folder",
+            ) from error
         raise StoreError(
             f"the disk is full: {repo} cannot be fetched",
             hint="free some space, or set HF_HOME to a larger disk",

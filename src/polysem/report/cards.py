@@ -1,17 +1,18 @@
 """The drawings of an opened row: change over dose of its pair at every locus, and how strongly its features fire."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
-from markupsafe import Markup
 
 from polysem.report import words
-from polysem.report.charts import Curve, Floor, histogram, pair_doses
+from polysem.report.charts import PREDICTED, Curve, Floor, histogram, pair_doses
+from polysem.report.html import Figure
 from polysem.report.pairs import Key
 from polysem.report.panels import LocusSection
-from polysem.report.source import Run, where
+from polysem.report.source import Tables, where
 from polysem.report.text import plural
 
 MAX_CURVES = 360
@@ -19,18 +20,6 @@ MAX_CURVES = 360
 BINS = 20
 _CENTRAL = (0.025, 0.975)
 Pair = tuple[str, int, int]
-
-
-class Drawn(NamedTuple):
-    """One drawing of an opened row."""
-
-    of: str
-    """`sae/i/j` or `sae/feature`: the row or column that shows it"""
-    title: str
-    drawing: Markup
-    caption: str
-    keys: list[tuple[str, str]]
-    """of the lines: (kind, words)"""
 
 
 @runtime_checkable
@@ -45,16 +34,23 @@ class OfPair(Protocol):
     def j(self) -> int: ...
 
 
-def curves(loci: Sequence[LocusSection], rows: Sequence[OfPair], *, level: float) -> tuple[list[Drawn], int]:
-    """Drawings of measured pairs in the order of the table, and how many pairs have them; intervals at `level`."""
-    effects = [_by_pair(locus) for locus in loci]
-    found: list[Drawn] = []
+def curves(
+    loci: Sequence[LocusSection], rows: Sequence[OfPair], *, level: float, response: pa.Table
+) -> tuple[list[Figure], int]:
+    """Drawings of measured pairs in the order of the table, and how many pairs have them; intervals at `level`, and what
+    linear response predicts where RESPONSE holds it."""
+    tables = [_by_pair(table, rows) for table in (*(locus.kl for locus in loci), response)]
+    found: list[Figure] = []
     n_pairs = 0
     for row in rows:
+        key = (row.sae, row.i, row.j)
+        *effects, linear = (by_pair.get(key, []) for by_pair in tables)
         own = [
             drawn
-            for locus, by_pair in zip(loci, effects, strict=True)
-            for drawn in _of_pair(row, locus, by_pair.get((row.sae, row.i, row.j), []), level=level)
+            for locus, mine in zip(loci, effects, strict=True)
+            for drawn in _of_pair(
+                row, locus, mine, [r for r in linear if r["locus"] == locus.name], level=level
+            )
         ]
         if own and len(found) + len(own) > MAX_CURVES:
             break
@@ -63,31 +59,50 @@ def curves(loci: Sequence[LocusSection], rows: Sequence[OfPair], *, level: float
     return found, n_pairs
 
 
-def _by_pair(locus: LocusSection) -> dict[Pair, list[dict[str, Any]]]:
-    """Measured effects of pairs at all doses."""
+def _by_pair(table: pa.Table, rows: Sequence[OfPair]) -> dict[Pair, list[dict[str, Any]]]:
+    """The rows of pairs at all doses, of those pairs that are wanted."""
+    wanted = {(row.sae, row.i, row.j) for row in rows}
+    ids = pa.array(sorted({feature for _, i, j in wanted for feature in (i, j)}), type=pa.int64())
+    mine = where(table, relation="pair")
+    for side in ("source", "target"):
+        mine = mine.filter(pc.is_in(mine[side].cast(pa.int64()), ids))
     found: dict[Pair, list[dict[str, Any]]] = {}
-    for r in where(locus.kl, relation="pair").to_pylist():
+    for r in mine.to_pylist():
         key = (r["sae"], min(r["source"], r["target"]), max(r["source"], r["target"]))
-        found.setdefault(key, []).append(r)
+        if key in wanted:
+            found.setdefault(key, []).append(r)
     return found
 
 
 def _of_pair(
-    row: OfPair, locus: LocusSection, effects: Sequence[Mapping[str, Any]], *, level: float
-) -> Iterator[Drawn]:
+    row: OfPair,
+    locus: LocusSection,
+    effects: Sequence[Mapping[str, Any]],
+    linear: Sequence[Mapping[str, Any]],
+    *,
+    level: float,
+) -> Iterator[Figure]:
     for tokens in locus.token_sets:
-        lines, keys = [], []
+        lines, keys, predicted = [], [], []
         for source, target, kind in ((row.i, row.j, "pair"), (row.j, row.i, "self")):
+            way = (source, target, tokens)
             points = [
                 (r["dose"], r["logodds"], *interval_of(r, level=level))
                 for r in effects
-                if (r["source"], r["target"], r["token_set"]) == (source, target, tokens)
+                if (r["source"], r["target"], r["token_set"]) == way
             ]
+            if not points:
+                continue
+            keys.append((kind, f"{source} steered, {target} read"))
+            lines.append(Curve(keys[-1][1], kind, points))
+            told = [r for r in linear if (r["source"], r["target"], r["token_set"]) == way]
+            points = [(r["dose"], r["linear"], None, None) for r in told if r["linear"] is not None]
             if points:
-                keys.append((kind, f"{source} steered, {target} read"))
-                lines.append(Curve(keys[-1][1], kind, points))
+                predicted.append(Curve("predicted", PREDICTED, points))
         if not lines:
             continue
+        if predicted:
+            keys.append((PREDICTED, "predicted by linear response"))
         relation, floor, n = noise_floor(locus, sae=row.sae, tokens=tokens)
         title = f"{words.locus(locus.name)}: {words.tokens(tokens)}"
         drawing = pair_doses(
@@ -97,11 +112,12 @@ def _of_pair(
             x_label=f"dose ({locus.axis})",
             headline=locus.dose,
             by_root=locus.unit.name == "kl",
+            predicted=predicted,
         )
         caption = f"Bars: {100 * level:g} % intervals over prompts."
         if floor:
             caption += f" Shaded: the noise floor, where 95 % of {n} {words.relation(relation).label} lie."
-        yield Drawn(f"{row.sae}/{row.i}/{row.j}", title, drawing, caption, keys)
+        yield Figure(title, drawing, caption, keys, f"{row.sae}/{row.i}/{row.j}")
 
 
 def interval_of(row: Mapping[str, Any], *, level: float) -> tuple[float | None, float | None]:
@@ -128,10 +144,13 @@ def noise_floor(locus: LocusSection, *, sae: str, tokens: str) -> tuple[str, lis
     return "", [], 0
 
 
-def activations(run: Run, wanted: set[Key]) -> list[Drawn]:
-    """A histogram of the activations above 0 in the stored contexts of every feature that has any."""
+def activations(run: Tables, wanted: set[Key], *, sae: str | None = None) -> list[Figure]:
+    """A histogram of the activations above 0 in the stored contexts of every feature that has any; all of one SAE, if it is
+    named."""
     ids = sorted({feature for _, feature in wanted})
-    table = run.table("contexts", columns=("sae", "feature", "values"), where=pc.field("feature").isin(ids))
+    mine = pc.field("feature").isin(ids)
+    mine = mine if sae is None else mine & (pc.field("sae") == sae)
+    table = run.table("contexts", columns=("sae", "feature", "values"), where=mine)
     values: dict[Key, list[float]] = {}
     for row in table.to_pylist():
         key = (row["sae"], row["feature"])
@@ -145,5 +164,5 @@ def activations(run: Run, wanted: set[Key]) -> list[Drawn]:
         title = "How strongly it fires"
         drawing = histogram(edges.tolist(), counts.tolist(), title=title, x_label="activation")
         caption = f"{plural(len(seen), 'activation')} above 0 in the stored top contexts."
-        found.append(Drawn(f"{sae}/{feature}", title, drawing, caption, []))
+        found.append(Figure(title, drawing, caption, of=f"{sae}/{feature}"))
     return found

@@ -1,14 +1,15 @@
 """The charts: effects against interference, intervals side by side, curves over dose, bars. One kit of marks, axes and
 labels; what they show is chosen elsewhere."""
 
+import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
 from markupsafe import Markup
 
-from polysem.report.svg import WIDTH, Axis, Frame, drawing, el, padded, tick_text
+from polysem.report.svg import WIDTH, Axis, Frame, drawing, el, padded, scales, tick_text
 from polysem.report.text import Real, interval, number
 from polysem.report.words import relation
 
@@ -18,6 +19,8 @@ _UNDER = 14
 _LABEL_GAP = 16
 _LETTER = 6.6
 """width of a letter of a label, about"""
+PREDICTED = "predicted"
+"""kind of a curve that is no measurement"""
 
 
 class Point(NamedTuple):
@@ -30,6 +33,8 @@ class Point(NamedTuple):
     """the relation: it says shape and colour"""
     text: str
     """shown on hover"""
+    of: str | None = None
+    """the pair, `SAE/i/j`, where there is one"""
 
 
 class Bar(NamedTuple):
@@ -75,6 +80,9 @@ def legend(entries: Iterable[tuple[str, str]], *, plain: bool = False, more: Mar
     """What marks mean: (kind, words) of each, as circles where the drawing has only those."""
 
     def key(kind: str) -> Markup:
+        if kind == PREDICTED:
+            line = el("path", class_=f"line dotted k-{kind}", d="M0 8h16")
+            return el("svg", line, viewBox="0 0 16 16", aria_hidden="true")
         shape = el("circle", cx=8, cy=8, r=5) if plain else mark(kind, 8.0, 8.0)
         return el("svg", el("g", shape, class_=f"mark k-{kind}"), viewBox="0 0 16 16", aria_hidden="true")
 
@@ -107,7 +115,7 @@ def scatter(
             top, bottom = frame.y(min(p.y + p.se, frame.y.hi)), frame.y(max(p.y - p.se, frame.y.lo))
             whisker = el("line", class_="whisker", x1=x, x2=x, y1=top, y2=bottom)
         shape = mark(p.kind, x, frame.y(p.y))
-        parts.append(el("g", el("title", p.text), whisker, shape, class_=f"mark k-{p.kind}"))
+        parts.append(el("g", el("title", p.text), whisker, shape, class_=f"mark k-{p.kind}", data_pair=p.of))
     if line:
         inside = [(x, max(lo, frame.y.lo), min(hi, frame.y.hi)) for x, _, lo, hi in line]
         parts.append(frame.band(inside, "band fit"))
@@ -196,10 +204,21 @@ def intervals(
     return drawing(parts, height=frame.height, title=title, description=told)
 
 
-def stacked(bars: Sequence[Sequence[tuple[str, float]]], *, title: str) -> Markup:
-    """Shares that add up, (words, share) from left to right; those below zero stand left of it."""
+def percent(share: Real) -> str:
+    """A share as whole per cent."""
+    return f"{round(100 * share)} %".replace("-", "−")
+
+
+def stacked(
+    bars: Sequence[Sequence[tuple[str, float]]],
+    *,
+    title: str,
+    whole: Real = 1.0,
+    shown: Callable[[Real], str] = percent,
+) -> Markup:
+    """Parts that add up to a whole, (words, part) from left to right; those below zero stand left of it."""
     bar, gap, left = 18, 8, 12
-    ends = [0.0, 1.0]
+    ends = [0.0, whole]
     for shares in bars:
         ends += [sum(min(v, 0.0) for _, v in shares), sum(max(v, 0.0) for _, v in shares)]
     x = Axis(min(ends), max(ends), left, WIDTH - left)
@@ -210,14 +229,30 @@ def stacked(bars: Sequence[Sequence[tuple[str, float]]], *, title: str) -> Marku
         for k, (words, share) in enumerate(shares):
             start = above if share >= 0 else below + share
             below, above = (below, above + share) if share >= 0 else (below + share, above)
-            names.append(f"{words} {round(100 * share)} %".replace("-", "−"))
+            names.append(f"{words} {shown(share)}")
             box = el("rect", el("title", names[-1]), x=x(start), y=y, width=x(abs(share)) - x(0), height=bar)
             parts.append(el("g", box, class_=f"part part-{k}"))
-        parts.append(el("text", " · ".join(names), class_="tick", x=left, y=y + bar + 15))
+        for line in _lines_of(names):
+            parts.append(el("text", line, class_="tick halo", x=left, y=y + bar + 15))
+            y += 16
         told.append(", ".join(names))
-        y += bar + 22 + gap
-    parts.append(el("line", class_="zero", x1=x(0), x2=x(0), y1=6, y2=y - 22))
-    return drawing(parts, height=y, title=title, description="; ".join(told))
+        y += bar + 6 + gap
+    lines = [
+        el("line", class_=class_, x1=x(at), x2=x(at), y1=6, y2=y - 22)
+        for class_, at in (("zero", 0.0), ("headline", whole))
+    ]
+    return drawing([*lines, *parts], height=y, title=title, description="; ".join(told))
+
+
+def _lines_of(names: Sequence[str]) -> list[str]:
+    """Names in as few lines as have room for them."""
+    lines: list[str] = []
+    for name in names:
+        if lines and _LETTER * (len(lines[-1]) + len(name) + 3) < WIDTH - 24:
+            lines[-1] += f" · {name}"
+        else:
+            lines.append(name)
+    return lines
 
 
 def dose_chart(curves: Sequence[Curve], *, title: str, x_label: str, headline: Real, y_label: str) -> Markup:
@@ -342,6 +377,7 @@ def pair_doses(
     x_label: str,
     headline: Real,
     by_root: bool,
+    predicted: Sequence[Curve] = (),
 ) -> Markup:
     """Effect of steering one feature over its dose, with intervals, over the noise floor. There are hundreds of them in a
     report, so each is a few elements.
@@ -351,11 +387,13 @@ def pair_doses(
         floor: of a control that says what any direction does; empty where there is none.
         headline: dose of the pooled results, drawn as a line.
         by_root: the dose axis grows with the square root: an effect does so with a KL.
+        predicted: lines without marks, within the doses of the others.
     """
     to = math.sqrt if by_root else float
     doses = sorted({p[0] for c in curves for p in c.points})
     ys = [v for c in curves for p in c.points for v in p[1:] if v is not None]
     ys += [v for f in floor for v in (f.lo, f.hi)]
+    ys += [p[1] for c in predicted for p in c.points]
     x_range = 0.0, to(doses[-1]) * 1.06
     frame = Frame.of(x_range, padded(ys, include=(0.0,)), height=250, bottom=46)
     labelled = {to(d): d for d in (0.0, *_apart(doses, to=to, room=0.09 * x_range[1]))}
@@ -370,6 +408,9 @@ def pair_doses(
         inside = [(0.0, 0.0, 0.0), *((to(f.dose), f.lo, f.hi) for f in sorted(floor))]
         parts.append(frame.band(inside, "floor"))
     parts += [frame.hline(0.0, "zero"), frame.vline(to(headline), "headline")]
+    for curve in predicted:
+        line = [(0.0, 0.0), *((to(p[0]), p[1]) for p in sorted(curve.points, key=lambda p: p[0]))]
+        parts.append(frame.path(line, f"line dotted k-{curve.kind}"))
     told = []
     for curve in curves:
         points = sorted(curve.points, key=lambda p: p[0])
@@ -425,3 +466,31 @@ def histogram(
     half = next((k for k in range(len(counts)) if 2 * sum(counts[: k + 1]) >= total), 0)
     told = f"{total} values from {tick_text(edges[0])} to {number(edges[-1])}; half of them below {number(edges[half + 1])}"
     return drawing(parts, height=frame.height, title=title, description=told, class_="chart small")
+
+
+def against(
+    bars: Sequence[tuple[Real, Real, int]], bands: Sequence[Real], *, title: str, told: str
+) -> Markup:
+    """A cosine's line from -1 to 1: how all pairs are spread (lo, hi, count; heights in decades), how far chance reaches,
+    and a mark that a script puts where one pair is."""
+    height = 84.0
+    x = Axis(-1.0, 1.0, 10.0, WIDTH - 10)
+    frame = Frame(x, Axis(0.0, math.log10(1 + max([1, *(n for _, _, n in bars)])), height - 22, 16.0), height)
+    columns = [
+        f"M{x(lo):.1f} {frame.y.start:.1f}V{frame.y(math.log10(1 + n)):.1f}H{x(hi) - 0.5:.1f}V{frame.y.start:.1f}z"
+        for lo, hi, n in bars
+        if n
+    ]
+    parts = [el("path", class_="spread", d="".join(columns))]
+    for k, bound in enumerate(bands):
+        at, top = min(bound, 1.0), 22.0 + 10 * k
+        width = x(at) - x(-at)
+        box = {"x": x(-at), "y": top, "width": width, "height": frame.y.start - top}
+        parts.append(el("rect", class_="chance-band", **box))
+    parts.append(frame.hline(0.0, "zero"))
+    for tick, anchor in ((-1, "start"), (-0.5, "middle"), (0, "middle"), (0.5, "middle"), (1, "end")):
+        parts.append(el("text", tick_text(tick), class_="tick", x=x(tick), y=height - 5, text_anchor=anchor))
+    here = (el("line", x1=0, x2=0, y1=4, y2=frame.y.start + 3), el("circle", cx=0, cy=9, r=5))
+    parts.append(el("g", *here, class_="here", hidden=""))
+    rows = json.dumps([[round(lo, 6), round(hi, 6), n] for lo, hi, n in bars if n], separators=(",", ":"))
+    return drawing(parts, height=height, title=title, description=told, **scales(frame), data_bars=rows)

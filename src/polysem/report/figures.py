@@ -2,7 +2,6 @@
 notebook, so that neither's styles reach the other."""
 
 import base64
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -17,13 +16,11 @@ from markupsafe import Markup
 
 from polysem.errors import ConfigError
 from polysem.report import cards, charts, html, panels, words
-from polysem.report.source import Tables
+from polysem.report.source import Tables, schema_of
 from polysem.report.text import plural
 from polysem.store import io
 from polysem.vocabulary import RELATIONS
 
-_RULES = re.compile(r"^(:root|@media \(prefers-color-scheme|--|svg |\.k-|\.v0)")
-"""lines of the report's style that a drawing needs"""
 _BINS = 24
 
 
@@ -72,8 +69,13 @@ class _Held:
     tables: Mapping[str, pa.Table]
     study: Any
 
-    def table(self, name: str, *, columns: Sequence[str] | None = None) -> pa.Table:
-        return self.tables[name] if columns is None else self.tables[name].select(columns)
+    def table(
+        self, name: str, *, columns: Sequence[str] | None = None, where: pc.Expression | None = None
+    ) -> pa.Table:
+        if name not in self.tables:
+            return schema_of(name).empty()
+        found = self.tables[name] if where is None else self.tables[name].filter(where)
+        return found if columns is None else found.select(columns)
 
 
 def features(result: Any) -> Picture:
@@ -196,7 +198,8 @@ def _pair(
     if not mine:
         some = ", ".join(f"({a}, {b})" for _, a, b in measured[:5])
         raise ConfigError(f"pair ({i}, {j}) was not steered; among those that were: {some or 'none'}")
-    drawn, _ = cards.curves([locus], mine[:1], level=run.study.effects.level)
+    level, response = run.study.effects.level, run.table("response")
+    drawn, _ = cards.curves([locus], mine[:1], level=level, response=response)
     one = next((d for d in drawn if d.title.endswith(words.tokens(tokens))), drawn[0])
     return picture(f"Features {i} and {j}, {one.title}", one.drawing, one.caption, one.keys)
 
@@ -213,6 +216,4 @@ def picture(title: str, drawing: Markup, caption: str, keys: Sequence[tuple[str,
 
 @cache
 def _style() -> str:
-    lines = str(html.asset("report.css")).splitlines()
-    kept = [line for line in lines if _RULES.match(line)]
-    return "\n".join(["svg{background:var(--card);font-family:system-ui,sans-serif}", *kept])
+    return f"svg{{background:var(--card);font-family:system-ui,sans-serif}}\n{html.shared('figures.css')}"

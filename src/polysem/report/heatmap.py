@@ -1,13 +1,14 @@
 """The density of (gloss similarity, interference) over all pairs of an SAE, with the mined corners and what
 chance gives."""
 
+import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 from markupsafe import Markup
 
-from polysem.report.svg import Frame, drawing, el
+from polysem.report.svg import Frame, drawing, el, scales
 from polysem.report.text import Real, plural
 
 N_COLOURS = 17
@@ -16,12 +17,12 @@ COVERED = 0.999
 
 
 class HeatCell(NamedTuple):
-    """One cell of the joint histogram."""
+    """One cell of a joint histogram."""
 
-    interference_lo: Real
-    interference_hi: Real
-    similarity_lo: Real
-    similarity_hi: Real
+    y_lo: Real
+    y_hi: Real
+    x_lo: Real
+    x_hi: Real
     n_pairs: int
 
 
@@ -40,7 +41,7 @@ def chance_bound(dimensions: Real, *, covered: Real = COVERED) -> Real:
     return math.sqrt(float(betaincinv(0.5, (dimensions - 1) / 2, covered)))
 
 
-def heat_map(
+def pair_map(
     cells: Sequence[HeatCell],
     *,
     label: str,
@@ -48,40 +49,75 @@ def heat_map(
     max_similarity: Real,
     n_listed: tuple[int, int],
     chance: Sequence[Chance],
+    among: Sequence[HeatCell],
 ) -> Markup:
-    """The heat map of one SAE: colour is the number of pairs, two steps a decade.
+    """The map of one SAE's pairs: gloss similarity across, interference up, with the mined corners and what chance gives.
 
     Args:
         cells: at least one with a pair in it.
         n_listed: pairs in the corner of positive and of negative interference.
+        among: the cells of all maps that are to be compared: they share scales and colours.
     """
-    x_range = min(c.similarity_lo for c in cells), max(c.similarity_hi for c in cells)
-    y_range = min(c.interference_lo for c in cells), max(c.interference_hi for c in cells)
-    y_range = min(y_range[0], -min_interference - 0.05), max(y_range[1], min_interference + 0.05)
-    x_range = x_range[0], max(x_range[1], max_similarity + 0.05)
-    frame = Frame.of(x_range, y_range, height=426, bottom=94)
-    steps = _steps(max(c.n_pairs for c in cells))
-    parts = frame.axes(x_label="gloss similarity (cosine)", y_label="interference (cosine of directions)")
+    x, y = ranges(among)
+    y = min(y[0], -min_interference - 0.05), max(y[1], min_interference + 0.05)
+    x = x[0], max(x[1], max_similarity + 0.05)
+
+    def over(frame: Frame) -> list[Markup]:
+        corners = _corners(frame, min_interference, max_similarity, n_listed)
+        return corners + _chance_lines(frame, chance)
+
+    return heat_map(
+        cells,
+        title=f"All pairs of {label}",
+        told=f"{sum(c.n_pairs for c in cells):,} pairs by gloss similarity and interference; {sum(n_listed):,} outlined",
+        x=("gloss similarity (cosine)", x),
+        y=("interference (cosine of directions)", y),
+        most=max(c.n_pairs for c in among),
+        over=over,
+    )
+
+
+def ranges(cells: Sequence[HeatCell]) -> tuple[tuple[Real, Real], tuple[Real, Real]]:
+    """How far cells reach: (x, y)."""
+    x = min(c.x_lo for c in cells), max(c.x_hi for c in cells)
+    return x, (min(c.y_lo for c in cells), max(c.y_hi for c in cells))
+
+
+def heat_map(
+    cells: Sequence[HeatCell],
+    *,
+    title: str,
+    told: str,
+    x: tuple[str, tuple[Real, Real]],
+    y: tuple[str, tuple[Real, Real]],
+    most: int,
+    y_ticks: Mapping[Real, str] | None = None,
+    over: Callable[[Frame], list[Markup]] = lambda _: [],
+) -> Markup:
+    """A heat map: colour is the number of pairs, two steps a decade.
+
+    Args:
+        x, y: label and range of an axis.
+        most: pairs in the fullest cell of all maps that share colours.
+        y_ticks: labels of the y axis where they are not its values; then no cell is told under the pointer.
+        over: what lies on the cells.
+    """
+    left = 66 if y_ticks is None else 88
+    frame = Frame.of(x[1], y[1], height=426, bottom=94, left=left)
+    steps = _steps(most)
+    named = {} if y_ticks is None else {"y_ticks": list(y_ticks), "y_text": y_ticks.__getitem__}
+    parts = frame.axes(x_label=x[0], y_label=y[0], **named)
     parts += _cells(frame, cells, steps)
-    parts += _corners(frame, min_interference, max_similarity, n_listed)
-    parts += _chance_lines(frame, chance)
+    parts += over(frame)
     parts += _legend(frame, steps)
-    total = sum(c.n_pairs for c in cells)
-    # report.js turns a pointer position into values with these.
     return drawing(
         parts,
         height=frame.height,
-        title=f"All pairs of {label}",
-        description=f"{total:,} pairs by gloss similarity and interference; {sum(n_listed):,} outlined",
+        title=title,
+        description=told,
         class_="chart heat",
-        data_x0=frame.x.start,
-        data_x1=frame.x.stop,
-        data_xlo=repr(x_range[0]),
-        data_xhi=repr(x_range[1]),
-        data_y0=frame.y.start,
-        data_y1=frame.y.stop,
-        data_ylo=repr(y_range[0]),
-        data_yhi=repr(y_range[1]),
+        **scales(frame),
+        data_cells=cell_data(cells) if y_ticks is None else None,
     )
 
 
@@ -100,8 +136,7 @@ def _cells(frame: Frame, cells: Sequence[HeatCell], steps: int) -> list[Markup]:
     for c in sorted(cells):
         if c.n_pairs < 1:
             continue
-        x0, x1 = frame.x(c.similarity_lo), frame.x(c.similarity_hi)
-        y0, y1 = frame.y(c.interference_hi), frame.y(c.interference_lo)
+        x0, x1, y0, y1 = frame.x(c.x_lo), frame.x(c.x_hi), frame.y(c.y_hi), frame.y(c.y_lo)
         step = math.floor(2 * math.log10(c.n_pairs) + 1e-9)
         paths.setdefault(_colour(step, steps), []).append(f"M{x0:.1f} {y0:.1f}H{x1:.1f}V{y1:.1f}H{x0:.1f}z")
     return [el("path", class_=f"v v{colour}", d="".join(d)) for colour, d in sorted(paths.items())]
@@ -154,16 +189,7 @@ def _legend(frame: Frame, steps: int) -> list[Markup]:
     return parts
 
 
-def cell_data(cells: Sequence[HeatCell]) -> list[list[Real]]:
-    """Cells for hover: [similarity_lo, similarity_hi, interference_lo, interference_hi, count]."""
-    return [
-        [
-            round(c.similarity_lo, 6),
-            round(c.similarity_hi, 6),
-            round(c.interference_lo, 6),
-            round(c.interference_hi, 6),
-            c.n_pairs,
-        ]
-        for c in sorted(cells)
-        if c.n_pairs
-    ]
+def cell_data(cells: Sequence[HeatCell]) -> str:
+    """Cells for the pointer, as JSON: [x_lo, x_hi, y_lo, y_hi, count] of each."""
+    rows = ([*(round(v, 6) for v in (c.x_lo, c.x_hi, c.y_lo, c.y_hi)), c.n_pairs] for c in sorted(cells))
+    return json.dumps(list(rows), separators=(",", ":"))

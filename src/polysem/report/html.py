@@ -4,12 +4,14 @@ import base64
 import hashlib
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from importlib.resources import files
 from typing import Any
 
 from markupsafe import Markup, escape
 
-from polysem.report import text, words
+from polysem.report import colours, text
+from polysem.report.charts import legend
 from polysem.report.source import schema_of
 
 MISSING = "–"
@@ -20,10 +22,49 @@ Column = str | tuple[str, str | Callable[[Row], object]]
 """a head, and the column of the row or what makes the cell of it; a head alone is the column's name too"""
 
 
+SHARED = ("figures.css", "parts.css", "figures.js")
+"""assets that the explorer has, too; on the report's page they stand before its own"""
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A title that says what is seen, the drawing, and what to know when looking at it. In a page it stands as HTML, the
+    same in report and explorer."""
+
+    title: str
+    drawing: Markup
+    caption: str
+    keys: Sequence[tuple[str, str]] = ()
+    """of the marks: (kind, words)"""
+    of: str = ""
+    """what it is of, where a script looks for it"""
+
+    def __html__(self) -> Markup:
+        readout = Markup('<p class="readout" aria-hidden="true"></p>') if "data-cells" in self.drawing else ""
+        return Markup(
+            '<figure class="panel" data-of="{}"><h4>{}</h4>{}{}<figcaption>{}{}</figcaption></figure>'
+        ).format(
+            self.of,
+            self.title,
+            self.drawing,
+            readout,
+            legend(self.keys, plain=True) if self.keys else "",
+            self.caption,
+        )
+
+
 def asset(name: str) -> Markup:
-    """A style sheet or script of this package, which is ours and needs no escaping; styles bring the colours along."""
+    """A style sheet or script of this package with what it builds upon; it is ours and needs no escaping."""
+    kind = name[name.rindex(".") :]
+    parts = (*(part for part in SHARED if part.endswith(kind)), name)
+    # A page of its own holds inline what the explorer imports.
+    return Markup("".join(shared(part) for part in dict.fromkeys(parts)).replace("\nexport ", "\n"))
+
+
+def shared(name: str) -> str:
+    """One file of those; the first style sheet brings the colours along."""
     found = files("polysem.report").joinpath("templates", name).read_text(encoding="utf-8")
-    return Markup(words.style() + found if name.endswith(".css") else found)
+    return colours.style() + found if name == SHARED[0] else found
 
 
 def policy(style: str, script: str) -> str:

@@ -7,9 +7,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from polysem.categories import own_words
+from polysem.report.html import Figure
 from polysem.report.network import Edge, Node, neighbourhood
 from polysem.report.pairs import NO_GLOSS, features
-from polysem.report.panels import Figure
 from polysem.report.source import Run
 from polysem.report.text import count, fixed, plural, visible
 

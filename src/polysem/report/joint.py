@@ -102,6 +102,11 @@ def _body(out: Path) -> Markup:
         ).to_pylist()
         for schema in REGISTRY[STAGE].tables
     }
+    return body(found)
+
+
+def body(found: Tables) -> Markup:
+    """What the page shows, of its tables' rows."""
     parts = [_sums(found), _interactions(found), _layers(found), *(_plan(found, k) for k in _numbers(found))]
     return Markup("").join(parts)
 
@@ -133,7 +138,7 @@ def _sums(found: Tables) -> Markup:
     )
     drawn = Markup("")
     if bars:
-        drawn = Markup("<figure>{}{}</figure>").format(
+        drawn = Markup('<figure class="panel">{}{}</figure>').format(
             dot_plot(
                 bars, title="what the sum of single effects does not say", x_label="share of the change"
             ),

@@ -70,9 +70,15 @@ def write_layers_page(out: Path) -> Path:
         "Features write where later features read. Do those weights act by themselves, or only when somebody steers? "
         f"{plural(len(blocks), 'pair')} of dictionaries."
     )
-    parts = [_matrix(found["layer_blocks"]), *(_pair(found, block) for block in blocks), _tokens(found)]
-    io.write_text(path, page("Interference across layers", lead, Markup("").join(parts)))
+    io.write_text(path, page("Interference across layers", lead, body(found)))
     return path
+
+
+def body(found: Mapping[str, Sequence[Mapping[str, Any]]]) -> Markup:
+    """What the page shows, of its tables' rows."""
+    blocks = [r for r in found["layer_blocks"] if r["why"] is None]
+    parts = [_matrix(found["layer_blocks"]), *(_pair(found, block) for block in blocks), _tokens(found)]
+    return Markup("").join(parts)
 
 
 def _matrix(rows: Sequence[Mapping[str, Any]]) -> Markup:

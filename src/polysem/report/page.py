@@ -2,6 +2,7 @@
 forbids the page to load or send anything."""
 
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from polysem.report.neurons import neurons_section
 from polysem.report.pairs import details, pair_rows
 from polysem.report.presets import presets_section
 from polysem.report.side_effects import side_effects_section
-from polysem.report.source import Run, schema_of, where
+from polysem.report.source import Run, Tables, schema_of, where
 from polysem.report.text import Real, count, interval, number, p_value, plural, visible
 from polysem.report.toward import toward_section
 from polysem.selftest import record
@@ -66,6 +67,27 @@ def write_report(run_dir: Path) -> Path:
 
 def render(run: Run) -> str:
     """The page as text."""
+    style, script = html.asset("report.css"), html.asset("report.js")
+    page = _environment().get_template("report.html.j2")
+    return page.render(style=style, script=script, policy=html.policy(style, script), **context(run))
+
+
+def results(tables: Tables) -> str:
+    """What was found at every locus, for a page of its own: a section per locus."""
+    template = _environment().get_template("results.html.j2")
+    found, level = panels.loci(tables), f"{100 * tables.study.effects.level:g}"
+    shown = [_locus(tables, locus) for locus in found]
+    return template.render(loci=shown, level=level, missing=_missing(tables.table("missing")))
+
+
+def presets(tables: Tables) -> str:
+    """The paper's way beside the strict one, for a page of its own; nothing where the study holds one of them only."""
+    found = presets_section(tables)
+    return _environment().get_template("presets.html.j2").render(presets=found) if found else ""
+
+
+@cache
+def _environment() -> Any:
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(
@@ -80,9 +102,7 @@ def render(run: Run) -> str:
     environment.filters |= {filter_.__name__: filter_ for filter_ in filters}
     environment.filters["measured"] = record.number
     environment.globals |= {"embed_json": text.embed_json, "head": html.head, "legend": charts.legend}
-    style, script = html.asset("report.css"), html.asset("report.js")
-    page = environment.get_template("report.html.j2")
-    return page.render(style=style, script=script, policy=html.policy(style, script), **context(run))
+    return environment
 
 
 def context(run: Run) -> dict[str, Any]:
@@ -93,7 +113,7 @@ def context(run: Run) -> dict[str, Any]:
     found = panels.loci(run)
     first = found[0] if found else None
     rows, n_listed = pair_rows(run, panels.measured(first) if first else {})
-    drawn, n_drawn = cards.curves(found, rows, level=level)
+    drawn, n_drawn = cards.curves(found, rows, level=level, response=run.table("response"))
     return {
         "name": visible(study.name),
         "model": visible(study.model.ref),
@@ -224,7 +244,7 @@ def _ratio(seen: Real, expected: Real) -> str:
     return f"{number(seen / expected, digits=2)} ×"
 
 
-def _locus(run: Run, locus: panels.LocusSection) -> dict[str, Any]:
+def _locus(run: Tables, locus: panels.LocusSection) -> dict[str, Any]:
     study, level = run.study, run.study.effects.level
     asked = [
         (row, told)
@@ -238,6 +258,7 @@ def _locus(run: Run, locus: panels.LocusSection) -> dict[str, Any]:
     strips = [charts.strip(f.estimate, f.lo, f.hi, margin=f.margin, reach=reach) for f in findings]
     validity = run.table("validity")
     return {
+        "key": locus.name,
         "name": words.locus(locus.name),
         "dose": f"{locus.dose:g}",
         "dose_unit": locus.axis,

@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from markupsafe import Markup
 
 from polysem.config import PairsConfig, Study
 from polysem.report import charts, words
 from polysem.report.charts import Bar, Curve, Point
-from polysem.report.heatmap import COVERED, Chance, HeatCell, cell_data, chance_bound, heat_map
+from polysem.report.heatmap import COVERED, Chance, HeatCell, chance_bound, pair_map
+from polysem.report.html import Figure
 from polysem.report.pairs import Effect
 from polysem.report.source import Tables, where
 from polysem.report.text import count, interval, number, p_value, plural, visible
@@ -26,16 +26,6 @@ from polysem.vocabulary_findings import GRADE_LINES
 _LINE_POINTS = 17
 _FILLED = "Filled: {}. Hollow: {}.".format(*(words.asked(t) for t in TOKEN_SETS))
 _LOGODDS = "change in log-odds (nats)"
-
-
-@dataclass(frozen=True)
-class Figure:
-    """A title that says what is seen, the drawing, and what to know when looking at it."""
-
-    title: str
-    drawing: Markup
-    caption: str
-    data: Any = None
 
 
 @dataclass(frozen=True)
@@ -145,28 +135,28 @@ def measured(locus: LocusSection) -> dict[tuple[str, int, int], list[Effect]]:
 
 
 def maps(density: pa.Table, spectrum: pa.Table, pairs: pa.Table, config: PairsConfig) -> Iterator[Figure]:
-    """One heat map per SAE."""
+    """One heat map per SAE, all on one scale."""
     low, high = config.min_interference, config.max_similarity
+    by_sae: dict[str, list[HeatCell]] = {}
     for sae in sorted(set(density["sae"].to_pylist())):
         rows = where(density, sae=sae).to_pylist()
-        cells = [HeatCell(*(r[k] for k in (*HeatCell._fields[:-1], "count"))) for r in rows]
-        if not any(c.n_pairs for c in cells):
-            continue
+        cells = [HeatCell(*(r[k] for k in _CELL)) for r in rows if r["count"]]
+        if cells:
+            by_sae[sae] = cells
+    everywhere = [cell for cells in by_sae.values() for cell in cells]
+    for sae, cells in by_sae.items():
         listed = where(pairs, sae=sae)["interference"].to_numpy()
         n_listed = int((listed > 0).sum()), int((listed <= 0).sum())
-        chance = [
-            Chance(name, chance_bound(d))
-            for row in where(spectrum, sae=sae).slice(0, 1).to_pylist()
-            for name, d in (("chance", row["d_in"]), ("chance, covariance", max(2.0, row["d_eff"])))
-        ]
+        bounds = zip(("chance", "chance, covariance"), chance(spectrum, sae), strict=False)
         total = sum(c.n_pairs for c in cells)
-        drawing = heat_map(
+        drawing = pair_map(
             cells,
             label=visible(sae),
             min_interference=low,
             max_similarity=high,
             n_listed=n_listed,
-            chance=chance,
+            chance=[Chance(*bound) for bound in bounds],
+            among=everywhere,
         )
         caption = (
             f"{count(total)} pairs of glossed features. Outlined: |interference| ≥ {low:g} and gloss similarity < "
@@ -175,7 +165,16 @@ def maps(density: pa.Table, spectrum: pa.Table, pairs: pa.Table, config: PairsCo
             "dotted: of random directions of this SAE's effective width."
         )
         title = f"{visible(sae)}: {plural(n_listed[0], 'pair')} overlap with unrelated glosses"
-        yield Figure(title, drawing, caption, cell_data(cells))
+        yield Figure(title, drawing, caption, of=sae)
+
+
+_CELL = ("interference_lo", "interference_hi", "similarity_lo", "similarity_hi", "count")
+
+
+def chance(spectrum: pa.Table, sae: str) -> list[float]:
+    """|interference| that `COVERED` of the pairs of random directions stay below: in all dimensions, in the effective."""
+    rows = where(spectrum, sae=sae).slice(0, 1).to_pylist()
+    return [chance_bound(d) for row in rows for d in (row["d_in"], max(2.0, row["d_eff"]))]
 
 
 def scatters(locus: LocusSection, study: Study) -> Iterator[Figure]:
@@ -371,7 +370,9 @@ def _points(locus: LocusSection, tokens: str) -> list[Point]:
             f"{visible(r['sae'])}: {words.relation(r['relation']).label}, {steered} steered, target {r['target']}; "
             f"interference {number(r['interference'])}, effect {effect}"
         )
-        points.append(Point(r["interference"], r[outcome], se, r["relation"], text))
+        ends = sorted((r["source"], r["target"]))
+        of = f"{r['sae']}/{ends[0]}/{ends[1]}" if r["relation"] == "pair" and source == "feature" else None
+        points.append(Point(r["interference"], r[outcome], se, r["relation"], text, of))
     return points
 
 

@@ -5,15 +5,15 @@ from itertools import pairwise
 from typing import Any
 
 import pyarrow as pa
-from markupsafe import Markup
 
 from polysem.config import Study
 from polysem.paper.degree import PATHS, SIDES
 from polysem.paper.estimators import stars
 from polysem.report import words
 from polysem.report.charts import Bar, dot_plot
+from polysem.report.html import Figure
 from polysem.report.neurons import bin_name
-from polysem.report.source import Run
+from polysem.report.source import Tables
 from polysem.report.text import count, interval, number, p_value, plural, visible
 from polysem.report.words import CHOICES, QUESTIONS
 from polysem.vocabulary import DOSE_UNITS, LOCI, POSITIONS, RELATIONS
@@ -32,7 +32,7 @@ NOTABLE = 0.1
 """a step is told if it moves the estimate by this share of the larger of the two, or p across the limit"""
 
 
-def presets_section(run: Run) -> dict[str, Any] | None:
+def presets_section(run: Tables) -> dict[str, Any] | None:
     """What the template prints; None where the study asks for strict estimates only, or has no effects yet."""
     if run.study.preset == "strict":
         return None
@@ -154,7 +154,7 @@ def _question(question: str, rows: Sequence[Row], *, steered: str) -> dict[str, 
     }
 
 
-def _way(question: str, walk: Sequence[Row]) -> Markup:
+def _way(question: str, walk: Sequence[Row]) -> Figure:
     """The walk as a picture. Units change on the way, so every estimate is told in its own standard errors."""
     shown = []
     for row in walk:
@@ -166,7 +166,8 @@ def _way(question: str, walk: Sequence[Row]) -> Markup:
         shown.append(
             (CHOICES[row["choice"]][0], [Bar(kind, ends[0], ends[1], ends[2], _value(row) if known else "")])
         )
-    return dot_plot(shown, title=QUESTIONS[question], x_label="estimate over its standard error")
+    title = QUESTIONS[question]
+    return Figure(title, dot_plot(shown, title=title, x_label="estimate over its standard error"), "")
 
 
 def _words(question: str, row: Row, *, steered: str) -> str:

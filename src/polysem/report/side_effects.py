@@ -100,15 +100,20 @@ def _parts(out: Path, cards: int) -> tuple[str, Markup]:
         ).to_pylist()
         for schema in REGISTRY[STAGE].tables
     }
+    n = len(found["directions"])
+    said = f"{plural(n, 'direction')} judged." + (f" Cards of the first {cards}." if n > cards else "")
+    lead = f"What does steering move besides its target, and which direction does the same with less? {said}"
+    return lead, body(found, cards=cards)
+
+
+def body(found: Mapping[str, Sequence[Mapping[str, Any]]], *, cards: int = CARDS) -> Markup:
+    """What the page shows, of its tables' rows."""
     parts = [card(found, one) for one in found["directions"][:cards]]
     if found["forecasts"]:
         parts.append(_forecasts(found))
     if found["side_effects_linear"]:
         parts.append(_all_features(found["side_effects_linear"]))
-    n = len(found["directions"])
-    said = f"{plural(n, 'direction')} judged." + (f" Cards of the first {cards}." if n > cards else "")
-    lead = f"What does steering move besides its target, and which direction does the same with less? {said}"
-    return lead, Markup("").join(parts)
+    return Markup("").join(parts)
 
 
 def card(tables: Mapping[str, Sequence[Mapping[str, Any]]], one: Mapping[str, Any]) -> Markup:
@@ -187,7 +192,7 @@ def _chart(rows: Sequence[Mapping[str, Any]], title: str) -> Markup:
         for row in rows
     ]
     drawn = dot_plot(bars, title=title, x_label="change of log-odds (nats)")
-    return Markup("<figure>{}{}</figure>").format(
+    return Markup('<figure class="panel">{}{}</figure>').format(
         drawn, legend([("pair", "measured"), ("self", "forecast by gradient")], plain=True)
     )
 

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from polysem.config import Study, parse_study
-from polysem.errors import StoreError
+from polysem.errors import StoreError, typed
 from polysem.store import io
 from polysem.store.manifest import Manifest, read_manifest
 from polysem.store.result import Result
@@ -25,7 +25,9 @@ class Tables(Protocol):
 
     @property
     def study(self) -> Study: ...
-    def table(self, name: str, *, columns: Sequence[str] | None = None) -> pa.Table: ...
+    def table(
+        self, name: str, *, columns: Sequence[str] | None = None, where: pc.Expression | None = None
+    ) -> pa.Table: ...
 
 
 @dataclass(frozen=True, repr=False)
@@ -50,9 +52,9 @@ class Run(Result):
         if not path.is_file():
             raise StoreError(
                 f"{folder} is no run folder: there is no study.toml in it",
-                hint=f"polysem run STUDY.toml --out {folder}",
+                hint=f"polysem run STUDY.toml --out {typed(folder)}",
             )
-        text = io.read_text(path, rebuild=f"polysem run STUDY.toml --out {folder}")
+        text = io.read_text(path, rebuild=f"polysem run STUDY.toml --out {typed(folder)}")
         manifests: dict[StageName, Manifest] = {}
         for stage in ORDER:
             if stage != "report" and (manifest := read_manifest(folder, stage)) is not None:

@@ -10,7 +10,8 @@ import pyarrow as pa
 
 from polysem.report import charts, words
 from polysem.report.findings import as_told
-from polysem.report.panels import Figure, LocusSection
+from polysem.report.html import Figure
+from polysem.report.panels import LocusSection
 from polysem.report.source import where
 from polysem.report.svg import padded
 from polysem.report.text import count, interval, number, p_value, plural, visible

@@ -166,3 +166,12 @@ def drawing(
     box = f"0 0 {WIDTH} {height:g}"
     said = f"{title}. {description}"
     return el("svg", *parts, viewBox=box, role="img", aria_label=said, class_=class_, **attributes)
+
+
+def scales(frame: Frame) -> dict[str, object]:
+    """What a script needs to turn places in a drawing into values and back, as attributes of its <svg>."""
+    ends = {"x0": frame.x.start, "x1": frame.x.stop, "y0": frame.y.start, "y1": frame.y.stop}
+    values = {"xlo": frame.x.lo, "xhi": frame.x.hi, "ylo": frame.y.lo, "yhi": frame.y.hi}
+    return {f"data_{name}": v for name, v in ends.items()} | {
+        f"data_{name}": repr(float(v)) for name, v in values.items()
+    }

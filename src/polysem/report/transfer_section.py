@@ -1,16 +1,17 @@
 """The report of a transfer study: one page of its own, and a section of a study's report where both share a folder."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 from markupsafe import Markup
 
 from polysem.paper import tables as paper
 from polysem.report import text
-from polysem.report.charts import Bar, dot_plot, legend
-from polysem.report.html import MISSING, Column, Row, interval, page, probability, table
+from polysem.report.charts import Bar, dot_plot
+from polysem.report.html import MISSING, Column, Figure, Row, interval, page, probability, table
 from polysem.report.words import ARMS
 from polysem.store import io
 from polysem.transfer.result import FOLDER, read_transfer
@@ -36,27 +37,32 @@ def write_transfer_report(out: Path) -> Path:
 
 
 def section(out: Path) -> Markup:
-    """The section as HTML."""
-    tables = {
-        name: table.to_pylist()
-        for name, table in read_transfer(out).items()
-        if name not in ("transfer_trials", "transfer_steered")
-    }
-    effects = tables["transfer_effects"]
+    """The section as HTML, of the tables of a folder."""
+    read = read_transfer(out)
+    return of_tables(read.__getitem__)
+
+
+def of_tables(read: Callable[[str], pa.Table]) -> Markup:
+    """The section as HTML, of tables by name; one that was not made has no rows."""
+    effects, *others = (read(f"transfer_{name}").to_pylist() for name in _SHOWN)
+    shared, directions, cost, targets, sets = others
     parts = [
         _found(effects),
-        Markup('<div class="grid">{}</div>').format(Markup("").join(_at_a_glance(effects))),
-        _shared(tables["transfer_shared"]),
+        Markup('<div class="figures">{}</div>').format(Markup("").join(_at_a_glance(effects))),
+        _shared(shared),
         _effects(effects),
         _success(effects),
-        _directions(tables["transfer_directions"]),
-        _cost(tables["transfer_cost"]),
-        _targets(tables["transfer_targets"]),
-        _sets(tables["transfer_sets"]),
+        _directions(directions),
+        _cost(cost),
+        _targets(targets),
+        _sets(sets),
         _paper(effects),
         _LIMITS,
     ]
     return Markup('<section id="transfer" class="part">{}</section>').format(Markup("\n").join(parts))
+
+
+_SHOWN = ("effects", "shared", "directions", "cost", "targets", "sets")
 
 
 def has_transfer(out: Path) -> bool:
@@ -168,14 +174,13 @@ def _forest(rows: Rows, *, title: str) -> Markup:
 
     categories = dict.fromkeys(r["category"] for r in known)
     shown = [(text.visible(c, limit=18), [bar(c, a) for a in arms]) for c in categories]
-    return Markup('<figure class="panel"><h4>{}</h4>{}<figcaption>{}</figcaption></figure>').format(
-        title,
-        dot_plot(shown, title=title, x_label="difference from the reference, nats"),
-        legend([(ARMS[a][0], ARMS[a][1]) for a in arms], plain=True),
-    )
+    drawing = dot_plot(shown, title=title, x_label="difference from the reference, nats")
+    return Figure(title, drawing, "", [ARMS[a][:2] for a in arms]).__html__()
 
 
 def _shared(rows: Rows) -> Markup:
+    if not rows:
+        return Markup("")
     (r,) = rows
     counted = ("n_matched", "n_segments", "n_pairs_a", "n_pairs_b", "n_shared")
     return Markup(

@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from polysem.report import charts, words
 from polysem.report.charts import Bar
-from polysem.report.panels import Figure
+from polysem.report.html import Figure
 from polysem.report.source import where
 from polysem.report.text import number, visible
 from polysem.stats import POOLED

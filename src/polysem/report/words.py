@@ -6,7 +6,6 @@ is shown by the name that it has in the tables, with a mark that no other relati
 """
 
 from collections.abc import Iterable
-from dataclasses import asdict
 from typing import Any
 
 from polysem import vocabulary
@@ -210,42 +209,11 @@ def floors() -> list[str]:
     return sorted((name for name, r in RELATIONS.items() if r.floor), key=lambda name: RELATIONS[name].floor)
 
 
-def style() -> str:
-    """The colour of every relation as CSS: a class `k-NAME` that sets --c, and a variable --k-NAME for anything else.
-
-    Light and dark follow what the reader prefers; a page that can be switched by hand sets `color-scheme`, which
-    browsers since 2024 follow through light-dark().
-    """
-    marks = {name: r.mark for name, r in RELATIONS.items()}
-    light, dark, both = (
-        "".join(
-            f"--k-{name}:{colour};"
-            for name, colour in [*((n, of(m)) for n, m in marks.items()), ("other", of(OTHER))]
-        )
-        for of in (lambda m: m.light, lambda m: m.dark, lambda m: f"light-dark({m.light},{m.dark})")
-    )
-    classes = "".join(f".k-{name}{{--c:var(--k-{name})}}" for name in marks)
-    return (
-        f":root{{{light}--c:var(--k-other)}}\n@media (prefers-color-scheme:dark){{:root{{{dark}}}}}\n"
-        f"@supports (color:light-dark(#000,#fff)){{:root{{{both}}}}}\n{classes}\n"
-    )
-
-
 def as_json() -> dict[str, Any]:
     """All of it for the explorer."""
-    texts = {
-        "stages": STAGES,
-        "toward": {name: word.label for name, word in vocabulary.CATEGORIES.items()},
-        "models": MODELS,
-        "splits": SPLITS,
-        "questions": QUESTIONS,
-    }
-    lists = {"arms": ARMS, "choices": CHOICES}
     return {
         **{name: kind.as_json() for name, kind in KINDS.items()},
-        **texts,
-        **{name: {key: list(told) for key, told in of.items()} for name, of in lists.items()},
-        "positions": vocabulary.POSITIONS.as_json(),
-        "floors": floors(),
-        "other": asdict(OTHER),
+        "stages": STAGES,
+        "toward": {name: word.label for name, word in vocabulary.CATEGORIES.items()},
+        "splits": SPLITS,
     }

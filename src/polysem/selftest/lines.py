@@ -31,7 +31,7 @@ class Line:
     """One number, timed."""
 
     world: str
-    """GT0 to GT7"""
+    """GT0 to GT8"""
     name: str
     value: float
     lo: float | None

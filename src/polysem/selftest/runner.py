@@ -92,6 +92,8 @@ CHECKS = (
     Check("GT6", "pools", "transfer:pools"),
     Check("GT7", "edges", "layers:planted"),
     Check("GT7", "hops", "layers:hops"),
+    Check("GT8", "texts", "texts:planted"),
+    Check("GT8", "handles", "handles:planted"),
 )
 """In the order in which they run."""
 
@@ -110,7 +112,7 @@ def run(
     Args:
         full: the sizes of the published table, instead of those of every test run.
         seed: root of everything random.
-        worlds: only these (GT0 to GT7); empty for all.
+        worlds: only these (GT0 to GT8); empty for all.
         checks: what there is to run; None for all of `CHECKS`.
         reporter: is told of every check.
         on_line: called with every line as soon as it is known.

@@ -22,7 +22,7 @@ from jaxtyping import Float
 
 from polysem.boundary.door import Door, brief
 from polysem.boundary.tensors import read_control_vector, read_npy, read_safetensors, read_torch
-from polysem.boundary.text import read_text
+from polysem.corpus import one_a_line
 from polysem.errors import ConfigError, FormatError, MismatchError
 from polysem.models.base import WhiteBoxModel
 from polysem.positions import PositionPolicy
@@ -37,9 +37,8 @@ _DOOR = Door(
     "save it as .npy or .safetensors: one vector as wide as the model",
     missing=FormatError,
 )
-_TEXTS = Door("texts", "give a file with one text a line", missing=ConfigError)
 _GGUF_STRING, _GGUF_UINT32, _GGUF_FLOAT32, _GGUF_ALIGNMENT = 8, 4, 0, 32
-_LAYER = re.compile(r"(?:^|[._-])(\d+)$")
+_LAYER = re.compile(r"(?:^|[._-])(\d{1,5})$")
 
 
 @dataclass(frozen=True)
@@ -206,9 +205,8 @@ def _mean_of(
 
 
 def read_texts(path: Path) -> list[str]:
-    """The texts of a file, one a line; empty lines are left out. Raises ConfigError."""
-    lines = read_text(path, door=_TEXTS).splitlines()
-    return [line.strip() for line in lines if line.strip()]
+    """The texts of a file, one a line, plain or JSON; blank ones are left out. Raises as `corpus.one_a_line`."""
+    return [text.strip() for _, text in one_a_line(path, what="file of texts") if text.strip()]
 
 
 def write_direction(folder: Path, stem: str, direction: Direction, *, model_type: str) -> dict[str, str]:

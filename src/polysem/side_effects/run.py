@@ -344,7 +344,8 @@ def forecast_side_effects(
     chosen = np.sort(rng.permutation(able)[:n])
     if text is not None:
         counted = PLAIN.counted(text.shape[1])
-        for name, values in firing(scene.model, scene.dictionary, text, counted, chosen)._asdict().items():
+        fired = firing(scene.model, scene.dictionary, text, counted, chosen.tolist())
+        for name, values in fired._asdict().items():
             known[name][chosen] = values
     directions = scene.features(chosen.tolist())
     pushed = scene.push(directions, dose=dose, reporter=reporter)

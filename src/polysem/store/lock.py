@@ -9,14 +9,13 @@ write different parts hold locks of their own, which exclude the lock of the who
 import json
 import os
 import platform
-import shlex
 import stat
 from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from polysem.errors import StoreError
+from polysem.errors import StoreError, typed
 
 WHOLE = ".lock"
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
@@ -107,7 +106,7 @@ def _acquire(path: Path) -> None:
                 if not stat.S_ISREG(seen.st_mode):
                     raise StoreError(
                         f"{path} is no lock file, but a folder, a link or a device",
-                        hint=f"rm -r {shlex.quote(str(path))}",
+                        hint=f"rm -r {typed(path)}",
                     ) from None
                 holder = _read(path)
             except OSError as error:

@@ -23,7 +23,7 @@ from pydantic import BaseModel
 
 from polysem.boundary.door import Door, brief
 from polysem.boundary.files import inside
-from polysem.errors import StoreError
+from polysem.errors import StoreError, typed
 from polysem.store import io
 from polysem.store.stages import ORDER, REGISTRY, StageName, command, packages_of, parameters
 
@@ -244,7 +244,11 @@ def other_format(root: Path) -> StoreError | None:
         return None
     formats = ", ".join(sorted({repr(value) for value in found.values()}))
     first = next(iter(found))
-    again = f"polysem run {root}/study.toml --out {root}" if first in ORDER else command(first, root)
+    again = (
+        f"polysem run {typed(root)}/study.toml --out {typed(root)}"
+        if first in ORDER
+        else command(first, root)
+    )
     return StoreError(
         f"{root} was written by another version of polysem: its manifests are of format {formats}, expected {FORMAT}",
         hint=again,

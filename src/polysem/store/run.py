@@ -33,7 +33,7 @@ from pydantic import BaseModel
 from polysem.boundary.door import Door
 from polysem.boundary.text import read_toml
 from polysem.config import Study, parse_study
-from polysem.errors import PolysemError, StoreError
+from polysem.errors import PolysemError, StoreError, typed
 from polysem.places import Places, here
 from polysem.store import io
 from polysem.store.lock import WHOLE, locked
@@ -95,7 +95,7 @@ class RunFolder:
         if not any((root / file).is_file() for file in SETTINGS):
             raise StoreError(
                 f"{root} is no run folder: it holds no study.toml",
-                hint=f"polysem run STUDY.toml --out {root}",
+                hint=f"polysem run STUDY.toml --out {typed(root)}",
             )
         return cls(root)
 
@@ -106,7 +106,7 @@ class RunFolder:
     def study(self) -> Study:
         """The study that was asked for."""
         path = self.root / "study.toml"
-        text = io.read_text(path, rebuild=f"polysem run STUDY.toml --out {self.root}")
+        text = io.read_text(path, rebuild=f"polysem run STUDY.toml --out {typed(self.root)}")
         return parse_study(text, origin=str(path))
 
     def places(self, moved: Mapping[str, str] | None = None) -> Places:
@@ -119,7 +119,7 @@ class RunFolder:
         path = self.root / ORIGIN
         if not path.is_file():
             return replace(here(), moved=moved or {})
-        origin = io.read_json(path, rebuild=f"polysem run STUDY.toml --out {self.root}")
+        origin = io.read_json(path, rebuild=f"polysem run STUDY.toml --out {typed(self.root)}")
         absolute = Path(str(origin.get("folder")))
         beside = self.root / str(origin.get("from_here"))
         return Places(beside if beside.is_dir() and not absolute.is_dir() else absolute, moved or {})

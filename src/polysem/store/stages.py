@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any, Literal
 
+from polysem.errors import typed
+
 if TYPE_CHECKING:  # help lists the stages, and must not wait for pyarrow
     from pydantic import BaseModel
 
@@ -203,6 +205,29 @@ _BESIDE = (
         page="polysem.report.joint:write_joint_page",
     ),
     Stage(
+        "generate",
+        "What pushes of the plan do to texts: drawn in pairs, told without drawing, and whether the next token foretells it. Prints the path of the page.",
+        make="polysem.engine.generate:make",
+        inputs=("features", "plan"),
+        sections=("seed", "model", "sae_refs", "prompts", "plan"),
+        sources=("model", "saes"),
+        packages=(*_MODEL, "scipy"),
+        plug_ins=("saes",),
+        page="polysem.report.behaviour:write_generate_page",
+    ),
+    Stage(
+        "guard",
+        "Is a feature a safe handle on a concept: monitors, clamp and recovery, neurons, covert pushes. Prints the path of the page.",
+        make="polysem.engine.guard:make",
+        inputs=("features",),
+        sections=("seed", "model", "sae_refs", "corpus", "prompts"),
+        sources=("model", "saes", "corpus", "text"),
+        packages=(*_MODEL, "scipy"),
+        plug_ins=("saes",),
+        command="polysem guard {folder}/study.toml CONCEPT.toml --out {folder}",
+        page="polysem.report.guard:write_guard_page",
+    ),
+    Stage(
         "judge",
         "Ask language models whether pairs are related, in both orders. Prints the path of the page.",
         make="polysem.engine.making:judge",
@@ -286,4 +311,4 @@ def packages_of(stage: StageName) -> list[str]:
 
 def command(stage: StageName, folder: object) -> str:
     """The command that makes a stage of a run folder."""
-    return REGISTRY[stage].command.format(stage=stage, folder=folder)
+    return REGISTRY[stage].command.format(stage=stage, folder=typed(folder))

@@ -15,10 +15,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from polysem.boundary.door import Door, telling
+from polysem.boundary.door import Door, brief, telling
 from polysem.boundary.files import read_plain
 from polysem.boundary.text import parse_json
-from polysem.errors import StoreError
+from polysem.errors import StoreError, typed
 from polysem.store import io
 
 
@@ -49,10 +49,13 @@ class ResponseCache:
         path = self.path(key)
         if not path.is_file():
             return None
-        again = f"rm {path}, then run the same command again: this one request is sent once more"
+        again = f"rm {typed(path)}, then run the same command again: this one request is sent once more"
         door = Door("kept response", again, StoreError, StoreError)
         with telling(door, path, doing="is no kept response"):
-            return parse_json(read_plain(path, door=door), path, door=door)["response"]
+            kept = parse_json(read_plain(path, door=door), path, door=door)["response"]
+            if not isinstance(kept, str):
+                raise TypeError(f"its response is {brief(kept)}")
+            return kept
 
     def mark(self, key: str) -> None:
         """Note that a request is about to be sent."""

@@ -362,7 +362,7 @@ def read_chat(body: str, *, where: str) -> str:
         if not isinstance(content, str):
             raise TypeError(f"content is {type(content).__name__}")
         content.encode()  # half a surrogate pair can stand in JSON, and in no file
-    except (ValueError, KeyError, IndexError, TypeError) as error:
+    except (ValueError, KeyError, IndexError, TypeError, RecursionError) as error:
         raise FormatError(f"{where}: the answer is no chat response ({error!r}): {body[:200]!r}") from error
     return content
 

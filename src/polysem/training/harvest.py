@@ -18,7 +18,9 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 
-from polysem.errors import NumericsError, StoreError
+from polysem.boundary.door import Door
+from polysem.boundary.tensors import map_npy
+from polysem.errors import NumericsError, StoreError, typed
 from polysem.models.base import WhiteBoxModel
 from polysem.progress import SILENT, Reporter
 from polysem.store.io import read_json, replacing, write_json
@@ -41,8 +43,21 @@ class StoredActivations:
     """what harvest.json says"""
 
     def part(self, site: Site, number: int) -> Float[np.ndarray, "rows pos width"]:
-        """Activations of one part, float16, mapped from the disk."""
-        return np.load(part_file(self.folder, site, number), mmap_mode="r")
+        """Activations of one part, float16, mapped from the disk. Raises StoreError if it is damaged or of another size."""
+        path = part_file(self.folder, site, number)
+        door = Door(
+            "stored activations",
+            f"rm {typed(path)}, then the same command: the part is made anew",
+            StoreError,
+            StoreError,
+        )
+        values = map_npy(path, door=door)
+        if values.ndim != 3 or values.dtype != np.float16:
+            raise door.refuse(
+                path,
+                f"it holds {values.dtype} of shape {values.shape}, expected float16 [rows, tokens, width]",
+            )
+        return values
 
     @property
     def n_tokens(self) -> int:
@@ -133,4 +148,6 @@ def _claim(folder: Path, about: dict[str, Any]) -> None:
 
 
 def _read_about(folder: Path) -> dict[str, Any]:
-    return read_json(folder / "harvest.json", rebuild="run polysem train-sae without --no-harvest")
+    # Without it nobody knows what the parts are of, so they go too.
+    again = f"rm -r {typed(folder)}, then the same command: the activations are made anew"
+    return read_json(folder / "harvest.json", rebuild=again)

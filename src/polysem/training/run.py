@@ -18,7 +18,8 @@ from torch import Tensor
 
 from polysem.boundary.door import Door, telling
 from polysem.boundary.files import regular
-from polysem.boundary.text import parse_json
+from polysem.boundary.settings import setting
+from polysem.boundary.text import json_object, parse_json
 from polysem.errors import ConfigError, StoreError
 from polysem.progress import SILENT, Reporter
 from polysem.seeds import rng_for, short_hash
@@ -246,16 +247,23 @@ def restore(state: State, path: Path, *, mark: str) -> None:
     with telling(door, path, doing="is no whole checkpoint"):
         regular(path, door=door)
         with safe_open(path, framework="pt", device=str(state.since_fired.device)) as file:
-            told = parse_json((file.metadata() or {})["state"], path, door=door)
+            told = json_object(parse_json((file.metadata() or {})["state"], path, door=door), path, door=door)
             found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (no mapping)
-    if told["mark"] != mark:
-        raise StoreError(
-            f"{path} is the checkpoint of another recipe or of other activations",
-            hint=f"delete {path} to begin anew, or give another --out",
+        if told["mark"] != mark:
+            raise StoreError(
+                f"{path} is the checkpoint of another recipe or of other activations",
+                hint=f"delete {path} to begin anew, or give another --out",
+            )
+        step, threshold = (
+            setting(told, "step", int, where=path),
+            setting(told, "threshold", float, where=path),
         )
-    with torch.no_grad():
-        for name, tensor in state.weights.named().items():
-            tensor.copy_(found[f"weight.{name}"])
-            moments = {k.rsplit(".", 1)[1]: v for k, v in found.items() if k.startswith(f"adam.{name}.")}
-            state.optimizer.state[tensor] = moments
-    state.since_fired, state.step, state.threshold = found["since_fired"], told["step"], told["threshold"]
+        since_fired, weights = found["since_fired"], state.weights.named()
+        if step is None or threshold is None or since_fired.shape != state.since_fired.shape:
+            raise ValueError("it lacks the step or the threshold, or is of another number of features")
+        with torch.no_grad():
+            for name, tensor in weights.items():
+                tensor.copy_(found[f"weight.{name}"])
+                moments = {k.rsplit(".", 1)[1]: v for k, v in found.items() if k.startswith(f"adam.{name}.")}
+                state.optimizer.state[tensor] = moments
+    state.since_fired, state.step, state.threshold = since_fired, step, threshold

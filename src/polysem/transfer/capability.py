@@ -121,7 +121,7 @@ def load_items(path: Path) -> list[Item]:
             raise _QUESTIONS.refuse(path, f"line {n}: no question: {brief(row)}")
         context, endings = row.get("context", row.get("ctx")), row.get("endings")
         answer = row.get("answer", row.get("label"))
-        if isinstance(answer, str) and answer.strip().isdecimal():
+        if isinstance(answer, str) and len(answer) < 9 and answer.strip().isdecimal():
             answer = int(answer)
         if not isinstance(answer, int) or isinstance(answer, bool):
             answer = None

@@ -10,7 +10,16 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field, model_validator
 
 from polysem.categories import DEFAULT
-from polysem.config import CorpusConfig, FileRef, NameOrFile, Section, parse_section, parse_toml, read_text
+from polysem.config import (
+    CorpusConfig,
+    FileRef,
+    Name,
+    NameOrFile,
+    Section,
+    parse_section,
+    parse_toml,
+    read_text,
+)
 from polysem.keys import checked_address
 from polysem.places import Located
 from polysem.vocabulary import attribute
@@ -62,7 +71,7 @@ class SourceConfig(Section):
 
 
 class TargetConfig(Section):
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]+$")]
+    name: Name
     """in tables and files"""
     kind: Annotated[str, AfterValidator(TARGET_KINDS.check)] = "local"
     model: Annotated[str, Located(or_name=True, when=lambda target: target.kind == "local")]
@@ -242,7 +251,7 @@ class TestConfig(Section):
 class TransferStudy(Section):
     """A whole transfer study."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]+$")] = "transfer"
+    name: Name = "transfer"
     """names the run folder: runs/NAME"""
     seed: Annotated[int, Field(ge=0)] = 0
     """root of every random draw"""

@@ -1,6 +1,5 @@
 // One feature as a column: what it is called, where it fires, what it writes.
 import { el, link, outside } from "./dom.js";
-import { histogram } from "./charts.js";
 import { address } from "./state.js";
 import { count, number, visible } from "./text.js";
 
@@ -41,8 +40,7 @@ function tokens(list, values, { unit }) {
   }));
 }
 
-export function featureCard(feature, { heading = "h2", name = "", full = false, titled = true } = {}) {
-  const values = feature.contexts.flatMap((c) => c.values.filter((v) => v > 0));
+export function featureCard(feature, { heading = "h2", name = "", full = false, titled = true, drawn = [] } = {}) {
   const facts = [
     ["active on", feature.density === null ? "not counted" : `${number(100 * feature.density)} % of tokens${feature.n_active === null ? "" : ` (${count(feature.n_active)})`}`],
     ["largest activation", number(feature.max_act)],
@@ -55,8 +53,7 @@ export function featureCard(feature, { heading = "h2", name = "", full = false, 
     el("p", { cls: "id" }, link(address("feature", [feature.sae, feature.feature]), `feature ${feature.feature}`), ` of ${feature.sae} `, feature.link ? ["· ", outside(feature.link, "Neuronpedia")] : null),
     el(titled ? "h3" : "h2", {}, `Glosses (${feature.glosses.length})`), glosses(feature),
     el("h3", {}, "Where it fires"), contexts(feature, full),
-    el("h3", {}, "How strongly"),
-    values.length ? [histogram(values, { label: `${values.length} activations in the stored contexts` }), el("p", { cls: "fine" }, `${count(values.length)} activations above 0 in the stored top contexts; the tables keep no histogram of the whole corpus.`)] : el("p", { cls: "fine" }, "No activations are stored."),
+    drawn.length ? drawn : el("p", { cls: "fine" }, "No activations are stored."),
     el("div", { cls: "three" },
       el("div", {}, el("h3", {}, "Tokens that activate it"), tokens(feature.tokens_in_str, feature.tokens_in_act, { unit: "activation" })),
       el("div", {}, el("h3", {}, "Logits it raises"), tokens(feature.tokens_out_str, feature.tokens_out_logit, { unit: "logits per unit decoder" })),

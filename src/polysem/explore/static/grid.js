@@ -5,6 +5,7 @@ import { address, change, first, here, note as noteAddress } from "./state.js";
 import { count, fixed, number, plural, probability } from "./text.js";
 
 export const PAGE = 50;
+const PATIENCE = 300; // ms
 // The column that says of which SAE a row is, where there are several.
 export const several = (study) => (study.saes.length > 1 ? ["sae"] : []);
 const HEADS = {
@@ -83,6 +84,9 @@ export class Grid {
     const stop = new AbortController();
     this.stopped = stop;
     this.node.setAttribute("aria-busy", "true");
+    // What takes longer than a blink says so.
+    clearTimeout(this.slow);
+    this.slow = setTimeout(() => { if (this.node.getAttribute("aria-busy")) replace(this.summary, el("span", { cls: "wait" }, "Working…")); }, PATIENCE);
     let answer;
     try {
       answer = await this.source.rows(this.relation.name, query, stop.signal);

@@ -1,5 +1,5 @@
 // The same answers as the server gives, from the files of an export: one file per column, read when needed.
-import { fetchJson, Refused } from "./source.js";
+import { fetchJson, fetchNodes, Refused } from "./source.js";
 import { ownWords } from "./text.js";
 
 const EMPTY_INTEGER = -(2 ** 31);
@@ -91,6 +91,14 @@ export class Local {
     const found = (await this.chunks.get(path).catch(() => [])).find((f) => f.feature === Number(feature));
     if (!found) throw missing;
     return found;
+  }
+
+  async figures(name, { sae, feature, i, j }) {
+    const { saes, chunk } = await this.doc("overview");
+    const k = saes.findIndex((s) => s.label === sae);
+    if (name === "pair") return fetchNodes(`data/figures/pair/${k}/${i}-${j}.html`);
+    if (name === "feature") return (await fetchNodes(`data/figures/feature/${k}/${Math.floor(feature / chunk)}.html`)).filter((node) => node.dataset.of === `${sae}/${feature}`);
+    return fetchNodes(`data/figures/${name}.html`);
   }
 
   async rows(name, query) {

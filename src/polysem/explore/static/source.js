@@ -22,6 +22,18 @@ export async function fetchJson(path, options = {}) {
   throw new Refused((told && told.error) || `the server answered ${response.status}`, told && told.hint);
 }
 
+// Drawn figures as nodes: the browser reads the file as a document in which nothing runs.
+export function fetchNodes(path) {
+  return new Promise((done, fail) => {
+    const request = new XMLHttpRequest();
+    request.open("GET", path);
+    request.responseType = "document";
+    request.onload = () => (request.status === 200 && request.response ? done([...request.response.body.children].map((node) => document.importNode(node, true))) : fail(new Refused(`the explorer has no figures at ${path} (${request.status})`)));
+    request.onerror = () => fail(new Refused("the explorer does not answer; was it stopped?", "polysem explore RUN"));
+    request.send();
+  });
+}
+
 export function queryString({ f = [], q = "", near = "", among = "", sort = "", limit, offset, format } = {}) {
   const query = new URLSearchParams();
   for (const filter of f) if (filter) query.append("f", filter);
@@ -54,6 +66,11 @@ export class Server {
 
   feature(sae, feature) {
     return fetchJson(`data/feature?${new URLSearchParams({ sae, feature })}`);
+  }
+
+  // Figures of a name; of a pair or a feature by its numbers.
+  figures(name, args) {
+    return fetchNodes(Object.keys(args).length ? `data/figures/${name}?${new URLSearchParams(args)}` : `data/figures/${name}.html`);
   }
 
   // All rows of a query as files: [{words, name, href}].

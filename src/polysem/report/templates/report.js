@@ -1,6 +1,6 @@
-"use strict";
 // Text from the run enters the page through textContent only.
 (() => {
+  "use strict";
   const make = (tag, className, text) => {
     const node = document.createElement(tag);
     if (className) node.className = className;
@@ -16,28 +16,7 @@
   });
   window.addEventListener("afterprint", () => { for (const part of folded) part.open = false; });
 
-  // Heat maps: the pointer's cell in words.
-  for (const svg of document.querySelectorAll("svg.heat")) {
-    const figure = svg.closest("figure");
-    const cells = JSON.parse(figure.querySelector("script.cells").textContent);
-    const readout = figure.querySelector(".readout");
-    const at = (name) => Number(svg.dataset[name]);
-    const minus = (v) => v.toFixed(2).replace("-", "−");
-    const show = (event) => {
-      const matrix = svg.getScreenCTM();
-      const x = (event.clientX - matrix.e) / matrix.a;
-      const y = (event.clientY - matrix.f) / matrix.d;
-      const s = at("xlo") + ((x - at("x0")) / (at("x1") - at("x0"))) * (at("xhi") - at("xlo"));
-      const i = at("ylo") + ((y - at("y0")) / (at("y1") - at("y0"))) * (at("yhi") - at("ylo"));
-      const cell = cells.find((c) => s >= c[0] && s < c[1] && i >= c[2] && i < c[3]);
-      readout.textContent = cell
-        ? `${cell[4].toLocaleString("en")} pairs: similarity ${minus(cell[0])} to ${minus(cell[1])}, interference ${minus(cell[2])} to ${minus(cell[3])}`
-        : "";
-    };
-    svg.addEventListener("pointermove", show);
-    svg.addEventListener("pointerdown", show);
-    svg.addEventListener("pointerleave", () => { readout.textContent = ""; });
-  }
+  for (const svg of document.querySelectorAll("svg[data-cells]")) readout(svg, svg.closest("figure").querySelector(".readout"));
 
   const table = document.getElementById("pair-table");
   if (!table) return;
@@ -90,7 +69,7 @@
       cell.colSpan = row.cells.length;
       const pictures = drawings(`${row.dataset.sae}/${row.dataset.i}/${row.dataset.j}`);
       if (pictures.length) {
-        const grid = make("div", "grid");
+        const grid = make("div", "figures");
         grid.append(...pictures);
         cell.append(make("h4", "", "What steering does over its dose"), grid);
       }

@@ -5,7 +5,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from polysem.boundary.files import listing
+from polysem.boundary.door import Door
+from polysem.boundary.files import listing, regular
 from polysem.boundary.tensors import PICKLES, SAFETENSORS_HINT
 from polysem.errors import FormatError
 from polysem.registry import check_links
@@ -84,6 +85,8 @@ DIALECTS: Vocabulary[Dialect] = Vocabulary(
     group="polysem.saes",
 )
 
+_FILE = Door("SAE", "give the folder or the file of an SAE", missing=FormatError)
+
 
 def known_files() -> tuple[str, ...]:
     """The names by which folders are told."""
@@ -96,12 +99,16 @@ def read_parts(source: WeightFiles) -> "SAEParts":
     Raises:
         FormatError: if the files are of no known dialect, incomplete, or damaged.
     """
-    path, single = source.path, source.path.is_file()
+    path, single = source.path, not source.path.is_dir()
+    if single:
+        regular(path, door=_FILE)  # no pipe, no device
     if path.suffix in PICKLES:
         raise FormatError(f"{path} is a pickle: reading it could run any code", hint=SAFETENSORS_HINT)
     check_links(path.parent if single else path)
     for dialect in DIALECTS.values():
         for name in dialect.files if single else dialect.files[:1]:
+            if single and name.count("/") >= len(path.parents):
+                continue  # a bare name lies in no folder of a folder
             folder = path.parents[name.count("/")] if single else path
             if all((folder / other).is_file() for other in dialect.files) and path in (folder, folder / name):
                 return attribute(dialect.load)(_at(source, folder))

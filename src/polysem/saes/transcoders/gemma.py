@@ -14,7 +14,7 @@ from torch import Tensor
 
 from polysem.boundary.settings import setting
 from polysem.boundary.tensors import read_npz, read_safetensors
-from polysem.errors import FormatError
+from polysem.errors import FormatError, typed
 from polysem.saes.parts import refuse_unread
 from polysem.saes.source import read_json
 from polysem.saes.transcoder import TranscoderSet, Writer, made_set, made_transcoder
@@ -59,7 +59,7 @@ def _layer(path: Path) -> int:
     if not found:
         raise FormatError(
             f"{path}: the layer is not in its name; expected a folder such as layer_12_width_16k_l0_small",
-            hint=f"mv {path} layer_12",
+            hint=f"mv {typed(path)} layer_12",
         )
     return int(found[-1])
 

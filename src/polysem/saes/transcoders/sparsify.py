@@ -13,7 +13,7 @@ from torch import Tensor
 
 from polysem.boundary.settings import setting
 from polysem.boundary.tensors import read_safetensors
-from polysem.errors import FormatError
+from polysem.errors import FormatError, typed
 from polysem.saes.base import Activation, Provenance
 from polysem.saes.parts import refuse_unread
 from polysem.saes.source import read_json
@@ -85,7 +85,8 @@ def _read(folder: Path) -> _Layer:
     match = re.search(r"(?:layers|h|blocks)[._](\d+)(?:\.mlp)?$", folder.name)
     if match is None:
         raise FormatError(
-            f"{folder}: the name says no layer; expected e.g. layers.5.mlp", hint=f"mv {folder} layers.5.mlp"
+            f"{folder}: the name says no layer; expected e.g. layers.5.mlp",
+            hint=f"mv {typed(folder)} layers.5.mlp",
         )
     state = read_safetensors(folder / _WEIGHTS)
     refuse_unread([name for name in state if not _PARTS.match(name)], folder / _WEIGHTS)

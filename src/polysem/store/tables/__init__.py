@@ -7,6 +7,15 @@ measured, `judgement` how sure it is. Besides tables, `features/` holds embeddin
 
 from polysem.store.schema import Schema
 from polysem.store.tables.atlas import ATLAS, ATLAS_DENSITY, ATLAS_FIT, ATLAS_SAMPLE, ATLAS_TOP, ATLAS_TOWARD
+from polysem.store.tables.behaviour import (
+    BEHAVIOUR,
+    TEXT_ARMS,
+    TEXT_BRIDGE,
+    TEXT_EFFECTS,
+    TEXT_HORIZON,
+    TEXT_TASKS,
+    TEXTS,
+)
 from polysem.store.tables.defence import DEFENCES, PROTECTED
 from polysem.store.tables.effects import (
     BUDGETS,
@@ -23,6 +32,15 @@ from polysem.store.tables.effects import (
     TOWARD,
 )
 from polysem.store.tables.features import CLUSTERS, CONTEXTS, FEATURES, GLOSSES
+from polysem.store.tables.guard import (
+    GUARD,
+    GUARD_ALARMS,
+    GUARD_EVASION,
+    GUARD_FINDINGS,
+    GUARD_MONITORS,
+    GUARD_NEURONS,
+    GUARD_RECOVERY,
+)
 from polysem.store.tables.joint import (
     JOINT_ADDITIVITY,
     JOINT_FINDINGS,
@@ -105,6 +123,7 @@ __all__ = [
     "ATLAS_SAMPLE",
     "ATLAS_TOP",
     "ATLAS_TOWARD",
+    "BEHAVIOUR",
     "BUDGETS",
     "CHECKS",
     "CLEANER",
@@ -127,6 +146,13 @@ __all__ = [
     "GRADED",
     "GRADIENT_MATRIX",
     "GRADIENT_PATH",
+    "GUARD",
+    "GUARD_ALARMS",
+    "GUARD_EVASION",
+    "GUARD_FINDINGS",
+    "GUARD_MONITORS",
+    "GUARD_NEURONS",
+    "GUARD_RECOVERY",
     "HETEROGENEITY",
     "JUDGED",
     "JUDGEMENTS",
@@ -168,6 +194,12 @@ __all__ = [
     "SPECIFICATION",
     "SPECTRUM",
     "STAGES",
+    "TEXTS",
+    "TEXT_ARMS",
+    "TEXT_BRIDGE",
+    "TEXT_EFFECTS",
+    "TEXT_HORIZON",
+    "TEXT_TASKS",
     "TOWARD",
     "TRANSFER",
     "TRANSFER_COST",
@@ -235,6 +267,8 @@ STAGES: dict[str, tuple[Schema, ...]] = {
         PLAN_DOSES,
         PLAN_EFFECTS,
     ),
+    "generate": BEHAVIOUR,
+    "guard": GUARD,
     "judge": (JUDGED, JUDGEMENTS),
     "explain": (WRITTEN_GLOSSES,),
     "transfer": TRANSFER,

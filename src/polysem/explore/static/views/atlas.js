@@ -1,10 +1,10 @@
 // What linear response says of every pair, measured or not: how far to believe it, all pairs at once, the strongest.
 import { el, link } from "../dom.js";
 import { Grid, featureCell, several } from "../grid.js";
-import { heat } from "../heat.js";
+import { drawn } from "../drawn.js";
 import { allRows } from "../source.js";
 import { address } from "../state.js";
-import { count, number, plural, tick } from "../text.js";
+import { count, number } from "../text.js";
 
 const STRATA = { uniform: "pairs drawn from all", top: "pairs drawn from the strongest" };
 
@@ -55,30 +55,8 @@ function density(ctx) {
     if (begun) return;
     begun = true;
     place.setAttribute("aria-busy", "true");
-    for (const { label } of ctx.study.saes) {
-      const rows = await allRows(ctx.source, "atlas_density", [`sae=${label}`, "axis=interference"]);
-      if (rows.length) place.append(figure(label, rows));
-    }
+    place.append(...await drawn(ctx, "predicted"));
     place.removeAttribute("aria-busy");
   };
   return el("details", { cls: "panel wide", ontoggle: begin }, el("summary", {}, "All pairs: does interference foretell the effect?"), place);
-}
-
-function figure(sae, rows) {
-  const edges = [...new Set(rows.flatMap((r) => [r.effect_lo, r.effect_hi]))].filter((v) => v > 0);
-  const least = Math.min(...edges);
-  // Decades on both sides of zero; what is smaller than the least edge lies between them.
-  const at = (v) => (Math.abs(v) < least / 2 ? 0 : Math.sign(v) * (1 + Math.log10(Math.abs(v) / least)));
-  const cells = rows.map((r) => [r.cosine_lo, r.cosine_hi, at(r.effect_lo), at(r.effect_hi), r.count]);
-  const decades = [];
-  // Every second decade from the largest down: more labels would touch.
-  for (let d = Math.floor(Math.log10(Math.max(...edges)) + 1e-9); d >= Math.log10(least) - 1e-9; d -= 2) decades.push(10 ** d);
-  const extent = (k) => [Math.min(...cells.map((c) => c[k])), Math.max(...cells.map((c) => c[k + 1]))];
-  const n = cells.reduce((sum, c) => sum + c[4], 0);
-  return el("figure", { cls: "inner" }, el("h3", {}, sae),
-    heat({ cells, n, chance: [] }, {
-      range: { x: extent(0), y: extent(2) }, most: Math.max(...cells.map((c) => c[4])), label: sae,
-      axes: { x: "interference (cosine of directions)", y: "predicted effect (nats per norm)", yMarks: [[0, "0"], ...decades.flatMap((d) => [[at(d), tick(d)], [at(-d), tick(-d)]])] },
-    }),
-    el("figcaption", {}, `${plural(n, "ordered pair")}. Effects in decades on both sides of zero; the outermost cells hold what is beyond.`));
 }

@@ -1,6 +1,7 @@
 // One feature and its neighbours.
 import { el, link, note, replace } from "../dom.js";
 import { featureCard, gloss } from "../card.js";
+import { drawn, figuresOf } from "../drawn.js";
 import { graph } from "../graph.js";
 import { Grid, dataOf, featureCell, flags } from "../grid.js";
 import { address, change, first, here } from "../state.js";
@@ -12,7 +13,7 @@ export async function feature(ctx) {
   const [sae, id] = here().args;
   const number = Number(id);
   if (!sae || !Number.isInteger(number)) return [el("h1", {}, "Feature"), note("The address names no feature: expected #/feature/SAE/NUMBER.")];
-  const record = await ctx.source.feature(sae, number);
+  const [record, fires] = await Promise.all([ctx.source.feature(sae, number), drawn(ctx, "feature", { sae, feature: number })]);
   const graphPlace = el("div", { cls: "graph-place" });
   const listPlace = el("div", {});
   const title = [...gloss(record)].length > 90 ? `${[...gloss(record)].slice(0, 89).join("")}…` : gloss(record);
@@ -21,7 +22,9 @@ export async function feature(ctx) {
     el("h1", { cls: "gloss" }, title),
   ];
   head.push(await verdict(ctx, { sae, number }));
-  if (!ctx.study.relations.pairs) return [...head, ctx.absent("pairs"), featureCard(record, { heading: "h2", full: true })];
+  const judged = fires.filter((node) => node.matches(".steering-card"));
+  if (judged.length) head.push(el("details", { cls: "panel wide" }, el("summary", {}, "What steering along it does besides its target"), judged));
+  if (!ctx.study.relations.pairs) return [...head, ctx.absent("pairs"), featureCard(record, { heading: "h2", full: true, drawn: figuresOf(fires) })];
   const grid = new Grid({
     source: scoped(ctx.source, sae, number), relation: ctx.study.relations.pairs, sort: "-strength", limit: 12,
     cells: {
@@ -33,11 +36,11 @@ export async function feature(ctx) {
     columns: ["open", "other", "interference", "similarity", "flags"],
     empty: "No listed pair names this feature.",
   });
-  let drawn = null;
+  let seen = null;
   ctx.update = async () => {
     const key = `${first(here().params, "open")} ${first(here().params, "show")}`;
-    if (key !== drawn) {
-      drawn = key;
+    if (key !== seen) {
+      seen = key;
       graphPlace.setAttribute("aria-busy", "true");
       await neighbours(ctx, { sae, number, record, place: graphPlace });
       graphPlace.removeAttribute("aria-busy");
@@ -45,7 +48,7 @@ export async function feature(ctx) {
     await grid.update();
   };
   replace(listPlace, el("h2", {}, "Its pairs"), grid.node);
-  return [...head, el("div", { cls: "page-two" }, featureCard(record, { full: true, titled: false }), el("div", {}, el("h2", {}, "Neighbours"), graphPlace, listPlace)),
+  return [...head, el("div", { cls: "page-two" }, featureCard(record, { full: true, titled: false, drawn: figuresOf(fires) }), el("div", {}, el("h2", {}, "Neighbours"), graphPlace, listPlace)),
     dataOf(ctx, ["features", "glosses", "contexts", "clusters", "partners"].map((name) => [name, name, [`sae=${sae}`, `feature=${number}`]]))];
 }
 

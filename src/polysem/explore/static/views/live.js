@@ -23,11 +23,14 @@ export async function live(ctx) {
   const slider = input("live-dose", "range", "0", { step: "any" });
   const exact = el("output", { for: "live-dose" });
   const names = el("p", { cls: "fine", "aria-live": "polite" });
-  const out = el("div", { cls: "live-out", "aria-live": "polite" });
+  const places = [el("div", { cls: "live-out", "aria-live": "polite" }), el("div", { cls: "live-out", "aria-live": "polite" })];
   const go = el("button", { type: "submit", cls: "main" }, "Steer");
   const again = el("div", { "aria-live": "polite" });
   const stop = el("button", { type: "button", disabled: true }, "Cancel");
+  const more = together(value("more", ""), () => steer());
+  const beside = besides(choices, value("beside", ""));
   let running = null;
+  let turn = 0;
 
   const dose = () => (unit.value === "kl" ? 10 ** Number(slider.value) : Number(slider.value));
   const place = (d) => {
@@ -39,6 +42,8 @@ export async function live(ctx) {
   const show = () => { exact.value = unit.value === "kl" ? `${number(dose())} nats` : fixed(dose(), 3, true); slider.setAttribute("aria-valuetext", exact.value); };
   place(Number(value("dose", unit.value === "kl" ? "0.05" : "0.2")) || 0.2);
   slider.addEventListener("input", show);
+  // Let go of the slider, and the text is written anew from there.
+  slider.addEventListener("change", () => { if (source.value !== "" && target.value !== "") steer(); });
   unit.addEventListener("change", () => place(unit.value === "kl" ? 0.05 : 0.2));
 
   // What the dose means, and whether the source is a feature, follows from the locus.
@@ -49,6 +54,7 @@ export async function live(ctx) {
     if (kind === "prompt") unit.value = "scale";
     unit.disabled = kind === "prompt";
     slider.disabled = kind === "prompt";
+    more.node.hidden = kind !== "feature";
     place(dose());
     called();
   };
@@ -64,30 +70,45 @@ export async function live(ctx) {
   };
   for (const box of [source, target, sae]) box.addEventListener("change", called);
 
+  const push = async (asked, out, own) => {
+    const answer = await fetchJson("live", { method: "POST", headers: { "content-type": "application/json" }, body: JSON.stringify(asked) });
+    let job = answer;
+    running = job.id;
+    while (["waiting", "running"].includes(job.state)) {
+      if (own !== turn) return;
+      if (job.result) drawn(out, job); else replace(out, el("p", { cls: "wait" }, job.doing));
+      await new Promise((done) => setTimeout(done, EVERY));
+      job = await fetchJson(`live/${job.id}`);
+    }
+    if (own !== turn) return;
+    if (job.state === "failed") replace(out, problem({ message: job.error, hint: job.hint }));
+    else if (job.state === "cancelled") { replace(out, note("Cancelled.")); say("cancelled"); } else { drawn(out, job); say("done"); }
+  };
+  const cancel = async () => { if (running) await fetchJson(`live/${running}`, { method: "DELETE" }).catch(() => {}); };
   const steer = async (event) => {
     event?.preventDefault();
-    const asked = { prompt: prompt.value, sae: sae.value, source: Number(source.value), target: Number(target.value), locus: locus.value, unit: unit.value, dose: Number(dose().toPrecision(4)), n_tokens: 24 };
-    noteAddress({ prompt: asked.prompt, sae: asked.sae, source: asked.source, target: asked.target, locus: asked.locus, unit: asked.unit, dose: asked.dose });
+    const own = (turn += 1);
+    await cancel();
+    const joint = locus.value === "feature" ? more.pushes() : [];
+    if (joint.length && unit.value === "kl") { unit.value = "scale"; place(0.2); }
+    const asked = { prompt: prompt.value, sae: sae.value, source: Number(source.value), target: Number(target.value), locus: locus.value, unit: unit.value, dose: Number(dose().toPrecision(4)), n_tokens: 24, more: joint };
+    const other = beside.push();
+    noteAddress({ prompt: asked.prompt, sae: asked.sae, source: asked.source, target: asked.target, locus: asked.locus, unit: asked.unit, dose: asked.dose, more: more.text() || [], beside: beside.text() || [] });
     go.disabled = true; stop.disabled = false;
+    places[1].hidden = !other;
     try {
-      let job = await fetchJson("live", { method: "POST", headers: { "content-type": "application/json" }, body: JSON.stringify(asked) });
-      running = job.id;
-      while (["waiting", "running"].includes(job.state)) {
-        if (job.result) drawn(out, job); else replace(out, el("p", { cls: "wait" }, job.doing));
-        await new Promise((done) => setTimeout(done, EVERY));
-        job = await fetchJson(`live/${running}`);
-      }
-      if (job.state === "failed") replace(out, problem({ message: job.error, hint: job.hint }));
-      else if (job.state === "cancelled") { replace(out, note("Cancelled.")); say("cancelled"); } else { drawn(out, job); say("done"); }
-    } catch (error) { replace(out, problem(error)); }
+      await push(asked, places[0], own);
+      if (other && own === turn) await push({ ...asked, more: [], ...other }, places[1], own);
+    } catch (error) { if (own === turn) replace(places[0], problem(error)); }
+    if (own !== turn) return;
     running = null; go.disabled = false; stop.disabled = true;
   };
-  stop.addEventListener("click", async () => { if (running) await fetchJson(`live/${running}`, { method: "DELETE" }).catch(() => {}); });
+  stop.addEventListener("click", cancel);
   const field = (label, control, more) => el("div", { cls: "field" }, el("label", { for: control.id }, label), control, more);
   const form = el("form", { cls: "live-form", onsubmit: steer },
     el("div", { cls: "field whole" }, el("label", { for: "live-prompt" }, "Prompt"), prompt),
-    field("SAE", sae), field("Steer feature", source), field("Read feature", target), field("Locus", locus), field("Dose in", unit), field("Dose", slider, exact),
-    el("div", { cls: "field buttons" }, go, stop));
+    field("SAE", sae), field("Steer feature", source, picker(ctx, sae, source)), field("Read feature", target, picker(ctx, sae, target)), field("Locus", locus), field("Dose in", unit), field("Dose", slider, exact),
+    more.node, beside.node, el("div", { cls: "field buttons" }, go, stop));
   // A row of the study: its prompts are offered, and its number is made again.
   if (value("row", "")) {
     const given = (await ctx.source.rows("prompts", { f: ["split=confirm"], limit: 200, offset: 0 })).rows;
@@ -101,7 +122,44 @@ export async function live(ctx) {
     suit();
     if (["source", "target", "dose"].every((name) => value(name, "") !== "")) steer();
   });
-  return [el("h1", {}, "Live"), el("p", { cls: "lead" }, `Steer along a feature in ${choices.model} and see what changes. Nothing of this is stored.`), el("section", { cls: "panel wide" }, form, names), again, out];
+  return [el("h1", {}, "Live"), el("p", { cls: "lead" }, `Steer along a feature in ${choices.model} and see what changes. Nothing of this is stored.`), el("section", { cls: "panel wide" }, form, names), again, el("div", { cls: "beside" }, places)];
+}
+
+// A feature by words of its gloss or tokens, beside the field for its number.
+function picker(ctx, sae, box) {
+  const found = el("ul", { cls: "picks" });
+  const words = el("input", { type: "text", placeholder: "or find it by words", "aria-label": `Words of the feature for: ${box.id.replace("live-", "")}`, autocomplete: "off", maxlength: "200" });
+  let timer = 0;
+  const look = async () => {
+    const asked = words.value.trim();
+    if (!asked || !ctx.study.relations.features) { replace(found); return; }
+    const { rows } = await ctx.source.rows("features", { f: [`sae=${sae.value}`, `feature~${asked}`], limit: 6, offset: 0 });
+    if (asked !== words.value.trim()) return;
+    replace(found, rows.length ? rows.map((row) => el("li", {}, el("button", { type: "button", cls: "chip", onclick: () => { box.value = row.feature; replace(found); words.value = ""; box.dispatchEvent(new Event("change")); } }, `${row.feature}: ${visible(row.gloss || "no gloss", 60)}`))) : el("li", { cls: "fine" }, "no feature says this"));
+  };
+  words.addEventListener("input", () => { clearTimeout(timer); timer = setTimeout(look, 150); });
+  return [words, found];
+}
+
+// More features at the same time, as chips: FEATURE:DOSE,FEATURE:DOSE in the address.
+function together(text, onchange) {
+  const list = text.split(",").map((one) => one.split(":").map(Number)).filter(([f, d]) => Number.isInteger(f) && f >= 0 && Number.isFinite(d));
+  const chips = el("span", { cls: "chips" });
+  const [feature, dose] = [el("input", { type: "number", id: "live-more", min: "0", "aria-label": "Feature that is steered as well" }), el("input", { type: "number", step: "0.01", value: "0.2", "aria-label": "Its dose" })];
+  const draw = () => replace(chips, list.map(([f, d], k) => el("button", { type: "button", cls: "chip", onclick: () => { list.splice(k, 1); draw(); onchange(); } }, `${f} at ${fixed(d, 2, true)}`, el("span", { "aria-hidden": "true" }, " ×"), el("span", { cls: "hidden" }, " take away"))));
+  const add = el("button", { type: "button", onclick: () => { if (feature.value === "") return; list.push([Number(feature.value), Number(dose.value)]); feature.value = ""; draw(); } }, "Add");
+  draw();
+  return { node: el("div", { cls: "field" }, el("label", { for: "live-more" }, "Together with (feature, dose)"), el("span", { cls: "row" }, feature, dose, add), chips), pushes: () => list.map(([source, d]) => ({ source, dose: d })), text: () => list.map(([f, d]) => `${f}:${d}`).join(",") };
+}
+
+// A second push beside the first: SAE/SOURCE/TARGET/DOSE in the address.
+function besides(choices, text) {
+  const [label, f, t, d] = (text.match(/^(.*)\/(\d+)\/(\d+)\/(-?[\d.]+)$/s) || []).slice(1);
+  const sae = el("select", { id: "live-beside", "aria-label": "SAE of the second push" }, choices.saes.map((s) => el("option", { value: s, selected: s === label }, s)));
+  const number_ = (what, v, more = {}) => el("input", { type: "number", min: "0", value: v ?? "", placeholder: what, "aria-label": `${what}, second push`, ...more });
+  const [source, target, dose] = [number_("steer", f), number_("read", t), number_("dose", d ?? "0.2", { min: "-4", step: "any" })];
+  const push = () => (source.value === "" || target.value === "" ? null : { sae: sae.value, source: Number(source.value), target: Number(target.value), dose: Number(dose.value) });
+  return { node: el("details", { cls: "field", open: Boolean(f) }, el("summary", {}, "Beside another push"), sae, el("span", { cls: "row" }, source, target, dose)), push, text: () => { const p = push(); return p ? `${p.sae}/${p.source}/${p.target}/${p.dose}` : ""; } };
 }
 
 // The row's own trials, all prompts and both signs, run again beside what is stored.
@@ -129,11 +187,24 @@ function drawn(place, job) {
     el("td", {}, bar(t.before, "before"), bar(t.after, "after")), el("td", { cls: "num" }, number(t.before)), el("td", { cls: "num" }, number(t.after)), el("td", { cls: "num" }, fixed(t.after_logp - t.before_logp, 2, true))));
   const sets = r.sets.map((s) => el("div", {}, el("dt", {}, tokens(s.name)), el("dd", {}, s.reason ? s.reason : `log-odds ${fixed(s.before, 2)} → ${fixed(s.after, 2)} (${fixed(s.after - s.before, 3, true)} nats)`)));
   replace(place,
-    el("section", { cls: "panel wide" }, el("h2", {}, "Next token"),
+    r.alone ? joint(r) : null,
+    el("section", { cls: "panel wide" }, el("h2", {}, r.alone ? `Next token: ${r.alone.length} features together` : `Next token: ${r.source} steered`),
       el("ul", { cls: "legend" }, el("li", {}, el("span", { cls: "pbar before key", vars: { "--w": "100%" } }), "before"), el("li", {}, el("span", { cls: "pbar after key", vars: { "--w": "100%" } }), "after")),
       el("div", { cls: "scroll", tabindex: "0", role: "region", "aria-label": "Next tokens" }, el("table", { cls: "numbers bars" }, el("thead", {}, el("tr", {}, ["token", "probability", "before", "after", "change in log-probability"].map((h, k) => el("th", { scope: "col", cls: k > 1 ? "num" : "words" }, h)))), el("tbody", {}, rows))),
       el("dl", { cls: "facts" }, el("div", {}, el("dt", {}, "dose"), el("dd", {}, r.locus === "prompt" ? "the snippet, once" : r.locus === "neuron" ? `${number(r.dose, 3, true)} × the coordinate` : `${number(r.dose, 3, true)} × mean norm ${number(r.norm)} = ${number(r.dose * r.norm, 3, true)}`)), el("div", {}, el("dt", {}, "KL to the unedited model"), el("dd", {}, `${number(r.kl)} nats${r.asked_kl === null ? "" : `, asked for ${number(r.asked_kl)}`}`)), el("div", {}, el("dt", {}, "cosine of the steered direction with the target"), el("dd", {}, fixed(r.alignment))), sets)),
     el("section", { cls: "two" }, [["Not steered", r.text_before], ["Steered", r.text_after]].map(([h, text]) => el("div", { cls: "panel" }, el("h2", {}, h), el("p", { cls: "generated" }, el("span", { cls: "id" }, visible(r.prompt, 400)), visible(text || "", 2000), job.state === "running" ? "…" : "")))),
     el("p", { cls: "fine" }, `Greedy continuation; steering acts at ${{ last: "the last position of each step", all: "every position", all_but_first: "every position but the first" }[r.positions] || r.positions}, as in the study. Took ${number(job.seconds)} s.`),
     el("p", {}, r.locus === "neuron" ? null : link(address("pair", [r.sae, Math.min(r.source, r.target), Math.max(r.source, r.target)]), "The pair's card")));
+}
+
+// Several at once: what each does alone, what their sum predicts, what they do.
+function joint(r) {
+  const change = (s) => (s.reason ? "–" : fixed(s.after - s.before, 3, true));
+  const sum = r.sets.map((_, k) => r.alone.reduce((n, one) => n + (one.sets[k].reason ? NaN : one.sets[k].after - one.sets[k].before), 0));
+  return el("section", { cls: "panel wide" }, el("h2", {}, "Together against one by one"), el("div", { cls: "scroll", tabindex: "0", role: "region", "aria-label": "Together against one by one" }, el("table", { cls: "numbers joint" },
+    el("thead", {}, el("tr", {}, ["steered", "dose", "KL (nats)", ...r.sets.map((s) => `${tokens(s.name)} (nats)`)].map((h) => el("th", { scope: "col" }, h)))),
+    el("tbody", {}, r.alone.map((one) => el("tr", {}, el("th", { scope: "row" }, `${one.source} alone`), el("td", {}, fixed(one.dose, 2, true)), el("td", {}, number(one.kl)), one.sets.map((s) => el("td", {}, change(s))))),
+      el("tr", { cls: "predicted" }, el("th", { scope: "row" }, "predicted by addition"), el("td", {}), el("td", {}, number(r.alone.reduce((n, one) => n + one.kl, 0))), sum.map((v) => el("td", {}, fixed(v, 3, true)))),
+      el("tr", { cls: "strong measured" }, el("th", { scope: "row" }, "measured together"), el("td", {}), el("td", {}, number(r.kl)), r.sets.map((s) => el("td", {}, change(s))))))),
+    el("p", { cls: "fine" }, `${r.unexplained === null ? "" : `${number(100 * r.unexplained)} % of the joint change of logits is not said by the sum of the single ones. `}This one prompt; polysem joint asks it of many, with intervals.`));
 }

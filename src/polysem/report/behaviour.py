@@ -1,0 +1,154 @@
+"""The page of `polysem generate`: what pushes do to texts, and what the next token says of it."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from markupsafe import Markup
+
+from polysem.report.charts import Bar, dot_plot, legend
+from polysem.report.html import Column, interval, page, probability, table
+from polysem.report.text import plural, visible
+from polysem.store import io
+from polysem.store.stages import REGISTRY, command
+
+STAGE = "generate"
+SHOWN, TEXTS_SHOWN = 40, 12
+"""rows of a table; the files hold all"""
+Row = Mapping[str, Any]
+Tables = Mapping[str, Sequence[Row]]
+
+
+def _told(head: str, name: str) -> Column:
+    return head, lambda r: interval(r, name, f"{name}_lo", f"{name}_hi")
+
+
+_BRIDGE: tuple[Column, ...] = (
+    *("dose", "outcome", "term"),
+    ("slope", lambda r: interval(r)),
+    ("p", probability),
+    ("found with 80 % power", "mde"),
+    ("slope x reach within", "margin"),
+    ("p of beyond", lambda r: probability(r, "p_equivalent")),
+    ("R2 held out by target", "r2"),
+    ("arms", "n"),
+    ("note", lambda r: r["note"] or ""),
+)
+_EFFECTS: tuple[Column, ...] = (
+    *("dose", "relation", "target", "source", "interference"),
+    _told("next token", "next"),
+    _told("every token", "horizon"),
+    ("falls by, a token", "decay"),
+    _told("log rate", "log_rate"),
+    ("per 100: none", "rate"),
+    ("along", "rate_up"),
+    ("against", "rate_down"),
+    _told("hits", "hits"),
+    _told("cross-entropy", "nats"),
+    _told("spent", "spent"),
+    ("parts after", "same"),
+)
+_TEXTS: tuple[Column, ...] = (
+    *("relation", "target", "dose"),
+    ("without", lambda r: visible(r["base"])),
+    ("along", lambda r: visible(r["up"])),
+    ("against", lambda r: visible(r["down"])),
+)
+_TASKS: tuple[Column, ...] = (
+    *("dose", "relation", "target", "source"),
+    ("way", "sign"),
+    "right",
+    _told("change", "change"),
+    ("answer over others, nats", "gap"),
+    "n",
+)
+
+
+def write_generate_page(out: Path) -> Path:
+    """Write `generate.html` into a run folder; gives its path. Equal tables give equal bytes.
+
+    Raises:
+        StoreError: if no texts were drawn, or a table is damaged.
+    """
+    found = {
+        schema.name: io.read_table(
+            out / STAGE / f"{schema.name}.parquet", schema, rebuild=command(STAGE, out)
+        ).to_pylist()
+        for schema in REGISTRY[STAGE].tables
+    }
+    arms = {row["arm"]: row for row in found["text_arms"]}
+    parts = [_bridge(found), _effects(found, arms), _texts(found, arms), _tasks(found, arms)]
+    path = out / "generate.html"
+    lead = "When does a push on the next token become a push on the text?"
+    io.write_text(path, page("Texts under pushes", lead, Markup("").join(parts)))
+    return path
+
+
+def _section(title: str, said: str, *parts: Markup) -> Markup:
+    return Markup("<section><h2>{}</h2><p>{}</p>{}</section>").format(title, said, Markup("").join(parts))
+
+
+_KINDS = {"log_rate": "pair", "horizon": "self"}
+
+
+def _bridge(found: Tables) -> Markup:
+    rows = found["text_bridge"]
+    bars = [
+        (f"{dose:g} nats", [Bar(_KINDS[r["outcome"]], r["estimate"], r["lo"], r["hi"], plural(r["n"], "arm")) for r in rows if r["dose"] == dose and r["term"] == "next" and r["outcome"] in _KINDS])
+        for dose in dict.fromkeys(r["dose"] for r in rows)
+    ]  # fmt: skip
+    names = {"log_rate": "log rate in drawn texts", "horizon": "log-odds at every token"}
+    figure = Markup("<figure>{}{}</figure>").format(
+        dot_plot(bars, title="what a nat at the next token is in a text", x_label="nats per nat"),
+        legend([(kind, names[name]) for name, kind in _KINDS.items()], plain=True),
+    )
+    said = (
+        "One arm a row: its effect on texts on its odd effect on the next token, then with interference beside it, and the "
+        "change of texts' cross-entropy on what the push spends. Targets' own directions are left out. R2 is of targets "
+        "that the fit has not seen."
+    )
+    return _section(
+        "From the next token to the text",
+        said,
+        figure if rows else Markup(""),
+        table(_BRIDGE, rows, caption="bridge"),
+    )
+
+
+def _effects(found: Tables, arms: Mapping[int, Row]) -> Markup:
+    rows = [dict(arms[r["arm"]]) | dict(r) for r in found["text_effects"]]
+    rows.sort(key=lambda r: (r["dose"], r["relation"], -abs(r["log_rate"] or 0.0)))
+    said = (
+        "Odd changes, in nats. Every token: texts without the push, read under it, so that nothing is drawn. Falls by: the "
+        "factor from token to token where the push ends with the prompt. Hits: positions at which the target fires when "
+        "the model without a push reads the text. Spent: sequence KL per token."
+    )
+    more = f"; the first {SHOWN}" if len(rows) > SHOWN else ""
+    return _section("Pushes", said, table(_EFFECTS, rows[:SHOWN], caption=plural(len(rows), "effect") + more))
+
+
+def _texts(found: Tables, arms: Mapping[int, Row]) -> Markup:
+    by = {
+        (r["arm"], r["prompt_id"], r["dose"], r["sign"]): r["text"] for r in found["texts"] if r["draw"] == 0
+    }
+    rows = [
+        dict(arms[arm])
+        | {"dose": dose, "base": by[-1, prompt, 0.0, 0], "up": text, "down": by[arm, prompt, dose, -1]}
+        for (arm, prompt, dose, sign), text in by.items()
+        if arm >= 0 and sign == 1 and dose == max(r["dose"] for r in found["texts"])
+    ]
+    step = max(1, len(rows) // TEXTS_SHOWN)
+    said = "At the largest dose; the three texts of a line share their chance, token by token."
+    return _section(
+        "Texts side by side", said, table(_TEXTS, rows[::step][:TEXTS_SHOWN], caption="some texts")
+    )
+
+
+def _tasks(found: Tables, arms: Mapping[int, Row]) -> Markup:
+    rows = found["text_tasks"]
+    if not rows:
+        return Markup("")
+    base = rows[0]
+    mine = [dict(arms[r["arm"]]) | dict(r) for r in rows if r["arm"] >= 0]
+    said = f"{base['n']} items; without a push {100 * base['right']:.0f} % are right."
+    return _section("Tasks", said, table(_TASKS, mine[:SHOWN], caption=f"{len(mine)} pushes"))

@@ -64,7 +64,9 @@ def glossed(run: Run) -> Iterator[Row]:
     glosses = where(run.table("glosses"), source=SOURCE).to_pylist()
     written = {(row["sae"], row["feature"]) for row in glosses if row["gloss_index"] == 0}
     pairs = where(
-        run.table("plan", columns=["sae", "relation", "target", "source", "source_sae"]), relation="pair"
+        run.table("plan", columns=["sae", "locus", "relation", "target", "source", "source_sae"]),
+        locus="feature",
+        relation="pair",
     ).to_pylist()
     ends = {
         "target": {(r["sae"], r["target"]) for r in pairs},

@@ -250,8 +250,8 @@ def _written(kept: Kept) -> str:
     if not told:
         return ""
     return (
-        "- Glosses: 150 features of the middle dictionary have a line in plain words; of those that `presets` steers and reads "
-        f"{' and '.join(told)}. All others, and all of `sites`, have token glosses (the words a feature fires on).\n"
+        "- Glosses: 150 features of the middle dictionary have a line in plain words; of what `presets` reads and steers "
+        f"{' and '.join(told)} have one. All others, and all of `sites`, have token glosses (the words a feature fires on).\n"
         '  "Unrelated" is a cosine below 0.3 between their embeddings by MiniLM.\n'
     )
 

@@ -228,6 +228,9 @@ def shells(do: Following) -> None:
 def dictionaries(do: Following) -> None:
     weights = {"W_enc": np.eye(4, 8), "W_dec": np.eye(8, 4), "b_enc": np.zeros(8), "b_dec": np.zeros(4)}
     site = re.findall(r'site="([^"]+)"', do.hint(lambda: load_sae(weights)))[0]
+    lone = sae_fixtures.write_dictionary_learning(do.folder / "d", sae_fixtures.planted()) / "ae.pt"
+    lone.with_name("config.json").unlink()
+    assert load_sae(str(lone), site=re.findall(r'site="([^"]+)"', do.hint(lambda: load_sae(str(lone))))[0])
     assert str(load_sae(weights, site=site).reads) == site
     named = do.hint(lambda: site_of_module("layers.5.nothing", model_id=None))
     assert load_sae(weights, site=re.findall(r'site = "([^"]+)"', named)[0])
@@ -436,7 +439,9 @@ def others(do: Following) -> None:
     save(state, path, mark="b")
     restore(foreign.trained(), path, mark="b")
     bare = json.dumps({"choices": [{"text": " sea", "logprobs": None}]})
-    odd = json.dumps({"choices": [{"text": " sea", "logprobs": {"content": [{"token": 3}]}}]})
+    first = {"token": " sea", "logprob": "high"}
+    drawn = first | {"top_logprobs": [first]}
+    odd = json.dumps({"choices": [{"text": " sea", "logprobs": {"content": [drawn]}}]})
     answer = lambda body: parse_answer(body, api="chat", k=2, where="t")  # noqa: E731
     assert do.hint(lambda: answer("{}")) == "check target.url and target.kind"
     assert "expected choices" in do.hint(lambda: answer(odd))

@@ -90,6 +90,8 @@ def _of(site: str, beginning: str) -> bool:
 @pytest.mark.parametrize("name", CASES)
 def test_hints_are_followed(name, tmp_path, monkeypatch):
     its, case = CASES[name]
+    if name in ("prompts", "commands", "others"):
+        pytest.importorskip("polysem_zoo", reason="polysem-zoo is not installed")
     folder = tmp_path / "a folder"
     folder.mkdir()
     monkeypatch.chdir(folder)

@@ -156,8 +156,8 @@ class PairsConfig(Section):
 
 class PromptsConfig(Section):
     source: NameOrFile = "corpus"
-    """corpus (contexts of the corpus), templates (built in), or file:PATH (one prompt a line, or .jsonl
-    with key `text`)"""
+    """corpus (contexts of the corpus), templates (built in), or file:PATH (one prompt a line, or JSON: lines or a list, of
+    strings or of objects with key `text`)"""
     n: Annotated[int, Field(ge=2)] = 24
     """prompts, of both splits together"""
     length: Annotated[int, Field(ge=2)] = 24

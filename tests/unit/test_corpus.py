@@ -63,7 +63,7 @@ def test_folder_gives_its_text_files_whole_by_relative_name(tmp_path):
         ("a.jsonl", b"[1]", r"item 0: expected a string"),
         ("a.json", b'["a"', r"a\.json is not JSON"),
         ("a.json", b'{"text": "a"}', r"expected a list of strings, got dict"),
-        ("a.json", b'["a", {"text": "b"}]', r"item 1: expected a string, got \{'text': 'b'\}"),
+        ("a.json", b'["a", {"body": "b"}]', r"item 1: expected a string, got \{'body': 'b'\}"),
     ],
 )
 def test_bad_files_are_refused_by_name_and_place(tmp_path, name, content, says):

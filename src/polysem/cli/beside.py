@@ -12,6 +12,7 @@ from polysem.cli.shell import (
     Out,
     StudyFile,
     folder_for,
+    numbers_of,
     print_json,
     print_template,
     result,
@@ -114,10 +115,7 @@ def _side_effects(
 ) -> None:
     from polysem.engine.side_effects import SideEffectsOptions
 
-    try:
-        wanted = tuple(int(part) for part in features.split(",") if part.strip())
-    except ValueError as error:
-        raise ConfigError(f"--features {features!r}: expected numbers with commas, as 12,40") from error
+    wanted = numbers_of(features, "--features", "12,40")
     options = SideEffectsOptions(
         features=wanted, top=top, all_by_gradient=all_by_gradient, vectors=tuple(vector or ()), more=more,
         less=less, other=other, target=target, sae=sae, site=site, readout=readout, positions=positions,

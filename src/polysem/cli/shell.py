@@ -12,6 +12,7 @@ from typing import Annotated, Literal, ParamSpec
 
 import typer
 
+from polysem.boundary.door import brief
 from polysem.errors import ConfigError, PolysemError
 
 P = ParamSpec("P")
@@ -48,11 +49,21 @@ Shard = Annotated[
 ]
 
 
+def numbers_of(text: str, option: str, example: str) -> tuple[int, ...]:
+    """The whole numbers of an option, with commas between. Raises ConfigError."""
+    parts = [part.strip() for part in text.split(",") if part.strip()]
+    if not all(re.fullmatch(r"[0-9]{1,9}", part) for part in parts):  # int() takes 1_000 and -1, too
+        raise ConfigError(
+            f"{option} {brief(text)}: expected whole numbers with commas", hint=f"{option} {example}"
+        )
+    return tuple(map(int, parts))
+
+
 def shard_of(text: str) -> tuple[int, int] | None:
     """(K, N) of the option --shard."""
     if not text:
         return None
-    match = re.fullmatch(r"(\d+)/(\d+)", text)
+    match = re.fullmatch(r"(\d{1,9})/(\d{1,9})", text)
     if match is None:
         raise ConfigError(f"--shard {text!r}: expected K/N, for example 17/64")
     return int(match[1]), int(match[2])

@@ -5,7 +5,8 @@ from typing import Annotated, Literal
 
 import typer
 
-from polysem.cli.shell import verb
+from polysem.boundary.files import local_path
+from polysem.cli.shell import numbers_of, verb
 from polysem.errors import ConfigError
 
 
@@ -59,12 +60,17 @@ def train_sae(
         raise ConfigError(
             "SAELens has no TopK transcoder", hint="add --select batchtopk: it is written as JumpReLU"
         )
-    sizes = tuple(int(part) for part in prefixes.split(",") if part)
+    sizes = numbers_of(prefixes, "--prefixes", "288,576,1152")
     if k > latents or list(sizes) != sorted({n for n in sizes if 0 < n < latents}):
         raise ConfigError(
             f"k is {k} and prefixes {sizes}; expected k and rising prefixes below {latents} latents"
         )
-    place = work or out.with_name(out.name + ".work")
+    if not (0 < epochs < float("inf") and 0 < lr < float("inf")):
+        raise ConfigError(f"--epochs {epochs:g} and --lr {lr:g}; expected numbers above 0")
+    named = local_path(out).absolute()
+    if not named.name:
+        raise ConfigError(f"--out {out}: expected a folder with a name")
+    place = work or named.with_name(named.name + ".work")
     loaded = load_model(model, dtype=dtype, device=device)
     positions = positions_of(loaded)
     rows = token_rows(corpus, loaded, n_tokens=tokens, context=context, positions=positions)
@@ -95,7 +101,7 @@ def train_sae(
         )
         card = train_dictionary(
             Split(kept, reads, target), recipe, out,
-            checkpoint=place / f"{out.name}.checkpoint", device=loaded.spec.device, reporter=report,
+            checkpoint=place / f"{named.name}.checkpoint", device=loaded.spec.device, reporter=report,
         )  # fmt: skip
     print(
         f"{out}: FVU {card['fvu']:.3f} ({card['fvu_all']:.3f} with massive tokens), L0 {card['l0']:.1f}, "

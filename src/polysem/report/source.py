@@ -48,6 +48,7 @@ class Run(Result):
             StoreError: if the folder holds no study, or a manifest is damaged.
             ConfigError: if the study is not one.
         """
+        folder = RunFolder(folder).root
         path = folder / "study.toml"
         if not path.is_file():
             raise StoreError(

@@ -5,7 +5,7 @@ from itertools import product
 from typing import Any, NamedTuple
 
 from polysem.report import words
-from polysem.report.text import count
+from polysem.report.text import count, p_value
 from polysem.stats.rows import POOLED
 
 Row = dict[str, Any]
@@ -96,6 +96,8 @@ def _line(what: str, row: Row, *, null: float = 0.0, p: str | None = None, value
     nouns |= {"n_reference": "reference pools", "n_neurons": "neurons"}
     counted = [f"{count(row[name])} {noun}" for name, noun in nouns.items() if row.get(name)]
     known = {"estimate": row[value], "lo": row["lo"], "hi": row["hi"]}
+    if row.get("declared") and row["p_adj"] is not None:
+        counted.append(f"adjusted p {p_value(row['p_adj'])}")
     unit = row.get("unit") or ("times" if value == "ratio" else "")
     return Line(what, *known.values(), unit, ", ".join(counted), verdict(row | known, null=null, p=p))
 
@@ -125,7 +127,7 @@ def shared_directions(kept: Kept) -> list[Line]:
     """Pairs of unlike glosses above FLOOR over all pairs that directions of the same covariance give; without an interval."""
     found = []
     for row in rows_in(kept, "spectrum", threshold=FLOOR):
-        ratio = row["n_unrelated"] / row["n_covariance"]
+        ratio = float(f"{row['n_unrelated'] / row['n_covariance']:.2g}")
         said = f"{count(row['n_unrelated'])} pairs with unlike glosses, of {count(row['n_pairs'])}; by chance {count(row['n_covariance'])} of any"
         found.append(
             Line(

@@ -64,7 +64,9 @@ def glossed(run: Run) -> Iterator[Row]:
     glosses = where(run.table("glosses"), source=SOURCE).to_pylist()
     written = {(row["sae"], row["feature"]) for row in glosses if row["gloss_index"] == 0}
     pairs = where(
-        run.table("plan", columns=["sae", "relation", "target", "source", "source_sae"]), relation="pair"
+        run.table("plan", columns=["sae", "locus", "relation", "target", "source", "source_sae"]),
+        locus="feature",
+        relation="pair",
     ).to_pylist()
     ends = {
         "target": {(r["sae"], r["target"]) for r in pairs},
@@ -178,12 +180,12 @@ def _finished(folder: Path, kind: str) -> bool:
 
 
 def draw(runs: Path) -> list[Row]:
-    """Pictures of the runs: one map of all pairs, and effects against interference; gives what is said below each."""
+    """Pictures of the runs: one map of all pairs, of the first study, and effects against interference; gives what is said below each."""
     found: dict[str, figures.Picture] = {}
     for study in (name for name, kind in STUDIES.items() if kind == "run" and _finished(runs / name, kind)):
         run = open_run(runs / study)
         some = {name: where(run.table(name), sae=MIDDLE) for name in ("density", "spectrum", "pairs")}
-        found["map"] = figures.pairs(SimpleNamespace(**some, config=run.study.pairs))
+        found.setdefault("map", figures.pairs(SimpleNamespace(**some, config=run.study.pairs)))
         found[study] = figures.study(run)
     for name, picture in found.items():
         picture.save(HERE / f"{name}.svg")

@@ -31,6 +31,8 @@ _SHOWN = ("pair", "isotropic", "rotated", "random_feature")
 """whose means stand beside each other: pairs, and the paper's random arm"""
 _OWN_WAY = ("mean_effect", "paper_model_a", "paper_model_b")
 """contrasts that ask nothing of pairs against a control"""
+_SIDE = {HOLDS: "above", AGAINST: "below"}
+"""words for a contrast that need not be a claim of the paper"""
 _STRATA = {"uniform": "any", "top": "those with the largest predicted effects"}
 NOT_TESTED = (
     ("Steering that keeps HellaSwag within a point (§6)", "no question set comes with polysem; `cost.choices` of a transfer study takes one"),
@@ -43,7 +45,7 @@ NOT_TESTED = (
 
 def page(kept: Kept) -> str:
     """docs/results/README.md, from the tables alone."""
-    parts = [_HEAD, _short(kept), *_pictures(kept), _RULES, _glance(kept), "\n## Claim by claim\n"]
+    parts = [_HEAD, _short(kept), _glance(kept), _RULES, *_pictures(kept), "## Claim by claim\n"]
     for k, claim in enumerate(CLAIMS, 1):
         parts.append(_claim(k, claim, kept))
     parts += [_seeds(kept), _beside(kept), _atlas(kept), _limits(kept), _making(kept)]
@@ -91,26 +93,26 @@ def _seeds(kept: Kept) -> str:
         if row["sae"] in (MIDDLE, OTHER_SEED) and row["contrast"] not in _OWN_WAY:
             name = DECLARED.get(row["contrast"]) or words.contrast(row["contrast"]).label
             found.setdefault((name, tokens_of(row)), {})[row["sae"]] = row
-    rows, changed, apart = [], 0, 0
+    rows, changed, common = [], 0, 0
     for (name, read), both in found.items():
         if len(both) < 2:
             continue
         one, two = (both[sae] for sae in (MIDDLE, OTHER_SEED))
         null = 0.5 if one["contrast"] == "sign_agreement" else 0.0
-        told = [verdict(row, null=null) for row in (one, two)]
+        told = [_SIDE.get(said := verdict(row, null=null), said) for row in (one, two)]
         known = None not in (one["lo"], two["lo"])
         overlap = known and one["lo"] <= two["hi"] and two["lo"] <= one["hi"]
-        changed, apart = changed + (told[0] != told[1]), apart + (known and not overlap)
+        changed, common = changed + (told[0] != told[1]), common + overlap
         cells = [_cell(Line("", r["estimate"], r["lo"], r["hi"], r["unit"], "", "")) for r in (one, two)]
         rows.append(
             (f"{name}; {read}", *cells, told[0] if told[0] == told[1] else f"{told[0]}, then {told[1]}")
         )
     if not rows:
         return ""
-    head = ("question", "first seed (95 %)", "second seed (95 %)", "verdict")
+    head = ("question", "first seed (95 %)", "second seed (95 %)", "zero (of a share, 0.5)")
     return (
         f"## The second seed\n\nBlock 14 again, in the dictionary that another initialisation and order gave: of {len(rows)} verdicts it changes "
-        f"**{changed}**; in {apart} the two intervals have nothing in common. Two verdicts that are both *{OPEN}* agree in little. Intervals are those "
+        f"**{changed}**; in {common} the two intervals overlap. Two verdicts that are both *{OPEN}* agree in little. Intervals are those "
         f"of one dictionary, not adjusted.\n\n{_table(head, rows)}\nMade by `{_command('sites')}`.\n"
     )
 
@@ -248,8 +250,8 @@ def _written(kept: Kept) -> str:
     if not told:
         return ""
     return (
-        "- Glosses: 150 features of the middle dictionary have a line in plain words; of those that `presets` steers and reads "
-        f"{' and '.join(told)}. All others, and all of `sites`, have token glosses (the words a feature fires on).\n"
+        "- Glosses: 150 features of the middle dictionary have a line in plain words; of what `presets` reads and steers "
+        f"{' and '.join(told)} have one. All others, and all of `sites`, have token glosses (the words a feature fires on).\n"
         '  "Unrelated" is a cosine below 0.3 between their embeddings by MiniLM.\n'
     )
 
@@ -286,7 +288,7 @@ source of transfer, **Gemma-3-270M**; both from 4-bit files that any machine wit
 """
 _RULES = """\
 How to read a number: *interference* is the cosine of two features' directions; effects are changes of the log-odds of the target's tokens, in *nats* (+0.7 doubles the odds), under a
-push that changes the next-token distribution by the same KL for every arm; *not resolved* means that the interval contains zero, not that there is nothing. Terms: [glossary](../glossary.md).
+push that changes the next-token distribution by the same KL for every arm; *not resolved* means that zero is not excluded, for declared questions counted together and under every check, not that there is nothing. Terms: [glossary](../glossary.md).
 
 Verdicts follow from intervals by rule. For questions declared beforehand they are the [claims](../effects.md) of the study (*holds* is *predicts*: significant after Holm,
 robust, and predictive of what was left out); elsewhere *holds* means that the 95 % interval lies on the claim's side, in transfer that the adjusted p is below 0.05, too.

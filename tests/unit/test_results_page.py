@@ -126,3 +126,48 @@ def test_every_study_of_the_page_has_its_file(claims):
     assert {file.stem for file in folder.glob("*.toml")} >= set(claims.STUDIES)
     assert {name for claim in claims.CLAIMS for name in claim.made_by.split(", ")} <= set(claims.STUDIES)
     assert WORLD.saes == (claims.MIDDLE,)
+
+
+def test_the_second_seed_is_set_beside_the_first(claims, sections):
+    def row(sae, estimate, lo, hi):
+        known = {
+            "study": "sites",
+            "locus": "feature",
+            "contrast": "pair_minus_random_feature",
+            "tokens": "in",
+            "outcome": "logodds",
+        }
+        return (
+            BASE
+            | known
+            | {"sae": sae, "estimate": estimate, "lo": lo, "hi": hi, "unit": "nats", "p_equivalent": None}
+        )
+
+    one = row(claims.MIDDLE, 0.3, 0.1, 0.5)
+    page = sections.page({"effects": [one, row(claims.OTHER_SEED, -0.1, -0.3, 0.05)]})
+    assert "of 1 verdicts it changes **1**; in 0 the two intervals overlap" in page
+    assert "above, then not resolved" in page
+    assert "changes **0**; in 1 the two" in sections.page(
+        {"effects": [one, row(claims.OTHER_SEED, 0.4, 0.2, 0.6)]}
+    )
+    assert "second seed's" not in sections.page({"effects": [one]})
+
+
+def test_a_larger_drop_with_degree_counts_for_the_claim_and_a_larger_rise_does_too(claims):
+    base = {
+        "locus": "neuron",
+        "tokens": "in",
+        "path": "degree",
+        "step": 0.0,
+        "unit": "relative change per bin",
+        "n_rows": 4.0,
+    }
+    rows = [
+        base | {"question": q, "estimate": e, "lo": e - 0.1, "hi": e + 0.1}
+        for q, e in (("rise", 0.2), ("drop", -0.3))
+    ]
+    rise, drop = claims.neurons({"degrees": rows})
+    assert (rise.estimate, drop.estimate) == pytest.approx((20.0, 30.0))
+    assert (drop.lo, drop.hi) == pytest.approx((20.0, 40.0))
+    assert {rise.verdict, drop.verdict} == {claims.HOLDS}
+    assert drop.n == "4 neurons"

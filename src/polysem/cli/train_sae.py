@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from polysem.cli.shell import verb
+from polysem.cli.shell import AsJson, print_json, verb
 from polysem.errors import ConfigError
 
 
@@ -42,6 +42,7 @@ def train_sae(
     seed: Annotated[int, typer.Option("--seed", help="Of weights and order.")] = 0,
     dtype: Annotated[str, typer.Option("--dtype", help="The model runs in.")] = "bfloat16",
     device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda.")] = "auto",
+    as_json: AsJson = False,
 ) -> None:
     """Train a sparse dictionary: activations once to disk, then as many epochs as wanted. Goes on where it stopped."""
     from polysem.corpus import token_rows
@@ -65,9 +66,11 @@ def train_sae(
             f"k is {k} and prefixes {sizes}; expected k and rising prefixes below {latents} latents"
         )
     place = work or out.with_name(out.name + ".work")
-    loaded = load_model(model, dtype=dtype, device=device)
-    positions = positions_of(loaded)
-    rows = token_rows(corpus, loaded, n_tokens=tokens, context=context, positions=positions)
+    report = on_stderr()
+    with report.stage("model and text"):
+        loaded = load_model(model, dtype=dtype, device=device)
+        positions = positions_of(loaded)
+        rows = token_rows(corpus, loaded, n_tokens=tokens, context=context, positions=positions)
     about = {
         "model": model,
         "revision": loaded.spec.revision,
@@ -75,7 +78,6 @@ def train_sae(
         "corpus": corpus,
         "context": context,
     }
-    report = on_stderr()
     with report.stage(f"dictionary {out.name}"):
         kept = harvest(
             loaded, rows.tokens, sorted({reads, target}), place / "activations",
@@ -97,6 +99,9 @@ def train_sae(
             Split(kept, reads, target), recipe, out,
             checkpoint=place / f"{out.name}.checkpoint", device=loaded.spec.device, reporter=report,
         )  # fmt: skip
+    if as_json:
+        print_json({"path": out, **card})
+        return
     print(
         f"{out}: FVU {card['fvu']:.3f} ({card['fvu_all']:.3f} with massive tokens), L0 {card['l0']:.1f}, "
         f"dead {card['dead']:.1%}, {card['tokens_seen']:,} tokens seen of {card['tokens_unique']:,}"

@@ -119,9 +119,9 @@ def make(task: Task) -> Made:
         )  # fmt: skip
     if options.forecast:
         rows |= forecast_side_effects(scene, options.forecast, dose=options.kl, reporter=task.how.reporter)
-    if not found.tables["side_effects_linear"].num_rows and (told := scene.of_all_features(options.kl)):
+    if not found.held["side_effects_linear"].num_rows and (told := scene.of_all_features(options.kl)):
         rows["side_effects_linear"] = linear_rows(scene, told)
-    tables = dict(found.tables) | {n: t for n, t in SideEffects.of(rows).tables.items() if t.num_rows}
+    tables = dict(found.held) | {n: t for n, t in SideEffects.of(rows).held.items() if t.num_rows}
     made = task.whole(tables)
     folder = task.run.folder(STAGE)
     for old in sorted(folder.glob("repaired-*")):

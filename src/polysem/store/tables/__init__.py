@@ -66,6 +66,7 @@ from polysem.store.tables.plan import (
     SIGNALS,
     SIMILARITIES,
 )
+from polysem.store.tables.replicates import REPLICATES, STABILITY, SURVIVAL
 from polysem.store.tables.response import (
     COMPENSATION,
     DECOMPOSITION,
@@ -155,6 +156,7 @@ __all__ = [
     "RELIABILITY",
     "REPAIRS",
     "REPLICATED",
+    "REPLICATES",
     "REPLICATION",
     "RESPONSE",
     "SCREENED",
@@ -167,7 +169,9 @@ __all__ = [
     "SIMILARITY_MODEL",
     "SPECIFICATION",
     "SPECTRUM",
+    "STABILITY",
     "STAGES",
+    "SURVIVAL",
     "TOWARD",
     "TRANSFER",
     "TRANSFER_COST",

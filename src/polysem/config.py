@@ -93,7 +93,7 @@ class SAEConfig(Section):
 class CorpusConfig(Section):
     ref: FileRef = "zoo:samples"
     """zoo:samples, or a .txt, .jsonl (key `text`) or .json (list of strings) file, or a folder of .txt/.md
-    files"""
+    files, or datasets:OWNER/NAME?split=train&column=text (also config=, revision=), streamed from the Hub"""
     n_tokens: Annotated[int, Field(ge=1)] = 200_000
     """tokens that are read"""
     context: Annotated[int, Field(ge=2)] = 128

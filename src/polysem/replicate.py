@@ -19,13 +19,15 @@ from itertools import combinations, pairwise
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from jaxtyping import Float, Int
 
 from polysem.errors import MismatchError
 from polysem.linear.matching import MATCH
 from polysem.saes.base import SAE
 from polysem.seeds import random_rotation, rng_for
-from polysem.store.result import Shown
+from polysem.store.result import Result
+from polysem.store.tables import REPLICATES, STABILITY, SURVIVAL
 
 VERSION = 1
 """of the JSON"""
@@ -35,6 +37,8 @@ FALSE = 0.01
 """share of features of a turned dictionary that may count as matched"""
 TURNS, DEALS = 3, 20
 """rotations and covariance draws; deals of what differs between matched features"""
+_NULLS = {"turned": "turned", "drawn": "covariance"}
+"""column of REPLICATES -> null of a pair"""
 LARGEST = 20_000
 """features of a dictionary: 3.2 GB of cosines"""
 
@@ -173,8 +177,10 @@ def survival(
 
 
 @dataclass(frozen=True, repr=False)
-class Replicates(Shown):
+class Replicates(Result):
     """Every two dictionaries of a site, and how stable each one's features are over the others."""
+
+    figure = "polysem.report.figures_beside:replicates"
 
     refs: tuple[tuple[str, str], ...]
     """(reference, revision or hash of the weights)"""
@@ -189,6 +195,29 @@ class Replicates(Shown):
             f"{np.mean(p['null']['turned']):.3f}), {100 * p['matched'][0]:.0f} % matched"
             for p in self.pairs
         }
+
+    def tables(self) -> Mapping[str, pa.Table]:
+        names = [{"number": k, **self._names(p)} for k, p in enumerate(self.pairs)]
+        pairs = zip(names, self.pairs, strict=True)
+        of_two = [
+            {
+                **{**who, "n": p["n"], "pw_mcc": p["pw_mcc"]},
+                **{name: float(np.mean(p["null"][of])) for name, of in _NULLS.items()},
+                **dict(zip(("stable_first", "stable_second"), p["matched"], strict=True)),
+            }
+            for who, p in zip(names, self.pairs, strict=True)
+        ]
+        lasting = [{**who, **row} for who, p in pairs for row in p["survival"]]
+        stable = [
+            {"number": k, "sae": self.refs[k][0], "feature": n, "stability": value}
+            for k, own in enumerate(self.stability)
+            for n, value in enumerate(own.tolist())
+        ]
+        made = zip((REPLICATES, SURVIVAL, STABILITY), (of_two, lasting, stable), strict=True)
+        return {schema.name: schema.of_rows(rows) for schema, rows in made}
+
+    def _names(self, pair: Mapping[str, Any]) -> dict[str, str]:
+        return {side: self.refs[pair[side]][0] for side in ("first", "second")}
 
     def as_json(self) -> dict[str, Any]:
         """The whole matching with hashes, for another program."""

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -11,10 +12,11 @@ from typer.testing import CliRunner
 
 from polysem import replicate as r
 from polysem.cli.app import app
-from polysem.errors import MismatchError
+from polysem.errors import ConfigError, MismatchError
 from polysem.saes.base import SAE, Provenance
 from polysem.seeds import random_rotation, rng_for
 from polysem.types import Site
+from support.results import check_result
 
 SITE = Site.parse("blocks.0.hook_resid_post")
 
@@ -46,7 +48,7 @@ def test_the_assignment_is_the_best_of_all(n, m):
     np.testing.assert_allclose(found, (a[i] * b[j]).sum(axis=1), atol=1e-12)
 
 
-def test_a_dictionary_in_another_order_with_other_signs_is_the_same():
+def test_a_dictionary_in_another_order_with_other_signs_is_the_same(tmp_path):
     W = random_units(40, 16, 2)
     rng = rng_for(3, "order")
     order, sign = rng.permutation(40), np.where(rng.random(40) < 0.5, -1.0, 1.0)
@@ -58,6 +60,13 @@ def test_a_dictionary_in_another_order_with_other_signs_is_the_same():
     assert pair["matched"] == [1.0, 1.0]
     assert all(s["same"] == 1.0 for s in pair["survival"])
     assert all(own.tolist() == pytest.approx([1.0] * 40) for own in found.stability)
+    check_result(found, tmp_path)
+    (two,) = found.tables()["replicates"].to_pylist()
+    assert (two["first"], two["second"], two["n"]) == ("a", "b", 40)
+    assert two["turned"] == pytest.approx(np.mean(pair["null"]["turned"]))
+    assert found.tables()["stability"].num_rows == 80
+    with pytest.raises(ConfigError, match="dictionaries number 1; expected one of 1"):
+        found.plot(number_of=1)
 
 
 def test_a_dictionary_turned_at_random_has_no_stable_features():
@@ -136,3 +145,6 @@ def test_the_command_line_compares_two_seeds(tmp_path):
     assert (found["schema"], found["version"]) == ("polysem/replicate", 1)
     assert [d["ref"] for d in found["dictionaries"]] == refs
     assert len(found["pairs"][0]["matching"]["first"]) == 1536
+    beside = CliRunner().invoke(app, ["compare", *refs]).stdout
+    assert re.search(r"features +1,536 +1,536", beside)
+    assert "PW-MCC 0.47" in beside

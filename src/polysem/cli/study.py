@@ -29,6 +29,7 @@ from polysem.cli.shell import (
     say,
     shard_of,
     verb,
+    working,
 )
 from polysem.errors import ConfigError, typed
 from polysem.store.stages import ORDER, StageName, command
@@ -48,7 +49,7 @@ def run(
     track: Annotated[
         str,
         typer.Option(
-            "--track", metavar="TRACKER:PROJECT", help="Log what was found, once: trackio or wandb."
+            "--track", metavar="TRACKER:PROJECT", help="Log what was found, once: trackio, wandb, mlflow."
         ),
     ] = "",
     as_json: AsJson = False,
@@ -63,7 +64,7 @@ def run(
         shard=shard, workers=workers, engine=engine, force=force, ignore_versions=ignore_versions,
     )  # fmt: skip
     if shard:
-        result(done)
+        result(done, as_json=as_json, stage="trials", shard=shard)
         return
     from polysem.cli.said import say_presets
 
@@ -102,20 +103,35 @@ def _found(report: Path, *, as_json: bool) -> None:
 
 @verb
 def compare(
-    a: Annotated[Path, typer.Argument(metavar="A", help="A run folder.")],
-    b: Annotated[Path, typer.Argument(metavar="B", help="Another.")],
+    a: Annotated[str, typer.Argument(metavar="A", help="A run folder, or the reference of an SAE.")],
+    b: Annotated[str, typer.Argument(metavar="B", help="Another.")],
     as_json: AsJson = False,
 ) -> None:
-    """Put two runs side by side: settings that differ, sizes, findings, and the pairs that both measured."""
+    """Put two runs side by side: settings that differ, sizes, findings, and the pairs that both measured; or two SAEs.
+
+    SAEs of one site are matched feature by feature, as by `polysem replicate`.
+    """
     from polysem.cli.said import side_by_side
     from polysem.report.compare import compare as compare_runs
     from polysem.report.source import Run
 
-    found = compare_runs(Run.open(a), Run.open(b))
+    if all(_is_sae(ref) for ref in (a, b)):
+        from polysem.cli.replicate import beside_one_another
+
+        beside_one_another(a, b, as_json=as_json)
+        return
+    with working("comparing"):
+        found = compare_runs(Run.open(Path(a)), Run.open(Path(b)))
     if as_json:
         print_json(found)
     else:
         print("\n".join(side_by_side(found)))
+
+
+def _is_sae(ref: str) -> bool:
+    """Whether a reference is of an SAE rather than of a run folder."""
+    there = local_path(ref)
+    return not (there / "study.toml").is_file() and (":" in ref or exists(there))
 
 
 def _run(
@@ -150,9 +166,14 @@ def _run(
 def _plain(stage: StageName) -> Callable[..., None]:
     @verb
     def staged(
-        study_file: StudyFile, out: Out = None, force: Force = False, ignore_versions: IgnoreVersions = False
+        study_file: StudyFile,
+        out: Out = None,
+        force: Force = False,
+        ignore_versions: IgnoreVersions = False,
+        as_json: AsJson = False,
     ) -> None:
-        result(_run(study_file, out, [stage], force=force, ignore_versions=ignore_versions))
+        done = _run(study_file, out, [stage], force=force, ignore_versions=ignore_versions)
+        result(done, as_json=as_json, stage=stage)
 
     return staged
 
@@ -176,9 +197,9 @@ def _plan(
         result(folder)
     if cost or as_json:
         from polysem.engine.cost import estimate_cost
-        from polysem.progress import on_stderr
 
-        found = estimate_cost(folder.parent, reporter=on_stderr()) if cost else None
+        with working("timing") as reporter:
+            found = estimate_cost(folder.parent, reporter=reporter) if cost else None
         if as_json:
             print_json({"plan": folder, "cost": found and asdict(found)})
         elif found:
@@ -193,12 +214,13 @@ def _trials(
     workers: Workers = 0,
     engine: Where = "processes",
     ignore_versions: IgnoreVersions = False,
+    as_json: AsJson = False,
 ) -> None:
     done = _run(
         *(study_file, out, ["trials"]),
         shard=shard, workers=workers, engine=engine, ignore_versions=ignore_versions,
     )  # fmt: skip
-    result(done)
+    result(done, as_json=as_json, stage="trials", shard=shard or None)
 
 
 STAGES: dict[StageName, Callable[..., None]] = {
@@ -217,7 +239,8 @@ def check(study_file: StudyFile, out: Out = None, as_json: AsJson = False) -> No
     from polysem.engine import check_study
     from polysem.places import Places
 
-    found = check_study(load_study(study_file), Places(study_file.parent), folder)
+    with working("checking"):
+        found = check_study(load_study(study_file), Places(study_file.parent), folder)
     if as_json:
         problems = [{"problem": error.args[0], "next": error.hint} for error in found.problems]
         print_json({"study": study_file, "problems": problems, "not looked at": found.unseen})
@@ -240,7 +263,8 @@ def status(
     from polysem.engine import run_status
     from polysem.store.manifest import other_format
 
-    found = [asdict(stage) for stage in run_status(run, ignore_versions=ignore_versions)]
+    with working("looking"):
+        found = [asdict(stage) for stage in run_status(run, ignore_versions=ignore_versions)]
     if as_json:
         print_json(found)
         return
@@ -278,10 +302,10 @@ def verify(
 ) -> None:
     """Hash every file, check every table, look for trials that are missing, and run a sample of them again."""
     from polysem.engine import verify_run
-    from polysem.progress import on_stderr
 
     moved = dict(_moved(item) for item in inputs or [])
-    findings = verify_run(run, sample=sample, inputs=moved, reporter=on_stderr())
+    with working("verifying") as reporter:
+        findings = verify_run(run, sample=sample, inputs=moved, reporter=reporter)
     if as_json:
         print_json({"run": run, "findings": findings})
     else:
@@ -298,9 +322,9 @@ def _moved(item: str) -> tuple[str, str]:
 
 
 @verb
-def init() -> None:
+def init(as_json: AsJson = False) -> None:
     """Print a study file with every key, its default and what it means; write it with `polysem init > study.toml`."""
-    print_template("study.toml")
+    print_template("study.toml", as_json=as_json)
 
 
 @verb

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 import typer
 
 from polysem.boundary.files import local_path
-from polysem.cli.shell import numbers_of, verb
+from polysem.cli.shell import AsJson, numbers_of, print_json, verb
 from polysem.errors import ConfigError
 
 
@@ -43,6 +43,7 @@ def train_sae(
     seed: Annotated[int, typer.Option("--seed", help="Of weights and order.")] = 0,
     dtype: Annotated[str, typer.Option("--dtype", help="The model runs in.")] = "bfloat16",
     device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda.")] = "auto",
+    as_json: AsJson = False,
 ) -> None:
     """Train a sparse dictionary: activations once to disk, then as many epochs as wanted. Goes on where it stopped."""
     from polysem.corpus import token_rows
@@ -71,9 +72,11 @@ def train_sae(
     if not named.name:
         raise ConfigError(f"--out {out}: expected a folder with a name")
     place = work or named.with_name(named.name + ".work")
-    loaded = load_model(model, dtype=dtype, device=device)
-    positions = positions_of(loaded)
-    rows = token_rows(corpus, loaded, n_tokens=tokens, context=context, positions=positions)
+    report = on_stderr()
+    with report.stage("model and text"):
+        loaded = load_model(model, dtype=dtype, device=device)
+        positions = positions_of(loaded)
+        rows = token_rows(corpus, loaded, n_tokens=tokens, context=context, positions=positions)
     about = {
         "model": model,
         "revision": loaded.spec.revision,
@@ -81,7 +84,6 @@ def train_sae(
         "corpus": corpus,
         "context": context,
     }
-    report = on_stderr()
     with report.stage(f"dictionary {out.name}"):
         kept = harvest(
             loaded, rows.tokens, sorted({reads, target}), place / "activations",
@@ -103,6 +105,9 @@ def train_sae(
             Split(kept, reads, target), recipe, out,
             checkpoint=place / f"{named.name}.checkpoint", device=loaded.spec.device, reporter=report,
         )  # fmt: skip
+    if as_json:
+        print_json({"path": out, **card})
+        return
     print(
         f"{out}: FVU {card['fvu']:.3f} ({card['fvu_all']:.3f} with massive tokens), L0 {card['l0']:.1f}, "
         f"dead {card['dead']:.1%}, {card['tokens_seen']:,} tokens seen of {card['tokens_unique']:,}"

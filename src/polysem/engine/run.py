@@ -92,7 +92,8 @@ def run_study(
     text, study = (to_toml(study), study) if isinstance(study, Study) else _read(study, parse_study, "study")
     run, how = RunFolder(out), How(reporter, shard=shard, ignore_versions=ignore_versions)
     if not run.holds("study.toml"):
-        check_study(study, Places(base), out).refuse()  # a wrong study leaves no folder behind
+        with reporter.stage("check"):  # a wrong study leaves no folder behind
+            check_study(study, Places(base), out).refuse()
     if fan_out:
         with run.writing():
             run.claim(study, text, base=base, force=force)
@@ -232,7 +233,13 @@ def make_guard(
 
 
 def judge_run(
-    run: Path, panel: JudgePanel, *, say: Say, estimate_only: bool = False, retries: Retries | None = None
+    run: Path,
+    panel: JudgePanel,
+    *,
+    say: Say,
+    estimate_only: bool = False,
+    retries: Retries | None = None,
+    reporter: Reporter = SILENT,
 ) -> Path:
     """Annotate pairs of a study and let every judge choose between pairs; gives the folder of the tables.
 
@@ -244,17 +251,24 @@ def judge_run(
         say: is told what will be sent and cost before it is sent.
         estimate_only: say it and end.
         retries: of the servers.
+        reporter: is told of progress.
 
     Raises:
         StoreError: no run folder, or its stages features and pairs are not finished.
         ConfigError: no such pair, or a budget that is too small.
         PolysemError: of servers; what was answered is kept.
     """
-    return _ask("judge", run, panel, How(say=say, estimate_only=estimate_only, retries=retries))
+    return _ask("judge", run, panel, How(reporter, say, estimate_only=estimate_only, retries=retries))
 
 
 def explain_run(
-    run: Path, panel: JudgePanel, *, say: Say, estimate_only: bool = False, retries: Retries | None = None
+    run: Path,
+    panel: JudgePanel,
+    *,
+    say: Say,
+    estimate_only: bool = False,
+    retries: Retries | None = None,
+    reporter: Reporter = SILENT,
 ) -> Path:
     """Let every model of a panel write glosses of features and another score them; gives the folder. As `judge_run`.
 
@@ -263,7 +277,7 @@ def explain_run(
         ConfigError: no feature with enough contexts, or a budget that is too small.
         PolysemError: of servers; what was answered is kept.
     """
-    return _ask("explain", run, panel, How(say=say, estimate_only=estimate_only, retries=retries))
+    return _ask("explain", run, panel, How(reporter, say, estimate_only=estimate_only, retries=retries))
 
 
 def run_transfer(

@@ -84,6 +84,7 @@ from polysem.store.tables.plan import (
     SIGNALS,
     SIMILARITIES,
 )
+from polysem.store.tables.replicates import REPLICATES, STABILITY, SURVIVAL
 from polysem.store.tables.response import (
     COMPENSATION,
     DECOMPOSITION,
@@ -181,6 +182,7 @@ __all__ = [
     "RELIABILITY",
     "REPAIRS",
     "REPLICATED",
+    "REPLICATES",
     "REPLICATION",
     "RESPONSE",
     "SCREENED",
@@ -193,7 +195,9 @@ __all__ = [
     "SIMILARITY_MODEL",
     "SPECIFICATION",
     "SPECTRUM",
+    "STABILITY",
     "STAGES",
+    "SURVIVAL",
     "TEXTS",
     "TEXT_ARMS",
     "TEXT_BRIDGE",

@@ -78,7 +78,9 @@ def test_a_live_push_changes_the_bars_and_is_in_the_address(visit, steerable):
 def test_several_at_once_and_another_push_beside_them(visit, steerable):
     here = visit(steerable)
     sae = here.page.evaluate("fetch('live').then((r) => r.json())")["saes"][0]
-    here.open(f"#/live?prompt=It was a dark night&source=5&target=9&dose=0.3&more=7:-0.2&beside={sae}/11/9/0.3")
+    here.open(
+        f"#/live?prompt=It was a dark night&source=5&target=9&dose=0.3&more=7:-0.2&beside={sae}/11/9/0.3"
+    )
     here.page.wait_for_selector(".live-out:nth-child(2) table.bars", timeout=60_000)
     here.page.wait_for_selector("button:has-text('Cancel')[disabled]", timeout=60_000)
     first, second = (here.text(f".live-out:nth-child({k})") for k in (1, 2))
@@ -95,12 +97,16 @@ def test_several_at_once_and_another_push_beside_them(visit, steerable):
     here.page.wait_for_selector("text=Next token: 5 steered", timeout=60_000)
     assert "more=" not in here.hash
     # a feature by words of its tokens
-    (feature,) = here.page.evaluate("fetch('data/rows/features?limit=1&f=density>0').then((r) => r.json())")["rows"]
+    (feature,) = here.page.evaluate("fetch('data/rows/features?limit=1&f=density>0').then((r) => r.json())")[
+        "rows"
+    ]
     word = next(t.strip() for t in feature["tokens_in_str"] if t.strip().isalpha())
     here.page.fill("[aria-label='Words of the feature for: source']", word)
     here.page.click(".picks button >> nth=0")
     picked = int(here.page.input_value("#live-source"))
-    found = here.page.evaluate(f"fetch('data/rows/features?f=feature={picked}').then((r) => r.json())")["rows"][0]
+    found = here.page.evaluate(f"fetch('data/rows/features?f=feature={picked}').then((r) => r.json())")[
+        "rows"
+    ][0]
     texts = " ".join([found["gloss"] or "", *found["tokens_in_str"], *found["tokens_out_str"]]).lower()
     assert word.lower() in texts
     assert not here.wrong

@@ -131,7 +131,7 @@ def side_by_side(book: Book) -> Iterator[Any]:
     )
     yield table(columns, rows, caption="the SAEs of this run")
     by_sae = [f for locus in panels.loci(book) if (f := panels.by_sae(locus))]
-    yield Markup('<div class="figures">{}</div>').format(Markup("").join([*by_sae, *maps(book)]))
+    yield Markup('<div class="figures">{}</div>').format(Markup("").join([*maps(book), *by_sae]))
     if book.against is not None:
         yield Markup('<section class="part">{}</section>').format(
             compare.body(compare.compare(Run.open(book.folder), Run.open(book.against)))

@@ -23,7 +23,7 @@ def explore(
     ] = False,
     against: Annotated[
         Path | None,
-        typer.Option("--against", metavar="RUN", help="Another run, beside this one on the page Compare."),
+        typer.Option("--against", metavar="RUN", help="Another run, beside this one under Results."),
     ] = None,
     host: Annotated[str, typer.Option("--host", help="Address to listen at.")] = "127.0.0.1",
     port: Annotated[int, typer.Option("--port", min=0, max=65535, help="0 takes a free one.")] = 0,

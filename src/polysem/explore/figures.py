@@ -187,7 +187,8 @@ def measured(book: Book) -> list[tuple[str, int, int]]:
             table = book.table(name, columns=[*columns, "relation"] if name == "pair_effects" else columns)
             mine = where(table, relation="pair") if name == "pair_effects" else table
             rows = mine.select(columns).group_by(columns).aggregate([]).to_pylist()
-            pairs |= {(r["sae"], *sorted((r["source"], r["target"]))) for r in rows}
+            ends = ((r["sae"], r["source"], r["target"]) for r in rows)
+            pairs |= {(sae, min(a, b), max(a, b)) for sae, a, b in ends}
         return sorted(pairs)
 
     return book.once("measured pairs", found)

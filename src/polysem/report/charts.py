@@ -493,4 +493,6 @@ def against(
     here = (el("line", x1=0, x2=0, y1=4, y2=frame.y.start + 3), el("circle", cx=0, cy=9, r=5))
     parts.append(el("g", *here, class_="here", hidden=""))
     rows = json.dumps([[round(lo, 6), round(hi, 6), n] for lo, hi, n in bars if n], separators=(",", ":"))
-    return drawing(parts, height=height, title=title, description=told, **scales(frame), data_bars=rows)
+    return drawing(
+        parts, height=height, title=title, description=told, class_="chart", **scales(frame), data_bars=rows
+    )

@@ -21,6 +21,10 @@ def explore(
             "--live", help="Load the study's model when it is first steered, and let pages steer it."
         ),
     ] = False,
+    against: Annotated[
+        Path | None,
+        typer.Option("--against", metavar="RUN", help="Another run, beside this one under Results."),
+    ] = None,
     host: Annotated[str, typer.Option("--host", help="Address to listen at.")] = "127.0.0.1",
     port: Annotated[int, typer.Option("--port", min=0, max=65535, help="0 takes a free one.")] = 0,
     allow_host: Annotated[
@@ -46,7 +50,7 @@ def explore(
     from polysem.explore.book import Book
     from polysem.explore.server import hosts_of, listen, new_token, root_of, serve
 
-    book = Book(run)
+    book = Book(run, against=against)
     if export is not None:
         from polysem.explore.export import export_static
 

@@ -145,10 +145,10 @@ def test_all_features_are_told_by_gradient_and_forecasts_judged(folder):
     clean = [row["cleanliness"] for row in found["side_effects_linear"] if row["cleanliness"] is not None]
     assert len(clean) > 1000
     outcomes = {row["outcome"] for row in found["forecasts"]}
-    assert outcomes == {"reach_sets", "stability", "cleanliness", "text", "reach_features"}
+    assert outcomes == {"reach_sets", "stability", "cleanliness", "text", "cost_absent", "reach_features"}
     told = {(r["outcome"], r["predictors"]): r for r in found["forecasts"]}
     assert told["cleanliness", "linear response"]["spearman"] > 0.5
-    assert {row["outcome"] for row in found["screened"]} == outcomes
+    assert {row["outcome"] for row in found["screened"]} == outcomes - {"cost_absent"}
     assert all(row["n_pairs"] == 4 and row["n_prompts"] == 2 for row in found["screened"])
 
 

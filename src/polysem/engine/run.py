@@ -345,17 +345,18 @@ def _beside(
     *,
     claim: tuple[TransferStudy, str, Path] | None = None,
 ) -> RunFolder:
-    """Make a stage that is no part of a study's run; `recorded` are its options as they stand in the manifest. A fresh report
-    that shows it is made again."""
+    """Make a stage that is no part of a study's run; `recorded` are its options as they stand in the manifest. A report
+    that shows it is made again, where it was made before and what else it reads is fresh."""
     with run.writing():
         if claim is not None:
             settings, text, base = claim
             run.claim(settings, text, base=base, file="transfer.toml")
         study = run.study() if run.holds("study.toml") else None
         runner = _Runner(run, study, how)
-        shown = stage in REGISTRY["report"].shows and runner.state("report") == "fresh"
         runner.bring(stage, options, recorded or {})
-        if shown:
+        report = REGISTRY["report"]
+        made = stage in report.shows and manifest_of(run, "report")[0] is not None
+        if made and all(runner.state(name) == "fresh" for name in report.inputs):
             runner.bring("report")
     return run
 

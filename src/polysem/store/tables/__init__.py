@@ -23,6 +23,7 @@ from polysem.store.tables.effects import (
     TOWARD,
 )
 from polysem.store.tables.features import CLUSTERS, CONTEXTS, FEATURES, GLOSSES
+from polysem.store.tables.hierarchy import ABSORPTION, RELATIONS
 from polysem.store.tables.joint import (
     JOINT_ADDITIVITY,
     JOINT_FINDINGS,
@@ -99,6 +100,7 @@ from polysem.store.tables.transfer import (
 from polysem.store.tables.trials import TRIALS
 
 __all__ = [
+    "ABSORPTION",
     "ATLAS",
     "ATLAS_DENSITY",
     "ATLAS_FIT",
@@ -152,6 +154,7 @@ __all__ = [
     "PRESETS",
     "PROMPTS",
     "PROTECTED",
+    "RELATIONS",
     "RELIABILITY",
     "REPAIRS",
     "REPLICATED",
@@ -189,6 +192,7 @@ STAGES: dict[str, tuple[Schema, ...]] = {
     "plan": (
         *(PLAN, PROMPTS, NEURONS, NEURON_DEGREES),
         *(SIGNALS, SIMILARITIES, CONCEPTS, SENSES, COVARIATES),
+        *(RELATIONS, ABSORPTION),
     ),
     "trials": (TRIALS,),
     "response": (

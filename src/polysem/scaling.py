@@ -154,9 +154,8 @@ def _curve(width: np.ndarray, y: np.ndarray) -> tuple[float, float, float, float
     grid = np.geomspace(_SLOWEST, _STEEPEST, 60)
     best = int(np.argmin([at(c)[1] for c in grid]))
     low, high = grid[max(best - 1, 0)], grid[min(best + 1, len(grid) - 1)]
-    c = float(
-        minimize_scalar(lambda v: at(v)[1], bounds=(low, high), method="bounded", options={"xatol": 1e-6}).x
-    )
+    made = minimize_scalar(lambda v: at(v)[1], bounds=(low, high), method="bounded", options={"xatol": 1e-6})
+    c = float(made.x)  # pyright: ignore[reportAttributeAccessIssue]  (scipy has no stubs)
     (a, b), squares = at(c)
     return float(a), float(b * width.min() ** c), c, squares
 

@@ -122,17 +122,17 @@ def test_a_wider_dictionary_is_no_narrow_one(planted) -> None:
 
 def test_the_verb_prints_and_writes(tmp_path) -> None:
     sae = "zoo:gpt2/blocks.2.hook_resid_post"
-    arguments = ["relations", sae, "--corpus", "zoo:samples", "--tokens", "4000", "--probes", "20"]
+    arguments = ["relations", sae, "--corpus", "zoo:samples", "--tokens", "3000", "--probes", "5"]
     done = CliRunner().invoke(app, [*arguments, "--out", str(tmp_path / "out"), "--json"])
     assert done.exit_code == 0, done.output
     told = json.loads(done.stdout[: done.stdout.rindex("}") + 1])
-    assert told["features"] == 1536 and told["pairs"]
-    assert (tmp_path / "out" / "relations.parquet").is_file() and (
-        tmp_path / "out" / "absorption.parquet"
-    ).is_file()
+    assert told["features"] == 1536
+    assert told["pairs"]
+    for name in ("relations", "absorption"):
+        assert (tmp_path / "out" / f"{name}.parquet").is_file()
 
 
 def test_planted_relations_are_whole() -> None:
     truth = tree_world().truth
     assert isinstance(truth, PlantedRelations)
-    assert len(truth.parent) == 114 and len(truth.split) == 6 and len(truth.absorbed) == 2
+    assert [len(getattr(truth, name)) for name in ("parent", "split", "absorbed")] == [114, 6, 2]

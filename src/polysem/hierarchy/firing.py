@@ -107,7 +107,15 @@ def fired(sae: SAE, x: Float[np.ndarray, "n d_in"]) -> Fired:
     rows = (W / decoder_norms(sae)[:, None].cpu() if sae.rescale_by_decoder_norm else W).numpy()
     norms = np.linalg.norm(rows, axis=1, keepdims=True)
     # A dictionary of one row says what its normalisation adds and by how much it multiplies.
-    one = replace(sae, W_dec=W[norms.argmax() :][:1].to(sae.W_dec))
+    at = slice(int(norms.argmax()), int(norms.argmax()) + 1)
+    one = replace(
+        sae,
+        W_enc=sae.W_enc[:, at],
+        W_dec=sae.W_dec[at],
+        b_enc=sae.b_enc[at],
+        threshold=None if sae.threshold is None else sae.threshold[at],
+        gate=None if sae.gate is None else (sae.gate[0][at], sae.gate[1][at], sae.gate[2][at]),
+    )
     with torch.no_grad():
         without, with_one = (
             one.decode(torch.full((len(x), 1), value), like=inputs).cpu().numpy() for value in (0.0, 1.0)

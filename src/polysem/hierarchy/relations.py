@@ -172,10 +172,10 @@ def _candidates(seen: Fired, least: float) -> dict[str, _Rows]:
         for name, mask in masks.items():
             i, j = np.nonzero(mask)
             parts[name].append((block[i], j, both[i, j].astype(np.int64)))
-    found = {
-        name: dict(zip(("i", "j", "both"), (np.concatenate(c) for c in zip(*some, strict=True)), strict=True))
-        for name, some in parts.items()
-    }
+    found: dict[str, _Rows] = {}
+    for name, some in parts.items():
+        i, j, both = (np.concatenate(column) for column in zip(*some, strict=True))
+        found[name] = {"i": i, "j": j, "both": both}
     covers = found["covers"]
     n_tests = int((seen.count >= FEWEST).sum()) * max(int(live.sum()) - 1, 1)
     p = cofiring_tail(covers["both"], seen.n, seen.count[covers["i"]], seen.count[covers["j"]], above=True)

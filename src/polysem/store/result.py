@@ -12,12 +12,14 @@ import pyarrow as pa
 from polysem.errors import ConfigError
 from polysem.store import io
 from polysem.store.schema import Schema
-from polysem.store.tables import STAGES
+from polysem.store.tables import BESIDE, STAGES
 from polysem.vocabulary import attribute
 
 ROWS, COLUMNS, LETTERS = 5, 8, 60
 """of a table that a notebook shows"""
-_SCHEMAS: dict[str, Schema] = {schema.name: schema for group in STAGES.values() for schema in group}
+_SCHEMAS: dict[str, Schema] = {
+    schema.name: schema for group in (*STAGES.values(), *BESIDE.values()) for schema in group
+}
 _STYLE = (
     "border-collapse:collapse;font-size:.9em", "padding:2px 10px 2px 0;text-align:left;vertical-align:top"
 )  # fmt: skip

@@ -159,7 +159,7 @@ def tree_world(
     # Where a latent is off, it covers nothing.
     parent = {(own[a], own[b]) for a, b in above - hidden}
     wide = _planted(np.array(rows), np.array(columns))
-    kept = [f for f in range(m) if any(f in below[root] for root in tree) or chance[f] and f not in {g for a, b, _ in mixed for g in (a, b)}]  # fmt: skip
+    kept = [f for f in range(m) if any(f in below[root] for root in tree) or (chance[f] and f not in {g for a, b, _ in mixed for g in (a, b)})]  # fmt: skip
     narrow = _planted(
         np.array([*directions[kept], *(unit_rows(directions[a] + directions[b]) for a, b, _ in mixed)]),
         np.array([*dual[kept], *((dual[a] + dual[b]) / 2 for a, b, _ in mixed)]),

@@ -107,6 +107,7 @@ __all__ = [
     "ATLAS_SAMPLE",
     "ATLAS_TOP",
     "ATLAS_TOWARD",
+    "BESIDE",
     "BUDGETS",
     "CHECKS",
     "CLEANER",
@@ -192,7 +193,6 @@ STAGES: dict[str, tuple[Schema, ...]] = {
     "plan": (
         *(PLAN, PROMPTS, NEURONS, NEURON_DEGREES),
         *(SIGNALS, SIMILARITIES, CONCEPTS, SENSES, COVARIATES),
-        *(RELATIONS, ABSORPTION),
     ),
     "trials": (TRIALS,),
     "response": (
@@ -245,3 +245,6 @@ STAGES: dict[str, tuple[Schema, ...]] = {
     "defend": (DEFENCES, PROTECTED),
 }
 """Stage name -> its tables: of a study, in the order in which it runs, then of what is made beside it."""
+
+BESIDE: dict[str, tuple[Schema, ...]] = {"relations": (RELATIONS, ABSORPTION)}
+"""Verb that asks for no run folder -> what it writes with --out."""

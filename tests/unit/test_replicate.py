@@ -148,3 +148,31 @@ def test_the_command_line_compares_two_seeds(tmp_path):
     beside = CliRunner().invoke(app, ["compare", *refs]).stdout
     assert re.search(r"features +1,536 +1,536", beside)
     assert "PW-MCC 0.47" in beside
+
+
+@pytest.mark.parametrize(("n", "m", "seed"), [(300, 300, 0), (250, 400, 1), (400, 250, 2)])
+def test_few_candidates_give_the_assignment_of_all(n, m, seed):
+    """Noisy copies of one dictionary, half of them lost: with 32 candidates a feature the sum is that of scipy's dense assignment;
+    with 4 it is never above it, and every feature is still matched once."""
+    base = random_units(max(n, m), 24, seed)
+    noise = rng_for(seed, "noise").standard_normal((m, 24)) * 0.15
+    a, b = (
+        base[:n],
+        r.units(np.where(np.arange(m)[:, None] % 2, base[:m] + noise, random_units(m, 24, seed + 50))),
+    )
+    best = np.abs(r.assigned(a, b)[2]).sum()
+    i, j, found = r.assigned(a, b, near=32)
+    assert np.abs(found).sum() == pytest.approx(best, abs=1e-9)
+    np.testing.assert_allclose(found, (a[i] * b[j]).sum(axis=1), atol=1e-12)
+    i, j, found = r.assigned(a, b, near=4)
+    assert len(i) == len(set(i.tolist())) == len(set(j.tolist())) == min(n, m)
+    assert 0.97 * best <= np.abs(found).sum() <= best + 1e-9
+
+
+def test_large_dictionaries_hold_few_candidates(monkeypatch):
+    a, b = sae_of(random_units(120, 16, 0), ref="a"), sae_of(random_units(120, 16, 1), ref="b")
+    whole = r.matching(a, b).pw_mcc
+    monkeypatch.setattr(r, "LARGEST", 100)
+    monkeypatch.setattr(r, "NEAR", 40)
+    assert r.matching(a, b).pw_mcc == pytest.approx(whole, abs=1e-9)
+    assert r.replicate([a, b]).pairs[0]["pw_mcc"] == pytest.approx(whole, abs=1e-9)

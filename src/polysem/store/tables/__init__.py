@@ -41,6 +41,7 @@ from polysem.store.tables.guard import (
     GUARD_NEURONS,
     GUARD_RECOVERY,
 )
+from polysem.store.tables.hierarchy import ABSORPTION, RELATIONS
 from polysem.store.tables.joint import (
     JOINT_ADDITIVITY,
     JOINT_FINDINGS,
@@ -118,6 +119,7 @@ from polysem.store.tables.transfer import (
 from polysem.store.tables.trials import TRIALS
 
 __all__ = [
+    "ABSORPTION",
     "ATLAS",
     "ATLAS_DENSITY",
     "ATLAS_FIT",
@@ -125,6 +127,7 @@ __all__ = [
     "ATLAS_TOP",
     "ATLAS_TOWARD",
     "BEHAVIOUR",
+    "BESIDE",
     "BUDGETS",
     "CHECKS",
     "CLEANER",
@@ -179,6 +182,7 @@ __all__ = [
     "PRESETS",
     "PROMPTS",
     "PROTECTED",
+    "RELATIONS",
     "RELIABILITY",
     "REPAIRS",
     "REPLICATED",
@@ -279,3 +283,6 @@ STAGES: dict[str, tuple[Schema, ...]] = {
     "defend": (DEFENCES, PROTECTED),
 }
 """Stage name -> its tables: of a study, in the order in which it runs, then of what is made beside it."""
+
+BESIDE: dict[str, tuple[Schema, ...]] = {"relations": (RELATIONS, ABSORPTION)}
+"""Verb that asks for no run folder -> what it writes with --out."""

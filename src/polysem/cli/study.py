@@ -2,9 +2,10 @@
 
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -34,6 +35,9 @@ from polysem.cli.shell import (
 from polysem.errors import ConfigError, typed
 from polysem.store.stages import ORDER, StageName, command
 
+if TYPE_CHECKING:
+    from polysem.profiling import Profile
+
 DEMO = Path(__file__).with_name("demo.toml")
 
 
@@ -52,6 +56,10 @@ def run(
             "--track", metavar="TRACKER:PROJECT", help="Log what was found, once: trackio, wandb, mlflow."
         ),
     ] = "",
+    profile: Annotated[
+        bool,
+        typer.Option("--profile", help="Count CPU seconds by stage and kind of work; kept in profile.json."),
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Run a study; what is finished and fresh is not done again. Says what was found; prints the path of the report.
@@ -59,10 +67,15 @@ def run(
     With --shard only that part of the trials is run, of a study whose plan is made; run it once more without, to
     collect the shards and go on. With preset `paper` or `both` the paper's estimates are said beside the strict ones.
     """
-    done = _run(
-        *(study_file, out, ["trials"] if shard else None),
-        shard=shard, workers=workers, engine=engine, force=force, ignore_versions=ignore_versions,
-    )  # fmt: skip
+    from polysem.profiling import profiled
+
+    with profiled() if profile else nullcontext() as seen:
+        done = _run(
+            *(study_file, out, ["trials"] if shard else None),
+            shard=shard, workers=workers, engine=engine, force=force, ignore_versions=ignore_versions,
+        )  # fmt: skip
+    if seen is not None:
+        say_profile(folder_for(study_file, out), seen)
     if shard:
         result(done, as_json=as_json, stage="trials", shard=shard)
         return
@@ -74,6 +87,18 @@ def run(
         log_run(done.parent, track)
     _found(done, as_json=as_json)
     say_presets(done.parent)
+
+
+def say_profile(folder: Path, seen: "Profile") -> None:
+    """Show where the CPU time went, and keep it in the run folder."""
+    from polysem.onednn import bare_rate
+    from polysem.profiling import profile_lines
+    from polysem.store.io import write_json
+
+    table = seen.table(bare_rate(768))
+    write_json(folder / "profile.json", table)
+    for line in profile_lines(table):
+        say(line)
 
 
 @verb

@@ -15,6 +15,7 @@ from typing import Any, Literal, TypeVar
 import pyarrow as pa
 from pydantic import BaseModel
 
+from polysem import profiling
 from polysem.config import Study, parse_study, read_text
 from polysem.engine.atlas import AtlasOptions
 from polysem.engine.check import check_study
@@ -403,7 +404,7 @@ class _Runner:
             log.info("%s is fresh", stage)
             return
         log.info("%s is %s: %s", stage, status.state, status.reason)
-        with self.how.reporter.stage(stage):
+        with self.how.reporter.stage(stage), profiling.stage(stage):
             self._make(stage, made_from, options)
 
     def _make(self, stage: StageName, made_from: StageInputs, options: Any) -> None:

@@ -2,7 +2,7 @@
 PYTHON ?= python3.11
 BIN := .venv/bin
 INPUTS := pyproject.toml zoo/pyproject.toml zoo-real/pyproject.toml constraints.txt requirements.lock requirements-dev.lock
-SOURCES := src zoo/src zoo/training zoo-real/src zoo-real/training tests benchmarks examples docs
+SOURCES := src zoo/src zoo/training zoo-real/src zoo-real/training studies tests benchmarks examples docs
 export HF_HUB_OFFLINE ?= 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 

@@ -25,7 +25,19 @@ from benchmarks.harness import REGISTRY, CheckFailed, Line, PeerMissing, Point
 ROOT = Path(__file__).parent
 RESULTS = ROOT / "results.json"
 DOCUMENT = ROOT.parent / "docs" / "performance.md"
-MODULES = ("mining", "sweep", "gradients", "harvest", "atlas", "steering", "glosses", "startup", "workers")
+MODULES = (
+    "mining",
+    "sweep",
+    "gradients",
+    "harvest",
+    "atlas",
+    "steering",
+    "glosses",
+    "startup",
+    "workers",
+    "kernels",
+    "study",
+)
 
 
 def main() -> int:
@@ -106,7 +118,7 @@ def _shown(row: dict[str, Any], *, quick: bool) -> str:
             return f"{row['name']}, against {row['against']}: x{row['ratio']:.2f} ({bar}; {figures}; {row['check']})"
         case "point":
             values = ", ".join(f"{name} {value:.4g}" for name, value in row["values"].items())
-            return f"{row['curve']}, {row['axis']} {row['at']:g}: {values}"
+            return f"{row['curve']}, {row['axis']} {row['at']}: {values}"
         case kind:
             return f"{kind.upper()} {row['benchmark']}: {row['reason']}"
 

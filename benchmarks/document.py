@@ -49,5 +49,6 @@ def _curve(name: str, points: list[dict[str, Any]]) -> str:
     text = f"\n{name}:\n\n| {points[0]['axis']} | {' | '.join(columns)} |\n|{'---|' * (len(columns) + 1)}\n"
     for point in points:
         cells = [f"{point['values'][c]:.4g}" if c in point["values"] else "" for c in columns]
-        text += f"| {point['at']:,g} | {' | '.join(cells)} |\n"
+        at = point["at"] if isinstance(point["at"], str) else f"{point['at']:,g}"
+        text += f"| {at} | {' | '.join(cells)} |\n"
     return text

@@ -70,8 +70,8 @@ class Point:
 
     curve: str
     axis: str
-    """what `at` counts"""
-    at: float
+    """what `at` counts, or names"""
+    at: float | str
     values: dict[str, float]
     """by name with its unit, as "ours, cpu s": columns of the curve's table"""
 

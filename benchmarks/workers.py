@@ -141,8 +141,8 @@ def _helper(run: Path) -> None:
 
     from benchmarks import sweep, worlds
     from polysem.engine.context import StudyContext
-    from polysem.onednn import Linear
     from polysem.models.sweep import Sweep
+    from polysem.onednn import Linear
     from polysem.store.run import RunFolder
     from polysem.trials import run_batches
 

@@ -28,7 +28,7 @@ from polysem.store import tables
 from polysem.store.schema import Schema
 from polysem.transfer.config import TransferStudy
 from polysem.vocabulary import Vocabulary, Word
-from polysem.vocabulary_findings import CLAIMS, GRADE_LINES, GRADES, LAYER_HYPOTHESES
+from polysem.vocabulary_findings import CLAIMS, GRADE_LINES, GRADES, KINSHIPS, LAYER_HYPOTHESES
 
 DOCS = Path(__file__).resolve().parent
 BEGIN, END = "<!-- generated: make docs -->", "<!-- end of what is generated -->"
@@ -176,6 +176,7 @@ CHOICES: tuple[tuple[str, Vocabulary, tuple[str, ...]], ...] = (
     ("Token sets", vocabulary.TOKEN_SETS, ("column",)),
     ("Side effects", vocabulary.SIDE_EFFECTS, ("unit", "better")),
     ("Hypotheses across layers", LAYER_HYPOTHESES, ()),
+    ("Relations of two features", KINSHIPS, ()),
     ("Reasons why a trial has no outcome", vocabulary.REASONS, ("status",)),
     ("Contrasts", vocabulary.CONTRASTS, ()),
     ("Grades of a finding", GRADES, ()),

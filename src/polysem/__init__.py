@@ -15,7 +15,7 @@ import logging
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from polysem.api import estimate, make_plan, map_pairs, run_trials
+    from polysem.api import estimate, make_plan, map_pairs, run_trials, steering_card
     from polysem.engine import run_study
     from polysem.features import feature_table
     from polysem.geometry import mine_pairs
@@ -38,6 +38,7 @@ __all__ = [
     "open_run",
     "run_study",
     "run_trials",
+    "steering_card",
     "weighted_cosine",
     "weighted_overlap",
     "write_report",
@@ -54,6 +55,7 @@ _HOMES = {
     "open_run": "report",
     "run_study": "engine",
     "run_trials": "api",
+    "steering_card": "api",
     "weighted_cosine": "readouts",
     "weighted_overlap": "readouts",
     "write_report": "report",
@@ -69,6 +71,7 @@ _SPOKEN = {
     "mine_pairs": "pairs",
     "run_study": "",
     "run_trials": "trials",
+    "steering_card": "side effects",
     "write_report": "report",
 }
 """doors behind which it may take long -> what a person is shown meanwhile (`polysem.progress`)"""

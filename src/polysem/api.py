@@ -8,7 +8,7 @@ These are the stage functions that `polysem run` calls, with the settings of a s
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from polysem.features import FeatureTable
     from polysem.models import WhiteBoxModel
     from polysem.saes import SAE
+    from polysem.side_effects.run import SideEffects
 
 
 @dataclass(frozen=True, repr=False)
@@ -207,7 +208,8 @@ def make_plan(
         seed: root of every draw.
         prompts: `corpus`, `templates`, `file:PATH`, or a PROMPTS table.
         n_prompts: how many, where they are drawn.
-        corpus: where corpus prompts come from, as `corpus.ref` of a study or a whole section; None takes the default.
+        corpus: where corpus prompts come from, as `corpus.ref` of a study or a whole section; None takes the text that the
+            features were made from, else the default.
         **settings: keys of `[plan]` in a study file, such as `loci`, `n_targets`, `doses`.
 
     Raises:
@@ -218,12 +220,13 @@ def make_plan(
     from polysem.positions import positions_of
     from polysem.prompts import make_prompts
 
+    text = corpus or features.corpus or CorpusConfig()
     drawn = PromptsConfig(source="corpus") if isinstance(prompts, pa.Table) else None
     study = Study(
         seed=seed,
         model=ModelConfig(ref=model.spec.ref),
         saes=(SAEConfig(ref=sae.provenance.ref, label=pairs.label),),
-        corpus=CorpusConfig(ref=corpus) if isinstance(corpus, str) else corpus or CorpusConfig(),
+        corpus=text if isinstance(text, CorpusConfig) else CorpusConfig(ref=text),
         pairs=pairs.config,
         prompts=drawn or section_of(PromptsConfig, {"source": prompts, "n": n_prompts}),
         plan=section_of(PlanConfig, settings),
@@ -278,6 +281,70 @@ def estimate(trials: TrialSet, **settings: Any) -> Estimates:
     study = planned.study
     made = stage(planned.plan, trials.trials, config=config, seed=study.seed, beside=[PaperEstimates()])
     return Estimates(**made.tables(), planned=planned)
+
+
+def steering_card(
+    vectors: "Tensor | np.ndarray | Mapping[str, Tensor | np.ndarray]",
+    plan: PlannedStudy,
+    model: "WhiteBoxModel",
+    *,
+    site: str | None = None,
+    target: str = "",
+    dose: float = 0.05,
+    unit: Literal["kl", "coefficient"] = "kl",
+    n_null: int = 40,
+    repair: bool = False,
+    reporter: Reporter = SILENT,
+) -> "SideEffects":
+    """What steering vectors of one's own move besides what they are meant to, on the plan's prompts.
+
+    Args:
+        vectors: [d] of the site's width, as it is added at coefficient 1; or several by name.
+        plan: of `make_plan`: its prompts, and its first SAE, whose features' tokens are read.
+        model: the model that the plan belongs to.
+        site: where they are added; None: the SAE's.
+        target: what they are meant to move: a category, or words with commas; "": what each writes by itself.
+        dose: nats, or times the vector as given.
+        unit: kl | coefficient.
+        n_null: isotropic directions that they are compared with.
+        repair: look for the direction with least beside for each, too.
+        reporter: is told of progress.
+
+    Raises:
+        ConfigError: a dose or target that cannot be.
+        MismatchError: a vector of another shape, without length, or not finite; prompts of too few kinds.
+    """
+    from polysem.engine.side_effects import tokens_of
+    from polysem.side_effects.directions import Direction
+    from polysem.side_effects.run import side_effects
+    from polysem.side_effects.scene import Scene, readouts_after
+    from polysem.types import Site
+
+    label, sae = next(iter(plan.saes.items()))
+    at = Site.parse(site) if site else sae.writes
+    words = not plan.study.prompts.chat_template
+    tokens = tokens_of(model, target, word_start=words)
+    given = vectors if isinstance(vectors, Mapping) else {"mine": vectors}
+    own = [Direction(name, "given", at, _vector(name, one), tokens) for name, one in given.items()]
+    readout = next(iter(readouts_after(model, at, plan.saes)), None)
+    scene = Scene.of(
+        *(model, sae, plan.features.features, plan.prompts),
+        label=label, readout=(readout, plan.saes[readout]) if readout else None,
+        positions=plan.study.plan.positions, word_start=words, seed=plan.study.seed,
+    )  # fmt: skip
+    said = {d.name: "asked" for d in own if tokens}
+    return side_effects(
+        scene, own, dose=dose, unit=unit, n_null=n_null, repair=repair, tokens_from=said, reporter=reporter
+    )
+
+
+def _vector(name: str, given: Any) -> np.ndarray:
+    array = (
+        given.detach().double().cpu().numpy() if hasattr(given, "detach") else np.asarray(given, np.float64)
+    )
+    if array.ndim != 1:
+        raise MismatchError(f"{name} has shape {array.shape}; expected one vector, (d,)")
+    return array
 
 
 def _label(features: GlossedFeatures, label: str | None) -> str:

@@ -93,7 +93,7 @@ class SAEConfig(Section):
 class CorpusConfig(Section):
     ref: FileRef = "zoo:samples"
     """zoo:samples, or a .txt, .jsonl (key `text`) or .json (list of strings) file, or a folder of .txt/.md
-    files"""
+    files, or datasets:OWNER/NAME?split=train&column=text (also config=, revision=), streamed from the Hub"""
     n_tokens: Annotated[int, Field(ge=1)] = 200_000
     """tokens that are read"""
     context: Annotated[int, Field(ge=2)] = 128
@@ -156,8 +156,8 @@ class PairsConfig(Section):
 
 class PromptsConfig(Section):
     source: NameOrFile = "corpus"
-    """corpus (contexts of the corpus), templates (built in), or file:PATH (one prompt a line, or .jsonl
-    with key `text`)"""
+    """corpus (contexts of the corpus), templates (built in), or file:PATH (one prompt a line, or JSON: lines or a list, of
+    strings or of objects with key `text`)"""
     n: Annotated[int, Field(ge=2)] = 24
     """prompts, of both splits together"""
     length: Annotated[int, Field(ge=2)] = 24

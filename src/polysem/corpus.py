@@ -21,6 +21,7 @@ from jaxtyping import Int
 from polysem.boundary import text as foreign
 from polysem.boundary.door import Door, brief, telling
 from polysem.boundary.files import local_path, regular
+from polysem.boundary.records import DATASETS, dataset_of, text_rows
 from polysem.errors import FormatError, MismatchError, UnknownReferenceError
 from polysem.models.base import WhiteBoxModel
 from polysem.positions import PositionPolicy
@@ -40,11 +41,13 @@ LARGE = 64 << 20
 LEAST = 0.1
 """share of the tokens asked for below which what came is no sample of what was meant"""
 _ABOUT = re.compile(r"^(readme|source|licen[cs]e|notice|citation|changelog)\b", re.IGNORECASE)
+_SET = Door("data set", "see its page on the Hub for subsets (config=), splits and columns")
 _DOOR = Door("corpus file", "set corpus.ref in the study to a file or folder of text")
 _LINES = Door(hint='write one {"text": "..."} a line')
 _BLANK_LINES = re.compile(r"\n[ \t]*(?:\n[ \t]*)+")
 _ACCEPTED = (
-    "zoo:NAME, a .txt, .md, .jsonl or .json file (packed or not), or a folder of .txt, .md and .jsonl files"
+    "zoo:NAME, a .txt, .md, .jsonl or .json file (packed or not), a folder of .txt, .md and .jsonl files, or "
+    "datasets:OWNER/NAME?split=train"
 )
 
 
@@ -115,14 +118,18 @@ def documents(ref: str) -> Iterator[Document]:
 
     A text file gives its blocks between blank lines, named `stem[n]` from 0; .jsonl and .json give their records,
     `stem[n]` by line (from 1) or item (from 0). In a folder, texts are named by relative path, pieces of long ones
-    `path[n]`, and the files take turns.
+    `path[n]`, and the files take turns. A data set gives its rows, `NAME[n]` from 0.
 
     Raises:
+        ConfigError: `datasets` is needed and not installed.
         UnknownReferenceError: if there is no such file or folder, or it cannot be read.
         FormatError: if a file is empty, not UTF-8, or not what its suffix says; names file, line and value.
     """
-    path = corpus_path(ref)
-    found = _turns(path, folder_files(path).read) if path.is_dir() else _file(path)
+    if ref.startswith(DATASETS):
+        found = _rows(ref)
+    else:
+        path = corpus_path(ref)
+        found = _turns(path, folder_files(path).read) if path.is_dir() else _file(path)
     return (document for document in found if document.text.strip())
 
 
@@ -224,8 +231,8 @@ def _suffix(path: Path) -> str:
 
 def _say_what_came(ref: str, n_laid: int, names: list[str], *, n_tokens: int) -> None:
     """One line where less came than was asked for, or files were left out. Raises FormatError below LEAST."""
-    path = corpus_path(ref)
-    files = folder_files(path) if path.is_dir() else FolderFiles((path,), ())
+    path = None if ref.startswith(DATASETS) else corpus_path(ref)
+    files = folder_files(path) if path and path.is_dir() else FolderFiles((path,) if path else (), ())
     said = []
     if n_laid < n_tokens:
         said.append(f"{n_laid:,} of the {n_tokens:,} tokens asked for are there")
@@ -241,6 +248,12 @@ def _say_what_came(ref: str, n_laid: int, names: list[str], *, n_tokens: int) ->
     if said:
         log.warning("corpus %s: %s", ref, "; ".join(said))
     log.info("corpus %s: %d tokens of %d documents, %d files", ref, n_laid, len(set(names)), len(files.read))
+
+
+def _rows(ref: str) -> Iterator[Document]:
+    name, asked = dataset_of(ref)
+    for n, text in enumerate(text_rows(name, asked, door=_SET)):
+        yield Document(f"{name}[{n}]", text.replace("\r\n", "\n").replace("\r", "\n"))
 
 
 def _turns(folder: Path, files: Sequence[Path]) -> Iterator[Document]:

@@ -6,6 +6,7 @@ choose it, is global, and on some CPUs rounds to bfloat16. Before its first use 
 float64 on numbers that bfloat16 and TF32 cannot hold; where it is missing or rounds, plain torch is used.
 """
 
+import time
 from collections.abc import Callable
 from functools import lru_cache
 from typing import Any, Literal
@@ -15,6 +16,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
+
+from polysem.profiling import add_product, is_profiled
 
 Gelu = Literal["none", "tanh"]
 
@@ -36,7 +39,7 @@ class Linear:
     ):
         self.bias = None if bias is None else bias.detach()
         self.onednn = weight.device.type == "cpu" and weight.dtype == torch.float32 and onednn_is_exact()
-        plain = weight.detach()
+        plain, self.n_out = weight.detach(), len(weight)
         self.weight = _packed(plain) if self.onednn and pack else plain
 
     def __call__(
@@ -44,6 +47,8 @@ class Linear:
     ) -> Float[Tensor, "*rows n_out"]:
         """W x + b; without the bias, or followed by a GELU, if asked for."""
         b = self.bias if bias else None
+        if is_profiled():
+            add_product(x.numel() // x.shape[-1], x.shape[-1], self.n_out)
         if not self.onednn:
             y = F.linear(x, self.weight, b)
             return y if gelu is None else F.gelu(y, approximate=gelu)
@@ -71,6 +76,20 @@ class FrozenLinears(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
+class CountedLinears(TorchFunctionMode):
+    """While entered, the linear maps that a model's own modules apply are counted in a profile; those that are asked for a
+    gradient twice, for the way back."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if len(args) > 2 and (func is F.linear or func is torch.addmm):
+            x, n_out = (args[0], len(args[1])) if func is F.linear else (args[1], args[2].shape[1])
+            ways = 2 if torch.is_grad_enabled() and x.requires_grad else 1
+            add_product(ways * (x.numel() // x.shape[-1]), x.shape[-1], n_out)
+        return func(*args, **(kwargs or {}))
+
+
 class _FrozenLinear(torch.autograd.Function):
     """y = x W^T + b with the gradient of x alone."""
 
@@ -94,6 +113,17 @@ def _may_pass(x: Any, weight: Any, bias: Any = None) -> bool:
         isinstance(part, Tensor) and part.dtype == torch.float32 and part.device.type == "cpu"
         for part in (x, *frozen)
     ) and not any(part.requires_grad for part in frozen)  # fmt: skip
+
+
+def bare_rate(n_in: int, *, rows: int = 384, rounds: int = 5) -> float:
+    """Floating-point operations a CPU second of one product [rows n_in] x [n_in 4 n_in], the best of some rounds."""
+    linear, x = Linear(torch.ones(4 * n_in, n_in), None, pack=True), torch.ones(rows, n_in)
+    best = float("inf")
+    for _ in range(rounds + 1):
+        begun = time.process_time()
+        linear(x)
+        best = min(best, max(time.process_time() - begun, 1e-9))
+    return 8.0 * rows * n_in**2 / best
 
 
 def packs(n_bytes: int) -> bool:

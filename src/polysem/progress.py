@@ -64,12 +64,13 @@ class Lines:
         _say(f"{label} done in {time.monotonic() - started:.1f} s")
 
     def track(self, items: Iterable[T], *, total: int, label: str, done: int = 0) -> Iterator[T]:
-        last = time.monotonic()
-        for n, item in enumerate(items, start=done + 1):
+        started = last = time.monotonic()
+        for n, item in enumerate(items, start=1):
             yield item
-            if time.monotonic() - last > EVERY_S and n < total:
-                last = time.monotonic()
-                _say(f"  {label} {n}/{total}")
+            now = time.monotonic()
+            if now - last > EVERY_S and done + n < total:
+                last = now
+                _say(f"  {label} {_so_far(done, n, total, now - started)}")
 
 
 class Bars:
@@ -152,11 +153,15 @@ class Notebook:
             yield item
             now = time.monotonic()
             if self._line is not None and now - last > FRAME_S:
-                last, rate = now, n / (now - started)
-                left = max(0.0, (total - done - n) / rate)
-                self._line.update(
-                    _Line(f"{self._stage} · {label} {done + n}/{total} · {rate:.3g}/s · {left:.0f} s left")
-                )
+                last = now
+                told = _so_far(done, n, total, now - started)
+                self._line.update(_Line(f"{self._stage} · {label} {told}"))
+
+
+def _so_far(done: int, n: int, total: int, took: float) -> str:
+    """How far `n` more steps in `took` seconds have led, how fast, and how long the rest takes at that rate."""
+    rate = n / took
+    return f"{done + n}/{total} · {rate:.3g}/s · {max(0.0, (total - done - n) / rate):.0f} s left"
 
 
 class _Line:

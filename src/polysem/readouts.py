@@ -431,7 +431,8 @@ class Outcomes(NamedTuple):
         if direct is None:
             after["beyond"] = torch.full_like(after["logodds"], torch.nan)
         else:
-            after["beyond"] = after["logodds"] - read_outcomes(direct, sets)["logodds"] + before["logodds"]
+            straight = log_odds_of_sets(direct, sets.inside)
+            after["beyond"] = after["logodds"] - straight + before["logodds"]
         if top:
             before |= read_top(base, sets, top)
             after |= read_top(edited, sets, top)

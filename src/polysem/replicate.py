@@ -10,7 +10,9 @@ not is basis ambiguity. From weights alone:
                beside what is left of it by regression to the mean: the same cosines between matched features, with the parts
                in which they differ dealt out anew. For all stable features, and for those that are the same beyond doubt
 
-Cost: products of two dictionaries and one assignment for each pair of them and each null; n x m cosines are held at once.
+Cost: products of two dictionaries and one assignment for each pair of them and each null. Up to `LARGEST` features all cosines are
+held at once and the matching is exact; beyond, the `NEAR` closest of every feature on either side are, and the matching is the
+best among them.
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,13 +21,15 @@ from itertools import combinations, pairwise
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from jaxtyping import Float, Int
 
 from polysem.errors import MismatchError
 from polysem.linear.matching import MATCH
 from polysem.saes.base import SAE
 from polysem.seeds import random_rotation, rng_for
-from polysem.store.result import Shown
+from polysem.store.result import Result
+from polysem.store.tables import REPLICATES, STABILITY, SURVIVAL
 
 VERSION = 1
 """of the JSON"""
@@ -35,8 +39,13 @@ FALSE = 0.01
 """share of features of a turned dictionary that may count as matched"""
 TURNS, DEALS = 3, 20
 """rotations and covariance draws; deals of what differs between matched features"""
+_NULLS = {"turned": "turned", "drawn": "covariance"}
+"""column of REPLICATES -> null of a pair"""
 LARGEST = 20_000
-"""features of a dictionary: 3.2 GB of cosines"""
+"""features of a dictionary whose cosines are all held: 3.2 GB"""
+NEAR = 64
+"""candidates of a feature of a larger dictionary"""
+_BLOCK = 2048
 
 
 @dataclass(frozen=True)
@@ -63,21 +72,76 @@ def units(rows: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "n d"]:
 
 
 def assigned(
-    first: Float[np.ndarray, "n d"], second: Float[np.ndarray, "m d"]
+    first: Float[np.ndarray, "n d"], second: Float[np.ndarray, "m d"], *, near: int | None = None
 ) -> tuple[Int[np.ndarray, " k"], Int[np.ndarray, " k"], Float[np.ndarray, " k"]]:
-    """(rows, columns, cosines) of the one-to-one assignment of unit rows with the largest sum of |cosine|; k = min(n, m)."""
+    """(rows, columns, cosines) of the one-to-one assignment of unit rows with the largest sum of |cosine|; k = min(n, m).
+
+    Args:
+        first: unit rows.
+        second: unit rows.
+        near: hold so many candidates of every row and column only, and match what is left without one among itself; None: all,
+            up to `LARGEST` rows, `NEAR` beyond.
+    """
     from scipy.optimize import linear_sum_assignment
 
+    if near is None and max(len(first), len(second)) > LARGEST:
+        near = NEAR
+    if near is not None and near < min(len(first), len(second)):
+        return _assigned_near(first, second, near)
     cosines = first @ second.T
     i, j = linear_sum_assignment(np.abs(cosines), maximize=True)
     return i.astype(np.int64), j.astype(np.int64), cosines[i, j]
+
+
+def _assigned_near(
+    first: np.ndarray, second: np.ndarray, near: int
+) -> tuple[Int[np.ndarray, " k"], Int[np.ndarray, " k"], Float[np.ndarray, " k"]]:
+    from scipy.sparse import csr_array
+    from scipy.sparse.csgraph import min_weight_full_bipartite_matching
+
+    if len(first) > len(second):
+        j, i, cosines = _assigned_near(second, first, near)
+        order = np.argsort(i)
+        return i[order], j[order], cosines[order]
+    n, m = len(first), len(second)
+    ahead, back = _closest(first, second, near), _closest(second, first, near)
+    keys = np.unique(np.concatenate([ahead[0] * m + ahead[1], back[1] * m + back[0]]))
+    i, j = np.divmod(keys, m)
+    size = np.abs(np.einsum("nd,nd->n", first[i], second[j]))
+    # A column of its own, at the cost of no cosine at all, keeps every row matched whatever the others take.
+    cost = np.concatenate([2 - size, np.full(n, 2.0)])
+    rows, columns = np.concatenate([i, np.arange(n)]), np.concatenate([j, m + np.arange(n)])
+    i, j = min_weight_full_bipartite_matching(csr_array((cost, (rows, columns)), shape=(n, m + n)))
+    real = j < m
+    i, j, left = (
+        i[real].astype(np.int64),
+        j[real].astype(np.int64),
+        np.flatnonzero(~np.isin(np.arange(n), i[real])),
+    )
+    if len(left):
+        free = np.flatnonzero(~np.isin(np.arange(m), j))
+        more = assigned(first[left], second[free], near=near if len(left) > near else None)
+        i, j = np.concatenate([i, left[more[0]]]), np.concatenate([j, free[more[1]]])
+        order = np.argsort(i)
+        i, j = i[order], j[order]
+    return i, j, np.einsum("nd,nd->n", first[i], second[j])
+
+
+def _closest(a: np.ndarray, b: np.ndarray, near: int) -> tuple[Int[np.ndarray, " k"], Int[np.ndarray, " k"]]:
+    """Rows of a, and for each the rows of b of the `near` largest |cosine|."""
+    found = []
+    for start in range(0, len(a), _BLOCK):
+        size = np.abs(a[start : start + _BLOCK] @ b.T)
+        found.append(np.argpartition(size, -near, axis=1)[:, -near:])
+    columns = np.concatenate(found)
+    return np.repeat(np.arange(len(a)), near), columns.ravel().astype(np.int64)
 
 
 def matching(first: SAE, second: SAE) -> DictionaryMatch:
     """The matching of the living features of two dictionaries by decoder rows.
 
     Raises:
-        MismatchError: if they write at different sites or widths, or are too wide.
+        MismatchError: if they write at different sites or widths.
     """
     a, b = _living(first), _living(second)
     (d1, e1), (d2, e2) = _sides(first, a), _sides(second, b)
@@ -105,9 +169,10 @@ def limit(
     first: Float[np.ndarray, "n d"], second: Float[np.ndarray, "m d"], *, rng: np.random.Generator
 ) -> float:
     """|cosine| that at most `FALSE` of the first's rows reach with any row of the second turned at random."""
-    best = [
-        np.abs(first @ (second @ random_rotation(second.shape[1], rng)).T).max(axis=1) for _ in range(TURNS)
-    ]
+    best = []
+    for _ in range(TURNS):
+        turned = (second @ random_rotation(second.shape[1], rng)).T
+        best += [np.abs(first[k : k + _BLOCK] @ turned).max(axis=1) for k in range(0, len(first), _BLOCK)]
     return float(np.quantile(np.concatenate(best), 1 - FALSE))
 
 
@@ -146,7 +211,12 @@ def survival(
         second: of their matches, in the same order, turned so that the cosine with the first is not negative.
         rng: of the deals.
         matched: how well, as it is told.
+
+    Of more than `LARGEST` features so many are drawn: their pairs are held.
     """
+    if len(first) > LARGEST:
+        drawn = np.sort(rng.permutation(len(first))[:LARGEST])
+        first, second = first[drawn], second[drawn]
     upper = np.triu_indices(len(first), k=1)
 
     def bins(rows: np.ndarray) -> Int[np.ndarray, " pairs"]:
@@ -173,8 +243,10 @@ def survival(
 
 
 @dataclass(frozen=True, repr=False)
-class Replicates(Shown):
+class Replicates(Result):
     """Every two dictionaries of a site, and how stable each one's features are over the others."""
+
+    figure = "polysem.report.figures_beside:replicates"
 
     refs: tuple[tuple[str, str], ...]
     """(reference, revision or hash of the weights)"""
@@ -189,6 +261,29 @@ class Replicates(Shown):
             f"{np.mean(p['null']['turned']):.3f}), {100 * p['matched'][0]:.0f} % matched"
             for p in self.pairs
         }
+
+    def tables(self) -> Mapping[str, pa.Table]:
+        names = [{"number": k, **self._names(p)} for k, p in enumerate(self.pairs)]
+        pairs = zip(names, self.pairs, strict=True)
+        of_two = [
+            {
+                **{**who, "n": p["n"], "pw_mcc": p["pw_mcc"]},
+                **{name: float(np.mean(p["null"][of])) for name, of in _NULLS.items()},
+                **dict(zip(("stable_first", "stable_second"), p["matched"], strict=True)),
+            }
+            for who, p in zip(names, self.pairs, strict=True)
+        ]
+        lasting = [{**who, **row} for who, p in pairs for row in p["survival"]]
+        stable = [
+            {"number": k, "sae": self.refs[k][0], "feature": n, "stability": value}
+            for k, own in enumerate(self.stability)
+            for n, value in enumerate(own.tolist())
+        ]
+        made = zip((REPLICATES, SURVIVAL, STABILITY), (of_two, lasting, stable), strict=True)
+        return {schema.name: schema.of_rows(rows) for schema, rows in made}
+
+    def _names(self, pair: Mapping[str, Any]) -> dict[str, str]:
+        return {side: self.refs[pair[side]][0] for side in ("first", "second")}
 
     def as_json(self) -> dict[str, Any]:
         """The whole matching with hashes, for another program."""
@@ -209,7 +304,7 @@ def replicate(saes: Sequence[SAE], *, seed: int = 0) -> Replicates:
         seed: of rotations, draws and deals.
 
     Raises:
-        MismatchError: with fewer than two, other sites, widths or models, or more than `LARGEST` features.
+        MismatchError: with fewer than two, other sites, widths or models.
     """
     _comparable(saes)
     refs = tuple((s.provenance.ref, s.provenance.revision) for s in saes)
@@ -282,9 +377,4 @@ def _comparable(saes: Sequence[SAE]) -> None:
             raise MismatchError(
                 f"{names[0]} is of model {other.model_id}, and {names[1]} of {first.model_id}; expected one model",
                 hint="polysem zoo",
-            )
-        if other.d_sae > LARGEST:
-            raise MismatchError(
-                f"{names[0]} has {other.d_sae:,} features; at most {LARGEST:,} are matched exactly",
-                hint="compare narrower dictionaries of the site",
             )

@@ -66,6 +66,8 @@ PATH_PAIRS = 24
 MATRIX_SOURCES = 200
 """features beside the targets whose cells of lambda's matrix are kept for permutation tests"""
 _ROWS = 24
+_DECOMPOSED_ROWS = _ROWS * len(TOKEN_SETS)
+"""most of them differ in the set that is read alone, and share their passes"""
 _FEATURE_RELATIONS = ("pair", "self", "random_feature")
 Rows = list[dict[str, Any]]
 
@@ -268,28 +270,30 @@ class _OneSAE:
         return rows
 
     def decompositions(self) -> Rows:
-        """DECOMPOSITION of pairs at the smallest dose of the first locus, for every token set."""
+        """DECOMPOSITION of pairs at the smallest dose of the first locus, for every token set: all sets of a pair read the
+        same passes."""
         pairs = self._pairs()
         size = min((c["size"] for c in pairs), default=0.0)
-        return [row for tokens in TOKEN_SETS for row in self._decomposed(pairs, tokens, size)]
-
-    def _decomposed(self, pairs: Rows, tokens: str, size: float) -> Rows:
-        mine = [c for c in pairs if (c["token_set"], c["size"]) == (tokens, size)]
-        chosen = sorted({c["prompt_id"] for c in mine})[:DECOMPOSED_PROMPTS]
+        of_set = {t: [c for c in pairs if (c["token_set"], c["size"]) == (t, size)] for t in TOKEN_SETS}
+        chosen = {
+            t: sorted({c["prompt_id"] for c in some})[:DECOMPOSED_PROMPTS] for t, some in of_set.items()
+        }
+        mine = [c for t, some in of_set.items() for c in some if c["prompt_id"] in chosen[t]]
         basis = mean_direction(self.sae.W_dec)
-        found: dict[tuple[int, int], list[Decomposition]] = {}
-        for prompt in chosen:
+        found: dict[tuple[str, int, int], list[Decomposition]] = {}
+        for prompt in sorted({c["prompt_id"] for c in mine}):
             here = [c for c in mine if c["prompt_id"] == prompt]
-            for start in range(0, len(here), _ROWS):
-                part = here[start : start + _ROWS]
-                result = self._decompose(prompt, part, tokens, basis)
+            here.sort(key=lambda c: (c["target"], c["source"]))  # the sets of a pair stand together
+            for start in range(0, len(here), _DECOMPOSED_ROWS):
+                part = here[start : start + _DECOMPOSED_ROWS]
+                result = self._decompose(prompt, part, basis)
                 for k, c in enumerate(part):
                     one = Decomposition(**{n: v[k : k + 1] for n, v in vars(result).items()})
-                    found.setdefault((c["target"], c["source"]), []).append(one)
+                    found.setdefault((c["token_set"], c["target"], c["source"]), []).append(one)
+        order = {t: k for k, t in enumerate(TOKEN_SETS)}
         rows = []
-        for (target, source), parts in sorted(found.items()):
-            mean = mean_of(parts)
-            numbers = {n: _number(float(v[0])) for n, v in vars(mean).items()}
+        for (tokens, target, source), parts in sorted(found.items(), key=lambda at: (order[at[0][0]], at[0])):
+            numbers = {n: _number(float(v[0])) for n, v in vars(mean_of(parts)).items()}
             rows.append(
                 {"sae": self.label, "target": target, "source": source, "token_set": tokens, "dose": size}
                 | numbers
@@ -342,13 +346,13 @@ class _OneSAE:
         numbers = torch.stack([(plus - minus) / 2, linear, (average * pushes).sum(-1)], dim=1)
         return [tuple(row) for row in numbers.tolist()]
 
-    def _decompose(self, prompt: str, part: Rows, tokens: str, basis: Tensor) -> Decomposition:
+    def _decompose(self, prompt: str, part: Rows, basis: Tensor) -> Decomposition:
         ids, pushed = self.prompt(prompt, part[0]["positions"])
         lengths = torch.tensor([c["length_mean"] for c in part], dtype=torch.float64)[:, None]
         target = torch.tensor([c["target"] for c in part])
         pushes = lengths * self.unit[[c["source"] for c in part]]
-        inside = self.inside[[self.row[c["target"], tokens] for c in part]]
-        own = [self.sets.get((c["source"], tokens), []) for c in part]
+        inside = self.inside[[self.row[c["target"], c["token_set"]] for c in part]]
+        own = [self.sets.get((c["source"], c["token_set"]), []) for c in part]
         return decompose(
             self.model,
             ids,

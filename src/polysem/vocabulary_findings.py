@@ -129,3 +129,38 @@ LAYER_HYPOTHESES: Vocabulary[Word] = Vocabulary(
         "some edges raise the loss on text, more of them than chance says, and most at moderate effectiveness",
     ),
 )
+
+KINSHIPS: Vocabulary[Word] = Vocabulary(
+    "relation of two features",
+    Word("duplicate", "duplicate", "one feature twice: the decoder cosine is above 0.7"),
+    Word("antipodal", "antipodal", "opposite directions: the decoder cosine is below -0.7"),
+    Word(
+        "parent",
+        "parent and child",
+        "the one fires on nine tenths of the other's tokens, the other on at most half of its, and what it writes there is "
+        "needed there, more than that of features of like density",
+    ),
+    Word(
+        "absorbed",
+        "absorbed",
+        "the other fires where a probe says that the one should, and the one is off",
+    ),
+    Word(
+        "split",
+        "split",
+        "parts of one: close directions, fire together less than by chance, and have one gloss, one feature above them, or one "
+        "in a narrower dictionary",
+    ),
+    Word(
+        "hedge",
+        "hedge",
+        "a feature of a narrower dictionary is a mix of the two, which fire together more than by chance",
+    ),
+    Word(
+        "same_tokens",
+        "same tokens",
+        "fire on mostly the same tokens (Jaccard above 0.3), in directions of their own",
+    ),
+    Word("unrelated", "unrelated", "none of these"),
+)
+"""in order: a pair has the first that holds"""

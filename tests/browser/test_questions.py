@@ -59,6 +59,14 @@ def test_two_saes_side_by_side(visit, served, world):
     here.page.click("nav >> text=Map")
     here.settled()
     assert all(label in here.text() for label in world.saes)
+    here.page.click("nav >> text=Results")
+    here.settled()
+    here.page.click("text=SAEs side by side")
+    here.settled()
+    table = here.text("main table")
+    assert all(label in table for label in world.saes)
+    assert str(world.n_features) in table
+    assert here.page.locator("main svg.heat").count() == len(world.saes)
     assert not here.wrong
 
 

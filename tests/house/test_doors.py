@@ -97,6 +97,7 @@ def _given(frame: FrameType, file: Path, places: set[str], content: str) -> bool
 
 @pytest.fixture(scope="module")
 def seen(tmp_path_factory):
+    pytest.importorskip("gguf", reason="gguf is not installed")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         return set().union(*(behind(case, tmp_path_factory.mktemp("door")) for case in CASES.values()))

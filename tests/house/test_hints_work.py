@@ -60,12 +60,13 @@ NOT_HERE = {
     **dict.fromkeys(
         (
             "act/mlp.py: leave mlp_neuron out of plan.loci", "cli/train_sae.py: add --select", "engine/atlas.py: ",
-            "engine/joint.py: name labels", "engine/layers.py: ", "engine/run.py: give --shard", "engine/side_effects.py: leave",
+            "engine/joint.py: name labels", "engine/layers.py: ",
+            "engine/run.py: give --shard", "engine/side_effects.py: leave",
             "explore/book.py: ", "explore/export.py: ", "features/encoder.py: ", "features/harvest.py: ", "joint/",
-            "models/gguf.py: use the model's safetensors folder", "pairs.py: raise", "paper/selection.py: ",
-            "saes/fidelity.py: ", "saes/transcoders/load.py: fetch", "selftest/record.py: ", "side_effects/push.py: ",
-            "side_effects/scene.py: ", "stats/arms.py: polysem plan", "transfer/audit.py: ", "transfer/cost.py: ",
-            "report/defence.py: ", "store/manifest.py: ", "targets/tokenizer.py: ", "transfer/directions.py: ", "transfer/explainer.py: ", "transfer/pools.py: ", "transfer/prepare.py: ",
+            "models/gguf.py: use the model's safetensors folder", "pairs.py: raise",
+            "saes/transcoders/load.py: fetch", "selftest/record.py: ", "side_effects/push.py: ",
+            "side_effects/scene.py: ", "transfer/audit.py: ", "transfer/cost.py: ",
+            "report/defence.py: ", "store/manifest.py: ", "targets/tokenizer.py: ", "transfer/directions.py: ", "transfer/pools.py: lower pools.size", "transfer/prepare.py: ",
         ),
         _WHOLE,
     ),
@@ -89,6 +90,8 @@ def _of(site: str, beginning: str) -> bool:
 @pytest.mark.parametrize("name", CASES)
 def test_hints_are_followed(name, tmp_path, monkeypatch):
     its, case = CASES[name]
+    if name in ("prompts", "commands", "others"):
+        pytest.importorskip("polysem_zoo", reason="polysem-zoo is not installed")
     folder = tmp_path / "a folder"
     folder.mkdir()
     monkeypatch.chdir(folder)

@@ -289,7 +289,7 @@ def test_all_are_shown_in_the_explorer(ran):
     assert words["outcomes"]["first"]["label"] == "log-probability of the first token"
     assert words["loci"]["bias"]["label"] == "a push of everything"
     assert [sae["label"] for sae in overview["saes"]] == ["toy_rows"]
-    style = (out / "static" / "words.css").read_text(encoding="utf-8")
+    style = (out / "static" / "figures.css").read_text(encoding="utf-8")
     assert "--k-opposite:#123456" in style
     assert "--k-opposite:#abcdef" in style
     stored = rows_of_run(ran, "effects", "pair_effects")

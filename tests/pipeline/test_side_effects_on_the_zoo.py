@@ -6,13 +6,20 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import torch
 from typer.testing import CliRunner
 
+import polysem
+from polysem.api import PlannedStudy
 from polysem.boundary.tensors import read_safetensors
 from polysem.cli.app import app
+from polysem.errors import MismatchError
+from polysem.features import FeatureTable
+from polysem.models import load_model
 from polysem.report import write_report
 from polysem.report.text import number
 from polysem.saes import load_sae
+from polysem.store import RunFolder
 from polysem.vocabulary import SIDE_EFFECTS
 
 SITE = "blocks.1.hook_resid_post"
@@ -138,10 +145,10 @@ def test_all_features_are_told_by_gradient_and_forecasts_judged(folder):
     clean = [row["cleanliness"] for row in found["side_effects_linear"] if row["cleanliness"] is not None]
     assert len(clean) > 1000
     outcomes = {row["outcome"] for row in found["forecasts"]}
-    assert outcomes == {"reach_sets", "stability", "cleanliness", "text", "reach_features"}
+    assert outcomes == {"reach_sets", "stability", "cleanliness", "text", "cost_absent", "reach_features"}
     told = {(r["outcome"], r["predictors"]): r for r in found["forecasts"]}
     assert told["cleanliness", "linear response"]["spearman"] > 0.5
-    assert {row["outcome"] for row in found["screened"]} == outcomes
+    assert {row["outcome"] for row in found["screened"]} == outcomes - {"cost_absent"}
     assert all(row["n_pairs"] == 4 and row["n_prompts"] == 2 for row in found["screened"])
 
 
@@ -163,3 +170,24 @@ def test_what_cannot_be_asked_is_said(folder, options, said):
     found = asked(folder, *options)
     assert found.exit_code in (1, 2)
     assert said in found.output
+
+
+def test_a_tensor_in_a_session_has_the_card_of_its_file(folder):
+    vector = np.random.default_rng(0).standard_normal(192)
+    np.save(folder / "mine.npy", vector)
+    said = asked(folder, "--vector", folder / "mine.npy", "--target", "happy,joy,glad", "--null", 6)
+    assert said.exit_code == 0, said.output
+    expected = tables(folder)["side_effects"]
+
+    run, model = RunFolder(folder / "run"), load_model("zoo:gpt2", device="cpu")
+    features = FeatureTable(**run.tables("features"), embeddings={})
+    labels = features.features["sae"].unique().to_pylist()
+    saes = {label: load_sae(f"zoo:gpt2/{label}", model=model) for label in labels}
+    planned = PlannedStudy(run.table("plan"), run.table("prompts"), run.study(), features, saes)
+    options = {"target": "happy,joy,glad", "n_null": 6}
+    found = polysem.steering_card({"mine.npy": torch.from_numpy(vector)}, planned, model, **options)
+    for mine, theirs in zip(found.held["side_effects"].to_pylist(), expected, strict=True):
+        assert mine == pytest.approx(theirs, rel=1e-6), mine["measure"]
+    assert found.held["directions"]["kind"].to_pylist() == ["given"]
+    with pytest.raises(MismatchError, match=r"mine has shape \(2, 192\); expected one vector"):
+        polysem.steering_card(np.zeros((2, 192)), planned, model)

@@ -16,10 +16,12 @@ from polysem.engine import defend, run_status, run_transfer, verify_run
 from polysem.errors import ConfigError, StoreError
 from polysem.http import Retries
 from polysem.models import load_model
+from polysem.report import open_run
 from polysem.targets import LocalTarget
 from polysem.transfer import read_transfer
 from polysem.transfer.config import load_transfer
 from polysem.transfer.result import FOLDER
+from support.results import check_result
 from support.served import Books, Server, distribution_of
 
 FAST = Retries(attempts=5, first=0.001, sleep=lambda seconds: None)
@@ -120,6 +122,17 @@ def test_white_box(white_box):
     trials = tables["transfer_trials"]
     assert trials.num_rows == 2 * 2 * (1 + (1 + 19) + 19)
     assert lists(trials, "kl_lo").min() > 0
+
+
+def test_a_finished_study_is_opened_as_a_result(white_box, tmp_path):
+    found = open_run(white_box[0])
+    check_result(found, tmp_path)
+    assert found.transfer_effects.equals(read_transfer(white_box[0])["transfer_effects"])
+    assert found.plot().title == "What the strings of each arm do to llama"
+    with pytest.raises(ConfigError, match="no arm has an estimate of 'nothing'"):
+        found.plot(contrast="nothing")
+    with pytest.raises(AttributeError, match="no 'pears'; its tables are transfer_"):
+        _ = found.pears
 
 
 def test_the_report_shows_every_declared_category_and_loads_nothing(white_box):

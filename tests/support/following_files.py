@@ -28,13 +28,16 @@ from polysem.layers.ends import Ends
 from polysem.models.hf import HFModel
 from polysem.models.load import load_model
 from polysem.pairs import _Side
+from polysem.paper.selection import select
 from polysem.positions import PLAIN
 from polysem.registry import zoo_path
 from polysem.saes import load_sae
+from polysem.saes.fidelity import measure
 from polysem.saes.names import site_of_module
 from polysem.saes.transcoders.load import load_transcoders
 from polysem.side_effects.directions import difference_of_means, read_direction
 from polysem.side_effects.repair import least_collateral
+from polysem.stats.arms import both_signs
 from polysem.stats.units import pool_test
 from polysem.store.lock import locked
 from polysem.store.run import RunFolder
@@ -48,7 +51,9 @@ from polysem.training.run import Split, restore, save
 from polysem.transfer.ask import frame
 from polysem.transfer.categories import Coverage, check_coverage
 from polysem.transfer.config import load_transfer, parse_transfer
+from polysem.transfer.explainer import ExplainedContext, explain
 from polysem.transfer.panel import load_panel
+from polysem.transfer.pools import Universe, _draw
 from polysem.types import Site
 from polysem.worlds.tiny import tiny_model
 from support import foreign, sae_fixtures, transcoder_fixtures
@@ -228,6 +233,9 @@ def shells(do: Following) -> None:
 def dictionaries(do: Following) -> None:
     weights = {"W_enc": np.eye(4, 8), "W_dec": np.eye(8, 4), "b_enc": np.zeros(8), "b_dec": np.zeros(4)}
     site = re.findall(r'site="([^"]+)"', do.hint(lambda: load_sae(weights)))[0]
+    lone = sae_fixtures.write_dictionary_learning(do.folder / "d", sae_fixtures.planted()) / "ae.pt"
+    lone.with_name("config.json").unlink()
+    assert load_sae(str(lone), site=re.findall(r'site="([^"]+)"', do.hint(lambda: load_sae(str(lone))))[0])
     assert str(load_sae(weights, site=site).reads) == site
     named = do.hint(lambda: site_of_module("layers.5.nothing", model_id=None))
     assert load_sae(weights, site=re.findall(r'site = "([^"]+)"', named)[0])
@@ -436,7 +444,9 @@ def others(do: Following) -> None:
     save(state, path, mark="b")
     restore(foreign.trained(), path, mark="b")
     bare = json.dumps({"choices": [{"text": " sea", "logprobs": None}]})
-    odd = json.dumps({"choices": [{"text": " sea", "logprobs": {"content": [{"token": 3}]}}]})
+    first = {"token": " sea", "logprob": "high"}
+    drawn = first | {"top_logprobs": [first]}
+    odd = json.dumps({"choices": [{"text": " sea", "logprobs": {"content": [drawn]}}]})
     answer = lambda body: parse_answer(body, api="chat", k=2, where="t")  # noqa: E731
     assert do.hint(lambda: answer("{}")) == "check target.url and target.kind"
     assert "expected choices" in do.hint(lambda: answer(odd))
@@ -445,3 +455,38 @@ def others(do: Following) -> None:
     samples = lambda n: parse_samples(foreign.ANSWER, api="chat", n=n, where="t")  # noqa: E731
     assert "target.samples" in do.hint(lambda: samples(3))
     assert samples(1).tokens
+
+
+@followed(
+    "transfer/explainer.py: harvest features first: polysem features",
+    "saes/fidelity.py: load the model with dtype",
+    "stats/arms.py: polysem plan STUDY.toml",
+    "paper/selection.py: more prompts, or a prompts.confirm_fraction",
+    "transfer/pools.py: raise pools.nearest or lower pools.size",
+)
+def numbers(do: Following) -> None:
+    reply = lambda *_: '{"gloss": "the sea"}'  # noqa: E731
+    assert "polysem features" in do.hint(lambda: explain([], reply))
+    assert explain([ExplainedContext((" sea",), (1.0,))], reply) == "the sea"
+    weights = sae_fixtures.planted()
+    sae = load_sae(str(sae_fixtures.write_saelens_v6(do.folder / "s", weights)))
+    large = sae_fixtures.inputs(weights) * 1e5
+    assert '"float32"' in do.hint(lambda: measure(sae, large.half().float()))
+    assert measure(sae, large).n_tokens
+    arm, prompt, ok = np.zeros(3, int), np.zeros(3, int), np.ones(3, bool)
+    assert (
+        do.hint(lambda: both_signs(arm, prompt, np.array([1.0, 1.0, -1.0]), ok)) == "polysem plan STUDY.toml"
+    )
+    assert both_signs(arm[:2], prompt[:2], np.array([1.0, -1.0]), ok[:2])[0].tolist() == [0]
+    base, doses = np.ones(4), np.array([-1.0, 1.0])
+    edited = np.random.default_rng(0).uniform(1, 2, (4, 2))
+    chosen = lambda reported: select(base, edited, doses=doses, reported=reported)  # noqa: E731
+    assert "confirm_fraction" in do.hint(lambda: chosen(np.ones(4, bool)))
+    assert chosen(np.array([True, True, False, False]))
+    among = Universe((" a", " b", " c"), np.zeros(3, int), np.zeros((3, 1)))
+
+    def drawn(*near: int) -> tuple[str, ...]:
+        return _draw(("x", "y"), dict.fromkeys("xy", np.array(near)), among, np.random.default_rng(0))
+
+    assert "pools.nearest" in do.hint(lambda: drawn(0))
+    assert len(set(drawn(0, 1, 2))) == 2

@@ -522,6 +522,8 @@ CASES: dict[str, Case] = {
     "settings": lone("a.json", b'{"a": 1, "b": [true, null, 0.5]}', lambda p: text.read_json(p, door=Door())),
 }  # fmt: skip
 
+NEEDS = {"GGUF model": "gguf", "direction, control vector": "gguf"}
+"""package without which a case cannot be written or read"""
 FORGIVING = {
     "glosses, delphi's folder", "lock", "reply of a judge", "WordNet, noun.exc", "tokenizer settings", "run's study, written over", "GGUF model, as it was kept",
 }  # fmt: skip

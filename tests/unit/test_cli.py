@@ -273,3 +273,38 @@ def test_zoo_lists_what_a_study_may_name():
     listed = polysem("zoo").stdout.splitlines()
     assert "models  zoo:gpt2" in listed
     assert any(line.startswith("saes    zoo:gpt2/blocks.2.hook_resid_post") for line in listed)
+
+
+TRAIN = (
+    "train-sae",
+    "no/model",
+    "--site",
+    "blocks.1.hook_resid_post",
+    "--corpus",
+    "none.txt",
+    "--out",
+    "out",
+)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ((*TRAIN, "--prefixes", "8,many"), "--prefixes 8,many: expected whole numbers"),
+        ((*TRAIN, "--prefixes", "1_0"), "--prefixes 1_0: expected whole numbers"),
+        ((*TRAIN, "--epochs", "nan"), "Invalid value for '--epochs'"),
+        ((*TRAIN, "--epochs", "inf"), "--epochs inf"),
+        ((*TRAIN, "--lr", "nan"), "Invalid value for '--lr'"),
+        ((*TRAIN[:-1], "/"), "expected a folder with a name"),
+        ((*TRAIN[:-1], "x" * 5000), "too many for a path"),
+        (("side-effects", "study.toml", "--features", "1_000"), "--features 1_000: expected whole numbers"),
+        (("side-effects", "study.toml", "--features", "-1"), "--features -1: expected whole numbers"),
+        (("trials", "study.toml", "--shard", f"1/{'9' * 5000}"), "expected K/N"),
+    ],
+)
+def test_odd_words_of_options_are_refused_before_anything_is_read(arguments, said, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    ended = polysem(*arguments)
+    assert isinstance(ended.exception, SystemExit)
+    assert said in ended.stderr
+    assert list(tmp_path.iterdir()) == []

@@ -1,12 +1,16 @@
 """The corpus: what counts as a document, how tokens are laid in rows, what is refused."""
 
 import json
+import sys
 
 import numpy as np
 import pytest
 
+from polysem.config import Study
 from polysem.corpus import corpus_path, documents, lay, token_rows
-from polysem.errors import FormatError, MismatchError, UnknownReferenceError
+from polysem.engine.sources import Pins, content_of
+from polysem.errors import ConfigError, FormatError, MismatchError, PolysemError, UnknownReferenceError
+from polysem.places import Places
 from polysem.positions import positions_of
 from polysem.worlds.tiny import tiny_model
 
@@ -63,7 +67,7 @@ def test_folder_gives_its_text_files_whole_by_relative_name(tmp_path):
         ("a.jsonl", b"[1]", r"item 0: expected a string"),
         ("a.json", b'["a"', r"a\.json is not JSON"),
         ("a.json", b'{"text": "a"}', r"expected a list of strings, got dict"),
-        ("a.json", b'["a", {"text": "b"}]', r"item 1: expected a string, got \{'text': 'b'\}"),
+        ("a.json", b'["a", {"body": "b"}]', r"item 1: expected a string, got \{'body': 'b'\}"),
     ],
 )
 def test_bad_files_are_refused_by_name_and_place(tmp_path, name, content, says):
@@ -193,3 +197,56 @@ def test_rows_of_a_model_without_bos_begin_with_their_text(tmp_path, monkeypatch
     )
     assert asked.tokens.tolist() == not_asked.tokens.tolist()
     assert (asked.n_special, asked.n_tokens) == (0, 8)
+
+
+# data sets
+
+
+@pytest.fixture
+def dataset(tmp_path):
+    """A folder that `datasets` reads, with another column, and a row that is no text in a split of its own."""
+    pytest.importorskip("datasets", reason="datasets is not installed")
+    for split, rows in (("train", ["The sea.\r\nAnd ships.", " ", "A hill."]), ("test", ["One.", None])):
+        lines = "".join(json.dumps({"body": row, "id": n}) + "\n" for n, row in enumerate(rows))
+        (tmp_path / f"{split}.jsonl").write_text(lines, encoding="utf-8")
+    return f"datasets:{tmp_path}"
+
+
+def test_a_data_set_is_its_rows_in_order(dataset):
+    found = list(documents(f"{dataset}?column=body"))
+    name = dataset.removeprefix("datasets:")
+    assert [(one.name, one.text) for one in found] == [
+        (f"{name}[0]", "The sea.\nAnd ships."),
+        (f"{name}[2]", "A hill."),
+    ]
+    assert next(documents(f"{dataset}?split=test&column=body")).text == "One."
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        ("?column=text", "row 0 has no text in column 'text'; its columns are body, id"),
+        ("?split=test&column=body", "row 1 has no text in column 'body'"),
+        ("?split=none", "none"),
+        ("?splits=train", r"expected datasets:OWNER/NAME, then perhaps \?config=...&split="),
+        ("-that-is-not-there", "data set|not-there"),
+    ],
+)
+def test_what_a_data_set_lacks_is_said(asked, said, dataset):
+    with pytest.raises(PolysemError, match=said):
+        list(documents(f"{dataset}{asked}"))
+
+
+def test_without_datasets_the_extra_is_said(monkeypatch):
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(ConfigError, match=r"polysem\[datasets\]"):
+        list(documents("datasets:me/texts"))
+
+
+def test_a_data_set_counts_as_the_revision_that_is_asked_for(tmp_path):
+    ref = "datasets:me/texts?revision=abc&split=train"
+    study = {"model": {"ref": "zoo:gpt2"}, "saes": [{"ref": "saelens:a/b"}], "corpus": {"ref": ref}}
+    places, pins = Places(tmp_path), Pins({}, {})
+    now, unseen = content_of(Study.model_validate(study), "features", places=places, pins=pins)
+    assert now[f"corpus {ref}"] == "revision:abc"
+    assert unseen == []

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from polysem.errors import PolysemError
-from support.foreign import CASES, FORGIVING, Case
+from support.foreign import CASES, FORGIVING, NEEDS, Case
 
 LONGEST = 20.0
 """seconds"""
@@ -92,6 +92,8 @@ def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def _fuzz(name: str, folder: Path, *, n: int) -> None:
     case = CASES[name]
+    if name in NEEDS:
+        pytest.importorskip(NEEDS[name], reason=f"{NEEDS[name]} is not installed")
     whole, good = _whole(case, folder)
     rng = np.random.default_rng(sum(name.encode()))
     before, refused = _memory(), 0

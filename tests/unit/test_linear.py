@@ -20,7 +20,9 @@ from polysem.linear.response import (
     log_odds_of,
     membership,
     odd_change,
+    odds_cotangent,
     odds_gradients,
+    run_rows,
 )
 from polysem.linear.validity import dose_scales, linear_validity
 from polysem.readouts import kl, log_odds
@@ -67,6 +69,24 @@ def test_gradient_is_the_derivative_of_the_log_odds(family):
         assert float(log_odds_of(plus[0], inside[k])) == pytest.approx(
             float(log_odds(plus[0], ids)), abs=1e-9
         )
+
+
+@pytest.mark.parametrize("family", TINY_FAMILIES)
+def test_rows_and_gradients_are_those_of_the_plain_pass(family):
+    """Through the sweep, equal rows once, gradients from the site on: as the model itself gives them, to rounding."""
+    model = tiny_model(family, n_layers=3)
+    tokens, site = tokens_of(model), Site(1, "hook_resid_post")
+    pushed, inside = all_but_first(len(tokens)), membership([[1, 5, 9], [2]], model.spec.d_vocab)
+    pushes = directions(3, 16, family).float()[[0, 1, 0, 2, 1]]
+    edit = Add(site, pushes, pushed.expand(5, -1))
+    plain = model.logits(tokens.expand(5, -1), [edit], last_only=True)[:, -1].double()
+    seen = run_rows(model, tokens, [edit])
+    torch.testing.assert_close(seen, plain, atol=1e-5, rtol=1e-5)
+    assert torch.equal(seen[[0, 1]], seen[[2, 4]])
+    weights = odds_cotangent(model.logits(tokens[None], last_only=True)[0, -1], inside).float()
+    expected = model.vjp(tokens.expand(2, -1), site, weights)[:, pushed].sum(1).double()
+    g = odds_gradients(model, tokens, site=site, pushed=pushed, inside=inside)
+    torch.testing.assert_close(g, expected, atol=1e-6, rtol=1e-5)
 
 
 @pytest.mark.parametrize("family", TINY_FAMILIES)

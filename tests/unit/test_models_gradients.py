@@ -4,9 +4,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from polysem.edits import Add
 from polysem.errors import MismatchError, SiteError
 from polysem.models.clean import clean_run
-from polysem.models.gradients import logit_gradients, pull_back
+from polysem.models.gradients import logit_gradients, pull_back, pull_back_pushed
 from polysem.onednn import FrozenLinears
 from polysem.types import Site
 from polysem.worlds.linear import LinearWorld
@@ -85,6 +86,20 @@ def test_many_functions_of_one_prompt_are_pulled_back_at_once(model):
         seen = pull_back(model, clean, site, cotangent)
         expected = model.vjp(torch.tensor([context] * 4), site, cotangent)
         assert_close(seen, expected)
+
+
+def test_pulled_back_where_pushes_have_brought_the_model(model):
+    (context,) = contexts(model, (8,))
+    g = torch.Generator().manual_seed(7)
+    clean, mask = clean_run(model, torch.tensor([context])), torch.ones(3, 8, dtype=torch.bool)
+    mask[:, 0] = False
+    for site in (Site(0, "hook_resid_post"), Site(model.spec.n_layers - 1, "hook_attn_out")):
+        vector = 0.3 * torch.randn(3, model.site_width(site), generator=g)
+        added = vector[:, None] * mask[:, :, None]
+        edit, tokens = Add(site, vector, mask), torch.tensor([context] * 3)
+        seen = pull_back_pushed(model, clean, site, added, lambda logits: logits.softmax(-1))
+        cotangent = model.logits(tokens, [edit], last_only=True)[:, -1].softmax(-1)
+        assert_close(seen, model.vjp(tokens, site, cotangent, [edit]))
 
 
 def test_other_models_give_their_own():

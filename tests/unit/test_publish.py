@@ -1,5 +1,6 @@
 """What leaves the machine: files of a push up to the Hub's own signatures, Neuronpedia's layout read back, a tracker's calls."""
 
+import contextlib
 import gzip
 import inspect
 import json
@@ -76,6 +77,8 @@ def test_a_space_is_the_static_export(run, hub):
 def test_what_would_be_sent_is_said_and_nothing_is(run, hub):
     said = CliRunner().invoke(app, ["push", str(run), "me/study", "--list"])
     assert said.stdout.split() == files_of(run)
+    said = CliRunner().invoke(app, ["push", str(run), "me/study", "--list", "--json"])
+    assert json.loads(said.stdout) == {"repo": "me/study", "files": files_of(run)}
     assert hub == []
 
 
@@ -117,6 +120,33 @@ def test_what_neuronpedia_gets_is_what_the_run_holds(run, tmp_path):
         export_neuronpedia(run, folder, label=label, model_id="m", source_id="s")
 
 
+def test_mlflow_keeps_the_study_and_its_numbers_as_one_run(run, monkeypatch):
+    told = []
+
+    @contextlib.contextmanager
+    def start_run(*, run_name):
+        told.append(("run", run_name))
+        yield
+        told.append(("end", run_name))
+
+    calls = {
+        "set_experiment": lambda name: told.append(("experiment", name)),
+        "start_run": start_run,
+        "log_dict": lambda asked, file: told.append((file, asked["model"]["ref"])),
+        "log_metrics": lambda numbers: told.append(("metrics", set(map(type, numbers.values())))),
+    }
+    monkeypatch.setitem(sys.modules, "mlflow", types.SimpleNamespace(**calls))
+    track(run, "mlflow:mine")
+    study = open_run(run).study
+    assert told == [
+        ("experiment", "mine"),
+        ("run", study.name),
+        ("study.json", study.model.ref),
+        ("metrics", {float}),
+        ("end", study.name),
+    ]
+
+
 def test_a_tracker_is_told_once_and_only_if_it_is_asked_for(run, monkeypatch):
     told = []
     calls = {
@@ -131,5 +161,5 @@ def test_a_tracker_is_told_once_and_only_if_it_is_asked_for(run, monkeypatch):
     assert numbers["trials/ok"] <= numbers["trials/rows"] == open_run(run).table("trials").num_rows
     assert any(name.endswith("/estimate") for name in numbers)
     for wrong in ("trackio", "other:mine"):
-        with pytest.raises(ConfigError, match="expected trackio:PROJECT or wandb:PROJECT"):
+        with pytest.raises(ConfigError, match="expected trackio:PROJECT or wandb:PROJECT or mlflow:PROJECT"):
             track(run, wrong)

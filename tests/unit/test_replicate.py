@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -11,10 +12,11 @@ from typer.testing import CliRunner
 
 from polysem import replicate as r
 from polysem.cli.app import app
-from polysem.errors import MismatchError
+from polysem.errors import ConfigError, MismatchError
 from polysem.saes.base import SAE, Provenance
 from polysem.seeds import random_rotation, rng_for
 from polysem.types import Site
+from support.results import check_result
 
 SITE = Site.parse("blocks.0.hook_resid_post")
 
@@ -46,7 +48,7 @@ def test_the_assignment_is_the_best_of_all(n, m):
     np.testing.assert_allclose(found, (a[i] * b[j]).sum(axis=1), atol=1e-12)
 
 
-def test_a_dictionary_in_another_order_with_other_signs_is_the_same():
+def test_a_dictionary_in_another_order_with_other_signs_is_the_same(tmp_path):
     W = random_units(40, 16, 2)
     rng = rng_for(3, "order")
     order, sign = rng.permutation(40), np.where(rng.random(40) < 0.5, -1.0, 1.0)
@@ -58,6 +60,13 @@ def test_a_dictionary_in_another_order_with_other_signs_is_the_same():
     assert pair["matched"] == [1.0, 1.0]
     assert all(s["same"] == 1.0 for s in pair["survival"])
     assert all(own.tolist() == pytest.approx([1.0] * 40) for own in found.stability)
+    check_result(found, tmp_path)
+    (two,) = found.tables()["replicates"].to_pylist()
+    assert (two["first"], two["second"], two["n"]) == ("a", "b", 40)
+    assert two["turned"] == pytest.approx(np.mean(pair["null"]["turned"]))
+    assert found.tables()["stability"].num_rows == 80
+    with pytest.raises(ConfigError, match="dictionaries number 1; expected one of 1"):
+        found.plot(number_of=1)
 
 
 def test_a_dictionary_turned_at_random_has_no_stable_features():
@@ -136,3 +145,34 @@ def test_the_command_line_compares_two_seeds(tmp_path):
     assert (found["schema"], found["version"]) == ("polysem/replicate", 1)
     assert [d["ref"] for d in found["dictionaries"]] == refs
     assert len(found["pairs"][0]["matching"]["first"]) == 1536
+    beside = CliRunner().invoke(app, ["compare", *refs]).stdout
+    assert re.search(r"features +1,536 +1,536", beside)
+    assert "PW-MCC 0.47" in beside
+
+
+@pytest.mark.parametrize(("n", "m", "seed"), [(300, 300, 0), (250, 400, 1), (400, 250, 2)])
+def test_few_candidates_give_the_assignment_of_all(n, m, seed):
+    """Noisy copies of one dictionary, half of them lost: with 32 candidates a feature the sum is that of scipy's dense assignment;
+    with 4 it is never above it, and every feature is still matched once."""
+    base = random_units(max(n, m), 24, seed)
+    noise = rng_for(seed, "noise").standard_normal((m, 24)) * 0.15
+    a, b = (
+        base[:n],
+        r.units(np.where(np.arange(m)[:, None] % 2, base[:m] + noise, random_units(m, 24, seed + 50))),
+    )
+    best = np.abs(r.assigned(a, b)[2]).sum()
+    i, j, found = r.assigned(a, b, near=32)
+    assert np.abs(found).sum() == pytest.approx(best, abs=1e-9)
+    np.testing.assert_allclose(found, (a[i] * b[j]).sum(axis=1), atol=1e-12)
+    i, j, found = r.assigned(a, b, near=4)
+    assert len(i) == len(set(i.tolist())) == len(set(j.tolist())) == min(n, m)
+    assert 0.97 * best <= np.abs(found).sum() <= best + 1e-9
+
+
+def test_large_dictionaries_hold_few_candidates(monkeypatch):
+    a, b = sae_of(random_units(120, 16, 0), ref="a"), sae_of(random_units(120, 16, 1), ref="b")
+    whole = r.matching(a, b).pw_mcc
+    monkeypatch.setattr(r, "LARGEST", 100)
+    monkeypatch.setattr(r, "NEAR", 40)
+    assert r.matching(a, b).pw_mcc == pytest.approx(whole, abs=1e-9)
+    assert r.replicate([a, b]).pairs[0]["pw_mcc"] == pytest.approx(whole, abs=1e-9)

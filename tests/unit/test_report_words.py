@@ -120,7 +120,6 @@ def test_the_explorer_is_given_the_same_words(run, installed):
         "dark": "#ddeeff",
     }
     assert list(told["loci"]) == list(LOCI)
-    assert told["floors"] == words.floors()
 
 
 def test_an_outcome_of_another_distribution_is_called_by_its_label():

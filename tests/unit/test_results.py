@@ -1,6 +1,5 @@
 """What results do in a session: words, data frames, figures, files; runs opened; progress where somebody waits."""
 
-import base64
 import io as std
 import logging
 import re
@@ -16,8 +15,12 @@ from polysem import api, progress
 from polysem.config import PairsConfig, Study
 from polysem.errors import ConfigError, MismatchError, StoreError
 from polysem.features import FeatureTable
+from polysem.side_effects.run import SideEffects
 from polysem.stats import estimate
+from polysem.store.manifest import Manifest, StageInputs
+from polysem.store.run import RunFolder
 from polysem.store.tables import EFFECTS
+from support.results import check_result
 from support.synthetic import SyntheticStudy, synthetic_run, synthetic_tables
 
 WORLD = SyntheticStudy(
@@ -38,35 +41,11 @@ def results():
     return [features, pairs, planned, trials, api.Estimates(**found.tables(), planned=planned)]
 
 
-def test_every_result_says_in_a_line_what_it_is(results):
-    for result in results:
-        said = repr(result)
-        assert said.startswith(f"{type(result).__name__}(")
-        assert len(said) < 600
-        assert "\n" not in said
+def test_every_result_can_do_all_that_a_result_does(results, tmp_path):
+    for n, result in enumerate(results):
+        check_result(result, tmp_path / str(n))
     assert "pairs " in repr(results[1])
     assert "slope_interference T-in" in repr(results[-1])
-
-
-def test_every_result_shows_numbers_rows_and_a_figure_in_a_notebook(results):
-    for result in results:
-        page = result._repr_html_()
-        ET.fromstring(f"<div>{page}</div>")  # well formed
-        main = next(iter(result.tables().values()))
-        assert all(name in page for name in main.column_names[:2])
-        data = re.search(r"data:image/svg\+xml;base64,([^\"]+)", page)
-        assert data, type(result)
-        drawn = ET.fromstring(base64.b64decode(data[1]))
-        assert drawn.tag == "{http://www.w3.org/2000/svg}svg"
-        assert "prefers-color-scheme:dark" in "".join(drawn.itertext())
-
-
-def test_data_frames_hold_what_the_tables_hold(results):
-    for result in results:
-        for name, table in result.tables().items():
-            frame = result.to_pandas(name)
-            assert list(frame.columns) == table.column_names
-            assert len(frame) == table.num_rows
     with pytest.raises(ConfigError, match="no table 'x'; expected one of pairs, density"):
         results[1].to_pandas("x")
 
@@ -155,6 +134,59 @@ def test_an_unfinished_run_has_what_there_is(tmp_path):
     assert "nothing yet" in bare._repr_html_()
     with pytest.raises(StoreError, match="no run folder"):
         polysem.open_run(tmp_path / "none")
+
+
+def test_a_run_can_do_all_that_a_result_does(run, tmp_path):
+    check_result(run, tmp_path)
+
+
+def test_what_was_made_beside_a_study_is_among_its_tables(tmp_path):
+    folder = synthetic_run(tmp_path / "a", WORLD, stages=("features",))
+    found = side_effects()
+    outputs = RunFolder(folder).write("side-effects", dict(found.held))
+    made_from = StageInputs("side-effects", {}, {}, {}, {}, {})
+    Manifest(made_from, outputs, facts={}).write(folder / "side-effects" / "manifest.json")
+    run = polysem.open_run(folder)
+    assert run.side_effects.equals(found.held["side_effects"])
+    assert "side_effects_moved" in dir(run)
+    assert "joint_pairs" not in dir(run)
+
+
+_MOVED = {"kind": "category", "selected": 0.2, "value": 0.3, "beyond": True}
+
+
+def side_effects():
+    """What two directions moved, as rows."""
+    of = {"lo": 0.1, "hi": 0.9, "forecast": 0.4, "n_prompts": 8}
+    about = {"kind": "texts", "site": "s", "tokens": ["a"], "tokens_from": "asked", "positions": "all"}
+    about |= {"dose_unit": "kl", "dose": 0.1, "length": 1.0, "n_prompts": 8, "n_reached": 8, "n_null": 20}
+    names = ("happy", "calm")
+    return SideEffects.of(
+        {
+            "directions": [about | {"direction": name} for name in names],
+            "side_effects": [
+                of | {"direction": n, "measure": "on_target", "value": 0.5, "n_null": 20} for n in names
+            ],
+            "side_effects_moved": [
+                of | {"direction": n, "name": word, "rank": k, "place": k} | _MOVED
+                for n in names
+                for k, word in enumerate(("person", "time"))
+            ],
+        }
+    )
+
+
+def test_side_effects_can_do_all_that_a_result_does(tmp_path):
+    found = side_effects()
+    check_result(found, tmp_path)
+    assert repr(found) == "SideEffects(happy 0.5 [0.1, 0.9] on target, calm 0.5 [0.1, 0.9] on target)"
+    drawn = found.plot(direction="calm")
+    assert drawn.title == "What calm moves"
+    assert "person: +0.3" in drawn.svg
+    with pytest.raises(ConfigError, match="no direction 'x'; expected one of calm, happy"):
+        found.plot(direction="x")
+    with pytest.raises(ConfigError, match="nothing of kind 'tokens' was looked at; expected one of category"):
+        found.plot(kind="tokens")
 
 
 # pairs of tensors

@@ -673,6 +673,12 @@ def test_partial_correlations_of_a_published_table(tmp_path):
         ("crowding,collateral_raw\n1,2\n", "1 rows"),
         ("feature,crowding\n1,2\n1,3\n", "each once"),
         ("feature,crowding\n1,high\n2,3\n", "numbers and high"),
+        ("feature;crowding\n1;0,5\n2;1,5\n", "column crowding holds 0,5"),
+        ('feature,crowding\n1,"1,000"\n2,3\n', "column crowding holds 1,000"),
+        ("feature,crowding\n1,1_000\n2,3\n", "numbers and 1_000"),
+        ("feature,crowding\n1.5,1\n2,3\n", "whole number from 0"),
+        ("feature,crowding\n-1,1\n2,3\n", "whole number from 0"),
+        ("feature,crowding\n,1\n2,3\n", "whole number from 0"),
     ],
 )
 def test_a_table_that_is_none_is_refused(tmp_path, text, said):

@@ -289,7 +289,7 @@ NONE: Mapping[str, str] = {
 NUMBERS = {
     *(
         "stats.regress.degrees_of_freedom",
-        "stats.regress.within",
+        *("stats.regress.within", "stats.regress.sums"),
         "stats.multiple.adjust_p",
         "stats.power.from_se",
     ),

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from polysem.seeds import rng_for
-from polysem.stats.regress import FEW_CLUSTERS, clustered_mean, clustered_ols, within
+from polysem.stats.regress import FEW_CLUSTERS, clustered_mean, clustered_ols, sums, within
 
 EXACT = 1e-10
 """float64 sums of a few hundred terms, taken in another order"""
@@ -203,3 +203,15 @@ def test_within_removes_group_means():
         within(y[:, None], clusters[:, 0])[:, 0], within(design[:, 1:], clusters[:, 0]), clusters, level=0.95
     )
     np.testing.assert_allclose(demeaned.estimate, full, rtol=1e-9)
+
+
+def test_sums_of_many_columns_are_those_of_one_by_one_to_the_bit():
+    """Many columns go through one sparse product, which adds rows up in the same order."""
+    rng = np.random.default_rng(0)
+    values, code = (
+        rng.standard_normal((300, 200)),
+        np.unique(rng.integers(0, 40, 300), return_inverse=True)[1],
+    )
+    together = sums(values, code)
+    assert np.array_equal(together, np.column_stack([sums(values[:, [k]], code) for k in range(200)]))
+    np.testing.assert_allclose(together[3], values[code == 3].sum(axis=0), atol=1e-12)

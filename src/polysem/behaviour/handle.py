@@ -150,6 +150,10 @@ def recover(
         towards = move + np.divide(g, size, out=np.zeros_like(g), where=size > 0)
         long = np.linalg.norm(towards, axis=1, keepdims=True)
         move = np.divide(towards, long, out=np.zeros_like(towards), where=long > 0)
+    if arm != "random":
+        for r in range(1, n):  # a longer radius allows the shorter move
+            if best[r - 1] > best[r]:
+                best[r], best_move[r] = best[r - 1], best_move[r - 1]
     E, D = handle.encoders, handle.decoders
     sizes = np.maximum(np.linalg.norm(best_move, axis=1)[:, None] * np.linalg.norm(E, axis=1), 1e-300)
     inside = best_move - best_move @ projector(D)

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 import typer.core
 
-from polysem.cli import beside, explore, publish, replicate, selftest, study, train_sae
+from polysem.cli import beside, explore, publish, relations, replicate, scaling, selftest, study, train_sae
 from polysem.store.stages import REGISTRY
 
 _MATTER = (
@@ -128,6 +128,8 @@ for other in (
     study.check,
     study.compare,
     replicate.replicate,
+    relations.relations,
+    scaling.scaling,
     study.status,
     study.verify,
     selftest.selftest,

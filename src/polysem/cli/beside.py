@@ -12,6 +12,7 @@ from polysem.cli.shell import (
     Out,
     StudyFile,
     folder_for,
+    numbers_of,
     print_json,
     print_template,
     result,
@@ -26,9 +27,10 @@ Estimate = Annotated[
 ]
 
 
-def _finish(stage: StageName, made: Path, *, estimate: bool = False) -> None:
+def _finish(stage: StageName, made: Path, *, as_json: bool, estimate: bool = False) -> None:
     """Print the page of a stage, or its folder where nothing was made."""
-    result(made if estimate else REGISTRY[stage].load("page")(made.parent))
+    shown = made if estimate else REGISTRY[stage].load("page")(made.parent)
+    result(shown, as_json=as_json, stage=stage, estimate=estimate)
 
 
 @verb
@@ -111,13 +113,11 @@ def _side_effects(
         bool, typer.Option("--repair", help="Look for the direction with least beside.")
     ] = False,
     ignore_versions: IgnoreVersions = False,
+    as_json: AsJson = False,
 ) -> None:
     from polysem.engine.side_effects import SideEffectsOptions
 
-    try:
-        wanted = tuple(int(part) for part in features.split(",") if part.strip())
-    except ValueError as error:
-        raise ConfigError(f"--features {features!r}: expected numbers with commas, as 12,40") from error
+    wanted = numbers_of(features, "--features", "12,40")
     options = SideEffectsOptions(
         features=wanted, top=top, all_by_gradient=all_by_gradient, vectors=tuple(vector or ()), more=more,
         less=less, other=other, target=target, sae=sae, site=site, readout=readout, positions=positions,
@@ -134,7 +134,7 @@ def _side_effects(
         ignore_versions=ignore_versions,
     )  # fmt: skip
     made = make_side_effects(folder, options, reporter=on_stderr(), ignore_versions=ignore_versions)
-    _finish("side-effects", made)
+    _finish("side-effects", made, as_json=as_json)
 
 
 @verb
@@ -152,6 +152,7 @@ def _layers(
     steered: Annotated[int, typer.Option("--steered", help="Features steered at doses; 0: none.")] = 40,
     tokens: Annotated[int, typer.Option("--tokens", help="Tokens of the corpus; 0: as the study says.")] = 0,
     ignore_versions: IgnoreVersions = False,
+    as_json: AsJson = False,
 ) -> None:
     from polysem.engine.layers import LayersOptions
 
@@ -164,7 +165,8 @@ def _layers(
     from polysem.progress import on_stderr
 
     run_study(study_file, folder, reporter=on_stderr(), stages=["features"], ignore_versions=ignore_versions)
-    _finish("layers", make_layers(folder, options, reporter=on_stderr(), ignore_versions=ignore_versions))
+    made = make_layers(folder, options, reporter=on_stderr(), ignore_versions=ignore_versions)
+    _finish("layers", made, as_json=as_json)
 
 
 @verb
@@ -184,6 +186,7 @@ def _joint(
         typer.Option("--protect", metavar="WORDS", help="Words or a category that should stay; again."),
     ] = None,
     ignore_versions: IgnoreVersions = False,
+    as_json: AsJson = False,
 ) -> None:
     from polysem.engine.joint import JointOptions
 
@@ -197,7 +200,8 @@ def _joint(
         study_file, folder, reporter=on_stderr(), stages=["features", "pairs", "plan"],
         ignore_versions=ignore_versions,
     )  # fmt: skip
-    _finish("joint", make_joint(folder, options, reporter=on_stderr(), ignore_versions=ignore_versions))
+    made = make_joint(folder, options, reporter=on_stderr(), ignore_versions=ignore_versions)
+    _finish("joint", made, as_json=as_json)
 
 
 @verb
@@ -290,9 +294,10 @@ def _panel(stage: StageName) -> Callable[..., None]:
         ] = None,
         estimate: Estimate = False,
         init: Annotated[bool, typer.Option("--init", help="Print a panel with its keys, and end.")] = False,
+        as_json: AsJson = False,
     ) -> None:
         if init:
-            print_template("judges.toml")
+            print_template("judges.toml", as_json=as_json)
             return
         if run is None or panel_file is None:
             raise ConfigError(
@@ -300,10 +305,12 @@ def _panel(stage: StageName) -> Callable[..., None]:
                 hint=f"polysem {stage} --init > judges.toml",
             )
         from polysem.engine import explain_run, judge_run
+        from polysem.progress import on_stderr
         from polysem.transfer.panel import load_panel
 
         make = judge_run if stage == "judge" else explain_run
-        _finish(stage, make(run, load_panel(panel_file), say=say, estimate_only=estimate), estimate=estimate)
+        made = make(run, load_panel(panel_file), say=say, estimate_only=estimate, reporter=on_stderr())
+        _finish(stage, made, as_json=as_json, estimate=estimate)
 
     return ask
 
@@ -320,9 +327,10 @@ def _transfer(
     init: Annotated[
         bool, typer.Option("--init", help="Print a transfer study with its keys, and end.")
     ] = False,
+    as_json: AsJson = False,
 ) -> None:
     if init:
-        print_template("transfer.toml")
+        print_template("transfer.toml", as_json=as_json)
         return
     if study_file is None:
         raise ConfigError("no transfer study given", hint="polysem transfer --init > transfer.toml")
@@ -332,18 +340,19 @@ def _transfer(
 
     folder = out if out is not None else Path("runs") / load_transfer(study_file).name
     made = run_transfer(study_file, folder, reporter=on_stderr(), say=say, estimate_only=estimate)
-    _finish("transfer", made, estimate=estimate)
+    _finish("transfer", made, as_json=as_json, estimate=estimate)
 
 
 @verb
 def _defend(
     out: Annotated[Path, typer.Argument(metavar="OUT", help="The folder of a transfer study.")],
     n_clean: Annotated[int, typer.Option("--n-clean", metavar="N", help="Clean inputs.")] = 200,
+    as_json: AsJson = False,
 ) -> None:
     from polysem.engine import defend
     from polysem.progress import on_stderr
 
-    _finish("defend", defend(out, n_clean=n_clean, say=say, reporter=on_stderr()))
+    _finish("defend", defend(out, n_clean=n_clean, say=say, reporter=on_stderr()), as_json=as_json)
 
 
 STAGES: dict[StageName, Callable[..., None]] = {

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from polysem.cli.shell import result, say, verb
+from polysem.cli.shell import AsJson, result, say, verb, working
 
 
 @verb
@@ -21,6 +21,10 @@ def explore(
             "--live", help="Load the study's model when it is first steered, and let pages steer it."
         ),
     ] = False,
+    against: Annotated[
+        Path | None,
+        typer.Option("--against", metavar="RUN", help="Another run, beside this one under Results."),
+    ] = None,
     host: Annotated[str, typer.Option("--host", help="Address to listen at.")] = "127.0.0.1",
     port: Annotated[int, typer.Option("--port", min=0, max=65535, help="0 takes a free one.")] = 0,
     allow_host: Annotated[
@@ -40,16 +44,19 @@ def explore(
         ),
     ] = "",
     browser: Annotated[bool, typer.Option("--open", help="Open the page in a browser.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Look at a study in a browser: map, pairs, steering, hubs, results; with --live, steer along features. Prints the address."""
     from polysem.explore.book import Book
     from polysem.explore.server import hosts_of, listen, new_token, root_of, serve
 
-    book = Book(run)
+    book = Book(run, against=against)
     if export is not None:
         from polysem.explore.export import export_static
 
-        result(export_static(book, export))
+        with working("exporting"):
+            made = export_static(book, export)
+        result(made, as_json=as_json)
         return
     bench = None
     if live:
@@ -63,7 +70,7 @@ def explore(
         root, token = root_of(root_path, port), new_token()
         shown = host if host not in ("0.0.0.0", "::") else "localhost"
         address = f"http://{f'[{shown}]' if ':' in shown else shown}:{port}{root}/?token={token}"
-        print(address, flush=True)
+        result(address, as_json=as_json, key="address")
         for name in names:
             say(f"through a forwarded port or a proxy: http(s)://{name}{root}/?token={token}")
         if browser:

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from polysem.cli.shell import RunArgument, result, verb
+from polysem.cli.shell import AsJson, RunArgument, print_json, result, verb, working
 
 
 @verb
@@ -20,22 +20,27 @@ def push(
     listed: Annotated[
         bool, typer.Option("--list", help="Print what would be sent, and send nothing.")
     ] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Upload a finished run to the Hugging Face Hub, as a data set or with --space as a page. Prints the address."""
     from polysem.report.publish import files_of, push_to_hub, upload_space
 
     if listed:
-        for name in files_of(run):
-            result(name)
+        files = files_of(run)
+        if as_json:
+            print_json({"repo": repo, "files": files})
+        else:
+            print("\n".join(files))
         return
-    address = push_to_hub(run, repo, private=not public, space=space)
-    if space:
-        from polysem.explore.book import Book
-        from polysem.explore.export import export_static
+    with working(f"uploading to {repo}"):
+        address = push_to_hub(run, repo, private=not public, space=space)
+        if space:
+            from polysem.explore.book import Book
+            from polysem.explore.export import export_static
 
-        with TemporaryDirectory() as folder:
-            upload_space(export_static(Book(run), Path(folder) / "space"), repo)
-    result(address)
+            with TemporaryDirectory() as folder:
+                upload_space(export_static(Book(run), Path(folder) / "space"), repo)
+    result(address, as_json=as_json, key="address")
 
 
 @verb
@@ -47,8 +52,11 @@ def export_neuronpedia(
     source_id: Annotated[
         str, typer.Option("--source-id", help="Its name of the dictionary: 20-gemmascope-res-16k.")
     ],
+    as_json: AsJson = False,
 ) -> None:
     """Write glosses and pairs of a dictionary in the layout of Neuronpedia's bucket, ready to be uploaded. Prints the folder."""
     from polysem.report.publish import export_neuronpedia as export
 
-    result(export(run, out, label=sae, model_id=model_id, source_id=source_id))
+    with working("exporting"):
+        made = export(run, out, label=sae, model_id=model_id, source_id=source_id)
+    result(made, as_json=as_json)

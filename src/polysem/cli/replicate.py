@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from polysem.cli.shell import AsJson, print_json, result, verb
+from polysem.cli.shell import AsJson, print_json, result, verb, working
 
 
 @verb
@@ -23,7 +23,8 @@ def replicate(
     from polysem.saes import load_sae
     from polysem.store.io import write_json
 
-    found = compare([load_sae(ref) for ref in saes], seed=seed)
+    with working("matching"):
+        found = compare([load_sae(ref) for ref in saes], seed=seed)
     if as_json:
         print_json(found.as_json())
     for pair in () if as_json else found.pairs:
@@ -31,6 +32,24 @@ def replicate(
     if out is not None:
         write_json(out, found.as_json())
         result(out)
+
+
+def beside_one_another(a: str, b: str, *, as_json: bool) -> None:
+    """Print two dictionaries side by side, and their matching."""
+    from polysem.cli.said import columns
+    from polysem.replicate import replicate as compare
+    from polysem.saes import load_sae
+
+    with working("matching"):
+        saes = [load_sae(ref) for ref in (a, b)]
+        found = compare(saes)
+    facts = [sae.facts() for sae in saes]
+    if as_json:
+        print_json({"saes": facts, **found.as_json()})
+        return
+    for name in dict.fromkeys(key for one in facts for key in one):
+        print("\n".join(columns(f"  {name}", *(one.get(name) for one in facts))))
+    print("\n".join(_told(found.refs, found.pairs[0])))
 
 
 def _told(refs: tuple[tuple[str, str], ...], pair: Mapping[str, Any]) -> list[str]:

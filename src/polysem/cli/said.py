@@ -56,7 +56,7 @@ def side_by_side(found: Mapping[str, Any]) -> Iterator[str]:
     yield from (f"{name}  {folder}" for name, folder in zip("AB", found["runs"], strict=True))
     for head, rows in (("settings that differ", found["settings"]), ("size", found["sizes"])):
         yield f"\n{head}"
-        yield from (line for key, (a, b) in rows.items() for line in _row(f"  {key}", *map(_plain, (a, b))))
+        yield from (line for key, two in rows.items() for line in columns(f"  {key}", *two))
         if not rows:
             yield "  none"
     yield "\nfindings"
@@ -73,6 +73,11 @@ def side_by_side(found: Mapping[str, Any]) -> Iterator[str]:
         f"; rank correlation {pairs['rank_correlation']:.2f}, same sign in {100 * pairs['same_sign']:.0f} %"
     )  # fmt: skip
     yield f"effects measured in both: {pairs['effects_in_both']:,} of {pairs['effects'][0]:,} and {pairs['effects'][1]:,}{known}"
+
+
+def columns(name: str, *values: object) -> Iterator[str]:
+    """The lines of one row: a name, and a value of each that is compared."""
+    return _row(name, *map(_plain, values))
 
 
 def _plain(value: object) -> str:

@@ -6,13 +6,19 @@ import logging
 import math
 import re
 import sys
-from collections.abc import Callable, Mapping
+import tomllib
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Annotated, Literal, ParamSpec
+from typing import TYPE_CHECKING, Annotated, Literal, ParamSpec
 
 import typer
 
+from polysem.boundary.door import brief
 from polysem.errors import ConfigError, PolysemError
+
+if TYPE_CHECKING:
+    from polysem.progress import Reporter
 
 P = ParamSpec("P")
 Engine = Literal["processes", "ray"]
@@ -48,11 +54,21 @@ Shard = Annotated[
 ]
 
 
+def numbers_of(text: str, option: str, example: str) -> tuple[int, ...]:
+    """The whole numbers of an option, with commas between. Raises ConfigError."""
+    parts = [part.strip() for part in text.split(",") if part.strip()]
+    if not all(re.fullmatch(r"[0-9]{1,9}", part) for part in parts):  # int() takes 1_000 and -1, too
+        raise ConfigError(
+            f"{option} {brief(text)}: expected whole numbers with commas", hint=f"{option} {example}"
+        )
+    return tuple(map(int, parts))
+
+
 def shard_of(text: str) -> tuple[int, int] | None:
     """(K, N) of the option --shard."""
     if not text:
         return None
-    match = re.fullmatch(r"(\d+)/(\d+)", text)
+    match = re.fullmatch(r"(\d{1,9})/(\d{1,9})", text)
     if match is None:
         raise ConfigError(f"--shard {text!r}: expected K/N, for example 17/64")
     return int(match[1]), int(match[2])
@@ -81,6 +97,16 @@ def _ended(error: PolysemError, code: int) -> typer.Exit:
     return typer.Exit(code)
 
 
+@contextmanager
+def working(label: str) -> "Iterator[Reporter]":
+    """A sign of life on a terminal around work that is no stage; gives what may be told of its steps."""
+    from polysem.progress import Bars, on_stderr
+
+    reporter = on_stderr()
+    with reporter.stage(label) if isinstance(reporter, Bars) else nullcontext():
+        yield reporter
+
+
 def folder_for(study_file: Path, out: Path | None) -> Path:
     """`out`, or runs/NAME. The study is read either way, so that a wrong one ends before anything is made."""
     from polysem.config import load_study
@@ -89,9 +115,13 @@ def folder_for(study_file: Path, out: Path | None) -> Path:
     return out if out is not None else Path("runs") / study.name
 
 
-def print_template(name: str) -> None:
-    """Print a file to begin with, one of those beside this module."""
-    print(Path(__file__).with_name(name).read_text(encoding="utf-8"), end="")
+def print_template(name: str, *, as_json: bool = False) -> None:
+    """Print a file to begin with, one of those beside this module; or the settings in it as JSON."""
+    text = Path(__file__).with_name(name).read_text(encoding="utf-8")
+    if as_json:
+        print_json(tomllib.loads(text))
+    else:
+        print(text, end="")
 
 
 def say(text: str) -> None:
@@ -116,6 +146,9 @@ def _finite(value: object) -> object:
     return value
 
 
-def result(path: object) -> None:
-    """The one line of stdout."""
-    print(path)
+def result(made: object, *, as_json: bool = False, key: str = "path", **more: object) -> None:
+    """The one line of stdout: what was made; or as JSON, under `key`, with what else is known of it."""
+    if as_json:
+        print_json({key: made, **more})
+    else:
+        print(made, flush=True)

@@ -2,9 +2,10 @@
 
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -29,9 +30,13 @@ from polysem.cli.shell import (
     say,
     shard_of,
     verb,
+    working,
 )
 from polysem.errors import ConfigError, typed
 from polysem.store.stages import ORDER, StageName, command
+
+if TYPE_CHECKING:
+    from polysem.profiling import Profile
 
 DEMO = Path(__file__).with_name("demo.toml")
 
@@ -48,9 +53,13 @@ def run(
     track: Annotated[
         str,
         typer.Option(
-            "--track", metavar="TRACKER:PROJECT", help="Log what was found, once: trackio or wandb."
+            "--track", metavar="TRACKER:PROJECT", help="Log what was found, once: trackio, wandb, mlflow."
         ),
     ] = "",
+    profile: Annotated[
+        bool,
+        typer.Option("--profile", help="Count CPU seconds by stage and kind of work; kept in profile.json."),
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Run a study; what is finished and fresh is not done again. Says what was found; prints the path of the report.
@@ -58,12 +67,17 @@ def run(
     With --shard only that part of the trials is run, of a study whose plan is made; run it once more without, to
     collect the shards and go on. With preset `paper` or `both` the paper's estimates are said beside the strict ones.
     """
-    done = _run(
-        *(study_file, out, ["trials"] if shard else None),
-        shard=shard, workers=workers, engine=engine, force=force, ignore_versions=ignore_versions,
-    )  # fmt: skip
+    from polysem.profiling import profiled
+
+    with profiled() if profile else nullcontext() as seen:
+        done = _run(
+            *(study_file, out, ["trials"] if shard else None),
+            shard=shard, workers=workers, engine=engine, force=force, ignore_versions=ignore_versions,
+        )  # fmt: skip
+    if seen is not None:
+        say_profile(folder_for(study_file, out), seen)
     if shard:
-        result(done)
+        result(done, as_json=as_json, stage="trials", shard=shard)
         return
     from polysem.cli.said import say_presets
 
@@ -73,6 +87,18 @@ def run(
         log_run(done.parent, track)
     _found(done, as_json=as_json)
     say_presets(done.parent)
+
+
+def say_profile(folder: Path, seen: "Profile") -> None:
+    """Show where the CPU time went, and keep it in the run folder."""
+    from polysem.onednn import bare_rate
+    from polysem.profiling import profile_lines
+    from polysem.store.io import write_json
+
+    table = seen.table(bare_rate(768))
+    write_json(folder / "profile.json", table)
+    for line in profile_lines(table):
+        say(line)
 
 
 @verb
@@ -102,20 +128,35 @@ def _found(report: Path, *, as_json: bool) -> None:
 
 @verb
 def compare(
-    a: Annotated[Path, typer.Argument(metavar="A", help="A run folder.")],
-    b: Annotated[Path, typer.Argument(metavar="B", help="Another.")],
+    a: Annotated[str, typer.Argument(metavar="A", help="A run folder, or the reference of an SAE.")],
+    b: Annotated[str, typer.Argument(metavar="B", help="Another.")],
     as_json: AsJson = False,
 ) -> None:
-    """Put two runs side by side: settings that differ, sizes, findings, and the pairs that both measured."""
+    """Put two runs side by side: settings that differ, sizes, findings, and the pairs that both measured; or two SAEs.
+
+    SAEs of one site are matched feature by feature, as by `polysem replicate`.
+    """
     from polysem.cli.said import side_by_side
     from polysem.report.compare import compare as compare_runs
     from polysem.report.source import Run
 
-    found = compare_runs(Run.open(a), Run.open(b))
+    if all(_is_sae(ref) for ref in (a, b)):
+        from polysem.cli.replicate import beside_one_another
+
+        beside_one_another(a, b, as_json=as_json)
+        return
+    with working("comparing"):
+        found = compare_runs(Run.open(Path(a)), Run.open(Path(b)))
     if as_json:
         print_json(found)
     else:
         print("\n".join(side_by_side(found)))
+
+
+def _is_sae(ref: str) -> bool:
+    """Whether a reference is of an SAE rather than of a run folder."""
+    there = local_path(ref)
+    return not (there / "study.toml").is_file() and (":" in ref or exists(there))
 
 
 def _run(
@@ -150,9 +191,14 @@ def _run(
 def _plain(stage: StageName) -> Callable[..., None]:
     @verb
     def staged(
-        study_file: StudyFile, out: Out = None, force: Force = False, ignore_versions: IgnoreVersions = False
+        study_file: StudyFile,
+        out: Out = None,
+        force: Force = False,
+        ignore_versions: IgnoreVersions = False,
+        as_json: AsJson = False,
     ) -> None:
-        result(_run(study_file, out, [stage], force=force, ignore_versions=ignore_versions))
+        done = _run(study_file, out, [stage], force=force, ignore_versions=ignore_versions)
+        result(done, as_json=as_json, stage=stage)
 
     return staged
 
@@ -176,9 +222,9 @@ def _plan(
         result(folder)
     if cost or as_json:
         from polysem.engine.cost import estimate_cost
-        from polysem.progress import on_stderr
 
-        found = estimate_cost(folder.parent, reporter=on_stderr()) if cost else None
+        with working("timing") as reporter:
+            found = estimate_cost(folder.parent, reporter=reporter) if cost else None
         if as_json:
             print_json({"plan": folder, "cost": found and asdict(found)})
         elif found:
@@ -193,12 +239,13 @@ def _trials(
     workers: Workers = 0,
     engine: Where = "processes",
     ignore_versions: IgnoreVersions = False,
+    as_json: AsJson = False,
 ) -> None:
     done = _run(
         *(study_file, out, ["trials"]),
         shard=shard, workers=workers, engine=engine, ignore_versions=ignore_versions,
     )  # fmt: skip
-    result(done)
+    result(done, as_json=as_json, stage="trials", shard=shard or None)
 
 
 STAGES: dict[StageName, Callable[..., None]] = {
@@ -217,7 +264,8 @@ def check(study_file: StudyFile, out: Out = None, as_json: AsJson = False) -> No
     from polysem.engine import check_study
     from polysem.places import Places
 
-    found = check_study(load_study(study_file), Places(study_file.parent), folder)
+    with working("checking"):
+        found = check_study(load_study(study_file), Places(study_file.parent), folder)
     if as_json:
         problems = [{"problem": error.args[0], "next": error.hint} for error in found.problems]
         print_json({"study": study_file, "problems": problems, "not looked at": found.unseen})
@@ -240,7 +288,8 @@ def status(
     from polysem.engine import run_status
     from polysem.store.manifest import other_format
 
-    found = [asdict(stage) for stage in run_status(run, ignore_versions=ignore_versions)]
+    with working("looking"):
+        found = [asdict(stage) for stage in run_status(run, ignore_versions=ignore_versions)]
     if as_json:
         print_json(found)
         return
@@ -278,10 +327,10 @@ def verify(
 ) -> None:
     """Hash every file, check every table, look for trials that are missing, and run a sample of them again."""
     from polysem.engine import verify_run
-    from polysem.progress import on_stderr
 
     moved = dict(_moved(item) for item in inputs or [])
-    findings = verify_run(run, sample=sample, inputs=moved, reporter=on_stderr())
+    with working("verifying") as reporter:
+        findings = verify_run(run, sample=sample, inputs=moved, reporter=reporter)
     if as_json:
         print_json({"run": run, "findings": findings})
     else:
@@ -298,9 +347,9 @@ def _moved(item: str) -> tuple[str, str]:
 
 
 @verb
-def init() -> None:
+def init(as_json: AsJson = False) -> None:
     """Print a study file with every key, its default and what it means; write it with `polysem init > study.toml`."""
-    print_template("study.toml")
+    print_template("study.toml", as_json=as_json)
 
 
 @verb

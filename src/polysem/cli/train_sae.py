@@ -5,7 +5,8 @@ from typing import Annotated, Literal
 
 import typer
 
-from polysem.cli.shell import verb
+from polysem.boundary.files import local_path
+from polysem.cli.shell import AsJson, numbers_of, print_json, verb
 from polysem.errors import ConfigError
 
 
@@ -42,6 +43,7 @@ def train_sae(
     seed: Annotated[int, typer.Option("--seed", help="Of weights and order.")] = 0,
     dtype: Annotated[str, typer.Option("--dtype", help="The model runs in.")] = "bfloat16",
     device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda.")] = "auto",
+    as_json: AsJson = False,
 ) -> None:
     """Train a sparse dictionary: activations once to disk, then as many epochs as wanted. Goes on where it stopped."""
     from polysem.corpus import token_rows
@@ -59,15 +61,22 @@ def train_sae(
         raise ConfigError(
             "SAELens has no TopK transcoder", hint="add --select batchtopk: it is written as JumpReLU"
         )
-    sizes = tuple(int(part) for part in prefixes.split(",") if part)
+    sizes = numbers_of(prefixes, "--prefixes", "288,576,1152")
     if k > latents or list(sizes) != sorted({n for n in sizes if 0 < n < latents}):
         raise ConfigError(
             f"k is {k} and prefixes {sizes}; expected k and rising prefixes below {latents} latents"
         )
-    place = work or out.with_name(out.name + ".work")
-    loaded = load_model(model, dtype=dtype, device=device)
-    positions = positions_of(loaded)
-    rows = token_rows(corpus, loaded, n_tokens=tokens, context=context, positions=positions)
+    if not (0 < epochs < float("inf") and 0 < lr < float("inf")):
+        raise ConfigError(f"--epochs {epochs:g} and --lr {lr:g}; expected numbers above 0")
+    named = local_path(out).absolute()
+    if not named.name:
+        raise ConfigError(f"--out {out}: expected a folder with a name")
+    place = work or named.with_name(named.name + ".work")
+    report = on_stderr()
+    with report.stage("model and text"):
+        loaded = load_model(model, dtype=dtype, device=device)
+        positions = positions_of(loaded)
+        rows = token_rows(corpus, loaded, n_tokens=tokens, context=context, positions=positions)
     about = {
         "model": model,
         "revision": loaded.spec.revision,
@@ -75,7 +84,6 @@ def train_sae(
         "corpus": corpus,
         "context": context,
     }
-    report = on_stderr()
     with report.stage(f"dictionary {out.name}"):
         kept = harvest(
             loaded, rows.tokens, sorted({reads, target}), place / "activations",
@@ -95,8 +103,11 @@ def train_sae(
         )
         card = train_dictionary(
             Split(kept, reads, target), recipe, out,
-            checkpoint=place / f"{out.name}.checkpoint", device=loaded.spec.device, reporter=report,
+            checkpoint=place / f"{named.name}.checkpoint", device=loaded.spec.device, reporter=report,
         )  # fmt: skip
+    if as_json:
+        print_json({"path": out, **card})
+        return
     print(
         f"{out}: FVU {card['fvu']:.3f} ({card['fvu_all']:.3f} with massive tokens), L0 {card['l0']:.1f}, "
         f"dead {card['dead']:.1%}, {card['tokens_seen']:,} tokens seen of {card['tokens_unique']:,}"

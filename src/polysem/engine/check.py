@@ -130,12 +130,18 @@ def _glosses(source: str, sae: "SAE", checked: Checked) -> None:
 
 
 def _texts(study: Study, model: "WhiteBoxModel | None", checked: Checked) -> None:
+    from polysem.boundary.records import DATASETS, dataset_of
     from polysem.corpus import documents
     from polysem.prompts import make_prompts
 
     source = study.prompts.source
     if study.features.source == "harvest" or source == "corpus":
-        checked.attempt(lambda: next(documents(study.corpus.ref), None))
+        ref = study.corpus.ref
+        if ref.startswith(DATASETS):
+            checked.attempt(lambda: dataset_of(ref))
+            checked.unseen.append(f"corpus {ref}, which lies on the Hub")
+        else:
+            checked.attempt(lambda: next(documents(ref), None))
         if model and study.corpus.context > model.spec.n_ctx:
             error = MismatchError(
                 f"corpus.context is {study.corpus.context} tokens, but {study.model.ref} reads at most {model.spec.n_ctx}",

@@ -2,9 +2,9 @@
 
 import logging
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from polysem.engine.task import Made, Tables, Task
+from polysem.engine.task import How, Made, Tables, Task
 from polysem.errors import ConfigError
 from polysem.progress import Reporter
 from polysem.store import io
@@ -184,13 +184,23 @@ def defend(task: Task) -> Made:
     return Made(task.run.write(task.stage, tables), {})
 
 
+def _asked(how: How) -> dict[str, Any]:
+    """What asking a panel of models takes of how a stage is made."""
+    return {
+        "say": how.say,
+        "estimate_only": how.estimate_only,
+        "retries": how.retries,
+        "reporter": how.reporter,
+    }
+
+
 def judge(task: Task) -> Made | None:
     """What language models say of pairs."""
     from polysem.transfer.interpret import judge_pairs
 
     panel: JudgePanel = task.options
     how = task.how
-    tables = judge_pairs(task.run, panel, say=how.say, estimate_only=how.estimate_only, retries=how.retries)
+    tables = judge_pairs(task.run, panel, **_asked(how))
     return None if tables is None else Made(task.run.write(task.stage, tables), {})
 
 
@@ -200,7 +210,7 @@ def explain(task: Task) -> Made | None:
 
     panel: JudgePanel = task.options
     how, run = task.how, task.run
-    table = explain_features(run, panel, say=how.say, estimate_only=how.estimate_only, retries=how.retries)
+    table = explain_features(run, panel, **_asked(how))
     if table is None:
         return None
     outputs = run.write(task.stage, {"written_glosses": table})

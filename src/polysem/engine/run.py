@@ -15,6 +15,7 @@ from typing import Any, Literal, TypeVar
 import pyarrow as pa
 from pydantic import BaseModel
 
+from polysem import profiling
 from polysem.config import Study, parse_study, read_text
 from polysem.engine.atlas import AtlasOptions
 from polysem.engine.check import check_study
@@ -92,7 +93,8 @@ def run_study(
     text, study = (to_toml(study), study) if isinstance(study, Study) else _read(study, parse_study, "study")
     run, how = RunFolder(out), How(reporter, shard=shard, ignore_versions=ignore_versions)
     if not run.holds("study.toml"):
-        check_study(study, Places(base), out).refuse()  # a wrong study leaves no folder behind
+        with reporter.stage("check"):  # a wrong study leaves no folder behind
+            check_study(study, Places(base), out).refuse()
     if fan_out:
         with run.writing():
             run.claim(study, text, base=base, force=force)
@@ -232,7 +234,13 @@ def make_guard(
 
 
 def judge_run(
-    run: Path, panel: JudgePanel, *, say: Say, estimate_only: bool = False, retries: Retries | None = None
+    run: Path,
+    panel: JudgePanel,
+    *,
+    say: Say,
+    estimate_only: bool = False,
+    retries: Retries | None = None,
+    reporter: Reporter = SILENT,
 ) -> Path:
     """Annotate pairs of a study and let every judge choose between pairs; gives the folder of the tables.
 
@@ -244,17 +252,24 @@ def judge_run(
         say: is told what will be sent and cost before it is sent.
         estimate_only: say it and end.
         retries: of the servers.
+        reporter: is told of progress.
 
     Raises:
         StoreError: no run folder, or its stages features and pairs are not finished.
         ConfigError: no such pair, or a budget that is too small.
         PolysemError: of servers; what was answered is kept.
     """
-    return _ask("judge", run, panel, How(say=say, estimate_only=estimate_only, retries=retries))
+    return _ask("judge", run, panel, How(reporter, say, estimate_only=estimate_only, retries=retries))
 
 
 def explain_run(
-    run: Path, panel: JudgePanel, *, say: Say, estimate_only: bool = False, retries: Retries | None = None
+    run: Path,
+    panel: JudgePanel,
+    *,
+    say: Say,
+    estimate_only: bool = False,
+    retries: Retries | None = None,
+    reporter: Reporter = SILENT,
 ) -> Path:
     """Let every model of a panel write glosses of features and another score them; gives the folder. As `judge_run`.
 
@@ -263,7 +278,7 @@ def explain_run(
         ConfigError: no feature with enough contexts, or a budget that is too small.
         PolysemError: of servers; what was answered is kept.
     """
-    return _ask("explain", run, panel, How(say=say, estimate_only=estimate_only, retries=retries))
+    return _ask("explain", run, panel, How(reporter, say, estimate_only=estimate_only, retries=retries))
 
 
 def run_transfer(
@@ -331,17 +346,18 @@ def _beside(
     *,
     claim: tuple[TransferStudy, str, Path] | None = None,
 ) -> RunFolder:
-    """Make a stage that is no part of a study's run; `recorded` are its options as they stand in the manifest. A fresh report
-    that shows it is made again."""
+    """Make a stage that is no part of a study's run; `recorded` are its options as they stand in the manifest. A report
+    that shows it is made again, where it was made before and what else it reads is fresh."""
     with run.writing():
         if claim is not None:
             settings, text, base = claim
             run.claim(settings, text, base=base, file="transfer.toml")
         study = run.study() if run.holds("study.toml") else None
         runner = _Runner(run, study, how)
-        shown = stage in REGISTRY["report"].shows and runner.state("report") == "fresh"
         runner.bring(stage, options, recorded or {})
-        if shown:
+        report = REGISTRY["report"]
+        made = stage in report.shows and manifest_of(run, "report")[0] is not None
+        if made and all(runner.state(name) == "fresh" for name in report.inputs):
             runner.bring("report")
     return run
 
@@ -388,7 +404,7 @@ class _Runner:
             log.info("%s is fresh", stage)
             return
         log.info("%s is %s: %s", stage, status.state, status.reason)
-        with self.how.reporter.stage(stage):
+        with self.how.reporter.stage(stage), profiling.stage(stage):
             self._make(stage, made_from, options)
 
     def _make(self, stage: StageName, made_from: StageInputs, options: Any) -> None:

@@ -125,9 +125,9 @@ def make(task: Task) -> Made:
             scene, options.forecast, dose=options.kl, twins=_twins(task, scene.label),
             text=_text(task, scene.label, options.tokens), reporter=task.how.reporter,
         )  # fmt: skip
-    if not found.tables["side_effects_linear"].num_rows and (told := scene.of_all_features(options.kl)):
+    if not found.held["side_effects_linear"].num_rows and (told := scene.of_all_features(options.kl)):
         rows["side_effects_linear"] = linear_rows(scene, told)
-    tables = dict(found.tables) | {n: t for n, t in SideEffects.of(rows).tables.items() if t.num_rows}
+    tables = dict(found.held) | {n: t for n, t in SideEffects.of(rows).held.items() if t.num_rows}
     made = task.whole(tables)
     folder = task.run.folder(STAGE)
     for old in sorted(folder.glob("repaired-*")):

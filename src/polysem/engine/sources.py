@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from polysem.boundary.files import local_path
+from polysem.boundary.records import DATASETS, dataset_of
 from polysem.config import Study
 from polysem.errors import PolysemError
 from polysem.models.gguf import files_of, is_gguf, sha256_of
@@ -184,7 +185,8 @@ class _Where:
         return StudySource("saes", ref, _sae_path(self.places.find(ref)))
 
     def corpus(self, ref: str) -> StudySource:
-        return StudySource("corpus", ref, _corpus_path(self.places.find(ref)))
+        revision = dataset_of(ref)[1]["revision"] if ref.startswith(DATASETS) else None
+        return StudySource("corpus", ref, _corpus_path(self.places.find(ref)), revision=revision)
 
     def file(self, role: str, ref: str) -> StudySource:
         return StudySource(role, ref, _local(self.places.find(ref).removeprefix("file:")))
@@ -217,7 +219,9 @@ def _sae_path(ref: str) -> Path | None:
     return None if ref.startswith(("saelens:", "hub:")) else _local(ref)
 
 
-def _corpus_path(ref: str) -> Path:
+def _corpus_path(ref: str) -> Path | None:
+    if ref.startswith(DATASETS):
+        return None
     return zoo_path("texts", ref.removeprefix("zoo:")) if ref.startswith("zoo:") else _local(ref)
 
 

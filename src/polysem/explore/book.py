@@ -48,19 +48,25 @@ _LOOK_EVERY = 1.0
 class Book:
     """The tables of a run folder, open for reading."""
 
-    def __init__(self, folder: Path, *, threads: int = THREADS, memory: str = MEMORY):
-        """Open a run folder.
+    def __init__(
+        self, folder: Path, *, against: Path | None = None, threads: int = THREADS, memory: str = MEMORY
+    ):
+        """Open a run folder, and another to be compared with it.
 
         Raises:
-            StoreError: if it is none, or one of another version of polysem.
+            StoreError: if one is none, or one of another version of polysem.
             ConfigError: if its study.toml is no study.
         """
         import duckdb
 
         self.folder = folder
         self.study: Study = RunFolder.open(folder).study()
-        if error := other_format(folder):
-            raise error
+        self.against = against
+        for one in (folder, against):
+            if one is not None and (error := other_format(one)):
+                raise error
+        if against is not None:
+            RunFolder.open(against)
         self.stages: list[StageFiles] = []
         self.others: list[StageFiles] = []
         """what commands beside the stages have made"""

@@ -12,16 +12,27 @@ from markupsafe import Markup
 
 from polysem.errors import StoreError
 from polysem.explore.book import Book
-from polysem.report import cards, charts, joint, layers, page, panels, side_effects, transfer_section, words
+from polysem.report import (
+    cards,
+    charts,
+    compare,
+    joint,
+    layers,
+    page,
+    panels,
+    side_effects,
+    transfer_section,
+    words,
+)
 from polysem.report.heatmap import COVERED, HeatCell, heat_map, ranges
-from polysem.report.html import Figure
-from polysem.report.source import where
+from polysem.report.html import Column, Figure, table
+from polysem.report.source import Run, where
 from polysem.report.svg import tick_text
-from polysem.report.text import number, plural, visible
+from polysem.report.text import count, number, plural, visible
 from polysem.store.tables import STAGES
 
 
-class _Pair(NamedTuple):
+class OnePair(NamedTuple):
     sae: str
     i: int
     j: int
@@ -88,9 +99,49 @@ def predicted(book: Book) -> Iterator[Figure]:
         yield Figure(visible(sae), drawing, caption, of=sae)
 
 
+def side_by_side(book: Book) -> Iterator[Any]:
+    """The SAEs of the run beside each other, and another run beside it where one was named."""
+    pairs = book.table("pairs", columns=("sae", "interference", "is_duplicate", "is_dense"))
+    spectrum = book.table("spectrum", columns=("sae", "d_in", "d_eff", "mean_norm"))
+    features = book.table("features", columns=("sae", "gloss", "density"))
+    rows = []
+    for sae in sorted(set(features["sae"].to_pylist())):
+        mine, own = where(features, sae=sae), where(pairs, sae=sae)
+        flagged = pc.sum(pc.or_(own["is_duplicate"], own["is_dense"])).as_py() or 0
+        largest = pc.max(pc.abs(own["interference"])).as_py()
+        facts = next(iter(where(spectrum, sae=sae).slice(0, 1).to_pylist()), {})
+        counts = {"sae": sae, "n": mine.num_rows, "glossed": mine.num_rows - mine["gloss"].null_count}
+        rows.append(
+            counts
+            | {"listed": own.num_rows - flagged, "flagged": flagged, "largest": largest}
+            | {"density": pc.mean(mine["density"]).as_py(), "d_in": None, "d_eff": None, "mean_norm": None}
+            | facts
+        )
+    columns: tuple[Column, ...] = (
+        ("SAE", "sae"),
+        ("features", lambda r: count(r["n"])),
+        ("with a gloss", lambda r: count(r["glossed"])),
+        ("mean density", "density"),
+        ("pairs listed", lambda r: count(r["listed"])),
+        ("flagged besides", lambda r: count(r["flagged"])),
+        ("largest |interference|", "largest"),
+        ("dimensions", lambda r: count(r["d_in"])),
+        ("effective", "d_eff"),
+        ("norm of the mean direction", "mean_norm"),
+    )
+    yield table(columns, rows, caption="the SAEs of this run")
+    by_sae = [f for locus in panels.loci(book) if (f := panels.by_sae(locus))]
+    yield Markup('<div class="figures">{}</div>').format(Markup("").join([*maps(book), *by_sae]))
+    if book.against is not None:
+        yield Markup('<section class="part">{}</section>').format(
+            compare.body(compare.compare(Run.open(book.folder), Run.open(book.against)))
+        )
+
+
 SECTIONS: Mapping[str, Callable[[Book], Iterable[Any]]] = {
     "maps": maps,
     "lines": lines,
+    "compare": side_by_side,
     "predicted": predicted,
     "results": lambda book: [Markup(page.results(book))],
     "presets": lambda book: [Markup(page.presets(book))],
@@ -136,7 +187,8 @@ def measured(book: Book) -> list[tuple[str, int, int]]:
             table = book.table(name, columns=[*columns, "relation"] if name == "pair_effects" else columns)
             mine = where(table, relation="pair") if name == "pair_effects" else table
             rows = mine.select(columns).group_by(columns).aggregate([]).to_pylist()
-            pairs |= {(r["sae"], *sorted((r["source"], r["target"]))) for r in rows}
+            ends = ((r["sae"], r["source"], r["target"]) for r in rows)
+            pairs |= {(sae, min(a, b), max(a, b)) for sae, a, b in ends}
         return sorted(pairs)
 
     return book.once("measured pairs", found)
@@ -149,7 +201,7 @@ def of_pair(book: Book, sae: str, i: int, j: int) -> str:
     one = pc.field("sae") == sae
     ends = pc.field("source").isin([i, j]) & pc.field("target").isin([i, j])
     response = book.table("response", where=one & ends)
-    drawn, _ = cards.curves(loci, [_Pair(sae, i, j)], level=level, response=response)
+    drawn, _ = cards.curves(loci, [OnePair(sae, i, j)], level=level, response=response)
     apart = book.table("decomposition", where=one & ends).sort_by("target").to_pylist()
     return _together([*drawn, *(f for row in apart if (f := _apart(row)))])
 

@@ -8,7 +8,7 @@ corpus, plus the embedding of the glosses.
 import hashlib
 import logging
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -65,6 +65,8 @@ class FeatureTable(Result):
     zero without a gloss"""
     embedder: tuple[str, str] = ("", "")
     """name and sha256 of what made the embeddings"""
+    corpus: str | None = None
+    """the text that one pass read; prompts are drawn from it, too, where nobody says otherwise"""
 
 
 def build_features(
@@ -138,7 +140,7 @@ def feature_table(
         PolysemError: as `build_features`.
     """
     name = label or str(sae.reads)
-    return _build(
+    made = _build(
         model,
         {name: sae},
         corpus=corpus
@@ -150,6 +152,8 @@ def feature_table(
         workdir=workdir,
         reporter=reporter,
     )
+    read = corpus.ref if isinstance(corpus, CorpusConfig) else corpus
+    return replace(made, corpus=read if source == "harvest" else None)
 
 
 def _build(

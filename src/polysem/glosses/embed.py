@@ -18,6 +18,7 @@ from polysem.glosses.base import Gloss
 from polysem.glosses.cache import VectorCache
 from polysem.glosses.embedders import Embedder, open_embedder
 from polysem.http import Retries
+from polysem.profiling import counts_as
 from polysem.progress import SILENT, Reporter
 
 log = logging.getLogger(__name__)
@@ -80,6 +81,7 @@ def embed_texts(
     return Embedded(vectors, opened.name, opened.sha256)
 
 
+@counts_as("embedding")
 def _compute(
     texts: list[str], embedder: Embedder, cache: VectorCache | None, reporter: Reporter
 ) -> dict[str, np.ndarray]:

@@ -96,14 +96,19 @@ class Pass:
     def between(self, source: str, target: str, *, half: int | None = None) -> Coactivity:
         """The sums of two dictionaries, over one half of the documents or over all."""
         kept = self.counted if half is None else self.counted & (self.half == half)
-        a, b = (self.active[label].matrix(kept) for label in (source, target))
-        fires_a, fires_b = (m.astype(bool).astype(np.float64) for m in (a, b))
-        return Coactivity(
-            n_tokens=int(kept.sum()),
-            fires_i=np.asarray(fires_a.sum(0)).ravel(), fires_j=np.asarray(fires_b.sum(0)).ravel(),
-            total_j=np.asarray(b.sum(0)).ravel(), both=(fires_a.T @ fires_b).toarray(),
-            onto=(a.T @ fires_b).toarray(), product=(a.T @ b).toarray(),
-        )  # fmt: skip
+        return fired_together(self.active[source], self.active[target], kept)
+
+
+def fired_together(source: "Firing", target: "Firing", kept: Bool[np.ndarray, "n_rows pos"]) -> Coactivity:
+    """The sums of two dictionaries over the kept positions, all pairs."""
+    a, b = source.matrix(kept), target.matrix(kept)
+    fires_a, fires_b = (m.astype(bool).astype(np.float64) for m in (a, b))
+    return Coactivity(
+        n_tokens=int(kept.sum()),
+        fires_i=np.asarray(fires_a.sum(0)).ravel(), fires_j=np.asarray(fires_b.sum(0)).ravel(),
+        total_j=np.asarray(b.sum(0)).ravel(), both=(fires_a.T @ fires_b).toarray(),
+        onto=(a.T @ fires_b).toarray(), product=(a.T @ b).toarray(),
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@
 target's tokens. Parts interact in a nonlinear model, so each is averaged over the orders in which the parts can
 be added (Shapley values); `interaction` is what would be missing if each were taken alone. Direct and indirect
 effects are natural ones (Pearl 2001; Vig et al. 2020). That the parts add up is checked at run time.
-Cost: 18 rows of a forward pass per pair and prompt.
+Cost: 18 rows of a forward pass per pair and prompt, from the site on; equal rows are run once.
 """
 
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from polysem.edits import Add, Edit
+from polysem.edits import Add
 from polysem.errors import NumericsError
 from polysem.linear.response import log_odds_of, odd_change, run_rows
 from polysem.models.base import WhiteBoxModel
@@ -168,8 +168,8 @@ def decompose(
     both = odd_change(model, tokens, site=site, pushed=pushed, pushes=push)
     total = _odd(both, inside)
     players = (parts.shared, parts.common, parts.own)
-    worth: dict[tuple[int, ...], Tensor] = {(): torch.zeros_like(total)}
-    for size in (1, 2, 3):
+    worth: dict[tuple[int, ...], Tensor] = {(): torch.zeros_like(total), (0, 1, 2): total}
+    for size in (1, 2):
         for chosen in combinations(range(3), size):
             worth[chosen] = change(torch.stack([players[k] for k in chosen]).sum(0))
     shapley = [_shapley(worth, k) for k in range(3)]
@@ -268,7 +268,7 @@ def _mediated(
         moved = before + (sign * push).to(before)[:, None, :] * pushed.to(before)[None, :, None]
         after = torch.stack([sae.encode(moved[r])[:, latents[r]] for r in range(len(push))])
         change = (after - base)[:, :, None] * written
-        edits: list[Edit] = []
+        edits: list[Add] = []
         for p in places:
             mask = torch.zeros(len(push), len(tokens), dtype=torch.bool)
             mask[:, p] = True

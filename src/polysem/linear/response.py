@@ -15,9 +15,13 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from polysem.edits import Add, Edit
+from polysem.edits import Add
 from polysem.errors import ConfigError, MismatchError
 from polysem.models.base import WhiteBoxModel
+from polysem.models.clean import CleanRun
+from polysem.models.gradients import pull_back, pull_back_pushed
+from polysem.models.hf import HFModel
+from polysem.models.sweep import sweep_of
 from polysem.readouts import distinct_ids
 from polysem.types import Site
 
@@ -73,11 +77,25 @@ def odds_gradients(
     """
     logits = model.logits(tokens[None], last_only=True)[0, -1]
     weights = odds_cotangent(logits, inside)
+    short = _short(model, tokens, site)
     rows = []
     for part in weights.split(_ROWS):
-        gradient = model.vjp(tokens.expand(len(part), -1), site, part.to(logits))
+        wanted = part.to(logits)
+        gradient = (
+            pull_back(*short, site, wanted)
+            if short
+            else model.vjp(tokens.expand(len(part), -1), site, wanted)
+        )
         rows.append(gradient.double().cpu()[:, pushed.cpu()].sum(1))
     return torch.cat(rows)
+
+
+def _short(model: WhiteBoxModel, tokens: Int[Tensor, " pos"], site: Site) -> tuple[HFModel, CleanRun] | None:
+    """What a gradient needs that runs only the blocks behind the site, as the sweep does; None where it may not."""
+    sweep = sweep_of(model)
+    if not isinstance(model, HFModel) or site.layer is None or "replay" not in sweep.ways:
+        return None
+    return model, sweep.clean(model, tokens[None])
 
 
 def path_gradients(
@@ -108,10 +126,20 @@ def path_gradients(
     total = torch.zeros(pushes.shape, dtype=torch.float64)
     mask = pushed.expand(len(pushes), -1)
     many = tokens.expand(len(pushes), -1)
+    short = _short(model, tokens, site)
+
+    def wanted(logits: Tensor) -> Tensor:
+        return odds_cotangent(logits, inside)
+
     for node, weight in zip(nodes, weights, strict=True):
-        edit = Add(site, float(node) * pushes.to(torch.float32), mask)
-        logits = model.logits(many, [edit], last_only=True)[:, -1]
-        gradient = model.vjp(many, site, odds_cotangent(logits, inside).to(logits), [edit])
+        vector = float(node) * pushes.to(torch.float32)
+        if short:
+            added = vector[:, None] * mask.to(vector)[:, :, None]
+            gradient = pull_back_pushed(*short, site, added, wanted)
+        else:
+            edit = Add(site, vector, mask)
+            logits = model.logits(many, [edit], last_only=True)[:, -1]
+            gradient = model.vjp(many, site, wanted(logits).to(logits), [edit])
         total += float(weight) / 2 * gradient.double().cpu()[:, pushed.cpu()].sum(1)
     return total
 
@@ -132,8 +160,13 @@ def odd_change(
 
 
 def run_rows(
-    model: WhiteBoxModel, tokens: Int[Tensor, " pos"], edits: Sequence[Edit]
+    model: WhiteBoxModel, tokens: Int[Tensor, " pos"], edits: Sequence[Add]
 ) -> Float[Tensor, "rows d_vocab"]:
-    """Last-position logits of one prompt under row-wise edits, float64 on the CPU."""
-    rows = len(edits[0].mask)
-    return model.logits(tokens.expand(rows, -1), edits, last_only=True)[:, -1].double().cpu()
+    """Last-position logits of one prompt under row-wise pushes, float64 on the CPU; equal rows are run once."""
+    seen: dict[bytes, int] = {}
+    parts = [part.cpu() for edit in edits for part in (edit.vector, edit.mask.to(edit.vector))]
+    keys = [row.tobytes() for row in torch.cat(parts, dim=1).numpy()]
+    back = [seen.setdefault(key, len(seen)) for key in keys]
+    first = torch.tensor([back.index(k) for k in range(len(seen))])
+    few = [Add(edit.site, edit.vector[first], edit.mask[first]) for edit in edits]
+    return sweep_of(model).logits(tokens.expand(len(first), -1), few).double().cpu()[back]

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from polysem.models.anatomy import Tap
 from polysem.models.hf import HFModel
 from polysem.models.hooks import Action, Stop, hooked
+from polysem.profiling import counts_as
 from polysem.types import Site
 
 
@@ -56,6 +57,7 @@ def block_path(model: HFModel, layer: int) -> str:
     return model.anatomy.points["hook_resid_pre"].at(layer).path
 
 
+@counts_as("model")
 def clean_run(model: HFModel, tokens: Int[Tensor, "1 pos"]) -> CleanRun:
     """Run one prompt once and keep what sweeps start from."""
     layers = range(model.spec.n_layers)

@@ -6,8 +6,8 @@ pass; only the wanted logit is formed, as one dot product with its unembedding r
 `pushed_gradients`: of functions of the logits, with respect to vectors added at several sites at once, where they stand.
 `hessian_products`: how those gradients change along directions, at one site or from one to another.
 `pull_back`: many functions of one prompt's logits, with respect to one site; the part before the site is run
-once, and the unembedding is applied to cotangents, not to rows of activations.
-Both equal `WhiteBoxModel.vjp` row by row, to rounding.
+once, and the unembedding is applied to cotangents, not to rows of activations; `pull_back_pushed`: where pushes have brought it.
+All equal `WhiteBoxModel.vjp` row by row, to rounding.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -26,6 +26,7 @@ from polysem.models.hf import HFModel
 from polysem.models.hooks import Action, Stop, cut_into, hooked, working_dtype
 from polysem.models.replay import last_logits, run_blocks
 from polysem.onednn import FrozenLinears
+from polysem.profiling import counts_as
 from polysem.types import Site
 
 EMBEDDING = Site(None, "hook_embed")
@@ -88,6 +89,7 @@ def logit_gradients(
     return [found[k] for k in range(len(contexts))]
 
 
+@counts_as("model")
 def _batch_gradients(
     model: WhiteBoxModel,
     tokens: Int[Tensor, "batch pos"],
@@ -162,6 +164,7 @@ def probe_gradient(
     return gradient
 
 
+@counts_as("model")
 def pull_back(
     model: HFModel, clean: CleanRun, site: Site, cotangent: Float[Tensor, "rows d_vocab"]
 ) -> Float[Tensor, "rows pos d"]:
@@ -181,6 +184,7 @@ def pull_back(
     return pull_back_head(model, clean, site, (cotangent.to(weight) * slope) @ weight)
 
 
+@counts_as("model")
 def pull_back_head(
     model: HFModel, clean: CleanRun, site: Site, rows: Float[Tensor, "rows d_model"]
 ) -> Float[Tensor, "rows pos d"]:
@@ -190,25 +194,63 @@ def pull_back_head(
     Raises:
         SiteError, NumericsError: as `WhiteBoxModel.vjp`.
     """
-    start, tap = first_block(site), _written(model, site)
     like = clean.pre[0]
     shape = (len(rows), like.shape[1], model.site_width(site))
     with FrozenLinears(), torch.enable_grad():
         leaf = torch.zeros(shape, dtype=like.dtype, device=like.device, requires_grad=True)
-        h = clean.pre[start].expand(len(rows), -1, -1)
-        actions: dict[Tap, list[Action]] = {}
-        if site.point == "hook_resid_post":
-            h = h + leaf
-        else:
-            actions = {tap: [lambda x: x + leaf]}
-        final = run_blocks(model, clean, h, start=start, actions=actions)
         norm: Any = model.model.get_submodule(model.anatomy.final_norm)
-        (gradient,) = torch.autograd.grad(norm(final), leaf, grad_outputs=rows.to(like))
+        final = norm(_behind(model, clean, site, leaf))
+        (gradient,) = torch.autograd.grad(final, leaf, grad_outputs=rows.to(like))
+    return _checked(model, gradient, site, edited=False)
+
+
+@counts_as("model")
+def pull_back_pushed(
+    model: HFModel,
+    clean: CleanRun,
+    site: Site,
+    added: Float[Tensor, "rows pos d"],
+    cotangent: Callable[[Tensor], Tensor],
+) -> Float[Tensor, "rows pos d"]:
+    """`pull_back` where `added` has brought every row: one pass forward, one back.
+
+    Args:
+        model: whose clean run it is.
+        clean: of the prompt.
+        site: not the embedding.
+        added: to the activation at `site`.
+        cotangent: last-position logits [rows d_vocab] of the pushed rows -> what of them is wanted, same shape.
+
+    Raises:
+        SiteError, NumericsError: as `WhiteBoxModel.vjp`.
+    """
+    with FrozenLinears(), torch.enable_grad():
+        leaf = added.detach().to(clean.pre[0]).requires_grad_()
+        logits = last_logits(model, _behind(model, clean, site, leaf))
+        wanted = cotangent(logits.detach()).to(logits)
+        (gradient,) = torch.autograd.grad(logits, leaf, grad_outputs=wanted)
+    return _checked(model, gradient, site, edited=True)
+
+
+def _behind(model: HFModel, clean: CleanRun, site: Site, leaf: Float[Tensor, "rows pos d"]) -> Tensor:
+    """The stream after the last block at the last position, with `leaf` added at the site."""
+    start, tap = first_block(site), _written(model, site)
+    h = clean.pre[start].expand(len(leaf), -1, -1)
+    actions: dict[Tap, list[Action]] = {}
+    if site.point == "hook_resid_post":
+        h = h + leaf
+    else:
+        actions = {tap: [lambda x: x + leaf]}
+    return run_blocks(model, clean, h, start=start, actions=actions)
+
+
+def _checked(model: HFModel, gradient: Tensor, site: Site, *, edited: bool) -> Tensor:
     gradient = gradient.to(working_dtype(gradient.dtype))
-    model.check_finite(gradient, f"gradients at {site}", edited=False)
+    model.check_finite(gradient, f"gradients at {site}", edited=edited)
     return gradient
 
 
+@counts_as("model")
 def hessian_products(
     model: HFModel,
     clean: CleanRun,

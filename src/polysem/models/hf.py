@@ -26,6 +26,7 @@ from polysem.models.base import ModelSpec
 from polysem.models.generate import Generated, Scope, drawn
 from polysem.models.hooks import Action, Stop, apply_edit, check_edit, cut_into, hooked, working_dtype
 from polysem.models.text import Encoded, control_ids, encode_text
+from polysem.profiling import counts_as
 from polysem.store.result import Shown
 from polysem.types import BlockPoint, Site
 
@@ -175,6 +176,7 @@ class HFModel(Shown):
         )  # GPT-2's Conv1D is [in, out]
         return n_in if tap.width == "rows_in" else n_out
 
+    @counts_as("model")
     def logits(
         self, tokens: Int[Tensor, "batch pos"], edits: Sequence[Edit] = (), *, last_only: bool = False
     ) -> Float[Tensor, "batch pos_out d_vocab"]:
@@ -192,6 +194,7 @@ class HFModel(Shown):
         self.check_finite(logits, "logits", edited=bool(edits))
         return logits
 
+    @counts_as("model")
     def capture(
         self, tokens: Int[Tensor, "batch pos"], sites: Sequence[Site], edits: Sequence[Edit] = ()
     ) -> dict[Site, Float[Tensor, "batch pos d"]]:
@@ -228,6 +231,7 @@ class HFModel(Shown):
             self.check_finite(h, f"activations at {site}", edited=bool(edits))
         return {site: found[site] for site in looks}
 
+    @counts_as("model")
     def vjp(
         self,
         tokens: Int[Tensor, "batch pos"],

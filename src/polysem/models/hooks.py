@@ -7,7 +7,7 @@ name.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, assert_never
 
 import torch
@@ -18,6 +18,8 @@ from torch import Tensor, nn
 from polysem.edits import Add, Clamp, Edit, Scale
 from polysem.errors import MismatchError
 from polysem.models.anatomy import Tap
+from polysem.onednn import CountedLinears
+from polysem.profiling import is_profiled
 
 Action = Callable[[Tensor], Tensor]
 
@@ -37,7 +39,8 @@ def hooked(model: nn.Module, actions: Mapping[Tap, Sequence[Action]]) -> Iterato
                 handles.append(module.register_forward_pre_hook(_on_input(todo), with_kwargs=True))
             else:
                 handles.append(module.register_forward_hook(_on_output(todo)))
-        yield
+        with CountedLinears() if is_profiled() else nullcontext():
+            yield
     finally:
         for handle in handles:
             handle.remove()

@@ -38,6 +38,7 @@ from polysem.models.checkpoint import (
 from polysem.models.gguf import gguf_folder, is_gguf, quantisation
 from polysem.models.hf import HFModel
 from polysem.models.objects import model_of
+from polysem.profiling import counts_as
 from polysem.registry import check_links, zoo_path
 from polysem.store.io import sha256
 
@@ -68,6 +69,7 @@ _TOKENIZER = Door(
 _HUB_ID = re.compile(r"^[\w][\w.-]*(/[\w.-]+)?$")
 
 
+@counts_as("start-up")
 def load_model(
     ref: str | Path | object,
     *,

@@ -19,6 +19,7 @@ from polysem.models.anatomy import Tap, logit_cap
 from polysem.models.clean import CleanRun, block_path, first_block
 from polysem.models.hf import HFModel
 from polysem.models.hooks import Action, hooked, working_dtype
+from polysem.profiling import add_product
 
 
 class Unsupported(PolysemError):
@@ -72,6 +73,7 @@ def run_blocks(
 def last_logits(model: HFModel, h: Float[Tensor, "batch d_model"]) -> Float[Tensor, "batch d_vocab"]:
     """Logits of a last position, from the stream after the last block."""
     head: Any = model.model.get_output_embeddings()
+    add_product(len(h), model.spec.d_model, model.spec.d_vocab)
     logits = head(model.model.get_submodule(model.anatomy.final_norm)(h))
     cap = logit_cap(model.model.config)
     if cap is not None:

@@ -28,6 +28,7 @@ from polysem.models.clean import CleanRun, clean_run
 from polysem.models.fused import Fused, StreamEdit
 from polysem.models.hf import HFModel
 from polysem.models.replay import Unsupported, replay_logits
+from polysem.profiling import counts_as
 from polysem.seeds import rng_for
 from polysem.types import Site
 
@@ -65,6 +66,7 @@ class Sweep:
             found.append("replay")
         return (*found, "hooks")
 
+    @counts_as("model")
     def logits(
         self, tokens: Int[Tensor, "batch pos"], edits: Sequence[Edit]
     ) -> Float[Tensor, "batch d_vocab"]:
@@ -92,14 +94,14 @@ class Sweep:
         model = self.model
         if not isinstance(model, HFModel) or not edits:
             return "hooks"
-        clean = self._clean_run(model, tokens)
+        clean = self.clean(model, tokens)
         if self._fused is not None and self._fused.can_run(clean) and entry_of(model, clean, edits):
             return "fused"
         return "replay" if self._replays and all(e.site.layer is not None for e in edits) else "hooks"
 
     def _rows(self, model: HFModel, tokens: Tensor, edits: Sequence[Edit]) -> Tensor:
         """Logits of rows that are one prompt."""
-        clean = self._clean_run(model, tokens[:1])
+        clean = self.clean(model, tokens[:1])
         if self._fused is not None and self._fused.can_run(clean):
             entry = entry_of(model, clean, edits)
             if entry is not None:
@@ -111,7 +113,8 @@ class Sweep:
                 log.debug("plain forward pass: %s", reason)
         return model.logits(tokens, edits, last_only=True)[:, -1]
 
-    def _clean_run(self, model: HFModel, tokens: Tensor) -> CleanRun:
+    def clean(self, model: HFModel, tokens: Int[Tensor, "1 pos"]) -> CleanRun:
+        """The unedited prompt, run once for all who ask while it is kept."""
         key = tuple(tokens[0].tolist())
         if key in self._clean:
             self._clean.move_to_end(key)

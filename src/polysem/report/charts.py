@@ -473,9 +473,9 @@ def against(
 ) -> Markup:
     """A cosine's line from -1 to 1: how all pairs are spread (lo, hi, count; heights in decades), how far chance reaches,
     and a mark that a script puts where one pair is."""
-    height = 84.0
+    height = 96.0
     x = Axis(-1.0, 1.0, 10.0, WIDTH - 10)
-    frame = Frame(x, Axis(0.0, math.log10(1 + max([1, *(n for _, _, n in bars)])), height - 22, 16.0), height)
+    frame = Frame(x, Axis(0.0, math.log10(1 + max([1, *(n for _, _, n in bars)])), height - 32, 16.0), height)
     columns = [
         f"M{x(lo):.1f} {frame.y.start:.1f}V{frame.y(math.log10(1 + n)):.1f}H{x(hi) - 0.5:.1f}V{frame.y.start:.1f}z"
         for lo, hi, n in bars
@@ -489,8 +489,10 @@ def against(
         parts.append(el("rect", class_="chance-band", **box))
     parts.append(frame.hline(0.0, "zero"))
     for tick, anchor in ((-1, "start"), (-0.5, "middle"), (0, "middle"), (0.5, "middle"), (1, "end")):
-        parts.append(el("text", tick_text(tick), class_="tick", x=x(tick), y=height - 5, text_anchor=anchor))
+        parts.append(el("text", tick_text(tick), class_="tick", x=x(tick), y=height - 6, text_anchor=anchor))
     here = (el("line", x1=0, x2=0, y1=4, y2=frame.y.start + 3), el("circle", cx=0, cy=9, r=5))
     parts.append(el("g", *here, class_="here", hidden=""))
     rows = json.dumps([[round(lo, 6), round(hi, 6), n] for lo, hi, n in bars if n], separators=(",", ":"))
-    return drawing(parts, height=height, title=title, description=told, **scales(frame), data_bars=rows)
+    return drawing(
+        parts, height=height, title=title, description=told, class_="chart", **scales(frame), data_bars=rows
+    )

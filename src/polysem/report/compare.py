@@ -5,13 +5,17 @@ of their difference cannot be had from the two: it is only said whether the inte
 """
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+from markupsafe import Markup
 
 from polysem.report import panels
 from polysem.report.findings import as_told, finding
+from polysem.report.html import MISSING, Column, interval, table
 from polysem.report.source import Run, where
+from polysem.report.text import number, visible
 from polysem.stats import HYPOTHESES, POOLED
 
 LEAST = 3
@@ -55,6 +59,38 @@ def compare(a: Run, b: Run) -> dict[str, Any]:
         "findings": [_beside(*(own.get(name) for own in told)) for name in names],
         "pairs": _shared(a, b),
     }
+
+
+def body(found: Mapping[str, Any]) -> Markup:
+    """What `compare` found, as HTML."""
+    a, b = (f"{side}: {visible(Path(name).name)}" for side, name in zip("AB", found["runs"], strict=True))
+    sizes = [{"what": k, "a": v[0], "b": v[1]} for k, v in found["sizes"].items()]
+    settings = [{"what": k, "a": str(v[0]), "b": str(v[1])} for k, v in found["settings"].items()]
+    told: list[Column] = [
+        ("question", lambda r: f"{r['question']} ({r['unit']})"),
+        (a, lambda r: _told(r["a"])),
+        (b, lambda r: _told(r["b"])),
+        ("intervals overlap", lambda r: {None: MISSING, True: "yes", False: "no"}[r["intervals_overlap"]]),
+    ]
+    sides: list[Column] = [("", "what"), (a, "a"), (b, "b")]
+    pairs = found["pairs"]
+    rank, same = pairs["rank_correlation"], pairs["same_sign"]
+    said = (
+        f"{pairs['listed_in_both']} listed pairs in both; {pairs['effects_in_both']} steered in both"
+        + ("" if rank is None else f", rank correlation of their effects {number(rank)}")
+        + ("" if same is None else f", {100 * same:.0f} % of the same sign")
+        + ". Nothing is tested: the runs may share model, prompts and pairs."
+    )
+    return Markup("<h2>Two runs</h2>{}{}{}<p>{}</p>").format(
+        table(told, found["findings"], caption="findings"),
+        table(sides, sizes, caption="sizes"),
+        table(sides, settings, caption="settings that differ"),
+        said,
+    )
+
+
+def _told(row: Mapping[str, Any] | None) -> str:
+    return MISSING if row is None else f"{row['claim']}: {interval(row)}"
 
 
 def _flat(value: object, at: str = "") -> dict[str, object]:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from markupsafe import Markup
 
-from polysem.report.svg import Frame, drawing, el, scales
+from polysem.report.svg import Frame, drawing, el, scales, tick_text
 from polysem.report.text import Real, plural
 
 N_COLOURS = 17
@@ -105,8 +105,12 @@ def heat_map(
     left = 66 if y_ticks is None else 88
     frame = Frame.of(x[1], y[1], height=426, bottom=94, left=left)
     steps = _steps(most)
-    named = {} if y_ticks is None else {"y_ticks": list(y_ticks), "y_text": y_ticks.__getitem__}
-    parts = frame.axes(x_label=x[0], y_label=y[0], **named)
+    parts = frame.axes(
+        x_label=x[0],
+        y_label=y[0],
+        y_ticks=None if y_ticks is None else list(y_ticks),
+        y_text=tick_text if y_ticks is None else y_ticks.__getitem__,
+    )
     parts += _cells(frame, cells, steps)
     parts += over(frame)
     parts += _legend(frame, steps)

@@ -138,6 +138,7 @@ def context(run: Run) -> dict[str, Any]:
             *why.compensation_panels(run.table("compensation")),
         ],
         "angles": sure.qap_rows(run.table("checks")),
+        "one_dictionary": sure.one_dictionary(_sites(run)),
         "replication": list(sure.replication_sentences(run.table("replication"))),
         "missing": _missing(run.table("missing")),
         "margin": study.effects.margin,
@@ -299,6 +300,12 @@ def _effect_row(row: Mapping[str, Any], study: Any) -> dict[str, Any]:
         "note": visible(row["note"] or ""),
         "declared": row["p_adj"] is not None,
     }
+
+
+def _sites(run: Run) -> dict[str, str]:
+    """The site of every SAE of the study, by label."""
+    table = run.table("features", columns=("sae", "site"))
+    return dict(zip(table["sae"].to_pylist(), table["site"].to_pylist(), strict=True))
 
 
 def _missing(table: pa.Table) -> list[dict[str, Any]]:

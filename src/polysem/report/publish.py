@@ -27,8 +27,8 @@ BATCH = 1024
 """features in one file of Neuronpedia's layout"""
 NEIGHBOURS = 128
 """interfering features that a row of it lists, as many as the site's own search gives"""
-TRACKERS = {"trackio": "trackio", "wandb": "wandb"}
-"""name in `--track` -> module; both log a mapping of numbers to a run that `init` opens"""
+TRACKERS = ("trackio", "wandb", "mlflow")
+"""names in `--track`, which are those of the modules"""
 _CARD = """\
 ---
 tags: [polysem, interpretability, sparse-autoencoders]
@@ -221,7 +221,7 @@ def track(folder: str | Path, to: str) -> None:
 
     Args:
         folder: the run.
-        to: TRACKER:PROJECT, e.g. trackio:interference or wandb:interference.
+        to: TRACKER:PROJECT, e.g. trackio:interference, wandb:interference or mlflow:interference.
 
     Raises:
         ConfigError: if the tracker is not known or not installed.
@@ -230,12 +230,19 @@ def track(folder: str | Path, to: str) -> None:
     if name not in TRACKERS or not project:
         raise ConfigError(f"--track {to!r}: expected {' or '.join(f'{known}:PROJECT' for known in TRACKERS)}")
     try:
-        tracker = importlib.import_module(TRACKERS[name])
+        tracker = importlib.import_module(name)
     except ImportError as error:
         raise ConfigError(f"{name} is not installed", hint=f"pip install {name}") from error
     run = Run.open(Path(folder))
-    tracker.init(project=project, name=run.study.name, config=run.study.model_dump(mode="json"))
-    tracker.log(metrics(run))
+    asked, numbers = run.study.model_dump(mode="json"), metrics(run)
+    if name == "mlflow":
+        tracker.set_experiment(project)
+        with tracker.start_run(run_name=run.study.name):
+            tracker.log_dict(asked, "study.json")
+            tracker.log_metrics(numbers)
+        return
+    tracker.init(project=project, name=run.study.name, config=asked)
+    tracker.log(numbers)
     tracker.finish()
 
 

@@ -17,6 +17,7 @@ from polysem.store.run import RunFolder
 from polysem.store.schema import Schema
 from polysem.store.stages import ORDER, StageName
 from polysem.store.tables import STAGES
+from polysem.transfer.result import TransferFound, read_transfer
 
 
 @runtime_checkable
@@ -48,6 +49,7 @@ class Run(Result):
             StoreError: if the folder holds no study, or a manifest is damaged.
             ConfigError: if the study is not one.
         """
+        folder = RunFolder(folder).root
         path = folder / "study.toml"
         if not path.is_file():
             raise StoreError(
@@ -82,6 +84,15 @@ class Run(Result):
     def __dir__(self) -> list[str]:
         return sorted({*super().__dir__(), *self.tables()})
 
+    def finished(self, stage: StageName) -> bool:
+        """Whether a stage is finished: of the study, or made beside it.
+
+        Raises:
+            StoreError: if its manifest is damaged.
+        """
+        beside = stage not in ORDER and read_manifest(self.folder, stage) is not None
+        return beside or stage in self.manifests
+
     def absent(self) -> list[StageName]:
         """Stages that are not finished, in the order in which a study runs."""
         return [stage for stage in ORDER if stage != "report" and stage not in self.manifests]
@@ -97,7 +108,7 @@ class Run(Result):
         """
         stage, schema = _owner(name)
         wanted = list(columns) if columns is not None else [c.name for c in schema.columns]
-        if stage not in self.manifests:
+        if not self.finished(stage):
             return schema.empty().select(wanted)
         return RunFolder(self.folder).table(name, columns=columns, where=where)
 
@@ -107,7 +118,7 @@ class _Finished(Mapping[str, Any]):
 
     def __init__(self, run: Run):
         self._run = run
-        names = [schema.name for stage in ORDER for schema in STAGES.get(stage, ()) if stage in run.manifests]
+        names = [schema.name for stage in STAGES if run.finished(stage) for schema in STAGES[stage]]
         self._names = sorted(names, key=lambda name: name != "effects")
 
     def __getitem__(self, name: str) -> pa.Table:
@@ -122,14 +133,18 @@ class _Finished(Mapping[str, Any]):
         return len(self._names)
 
 
-def open_run(path: str | Path) -> Run:
-    """A run folder, finished or not: its tables as attributes, data frames and figures.
+def open_run(path: str | Path) -> Run | TransferFound:
+    """A run folder, finished or not, or that of a finished transfer study: tables as attributes, data frames and figures.
+    Tables of what was made beside a study (atlas, side effects, layers ...) are among them.
 
     Raises:
         StoreError: if the folder holds no study, or a manifest is damaged.
         ConfigError: if the study is not one.
     """
-    return Run.open(Path(path))
+    folder = Path(path)
+    if not (folder / "study.toml").is_file() and (folder / "transfer.toml").is_file():
+        return read_transfer(folder)
+    return Run.open(folder)
 
 
 def where(table: pa.Table, **parts: str) -> pa.Table:
@@ -145,8 +160,8 @@ def schema_of(name: str) -> Schema:
 
 
 def _owner(name: str) -> tuple[StageName, Schema]:
-    for stage in ORDER:
-        for schema in STAGES.get(stage, ()):
+    for stage, schemas in STAGES.items():
+        for schema in schemas:
             if schema.name == name:
                 return stage, schema
     raise ValueError(f"no table is named {name!r}")

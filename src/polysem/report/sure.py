@@ -117,6 +117,24 @@ def pair_sentences(table: pa.Table, locus: str, *, level: float) -> Iterator[str
         )
 
 
+def one_dictionary(saes: Mapping[str, str]) -> str:
+    """What a study cannot claim, of the sites that it sees through one SAE only; "" where each has two.
+
+    Args:
+        saes: the site of every SAE, by label.
+    """
+    sites = list(saes.values())
+    alone = sorted({site for site in sites if sites.count(site) == 1})
+    if not alone:
+        return ""
+    return (
+        f"{', '.join(visible(site) for site in alone)}: one SAE. It is one of many that would reconstruct the same activations, "
+        "so this study cannot say that a pair, its interference or its effect is a fact about the model and not about this SAE. "
+        "In the SAEs measured so far most pairs that interfere do not in another seed's. What is said of all pairs together holds "
+        "for this SAE; add a second of the site to see whether it holds for another."
+    )
+
+
 def replication_sentences(table: pa.Table) -> Iterator[str]:
     """What another SAE of the same site says of the same pairs."""
     named = set()

@@ -11,6 +11,7 @@ from polysem.boundary.door import Door
 from polysem.boundary.files import exists, local_path, steady
 from polysem.errors import MismatchError, UnknownReferenceError
 from polysem.positions import Tokenized, positions_of
+from polysem.profiling import counts_as
 from polysem.registry import check_links, zoo_path, zoo_real_path
 from polysem.saes import releases
 from polysem.saes.base import SAE
@@ -33,6 +34,7 @@ log = logging.getLogger(__name__)
 _SIZE_KEYS = (("num_hidden_layers", "n_layer"), ("hidden_size", "n_embd"))
 
 
+@counts_as("start-up")
 def load_sae(
     ref: str | Path | object,
     *,

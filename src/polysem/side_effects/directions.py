@@ -48,7 +48,7 @@ class Direction:
     name: str
     """unique among those that are looked at together"""
     kind: str
-    """feature | texts | models | file | repaired | isotropic"""
+    """feature | texts | models | file | given (a tensor) | repaired | isotropic"""
     site: Site
     vector: Float[np.ndarray, " d"]
     """as its tool adds it at coefficient 1"""

@@ -5,6 +5,7 @@
 Columns beyond `feature`, one predictor and one outcome are not required; what is there is taken as a number.
 """
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,10 @@ from polysem.side_effects.forecast import over_features, partial_correlation
 OUTCOMES = ("collateral_raw", "stab_signed", "kl_mean")
 """columns that are measured; all others that hold numbers are predictors"""
 _DOOR = Door("table of features", "give a .csv with the columns feature, crowding, collateral_raw")
+
+_NUMBER = re.compile(r"[+-]?((\d+(\.\d*)?|\.\d+)(e[+-]?\d+)?|inf(inity)?)", re.IGNORECASE | re.ASCII)
+_COMMA = re.compile(r"[+-]?\d{1,3}(,\d+)+|[+-]?\d+,\d+")
+"""a number as it is written elsewhere: 0,5 is one half or five"""
 
 
 @dataclass(frozen=True)
@@ -78,13 +83,21 @@ def read_feature_table(path: Path) -> PublicTable:
     for name in rows[0]:
         numbers = [_number(row[name]) for row in rows]
         words = [row[name] for row, value in zip(rows, numbers, strict=True) if value is None]
+        odd = next((word for word in words if _COMMA.fullmatch(word.strip())), None)
+        if odd is not None:
+            raise _DOOR.refuse(
+                path,
+                f"column {brief(name)} holds {odd}",
+                hint="write numbers with a point, and no marks between thousands",
+            )
         if words and len(words) < len(rows):
             raise _DOOR.refuse(path, f"column {brief(name)} holds numbers and {brief(words[0])}")
         if not words:
             columns[name] = np.array(numbers, dtype=np.float64)
     features = columns.get("feature", np.empty(0))
-    if len(features) != len(rows) or len(np.unique(features)) != len(features):
-        raise _DOOR.refuse(path, "column feature is not one number for each row, each once")
+    whole = np.isfinite(features).all() and (features >= 0).all() and (features == np.floor(features)).all()
+    if len(features) != len(rows) or not whole or len(np.unique(features)) != len(features):
+        raise _DOOR.refuse(path, "column feature is not one whole number from 0 for each row, each once")
     return PublicTable(columns)
 
 
@@ -93,7 +106,4 @@ def _number(cell: str) -> float | None:
     text = cell.strip()
     if not text or text.casefold() in ("nan", "na", "none", "null"):
         return float("nan")
-    try:
-        return float(text)
-    except ValueError:
-        return None
+    return float(text) if _NUMBER.fullmatch(text) else None  # float() takes 1_000, too

@@ -31,6 +31,7 @@ from polysem.side_effects.measures import WHERE_ABSENT, Evidence, measure_rows, 
 from polysem.side_effects.push import Pushed
 from polysem.side_effects.repair import protected_sets, repair_rows, repaired, second_moment
 from polysem.side_effects.scene import Scene
+from polysem.store.result import Result
 from polysem.store.stages import REGISTRY
 from polysem.types import Site
 from polysem.vocabulary import SIDE_EFFECTS
@@ -49,11 +50,13 @@ TABLES = REGISTRY["side-effects"].tables
 Rows = list[dict[str, Any]]
 
 
-@dataclass(frozen=True)
-class SideEffects:
+@dataclass(frozen=True, repr=False)
+class SideEffects(Result):
     """What was found: the tables of the stage by name. `print` gives a card for each direction."""
 
-    tables: Mapping[str, pa.Table]
+    figure = "polysem.report.figures_beside:side_effects"
+
+    held: Mapping[str, pa.Table]
     repairs: Sequence[Direction] = ()
 
     @classmethod
@@ -62,10 +65,21 @@ class SideEffects:
         tables = {schema.name: schema.of_rows(rows.get(schema.name, [])) for schema in TABLES}
         return cls(tables, repairs)
 
+    def tables(self) -> Mapping[str, pa.Table]:
+        return {"side_effects": self.held["side_effects"], **self.held}
+
+    def facts(self) -> Mapping[str, object]:
+        on_target = pc.equal(self.held["side_effects"]["measure"], "on_target")
+        rows = self.held["side_effects"].filter(on_target).to_pylist()
+        return {r["direction"]: f"{_with_ends(r)} on target" for r in rows if r["value"] is not None}
+
     def __str__(self) -> str:
-        return "\n\n".join(
-            "\n".join(card_lines(self.tables, d)) for d in self.tables["directions"].to_pylist()
-        )
+        return "\n\n".join("\n".join(card_lines(self.held, d)) for d in self.held["directions"].to_pylist())
+
+
+def _with_ends(row: Mapping[str, Any]) -> str:
+    interval = "" if row["lo"] is None else f" [{row['lo']:.3g}, {row['hi']:.3g}]"
+    return f"{row['value']:.3g}{interval}"
 
 
 def card_lines(tables: Mapping[str, pa.Table], direction: Mapping[str, Any]) -> list[str]:
@@ -81,10 +95,9 @@ def card_lines(tables: Mapping[str, pa.Table], direction: Mapping[str, Any]) -> 
         row = values.get(measure)
         if row is None or row["value"] is None:
             continue
-        interval = "" if row["lo"] is None else f" [{row['lo']:.3g}, {row['hi']:.3g}]"
         told = "" if row["forecast"] is None else f", forecast {row['forecast']:.3g}"
         null = "" if row["null_lo"] is None else f"; isotropic {row['null_lo']:.3g} to {row['null_hi']:.3g}"
-        lines.append(f"  {word.label:<18} {row['value']:.3g}{interval}{told}{null} {word.unit}".rstrip())
+        lines.append(f"  {word.label:<18} {_with_ends(row)}{told}{null} {word.unit}".rstrip())
     for kind in ("category", "tokens", "feature"):
         some = [
             r for r in tables["side_effects_moved"].to_pylist() if (r["direction"], r["kind"]) == (name, kind)

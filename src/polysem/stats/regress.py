@@ -35,6 +35,8 @@ _RANK_RTOL = 1e-9
 """singular values of the unit-column design below this, relative to the largest, are rounding"""
 _ROUNDING = 1e-9
 """of the length of a regressor: less than this of it is rounding"""
+_MANY = 64
+"""columns from which on one sparse product adds them up faster than column by column, in the same order, to the same bits"""
 _RESIDUAL_RTOL = 1e-10
 """residuals below this, relative to the outcome, are rounding: there is nothing to judge noise by"""
 
@@ -155,7 +157,7 @@ def _with_prompts(
     extra = np.zeros_like(variance)
     for k, weights in enumerate(np.linalg.pinv(design)):
         moves = weights[:, None] * prompts
-        linked = sum(float((_sums(moves, code) ** 2).sum()) for code in (target, source))
+        linked = sum(float((sums(moves, code) ** 2).sum()) for code in (target, source))
         whole, cells = float((moves.sum(axis=0) ** 2).sum()), float((moves**2).sum())
         extra[k] = max(0.0, n / (n - 1) * (whole - linked + cells))
     both = variance + extra
@@ -188,7 +190,7 @@ def degrees_of_freedom(
 def within(values: Float[np.ndarray, "n k"], groups: Int[np.ndarray, " n"]) -> Float[np.ndarray, "n k"]:
     """`values` minus the mean of their group: what is left after a fixed effect of every group."""
     _, code, size = np.unique(groups, return_inverse=True, return_counts=True)
-    return values - _sums(values, code)[code] / size[code, None]
+    return values - sums(values, code)[code] / size[code, None]
 
 
 def varies(x: Float[np.ndarray, " n"]) -> bool:
@@ -245,14 +247,14 @@ def _ways(clusters: np.ndarray, errors: Errors) -> dict[str, _Members]:
 def _crv1(design: np.ndarray, residual: np.ndarray, members: _Members) -> np.ndarray:
     """Diagonal of the clustered covariance, times G / (G - 1) x (n - 1) / (n - k)."""
     n, k = design.shape
-    scores = _sums((design * residual[:, None])[members.rows], members.cluster)
+    scores = sums((design * residual[:, None])[members.rows], members.cluster)
     influence = scores @ np.linalg.inv(design.T @ design)
     return _factor(len(scores)) * (n - 1) / (n - k) * np.einsum("gi,gi->i", influence, influence)
 
 
 def _jackknife(design: np.ndarray, residual: np.ndarray, members: _Members) -> np.ndarray:
     """(G - 1) / G x sum over clusters of (estimate without it - estimate)^2."""
-    scores = _sums((design * residual[:, None])[members.rows], members.cluster)
+    scores = sums((design * residual[:, None])[members.rows], members.cluster)
     squares = _squares(design, members)
     # Without cluster g the estimate moves by -(X'X - X_g'X_g)^-1 X_g'u_g; the generalised inverse serves
     # where a coefficient rests on one cluster alone.
@@ -265,16 +267,22 @@ def _squares(design: np.ndarray, members: _Members) -> np.ndarray:
     """X_g'X_g of every cluster."""
     k = design.shape[1]
     products = (design[:, :, None] * design[:, None, :]).reshape(len(design), k * k)
-    return _sums(products[members.rows], members.cluster).reshape(-1, k, k)
+    return sums(products[members.rows], members.cluster).reshape(-1, k, k)
 
 
 def _factor(g: int) -> float:
     return g / (g - 1) if g > 1 else 1.0
 
 
-def _sums(values: np.ndarray, code: np.ndarray) -> np.ndarray:
-    """Sum of the rows of each code; codes are 0 .. G - 1, each present."""
+def sums(values: np.ndarray, code: np.ndarray) -> np.ndarray:
+    """Sum of the rows of each code, one after the other; codes are 0 .. G - 1, each present."""
     g = int(code.max(initial=-1)) + 1
+    if values.shape[1] > _MANY:
+        from scipy.sparse import csr_array
+
+        order = np.argsort(code, kind="stable")
+        bounds = np.searchsorted(code[order], np.arange(g + 1))
+        return csr_array((np.ones(len(code)), order, bounds), shape=(g, len(code))) @ values
     summed = [np.bincount(code, weights=column, minlength=g) for column in values.T]
     return np.column_stack([np.empty((g, 0)), *summed])
 

@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float
 from polysem.seeds import rng_for
 from polysem.stats.arms import outcome_of
 from polysem.stats.permute import permute_within
-from polysem.stats.regress import within
+from polysem.stats.regress import sums, within
 from polysem.stats.rows import Row, Rows, View, number
 from polysem.stats.similarity import Latent
 
@@ -145,8 +145,7 @@ def _t_values(view: View, spec: _Spec, y: Float[np.ndarray, "n draws"]) -> Float
     scores = weight[:, None] * (y - spec.design @ (inverse @ y))
     by = []
     for column in clusters.T:
-        member = (np.unique(column)[:, None] == column).astype(np.float64)
-        by.append(((member @ scores) ** 2).sum(0))
+        by.append((sums(scores, np.unique(column, return_inverse=True)[1]) ** 2).sum(0))
     variance = np.maximum.reduce([by[0] + by[1] - (scores**2).sum(0), *by])
     known = variance > 0
     return np.where(known, slope / np.sqrt(np.where(known, variance, 1.0)), np.nan)

@@ -23,6 +23,7 @@ from polysem.boundary.door import Door
 from polysem.boundary.files import regular
 from polysem.boundary.text import parse_json
 from polysem.errors import StoreError
+from polysem.profiling import counts_as
 from polysem.store.schema import Schema
 
 TEMPORARY = ".tmp"
@@ -74,6 +75,7 @@ def put_in_place(temporary: Path, path: Path) -> None:
             os.close(folder)
 
 
+@counts_as("io")
 def write_text(path: Path, text: str) -> str:
     """Write text as UTF-8; gives the sha256 of the file."""
     with replacing(path) as stream:
@@ -81,6 +83,7 @@ def write_text(path: Path, text: str) -> str:
     return sha256(path)
 
 
+@counts_as("io")
 def read_text(path: Path, *, rebuild: str) -> str:
     """The text of a file. Raises StoreError if it is missing or not UTF-8."""
     _check_file(path, rebuild=rebuild)
@@ -117,6 +120,7 @@ def read_json(path: Path, *, rebuild: str) -> dict[str, Any]:
     return value
 
 
+@counts_as("io")
 def write_table(path: Path, table: pa.Table, schema: Schema) -> str:
     """Write a table as parquet, conformed to its schema; gives the sha256 of the file. Equal tables give
     equal bytes.
@@ -143,6 +147,7 @@ def write_table(path: Path, table: pa.Table, schema: Schema) -> str:
     return sha256(path)
 
 
+@counts_as("io")
 def read_table(
     path: Path,
     schema: Schema,
@@ -179,6 +184,7 @@ def _opened(path: Path) -> pa.OSFile:
     return pa.OSFile(str(path))
 
 
+@counts_as("io")
 def count_rows(path: Path, schema: Schema, *, rebuild: str) -> int:
     """Rows of a parquet file, from its footer; its schema is checked as by `read_table`."""
     try:
@@ -191,6 +197,7 @@ def count_rows(path: Path, schema: Schema, *, rebuild: str) -> int:
     return rows
 
 
+@counts_as("io")
 def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> str:
     """Write named arrays as safetensors; gives the sha256 of the file."""
     from safetensors.numpy import save
@@ -201,6 +208,7 @@ def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> str:
     return sha256(path)
 
 
+@counts_as("io")
 def read_arrays(path: Path, *, rebuild: str) -> dict[str, np.ndarray]:
     """The arrays of a safetensors file, by name. Raises StoreError if it is missing or truncated."""
     from safetensors import SafetensorError
@@ -250,6 +258,7 @@ class Arrays(Mapping[str, np.ndarray]):
             raise _not_read(self._path, error, rebuild=self._rebuild) from error
 
 
+@counts_as("io")
 def sha256(path: Path) -> str:
     """The sha256 of a file's content, in hexadecimal."""
     _check_file(path, rebuild="put the file there, or run the same command again")
@@ -265,6 +274,7 @@ def sha256_of(path: Path) -> str | None:
         return None
 
 
+@counts_as("io")
 def sha256_tree(path: Path, *, suffixes: tuple[str, ...] = ()) -> str:
     """One sha256 for a file, or for the files below a folder, by relative name and content.
 

@@ -10,14 +10,13 @@ from typing import Any, ClassVar
 import pyarrow as pa
 
 from polysem.errors import ConfigError
-from polysem.store import io
+from polysem.store import io, tables
 from polysem.store.schema import Schema
-from polysem.store.tables import STAGES
 from polysem.vocabulary import attribute
 
 ROWS, COLUMNS, LETTERS = 5, 8, 60
 """of a table that a notebook shows"""
-_SCHEMAS: dict[str, Schema] = {schema.name: schema for group in STAGES.values() for schema in group}
+_SCHEMAS: dict[str, Schema] = {one.name: one for one in vars(tables).values() if isinstance(one, Schema)}
 _STYLE = (
     "border-collapse:collapse;font-size:.9em", "padding:2px 10px 2px 0;text-align:left;vertical-align:top"
 )  # fmt: skip

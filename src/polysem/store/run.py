@@ -31,6 +31,7 @@ import pyarrow.compute as pc
 from pydantic import BaseModel
 
 from polysem.boundary.door import Door
+from polysem.boundary.files import local_path
 from polysem.boundary.text import read_toml
 from polysem.config import Study, parse_study
 from polysem.errors import PolysemError, StoreError, typed
@@ -81,23 +82,26 @@ class Part:
 
 
 _SETTINGS = Door("study", error=StoreError, missing=StoreError)
+_FOLDER = Door("run folder", "choose another --out", StoreError, StoreError)
 
 
 class RunFolder:
     """The files of one study under one folder."""
 
     def __init__(self, root: Path):
-        self.root = root
+        """Raises StoreError for what can be no path."""
+        self.root = local_path(root, door=_FOLDER)
 
     @classmethod
     def open(cls, root: Path) -> "RunFolder":
         """An existing run folder. Raises StoreError where there is none."""
-        if not any((root / file).is_file() for file in SETTINGS):
+        found = cls(root)
+        if not any(found.holds(file) for file in SETTINGS):
             raise StoreError(
                 f"{root} is no run folder: it holds no study.toml",
                 hint=f"polysem run STUDY.toml --out {typed(root)}",
             )
-        return cls(root)
+        return found
 
     def holds(self, file: str) -> bool:
         """Whether one of SETTINGS is there."""

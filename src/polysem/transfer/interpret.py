@@ -23,6 +23,7 @@ from jaxtyping import Float
 
 from polysem.errors import ConfigError
 from polysem.http import Retries
+from polysem.progress import SILENT, Reporter
 from polysem.seeds import rng_for
 from polysem.store import RunFolder
 from polysem.store.tables import JUDGED, JUDGEMENTS, WRITTEN_GLOSSES
@@ -77,6 +78,7 @@ def judge_pairs(
     say: Say,
     estimate_only: bool = False,
     retries: Retries | None = None,
+    reporter: Reporter = SILENT,
 ) -> dict[str, pa.Table] | None:
     """What every judge says of pairs of a study, and which it chooses: tables by name; None if only the cost is said.
 
@@ -97,7 +99,7 @@ def judge_pairs(
     views: dict[str, Annotation] = {}
     choices: dict[str, Proportion] = {}
     for member in members:
-        ask = member.ask(ahead, max_tokens=REPLY_TOKENS)
+        ask = member.ask(ahead, max_tokens=REPLY_TOKENS, reporter=reporter)
         views[member.name] = annotate([p.glosses for p in pairs], ask)
         choices[member.name] = forced_choice(
             [(h.glosses, m.glosses) for h, m in trials], ask, level=panel.level
@@ -236,6 +238,7 @@ def explain_features(
     say: Say,
     estimate_only: bool = False,
     retries: Retries | None = None,
+    reporter: Reporter = SILENT,
 ) -> pa.Table | None:
     """WRITTEN_GLOSSES: every model of the panel writes glosses of features and another scores them; None if only the
     cost is said.
@@ -256,11 +259,12 @@ def explain_features(
         return None
     rows: list[Row] = []
     for n, member in enumerate(members):
-        ask = member.ask(ahead, max_tokens=REPLY_TOKENS)
+        ask = member.ask(ahead, max_tokens=REPLY_TOKENS, reporter=reporter)
         glosses = {key: explain(_shown(found, panel), ask) for key, found in chosen.items()}
         if none := sum(gloss is None for gloss in glosses.values()):
             say(f"{member.name}: {none} of {len(glosses)} features have no gloss: {_UNUSABLE}")
-        rows += _scored(panel, member.name, glosses, chosen, everything, members[(n + 1) % len(members)])
+        judge = members[(n + 1) % len(members)]
+        rows += _scored(panel, member.name, glosses, chosen, everything, judge, reporter)
     return _table(WRITTEN_GLOSSES, rows)
 
 
@@ -302,6 +306,7 @@ def _scored(
     chosen: dict[Key, list[Row]],
     everything: list[Row],
     judge: Member,
+    reporter: Reporter,
 ) -> list[Row]:
     """Rows of WRITTEN_GLOSSES: each gloss scored by the next model of the panel, by itself where it is alone."""
     cases = {key: _cases(panel, key, chosen[key], everything) for key, gloss in glosses.items() if gloss}
@@ -310,7 +315,7 @@ def _scored(
         for key, (active, silent) in cases.items()
         for q in detection_questions(str(glosses[key]), [*active, *silent])
     ]
-    ask = judge.ask(ahead, max_tokens=REPLY_TOKENS)
+    ask = judge.ask(ahead, max_tokens=REPLY_TOKENS, reporter=reporter)
     found: list[Row] = []
     for (sae, feature), gloss in glosses.items():
         row: Row = {

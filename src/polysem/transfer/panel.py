@@ -9,10 +9,14 @@ from pydantic import Field, model_validator
 from polysem.config import Section, parse_section, parse_toml, read_text
 from polysem.errors import ConfigError
 from polysem.http import Retries
+from polysem.progress import SILENT, Reporter
 from polysem.targets import ServedTarget
 from polysem.targets.served import Messages
 from polysem.transfer.config import TargetConfig
 from polysem.transfer.judges import ATTEMPTS, Ask, ask_with
+
+SIDE_BY_SIDE = 32
+"""questions between two signs of progress"""
 
 
 class MemberConfig(TargetConfig):
@@ -95,7 +99,10 @@ class Member:
         least = f" at most ({once} to send if every reply is the JSON that is asked for)" if once else ""
         return f"{self.name}: {estimate}{least}" + (f"; {asked}" if asked else "")
 
-    def ask(self, ahead: Sequence[Messages], *, max_tokens: int) -> Ask:
+    def ask(self, ahead: Sequence[Messages], *, max_tokens: int, reporter: Reporter = SILENT) -> Ask:
         """Ask `ahead` side by side, then give what answers from what was kept."""
-        self._target.chat_ahead(ahead, max_tokens=max_tokens)
+        parts = [ahead[k : k + SIDE_BY_SIDE] for k in range(0, len(ahead), SIDE_BY_SIDE)]
+        label = f"questions to {self.name}, by {SIDE_BY_SIDE}"
+        for part in reporter.track(parts, total=len(parts), label=label):
+            self._target.chat_ahead(part, max_tokens=max_tokens)
         return ask_with(self._target, max_tokens=max_tokens)

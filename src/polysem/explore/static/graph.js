@@ -58,10 +58,10 @@ function placed(nodes, at, width) {
     const short = visible(node.gloss || `feature ${node.id}`, 80);
     const text = short.length > 24 ? `${short.slice(0, 23)}…` : short;
     const [x, y] = at(node.id);
-    const long = 6.9 * text.length;
+    const long = 8.5 * text.length;
     for (const [dx, anchor] of [[13, "start"], [-13, "end"]]) {
       const left = anchor === "start" ? x + dx : x + dx - long;
-      const box = [left, y - 9, left + long, y + 9];
+      const box = [left, y - 11, left + long, y + 11];
       const free = left > 0 && box[2] < width && taken.every((t) => box[2] < t[0] || box[0] > t[2] || box[3] < t[1] || box[1] > t[3]);
       if (free || (node.centre && anchor === "end")) {
         found.set(node.id, { text, x: x + dx, y: y + 4.5, anchor });

@@ -28,7 +28,7 @@ export function fetchNodes(path) {
     const request = new XMLHttpRequest();
     request.open("GET", path);
     request.responseType = "document";
-    request.onload = () => (request.status === 200 && request.response ? done([...request.response.body.children].map((node) => document.importNode(node, true))) : fail(new Refused(`the explorer has no figures at ${path} (${request.status})`)));
+    request.onload = () => (request.status === 200 ? done([...(request.response?.body?.children ?? [])].map((node) => document.importNode(node, true))) : fail(new Refused(`the explorer has no figures at ${path} (${request.status})`)));
     request.onerror = () => fail(new Refused("the explorer does not answer; was it stopped?", "polysem explore RUN"));
     request.send();
   });

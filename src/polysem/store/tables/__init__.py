@@ -41,6 +41,7 @@ from polysem.store.tables.guard import (
     GUARD_NEURONS,
     GUARD_RECOVERY,
 )
+from polysem.store.tables.hierarchy import ABSORPTION, RELATIONS
 from polysem.store.tables.joint import (
     JOINT_ADDITIVITY,
     JOINT_FINDINGS,
@@ -84,6 +85,7 @@ from polysem.store.tables.plan import (
     SIGNALS,
     SIMILARITIES,
 )
+from polysem.store.tables.replicates import REPLICATES, STABILITY, SURVIVAL
 from polysem.store.tables.response import (
     COMPENSATION,
     DECOMPOSITION,
@@ -117,6 +119,7 @@ from polysem.store.tables.transfer import (
 from polysem.store.tables.trials import TRIALS
 
 __all__ = [
+    "ABSORPTION",
     "ATLAS",
     "ATLAS_DENSITY",
     "ATLAS_FIT",
@@ -124,6 +127,7 @@ __all__ = [
     "ATLAS_TOP",
     "ATLAS_TOWARD",
     "BEHAVIOUR",
+    "BESIDE",
     "BUDGETS",
     "CHECKS",
     "CLEANER",
@@ -178,9 +182,11 @@ __all__ = [
     "PRESETS",
     "PROMPTS",
     "PROTECTED",
+    "RELATIONS",
     "RELIABILITY",
     "REPAIRS",
     "REPLICATED",
+    "REPLICATES",
     "REPLICATION",
     "RESPONSE",
     "SCREENED",
@@ -193,7 +199,9 @@ __all__ = [
     "SIMILARITY_MODEL",
     "SPECIFICATION",
     "SPECTRUM",
+    "STABILITY",
     "STAGES",
+    "SURVIVAL",
     "TEXTS",
     "TEXT_ARMS",
     "TEXT_BRIDGE",
@@ -275,3 +283,6 @@ STAGES: dict[str, tuple[Schema, ...]] = {
     "defend": (DEFENCES, PROTECTED),
 }
 """Stage name -> its tables: of a study, in the order in which it runs, then of what is made beside it."""
+
+BESIDE: dict[str, tuple[Schema, ...]] = {"relations": (RELATIONS, ABSORPTION)}
+"""Verb that asks for no run folder -> what it writes with --out."""

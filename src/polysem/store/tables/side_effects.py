@@ -20,7 +20,7 @@ DIRECTIONS = Schema(
     ("direction",),
     (
         DIRECTION,
-        text("kind", "feature | texts | models | file | repaired"),
+        text("kind", "feature | texts | models | file | given (a tensor) | repaired"),
         text("site", "hook point that is steered"),
         text("sae", "dictionary of a feature", nullable=True),
         index("feature", "row of W_dec of a feature", nullable=True),

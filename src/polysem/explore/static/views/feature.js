@@ -56,7 +56,8 @@ export async function feature(ctx) {
 async function verdict(ctx, { sae, number }) {
   const { relations, saes } = ctx.study;
   const ask = async (name, f) => (relations[name] ? ctx.source.rows(name, { f: [`sae=${sae}`, ...f], limit: 1, offset: 0 }) : { rows: [], total: 0 });
-  const [concepts, hub] = await Promise.all(["concepts", "hubs"].map((name) => ask(name, [`feature=${number}`])));
+  const [concepts, hub, clean] = await Promise.all(["concepts", "hubs", "side_effects_linear"].map((name) => ask(name, [`feature=${number}`])));
+  const percentile = clean.rows[0]?.percentile;
   const [c] = concepts.rows;
   const near = hub.rows[0]?.n_unflagged ?? 0;
   const all = saes.find((s) => s.label === sae)?.n_features || 0;
@@ -70,6 +71,7 @@ async function verdict(ctx, { sae, number }) {
     c ? [fixed(c.score), `polysemanticity (1 − cosine between groups)${c.mixed === null ? "" : `; two features in one have ${fixed(c.mixed)}`}`] : null,
     relations.hubs ? [String(near), `unrelated features that it interferes with${rank ? `: ${rank}` : ""}`] : null,
     near ? [fixed(hub.rows[0].strongest), "strongest |interference|"] : null,
+    percentile !== null && percentile !== undefined ? [`${shown(100 * percentile, 2)} %`, "of this SAE's features steer less cleanly: effect on their own tokens per root of KL, by gradient"] : null,
   ].filter(Boolean);
   return el("section", { cls: "panel wide verdict" }, el("h2", {}, "Is it polysemantic?"), el("p", {}, el("strong", {}, said)),
     c ? null : el("p", { cls: "fine" }, "Whether its contexts have several senses was not asked: with glosses.similarity = [\"contexts:minilm\"] a study groups those of its planned features."),

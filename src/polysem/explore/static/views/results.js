@@ -7,6 +7,7 @@ import { inOrder, label, locus as called, told } from "../words.js";
 
 const PLACES = {
   results: { words: "Effects", tables: ["effects", "dose_response", "explained", "missing"] },
+  compare: { words: "SAEs side by side", tables: ["features", "pairs", "spectrum"] },
   presets: { words: "Paper against strict", tables: ["presets"] },
   "side-effects": { words: "Side effects", tables: ["directions", "side_effects", "side_effects_moved", "cleaner", "repairs"] },
   joint: { words: "Several at once", tables: ["joint_sizes", "joint_pairs", "joint_findings", "plans"] },
@@ -14,7 +15,7 @@ const PLACES = {
   transfer: { words: "Transfer to other models", tables: ["transfer_effects", "transfer_shared"] },
 };
 
-const ALWAYS = ["results", "presets", "transfer"];
+const ALWAYS = ["results", "compare", "presets", "transfer"];
 
 export async function results(ctx) {
   const { study } = ctx;

@@ -1,0 +1,66 @@
+"""What a session in Python finds when it compares dictionaries of one site; no stage writes it."""
+
+import pyarrow as pa
+
+from polysem.store.schema import Column, Schema
+
+_FIRST = Column("first", pa.string(), "", "reference of a dictionary")
+_SECOND = Column("second", pa.string(), "", "reference of another one of the site")
+
+
+def _number(name: str, unit: str, meaning: str, *, nullable: bool = False) -> Column:
+    return Column(name, pa.float64(), unit, meaning, nullable=nullable)
+
+
+REPLICATES = Schema(
+    "replicates",
+    1,
+    ("number", "first", "second"),
+    (
+        Column("number", pa.int32(), "", "of the two among all pairs, in the order in which they were given"),
+        _FIRST,
+        _SECOND,
+        Column("n", pa.int64(), "features", "matched one to one"),
+        _number("pw_mcc", "cosine", "mean |cosine| of matched decoder rows (PW-MCC)"),
+        _number("turned", "cosine", "the same with the second one turned at random"),
+        _number("drawn", "cosine", "the same with rows drawn with the second one's mean and covariance"),
+        _number("stable_first", "share", "of the first one's features that are stable"),
+        _number("stable_second", "share", "of the second one's features that are stable"),
+    ),
+)
+
+SURVIVAL = Schema(
+    "survival",
+    1,
+    ("number", "matched", "low"),
+    (
+        Column("number", pa.int32(), "", "of the two dictionaries"),
+        _FIRST,
+        _SECOND,
+        Column("matched", pa.string(), "", "which matched features"),
+        _number("low", "cosine", "lower end of the bin of |interference| in the first one"),
+        _number("high", "cosine", "its upper end"),
+        Column("n", pa.int64(), "pairs", "of matched features in the bin"),
+        _number("same", "share", "of them that are in the same bin in the second one"),
+        _number("chance", "share", "by regression to the mean alone"),
+        _number("lo", "share", "least of its draws"),
+        _number("hi", "share", "largest of its draws"),
+    ),
+)
+
+STABILITY = Schema(
+    "stability",
+    1,
+    ("number", "feature"),
+    (
+        Column("number", pa.int32(), "", "of the dictionary, in the order in which they were given"),
+        Column("sae", pa.string(), "", "its reference"),
+        Column("feature", pa.int32(), "", "row of W_dec"),
+        _number(
+            "stability",
+            "share",
+            "of the other dictionaries in which it has a match; null: a dead feature",
+            nullable=True,
+        ),
+    ),
+)

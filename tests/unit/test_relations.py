@@ -1,0 +1,138 @@
+"""Relations of features: on a planted tree, where nothing is planted, and against scipy's exact tails."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.stats import hypergeom
+from typer.testing import CliRunner
+
+from polysem.cli.app import app
+from polysem.errors import ConfigError, MismatchError
+from polysem.hierarchy.firing import cofiring_tail, fired
+from polysem.hierarchy.relations import Kinship, by_interference, relations_of
+from polysem.worlds.tree import PlantedRelations, TreeWorld, tree_world
+
+
+@pytest.fixture(scope="module")
+def planted() -> tuple[TreeWorld, np.ndarray, Kinship]:
+    world = tree_world(roots=6, absorbed=3)
+    x, _ = world.sample(20_000, seed=1)
+    return world, x, relations_of(world.wide, x, label="wide", narrow=[world.narrow])
+
+
+def _found(made: Kinship, relation: str) -> set[tuple[int, int]]:
+    rows = (r for r in made.relations.to_pylist() if r["relation"] == relation)
+    return {
+        (r["i"], r["j"]) if r["above"] is None else (r["above"], r["i"] + r["j"] - r["above"]) for r in rows
+    }
+
+
+@pytest.mark.parametrize(
+    ("relation", "precision", "recall"),
+    [("parent", 0.9, 0.9), ("split", 0.8, 0.8), ("absorbed", 0.7, 0.9), ("duplicate", 0.9, 1.0), ("antipodal", 1.0, 1.0), ("hedge", 0.8, 0.8)],
+)  # fmt: skip
+def test_a_planted_tree_is_found(planted, relation: str, precision: float, recall: float) -> None:
+    world, _, made = planted
+    true, found = getattr(world.truth, relation), _found(made, relation)
+    assert len(found & true) >= precision * len(found)
+    assert len(found & true) >= recall * len(true)
+
+
+def test_the_rate_of_absorption_is_the_planted_one(planted) -> None:
+    world, _, made = planted
+    parents = {a for a, _ in world.truth.absorbed}
+    rates = [r["rate"] for r in made.absorption.to_pylist() if r["feature"] in parents]
+    assert len(rates) == 3
+    assert abs(np.mean(rates) - world.truth.absorption) <= 0.05
+    others = [r["rate"] for r in made.absorption.to_pylist() if r["feature"] not in parents and r["trusted"]]
+    assert np.mean(others) <= 0.05
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_a_flat_world_has_no_relations(seed: int) -> None:
+    """Independent features, pairs of them at a cosine of 0.45: no more than 5 % of the close pairs, and of the features, are
+    given a relation."""
+    world = tree_world(roots=0, absorbed=0, wholes=0, twice=0, signed=0, mixes=0, flat=80, seed=seed)
+    x, _ = world.sample(20_000, seed=seed)
+    made = relations_of(world.wide, x, label="flat", least=0.2).relations
+    related = [r for r in made.to_pylist() if r["relation"] != "unrelated"]
+    assert made.num_rows >= 40
+    assert len(related) <= 0.05 * made.num_rows
+    assert len({r[k] for r in related for k in "ij"}) <= 0.05 * 80
+
+
+def test_dense_features_cover_others_and_are_no_parents() -> None:
+    """Coverage alone would make every feature that is nearly always on a parent: it is not needed where the child fires more
+    than others of its density, and fires there no more than by chance."""
+    world = tree_world(roots=0, absorbed=0, wholes=0, twice=0, signed=0, mixes=0, flat=40)
+    rng = np.random.default_rng(0)
+    codes = (rng.random((8000, 40)) < np.where(np.arange(40) < 24, 0.93, 0.04)) * (
+        0.5 + rng.random((8000, 40))
+    )
+    x = (codes @ world.directions).astype(np.float32)
+    seen = fired(world.wide, x)
+    share = np.asarray((seen.fires.T @ seen.fires).todense())[:24, 24:] / seen.count[None, 24:]
+    assert (share >= 0.9).mean() > 0.8  # by coverage they are parents
+    assert not _found(relations_of(world.wide, x, label="dense"), "parent")
+
+
+def test_what_is_taken_away_raises_the_error_as_it_does_in_full(planted) -> None:
+    world, x, _ = planted
+    seen = fired(world.wide, x[:200])
+    inputs = torch.from_numpy(x[:200])
+    acts = world.wide.encode(inputs)
+    full = (inputs - world.wide.decode(acts)).pow(2).sum(1)
+    assert np.allclose(seen.error, (inputs - world.wide.decode(acts)).numpy(), atol=1e-5)
+    tokens = np.arange(0, 200, 3)
+    raises = seen.raises(tokens)
+    for feature in (0, 7, 30):
+        without = acts.clone()
+        without[:, feature] = 0
+        after = (inputs - world.wide.decode(without)).pow(2).sum(1)
+        assert raises[feature] == pytest.approx(float((after - full)[tokens].mean()), abs=1e-5)
+
+
+@given(st.integers(1, 60), st.data())
+def test_tails_are_scipys(n: int, data) -> None:
+    a, b = (data.draw(st.integers(0, n)) for _ in range(2))
+    both = data.draw(st.integers(max(0, a + b - n), min(a, b)))
+    law = hypergeom(n, a, b)
+    for above, expected in ((True, law.sf(both - 1)), (False, law.cdf(both))):
+        got = cofiring_tail(np.array([both]), n, np.array([a]), np.array([b]), above=above)[0]
+        assert got == pytest.approx(float(expected), rel=1e-9, abs=1e-12)
+
+
+def test_pairs_are_counted_by_interference(planted) -> None:
+    _, _, made = planted
+    counts = by_interference(made.relations)
+    assert sum(v for row in counts for v in row.values() if isinstance(v, int)) == made.relations.num_rows
+
+
+def test_a_wider_dictionary_is_no_narrow_one(planted) -> None:
+    world, x, _ = planted
+    with pytest.raises(MismatchError, match="expected fewer"):
+        relations_of(world.narrow, x, label="a", narrow=[world.wide])
+    with pytest.raises(ConfigError, match="0 activations"):
+        relations_of(world.wide, x[:0], label="a")
+
+
+def test_the_verb_prints_and_writes(tmp_path) -> None:
+    sae = "zoo:gpt2/blocks.2.hook_resid_post"
+    arguments = ["relations", sae, "--corpus", "zoo:samples", "--tokens", "3000", "--probes", "5"]
+    done = CliRunner().invoke(app, [*arguments, "--out", str(tmp_path / "out"), "--json"])
+    assert done.exit_code == 0, done.output
+    told = json.loads(done.stdout[: done.stdout.rindex("}") + 1])
+    assert told["features"] == 1536
+    assert told["pairs"]
+    for name in ("relations", "absorption"):
+        assert (tmp_path / "out" / f"{name}.parquet").is_file()
+
+
+def test_planted_relations_are_whole() -> None:
+    truth = tree_world().truth
+    assert isinstance(truth, PlantedRelations)
+    assert [len(getattr(truth, name)) for name in ("parent", "split", "absorbed")] == [114, 6, 2]

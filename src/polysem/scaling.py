@@ -109,6 +109,8 @@ class PowerFit:
     """of c: 95 %, by leaving out one seed at a time; NaN with one seed"""
     residual: float
     """root mean square, as a share of the range of y"""
+    note: str = ""
+    """why c is no exponent; "" if it is one"""
 
 
 def power_fit(
@@ -137,7 +139,11 @@ def power_fit(
         reach = float(t.ppf(0.975, m - 1)) * se
         lo, hi = c - reach, c + reach
     spread = float(np.ptp(y)) or 1.0
-    return PowerFit(a, b, c, lo, hi, float(np.sqrt(squares / len(y))) / spread)
+    ends = c < 1.01 * _SLOWEST or c > 0.99 * _STEEPEST
+    note = (
+        f"c is at an end of what is looked at, {_SLOWEST:g} to {_STEEPEST:g}: no such curve" if ends else ""
+    )
+    return PowerFit(a, b, c, lo, hi, float(np.sqrt(squares / len(y))) / spread, note)
 
 
 def _curve(width: np.ndarray, y: np.ndarray) -> tuple[float, float, float, float]:

@@ -125,7 +125,7 @@ def power_fit(
         raise ConfigError(
             f"{len(np.unique(width))} widths and {int((~np.isfinite(y)).sum())} unknown numbers; a curve asks for three widths, "
             "all known",
-            hint="polysem scaling with dictionaries of three widths",
+            hint="add dictionaries of other widths of the site",
         )
     a, b, c, squares = _curve(width, y)
     seeds = np.unique(seed)

@@ -43,7 +43,8 @@ class Profile:
         """seconds of a stage in which no CPU worked for it, by stage: for the disk, a server, or other programs"""
         self.flops: dict[str, float] = defaultdict(float)
         """of the products of the model's linear maps, by stage"""
-        self._at, self._kinds, self._last = START, ["start-up"], 0.0
+        self._at, self._last = START, 0.0
+        self._kinds: list[Kind] = ["start-up"]
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:

@@ -109,6 +109,8 @@ class PowerFit:
     """of c: 95 %, by leaving out one seed at a time; NaN with one seed"""
     residual: float
     """root mean square, as a share of the range of y"""
+    note: str = ""
+    """why c is no exponent; "" if it is one"""
 
 
 def power_fit(
@@ -123,7 +125,7 @@ def power_fit(
         raise ConfigError(
             f"{len(np.unique(width))} widths and {int((~np.isfinite(y)).sum())} unknown numbers; a curve asks for three widths, "
             "all known",
-            hint="polysem scaling with dictionaries of three widths",
+            hint="add dictionaries of other widths of the site",
         )
     a, b, c, squares = _curve(width, y)
     seeds = np.unique(seed)
@@ -137,7 +139,11 @@ def power_fit(
         reach = float(t.ppf(0.975, m - 1)) * se
         lo, hi = c - reach, c + reach
     spread = float(np.ptp(y)) or 1.0
-    return PowerFit(a, b, c, lo, hi, float(np.sqrt(squares / len(y))) / spread)
+    ends = c < 1.01 * _SLOWEST or c > 0.99 * _STEEPEST
+    note = (
+        f"c is at an end of what is looked at, {_SLOWEST:g} to {_STEEPEST:g}: no such curve" if ends else ""
+    )
+    return PowerFit(a, b, c, lo, hi, float(np.sqrt(squares / len(y))) / spread, note)
 
 
 def _curve(width: np.ndarray, y: np.ndarray) -> tuple[float, float, float, float]:

@@ -85,8 +85,8 @@ def options(do: Following) -> None:
     assert do.hint(JointOptions(protect=("sea",)).check) == f"--towards {words}"
     assert do.hint(DefendOptions(n_clean=1).check) == "raise --n-clean"
     DefendOptions().check()
-    shard = do.hint(lambda: _wanted(None, (1, 8))).partition("--shard ")[2]
-    assert _wanted(("trials",), tuple(map(int, shard.split("/")))) == ("trials",)
+    part, parts = map(int, do.hint(lambda: _wanted(None, (1, 8))).partition("--shard ")[2].split("/"))
+    assert _wanted(("trials",), (part, parts)) == ("trials",)
     assert "--less" in do.hint(SideEffectsOptions(more="m").check)
     SideEffectsOptions(more="m", less="n").check()
     assert "--features 12,40" in do.hint(SideEffectsOptions().check)
@@ -137,7 +137,6 @@ def options(do: Following) -> None:
     "replicate.py: polysem replicate",
 )
 def commands(do: Following) -> None:
-    from polysem.cli import beside
     from polysem.replicate import replicate
     from polysem.report.source import Run
 
@@ -160,7 +159,6 @@ def commands(do: Following) -> None:
         do.seen.append(
             ({"cli/beside.py"}, f"polysem {verb} --init > {'judges' if verb == 'judge' else verb}.toml")
         )
-    assert beside
     empty = do.folder / "run"
     empty.mkdir()
     for call in (lambda: RunFolder.open(empty), lambda: Run.open(empty)):
@@ -168,11 +166,9 @@ def commands(do: Following) -> None:
     (empty / "study.toml").write_text('name = "another"' + PLANTED)
     assert RunFolder.open(empty).study()
     study = parse_study(PLANTED)
-    claim = {"base": do.folder}
-    hint = do.hint(lambda: RunFolder(empty).claim(study, PLANTED, **claim))
-    assert "--force" in hint
-    RunFolder(do.folder / "other").claim(study, PLANTED, **claim)
-    RunFolder(empty).claim(study, PLANTED, force=True, **claim)
+    assert "--force" in do.hint(lambda: RunFolder(empty).claim(study, PLANTED, base=do.folder))
+    RunFolder(do.folder / "other").claim(study, PLANTED, base=do.folder)
+    RunFolder(empty).claim(study, PLANTED, base=do.folder, force=True)
     one = load_sae(
         {"W_enc": np.eye(4, 8), "W_dec": np.eye(8, 4), "b_enc": np.zeros(8), "b_dec": np.zeros(4)},
         site=str(STREAM),

@@ -322,7 +322,7 @@ def _state() -> State:
 def trained() -> State:
     """A dictionary after one step."""
     state = _state()
-    sum(t.sum() for t in state.weights.named().values()).backward()
+    torch.stack([t.sum() for t in state.weights.named().values()]).sum().backward()
     state.optimizer.step()
     return state
 
@@ -419,7 +419,12 @@ def _kept_vectors(folder: Path) -> None:
 def _minilm(folder: Path) -> None:
     from transformers import BertConfig, BertModel
 
-    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    sizes: dict[str, Any] = {
+        "hidden_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "intermediate_size": 16,
+    }
     bert = BertModel(BertConfig(vocab_size=8, max_position_embeddings=64, **sizes), add_pooling_layer=False)
     bert.save_pretrained(folder)
     tokenizer = (

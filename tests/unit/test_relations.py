@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import hypergeom
 from typer.testing import CliRunner
@@ -96,6 +96,7 @@ def test_what_is_taken_away_raises_the_error_as_it_does_in_full(planted) -> None
         assert raises[feature] == pytest.approx(float((after - full)[tokens].mean()), abs=1e-5)
 
 
+@settings(deadline=None)
 @given(st.integers(1, 60), st.data())
 def test_tails_are_scipys(n: int, data) -> None:
     a, b = (data.draw(st.integers(0, n)) for _ in range(2))

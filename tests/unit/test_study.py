@@ -131,7 +131,10 @@ class Fakes:
         self, study: Study, features: Any, pairs: Any, prompts: pa.Table, saes: Any, *, model: Any
     ) -> SimpleNamespace:
         self.note("plan")
-        assert pairs["pairs"].num_rows == len(study.saes)
+        assert pairs.pairs.num_rows == len(study.saes)
+        for label in saes:  # one dictionary's rows, read by themselves
+            assert pairs.only(label).pairs["sae"].to_pylist() == [label]
+            assert set(features.only(label).features["sae"].to_pylist()) <= {label}
         rows = [{"trial_id": f"{b}-{k}", "batch": b} for b in range(N_BATCHES) for k in range(2)]
         made = {schema.name: schema.empty() for schema in STAGES["plan"]}
         return SimpleNamespace(tables=lambda: made | {"plan": table(PLAN, rows), "prompts": prompts})

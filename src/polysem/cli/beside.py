@@ -227,6 +227,7 @@ def _generate(
         str, typer.Option("--tasks", metavar="FILE", help="Questions (.jsonl) asked under every push.")
     ] = "",
     ignore_versions: IgnoreVersions = False,
+    as_json: AsJson = False,
 ) -> None:
     from polysem.engine.generate import GenerateOptions
 
@@ -247,7 +248,8 @@ def _generate(
         study_file, folder, reporter=on_stderr(), stages=["features", "pairs", "plan"],
         ignore_versions=ignore_versions,
     )  # fmt: skip
-    _finish("generate", make_generate(folder, options, reporter=on_stderr(), ignore_versions=ignore_versions))
+    made = make_generate(folder, options, reporter=on_stderr(), ignore_versions=ignore_versions)
+    _finish("generate", made, as_json=as_json)
 
 
 @verb
@@ -261,9 +263,10 @@ def _guard(
     out: Out = None,
     ignore_versions: IgnoreVersions = False,
     init: Annotated[bool, typer.Option("--init", help="Print a concept with its keys, and end.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     if init:
-        print_template("concept.toml")
+        print_template("concept.toml", as_json=as_json)
         return
     if study_file is None or concept_file is None:
         raise ConfigError(
@@ -277,7 +280,8 @@ def _guard(
     from polysem.progress import on_stderr
 
     run_study(study_file, folder, reporter=on_stderr(), stages=["features"], ignore_versions=ignore_versions)
-    _finish("guard", make_guard(folder, concept, reporter=on_stderr(), ignore_versions=ignore_versions))
+    made = make_guard(folder, concept, reporter=on_stderr(), ignore_versions=ignore_versions)
+    _finish("guard", made, as_json=as_json)
 
 
 def _panel(stage: StageName) -> Callable[..., None]:

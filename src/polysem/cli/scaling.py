@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from polysem.cli.shell import print_json, result, verb
+from polysem.cli.shell import AsJson, print_json, result, verb
 
 
 @verb
@@ -19,6 +19,7 @@ def scaling(
     out: Annotated[
         Path | None, typer.Option("--out", metavar="FILE", help="Where rows and fits go, as JSON.")
     ] = None,
+    as_json: AsJson = False,
 ) -> None:
     """How close pairs, capacity and reconstruction change with the width of dictionaries: y = a + b width^-c."""
     import numpy as np
@@ -83,10 +84,21 @@ def scaling(
         "k": usual, "tokens": len(x), "dictionaries": measured, "beside": beside, "fits": fits,
         "at_one_fvu": _matched(measured, at_matched),
     }  # fmt: skip
-    print_json({"fits": fits, "at_one_fvu": told["at_one_fvu"]})
     if out is not None:
         write_json(out, told)
+    if as_json:
+        print_json({"fits": fits, "at_one_fvu": told["at_one_fvu"], "path": out})
+        return
+    for name, fit in fits.items():
+        print(f"{name:<24} " + ", ".join(f"{key} {_short(value)}" for key, value in fit.items()))
+    for row in told["at_one_fvu"]:
+        print(", ".join(f"{key} {_short(value)}" for key, value in row.items()))
+    if out is not None:
         result(out)
+
+
+def _short(value: object) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def _matched(measured: list[dict[str, Any]], at_matched: Any) -> list[dict[str, Any]]:

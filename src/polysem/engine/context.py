@@ -2,11 +2,12 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict, replace
-from functools import cache, cached_property
+from functools import cache, cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from polysem.config import SAEConfig, Study
 from polysem.engine.cache import SAECache
@@ -107,8 +108,13 @@ class StoredFeatures:
     """The feature table of a run folder: all that `features.FeatureTable` has, each table read when it is first asked
     for. Running the trials needs neither the contexts nor the embeddings, which are the bulk of it."""
 
-    def __init__(self, run: RunFolder):
-        self._table, self._embeddings = cache(run.table), cache(run.embeddings)
+    def __init__(self, run: RunFolder, where: pc.Expression | None = None):
+        self._run, self._embeddings = run, cache(run.embeddings)
+        self._table = cache(partial(run.table, where=where))
+
+    def only(self, label: str) -> "StoredFeatures":
+        """The rows of one SAE, read by themselves."""
+        return StoredFeatures(self._run, pc.equal(pc.field("sae"), label))
 
     @property
     def features(self) -> pa.Table:
@@ -134,6 +140,27 @@ class StoredFeatures:
     def embeddings(self) -> Mapping[str, np.ndarray]:
         """By SAE label, [n_features d_embed] float32 unit rows; zero without a gloss."""
         return self._embeddings()
+
+
+class StoredPairs:
+    """The map of pairs of a run folder, read when it is asked for."""
+
+    def __init__(self, run: RunFolder, where: pc.Expression | None = None):
+        self._run, self._table = run, cache(partial(run.table, where=where))
+
+    def only(self, label: str) -> "StoredPairs":
+        """The rows of one SAE, read by themselves."""
+        return StoredPairs(self._run, pc.equal(pc.field("sae"), label))
+
+    @property
+    def pairs(self) -> pa.Table:
+        """PAIRS"""
+        return self._table("pairs")
+
+    @property
+    def partners(self) -> pa.Table:
+        """PARTNERS"""
+        return self._table("partners")
 
 
 def _features_manifest(run: RunFolder) -> Manifest | None:

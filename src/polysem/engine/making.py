@@ -53,6 +53,7 @@ def pairs(task: Task) -> Made | None:
 def plan(task: Task) -> Made:
     """Prompts and plan."""
     from polysem import plan as planning
+    from polysem.engine.context import StoredPairs
     from polysem.positions import RowsBegin, positions_of, positions_of_all
     from polysem.prompts import make_prompts
 
@@ -67,7 +68,7 @@ def plan(task: Task) -> Made:
             "rows of some SAEs begin otherwise than those of others; of all prompts: %s", positions.said
         )
     prompts = make_prompts(study.prompts, study.corpus, context.model, positions=positions, seed=study.seed)
-    mined = {name: task.run.table(name) for name in ("pairs", "partners")}
+    mined = StoredPairs(task.run)
     made = planning.make_plan(study, context.features, mined, prompts, context.saes, model=context.model)
     wants_bos = {label: one.prepend_bos for label, one in begun.items()}
     log.info("positions: %s (SAEs with BOS: %s)", positions.said, wants_bos)

@@ -169,6 +169,8 @@ def _summed(
     """P(K >= k) where upward, P(K <= k) elsewhere."""
     low, high = np.maximum(0, a + b - n), np.minimum(a, b)
     inside = (k >= low) & (k <= high)
+    # Nothing lies beyond an end; everything lies on this side of it.
+    outside = np.where(np.where(upward, k > high, k < low), 0.0, 1.0)
     k = np.where(inside, k, low)
 
     def choose(x: np.ndarray, y: np.ndarray) -> np.ndarray:
@@ -185,6 +187,4 @@ def _summed(
         total[live] += term[live]
         at[live] += np.where(up, 1, -1)
         live = live[term[live] > _ENOUGH * total[live]]
-    # Nothing lies beyond an end; everything lies on this side of it.
-    beyond = np.where(upward, k > high, k < low)
-    return np.where(inside, total, np.where(beyond, 0.0, 1.0))
+    return np.where(inside, total, outside)

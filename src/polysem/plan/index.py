@@ -17,6 +17,7 @@ from polysem.saes.base import SAE
 from polysem.vocabulary import TOKEN_SETS
 
 L = TypeVar("L")
+Own = TypeVar("Own", covariant=True)
 _BLOCK = 8192
 N_DECILES = 10
 
@@ -64,6 +65,15 @@ class PairTables(Protocol):
     def pairs(self) -> pa.Table: ...
     @property
     def partners(self) -> pa.Table: ...
+
+
+@runtime_checkable
+class ByDictionary(Protocol[Own]):
+    """Stored tables that can be read one dictionary at a time: those of a large grid are gigabytes together."""
+
+    def only(self, label: str) -> Own:
+        """The rows of one dictionary."""
+        ...
 
 
 @dataclass(frozen=True)

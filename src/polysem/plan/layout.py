@@ -25,7 +25,7 @@ from polysem.plan.arms import control_arms, pair_arms
 from polysem.plan.blocks import LocusBlock, blocks_of, settings_of
 from polysem.plan.covariates import covariates
 from polysem.plan.degrees import gloss_clusters
-from polysem.plan.index import FeatureIndex, Features, PairTables
+from polysem.plan.index import ByDictionary, FeatureIndex, Features, PairTables
 from polysem.plan.neurons import neuron_blocks
 from polysem.plan.screening import screen
 from polysem.plan.targets import draw_targets
@@ -72,7 +72,7 @@ class Plan:
 def make_plan(
     study: Study,
     features: Features,
-    pairs: PairTables | Mapping[str, pa.Table],
+    pairs: PairTables | Mapping[str, pa.Table] | ByDictionary[PairTables],
     prompts: pa.Table,
     saes: Mapping[str, SAE],
     *,
@@ -82,8 +82,8 @@ def make_plan(
 
     Args:
         study: seed and the sections `plan` and `pairs`.
-        features: FEATURES and gloss embeddings by SAE label.
-        pairs: PAIRS and PARTNERS of all SAEs, as attributes or under the keys `pairs` and `partners`.
+        features: FEATURES and gloss embeddings by SAE label; read one SAE at a time where it is `ByDictionary`.
+        pairs: PAIRS and PARTNERS of all SAEs, as attributes or under the keys `pairs` and `partners`, or `ByDictionary`.
         prompts: PROMPTS, with their split.
         saes: by label, as in the tables.
         model: to look for pairs that are one concept twice, for the degrees of neurons, and for the locus
@@ -99,7 +99,6 @@ def make_plan(
             "there are no prompts to plan on",
             hint="check [prompts] in the study, then: polysem plan STUDY.toml",
         )
-    mined, partners = _pair_tables(pairs)
     parts, n_batches = [], 0
     seen: dict[str, list[pa.Table]] = {
         s.name: [s.empty()] for s in STAGES["plan"] if s not in (PLAN, PROMPTS)
@@ -111,16 +110,18 @@ def make_plan(
                 f"it has {', '.join(sorted(features.embeddings))}",
                 hint="polysem features STUDY.toml",
             )
+        own: Features = features.only(label) if isinstance(features, ByDictionary) else features
+        mined, partners = _pair_tables(pairs.only(label) if isinstance(pairs, ByDictionary) else pairs)
         index = FeatureIndex.of(
             label,
             saes[label],
-            features=features.features,
-            embeddings=features.embeddings[label],
+            features=own.features,
+            embeddings=own.embeddings[label],
             pairs=mined,
             partners=partners,
-            contexts=features.contexts,
+            contexts=own.contexts,
         )
-        blocks, screened = _chosen(index, study, features, model, prompts)
+        blocks, screened = _chosen(index, study, own, model, prompts)
         for name, table in screened.items():
             seen[name].append(table)
         for block in blocks:

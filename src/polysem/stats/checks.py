@@ -132,8 +132,6 @@ def _agreement(slope: float, p: float, other: tuple[float, float] | None, alpha:
 
 def _missing(view: View, tokens: str) -> Row:
     """Whether arms that lack trials differ from those that do not."""
-    from scipy.stats import fisher_exact, mannwhitneyu
-
     c = view.columns
     arms = view.where(token_set=tokens)
     pair = np.asarray(c["relation"] == "pair", dtype=bool)
@@ -148,6 +146,8 @@ def _missing(view: View, tokens: str) -> Row:
     row |= {"estimate": share["pairs"] - share["controls"], "verdict": "random"}
     if not any(lost for lost, _ in counts):
         return row | {"note": "no trial is missing"}
+    from scipy.stats import fisher_exact, mannwhitneyu  # two CPU seconds, which most studies do not need
+
     p = [float(fisher_exact(counts).pvalue)]  # pyright: ignore[reportAttributeAccessIssue]  (scipy has no stubs)
     x = np.abs(c["interference"])
     there, gone = (x[arms & pair & m & np.isfinite(x)] for m in (~lacking, lacking))

@@ -140,7 +140,7 @@ def write_table(path: Path, table: pa.Table, schema: Schema) -> str:
             use_dictionary=True,
             write_statistics=True,
             data_page_version="1.0",
-            row_group_size=1 << 20,
+            row_group_size=1 << 16,  # a dictionary's rows are read without those of the others
             data_page_size=1 << 20,
             store_schema=True,
         )

@@ -179,7 +179,7 @@ def side_effects():
 def test_side_effects_can_do_all_that_a_result_does(tmp_path):
     found = side_effects()
     check_result(found, tmp_path)
-    assert repr(found) == "SideEffects(happy 0.5 [0.1, 0.9] on target, calm 0.5 [0.1, 0.9] on target)"
+    assert repr(found) == "SideEffects(calm 0.5 [0.1, 0.9] on target, happy 0.5 [0.1, 0.9] on target)"
     drawn = found.plot(direction="calm")
     assert drawn.title == "What calm moves"
     assert "person: +0.3" in drawn.svg

@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from polysem import onednn as linear_maps
 from polysem.edits import Add, Clamp, Edit, Scale
 from polysem.errors import MismatchError, NumericsError, SiteError
 from polysem.models import clean as clean_runs
-from polysem import onednn as linear_maps
 from polysem.models import sweep as sweeps
 from polysem.models.hf import HFModel
 from polysem.models.sweep import Sweep, sweep_of

@@ -77,6 +77,26 @@ def of(table, relation):
     return table.filter(pc.equal(table["relation"], relation))
 
 
+class Stored:
+    """Tables that are read one dictionary at a time."""
+
+    def __init__(self, embeddings=None, **tables):
+        self.embeddings, self.tables = embeddings, tables
+        vars(self).update(dict.fromkeys(tables))  # nobody may read them whole
+
+    def only(self, label):
+        own = {name: t.filter(pc.equal(t["sae"], label)) for name, t in self.tables.items()}
+        return SimpleNamespace(**own, embeddings=self.embeddings)
+
+
+def test_tables_read_one_dictionary_at_a_time_give_the_same_plan(planted):
+    study = study_of()
+    names = ("features", "contexts", "glosses", "clusters")
+    features = Stored(planted.embeddings, **{name: getattr(planted, name) for name in names})
+    apart = plan_of(planted, study, features=features, pairs=Stored(**brute_pairs(planted, study.pairs)))
+    assert apart.tables() == plan_of(planted, study).tables()
+
+
 def test_every_target_has_every_arm(planted):
     study = study_of()
     plan = plan_of(planted, study).plan

@@ -32,7 +32,7 @@ _TOOL = "a tool or an object of another package, which is not installed"
 NOT_HERE = {
     **dict.fromkeys(
         (
-            "boundary/tensors.py: pip install", "features/table.py: pip install", "glosses/embedders.py: pip install", "glosses/embedders.py: install the package", "glosses/embedders.py: check the name",
+            "boundary/tensors.py: pip install", "boundary/records.py: pip install", "features/table.py: pip install", "glosses/embedders.py: pip install", "glosses/embedders.py: check the name",
             "glosses/lexical.py: pip install", "glosses/shipped.py: pip install", "models/gguf.py: pip install",
             "registry.py: pip install", "report/publish.py: pip install", "store/result.py: pip install",
             "vocabulary.py: pip uninstall", "worlds/training.py: pip install", "engine/ray.py: pip install",
@@ -42,7 +42,7 @@ NOT_HERE = {
     **dict.fromkeys(
         (
             "engine/context.py: choose a new --out, or pin", "report/publish.py: hf auth", "saes/hub.py: accept it",
-            "saes/hub.py: check the spelling", "saes/hub.py: with a network", "saes/transcoders/load.py: hf download",
+            "saes/hub.py: check the spelling", "saes/hub.py: with a network", "saes/transcoders/load.py: hf download", "boundary/records.py: set corpus.ref",
         ),
         _HUB,
     ),
@@ -59,10 +59,10 @@ NOT_HERE = {
     ),
     **dict.fromkeys(
         (
-            "act/mlp.py: leave mlp_neuron out of plan.loci", "cli/train_sae.py: add --select", "engine/atlas.py: ",
+            "act/mlp.py: leave mlp_neuron out of plan.loci", "cli/relations.py: add --model", "cli/scaling.py: ", "cli/train_sae.py: add --select", "engine/atlas.py: ",
             "engine/joint.py: name labels", "engine/layers.py: ",
             "engine/run.py: give --shard", "engine/side_effects.py: leave",
-            "explore/book.py: ", "explore/export.py: ", "features/encoder.py: ", "features/harvest.py: ", "joint/",
+            "engine/guard.py: set sae", "explore/book.py: ", "explore/export.py: ", "hierarchy/firing.py: give a longer", "features/encoder.py: ", "features/harvest.py: ", "joint/",
             "models/gguf.py: use the model's safetensors folder", "pairs.py: raise",
             "saes/transcoders/load.py: fetch", "selftest/record.py: ", "side_effects/push.py: ",
             "side_effects/scene.py: ", "transfer/audit.py: ", "transfer/cost.py: ",

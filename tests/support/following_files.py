@@ -3,6 +3,7 @@
 import json
 import re
 import subprocess
+from copy import copy
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -17,6 +18,8 @@ from polysem.act.mlp import mlp_writes
 from polysem.cli.app import app
 from polysem.config import SAEConfig, parse_study
 from polysem.engine.check import _disk, _thresholds
+from polysem.engine.generate import GenerateOptions
+from polysem.engine.guard import load_concept
 from polysem.engine.joint import JointOptions
 from polysem.engine.making import DefendOptions
 from polysem.engine.run import _read, _wanted
@@ -135,6 +138,9 @@ def options(do: Following) -> None:
     "report/source.py: polysem run STUDY.toml --out X",
     "replicate.py: polysem zoo",
     "replicate.py: polysem replicate",
+    "cli/beside.py: polysem guard --init",
+    "engine/guard.py: polysem guard --init",
+    "engine/generate.py: --kl 0.05,0.5",
 )
 def commands(do: Following) -> None:
     from polysem.replicate import replicate
@@ -148,17 +154,17 @@ def commands(do: Following) -> None:
         assert f"polysem {' '.join(words)} >" in do.hint(lambda w=what, p=parse, f=file: _read(f, p, w))
         file.write_text(do.command(*words))
         assert _read(file, parse, what)
-    for verb, read in (("transfer", load_transfer), ("judge", load_panel)):
+    for verb, read in (("transfer", load_transfer), ("judge", load_panel), ("guard", load_concept)):
         file = do.folder / f"{verb}.toml"
         assert f"polysem {verb} --init >" in do.hint(lambda read=read, file=file: read(file))
         file.write_text(do.command(verb, "--init"))
         assert read(file)
-    said = CliRunner().invoke(app, ["transfer"]), CliRunner().invoke(app, ["judge"])
-    for ended, verb in zip(said, ("transfer", "judge"), strict=True):
+    for verb, name in (("transfer", "transfer"), ("judge", "judges"), ("guard", "concept")):
+        ended = CliRunner().invoke(app, [verb])
         assert f"polysem {verb} --init >" in f"{ended.output}{ended.exception and ended.exception}"
-        do.seen.append(
-            ({"cli/beside.py"}, f"polysem {verb} --init > {'judges' if verb == 'judge' else verb}.toml")
-        )
+        do.seen.append(({"cli/beside.py"}, f"polysem {verb} --init > {name}.toml"))
+    assert do.hint(GenerateOptions(kl=(9.0,)).check) == "--kl 0.05,0.5"
+    GenerateOptions(kl=(0.05, 0.5)).check()
     empty = do.folder / "run"
     empty.mkdir()
     for call in (lambda: RunFolder.open(empty), lambda: Run.open(empty)):
@@ -266,11 +272,11 @@ def dictionaries(do: Following) -> None:
     assert load_transcoders(do.folder / "layers.5.mlp").layers
     model = tiny_model("gpt2", d_model=16)
     other = sae_fixtures.write_saelens_v6(do.folder / "o", sae_fixtures.planted(model="somebody/other"))
-    named = replace(model.spec, ref="openai-community/gpt2")
-    fake = SimpleNamespace(spec=named, site_width=model.site_width)
+    fake = copy(model)
+    fake.spec = replace(model.spec, ref="openai-community/gpt2")
     from polysem.saes.load import check_match
 
-    hint = do.hint(lambda: check_match(load_sae(str(other)), fake))  # pyright: ignore[reportArgumentType]
+    hint = do.hint(lambda: check_match(load_sae(str(other)), fake))
     assert "load_model('somebody/other')" in hint
     assert "allow_other_model = true" in hint
     check_match(load_sae(str(other)), fake, compare_ids=False)  # pyright: ignore[reportArgumentType]

@@ -24,6 +24,7 @@ from polysem.boundary.door import Door
 from polysem.categories import load_categories
 from polysem.config import CorpusConfig, PromptsConfig, load_study, parse_study
 from polysem.corpus import documents, token_rows
+from polysem.engine.guard import load_concept
 from polysem.glosses.cache import _read as kept_vectors
 from polysem.glosses.dashboards import read_neuronpedia_features
 from polysem.glosses.embedders import MiniLM, Served, WordLlama
@@ -458,12 +459,14 @@ CASES: dict[str, Case] = {
     "corpus, text": lone("c.txt", b"the sea\n\nthe king\n", lambda p: list(documents(str(p)))),
     "corpus, folder, text": part("a.txt", _several_texts, _laid),
     "corpus, folder, lines": part("b.jsonl", _several_texts, _laid),
+    "corpus, lines by content": lone("c.txt", b'{"text": "the sea"}\n' * 3, lambda p: list(documents(str(p)))),
     "prompts, text": lone("p.txt", b"It was the\nAt the sea the king\n", _prompts),
     "prompts, lines": lone("p.jsonl", b'{"text": "It was the"}\n{"text": "At the sea"}\n', _prompts),
     "texts of a difference": lone("more.txt", b"the sea\nthe ship\n", read_texts),
     "study": lone("study.toml", STUDY, load_study),
     "transfer study": lone("transfer.toml", _template("transfer.toml"), load_transfer),
     "panel": lone("judges.toml", _template("judges.toml"), load_panel),
+    "concept": lone("concept.toml", _template("concept.toml"), load_concept),
     "questions": lone("q.jsonl", QUESTIONS, load_items),
     "word table": lone("w.toml", CATEGORIES, lambda p: load_categories(str(p), ["colors", "animals"])),
     "published features": lone("f.csv", FEATURES, read_feature_table),

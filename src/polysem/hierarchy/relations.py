@@ -52,6 +52,8 @@ _Rows = dict[str, np.ndarray]
 class Kinship(Result):
     """The relations of one dictionary."""
 
+    figure = "polysem.report.figures_beside:kinship"
+
     relations: pa.Table
     """RELATIONS"""
     absorption: pa.Table = field(default_factory=ABSORPTION.empty)

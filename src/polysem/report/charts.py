@@ -52,7 +52,7 @@ class Curve(NamedTuple):
 
     label: str
     kind: str
-    points: list[tuple[Real, Real, Real | None, Real | None]]
+    points: Sequence[tuple[Real, Real, Real | None, Real | None]]
 
 
 class Floor(NamedTuple):

@@ -4,11 +4,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from polysem.errors import ConfigError
+from polysem.hierarchy.relations import by_interference
 from polysem.report import charts
 from polysem.report.charts import Bar
 from polysem.report.figures import Picture, picture
 from polysem.report.text import number, plural, visible
 from polysem.report.words import ARMS
+from polysem.vocabulary_findings import KINSHIPS
 
 _DRAWN = 8
 
@@ -112,3 +114,25 @@ def transfer(result: Any, contrast: str = "logodds") -> Picture:
 
 def _arm(row: Mapping[str, Any]) -> Bar:
     return Bar(ARMS[row["arm"]][0], row["estimate"], row["lo"], row["hi"], ARMS[row["arm"]][1])
+
+
+def kinship(result: Any) -> Picture:
+    """Of pairs of features by interference, how many have a relation that is more than closeness.
+
+    Args:
+        result: a Kinship.
+
+    Raises:
+        ConfigError: if no pair was looked at.
+    """
+    counts = by_interference(result.relations)
+    bars = []
+    for row in counts:
+        n = sum(int(row[name]) for name in KINSHIPS)
+        if n:
+            share = 100 * (1 - int(row["unrelated"]) / n)
+            bars.append((str(row["bin"]), [Bar("pair", share, None, None, plural(n, "pair"))]))
+    if not bars:
+        raise ConfigError("no pair of features is close: none was looked at")
+    title = "Pairs that are duplicates, parts or opposites"
+    return picture(title, charts.dot_plot(bars, title=title, x_label="share with a relation (%)"), "", [])

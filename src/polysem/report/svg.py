@@ -7,7 +7,7 @@ text: two beside each other on a laptop, one across on a phone, readable on both
 """
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from markupsafe import Markup, escape
@@ -168,7 +168,7 @@ def drawing(
     return el("svg", *parts, viewBox=box, role="img", aria_label=said, class_=class_, **attributes)
 
 
-def scales(frame: Frame) -> dict[str, object]:
+def scales(frame: Frame) -> Mapping[str, object]:
     """What a script needs to turn places in a drawing into values and back, as attributes of its <svg>."""
     ends = {"x0": frame.x.start, "x1": frame.x.stop, "y0": frame.y.start, "y1": frame.y.stop}
     values = {"xlo": frame.x.lo, "xhi": frame.x.hi, "ylo": frame.y.lo, "yhi": frame.y.hi}

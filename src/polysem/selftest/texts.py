@@ -127,7 +127,7 @@ def _horizon(size: RunSize) -> Iterator[Measured]:
 
 
 def _absorbed(size: RunSize) -> Iterator[Measured]:
-    n_prompts, draws = size.of(60, 600), 8
+    n_prompts, draws = size.of(60, 500), 8
     rows, M, _ = drawn(size, memory=0.0, absorbing=True, scope="prompt", n_prompts=n_prompts, draws=draws)
     (effect,) = rows["text_effects"]
     shifts = torch.zeros(STEPS, VOCAB, dtype=torch.float64)

@@ -100,7 +100,9 @@ def test_several_at_once_and_another_push_beside_them(visit, steerable):
     known = here.page.evaluate("fetch('data/rows/features?limit=50&f=density>0').then((r) => r.json())")[
         "rows"
     ]
-    word = next(t.strip() for one in known for t in one["tokens_in_str"] if t.strip())
+    word = next(
+        t.strip() for one in known for t in one["tokens_in_str"] if t.strip().isalpha() and len(t) > 3
+    )
     here.page.fill("[aria-label='Words of the feature for: source']", word)
     here.page.click(".picks button >> nth=0")
     picked = int(here.page.input_value("#live-source"))

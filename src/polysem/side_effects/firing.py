@@ -14,7 +14,7 @@ ROWS = 16
 """rows of text in one forward pass"""
 
 
-class Firing(NamedTuple):
+class TextFiring(NamedTuple):
     """Of some features; 0 for one that does not fire on the text."""
 
     mean_act: Float[np.ndarray, " n"]
@@ -31,7 +31,7 @@ def firing(
     rows: Int[np.ndarray, "n_rows context"],
     counted: Bool[np.ndarray, " context"],
     features: Sequence[int],
-) -> Firing:
+) -> TextFiring:
     """Of text, at the positions that count. Entropies are of counts as they are: of few firings they are too small."""
     chosen = torch.tensor(list(features), dtype=torch.long)
     total, n = np.zeros(len(chosen)), np.zeros(len(chosen))
@@ -51,7 +51,7 @@ def firing(
     kinds, times = torch.cat(keys).unique(return_counts=True)
     of = (kinds // model.spec.d_vocab).numpy()
     tokens_of = [times.numpy()[of == k] for k in range(len(chosen))]
-    return Firing(
+    return TextFiring(
         mean_act=total / np.maximum(n, 1),
         firing_entropy=np.array([entropy(one) for one in tokens_of]),
         coactivation_entropy=np.array([entropy(one) for one in beside.numpy()]),

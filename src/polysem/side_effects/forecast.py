@@ -18,7 +18,7 @@ from jaxtyping import Float, Int
 from polysem.geometry.neighbours import nearest
 from polysem.rank import rank_correlation
 from polysem.saes.base import SAE
-from polysem.side_effects.firing import Firing
+from polysem.side_effects.firing import TextFiring
 from polysem.side_effects.linear import LinearEffects
 from polysem.stats.multiple import equivalence_p
 from polysem.stats.permute import permute_within
@@ -33,7 +33,7 @@ PERMUTATIONS = 499
 MIN_FEATURES = 30
 CENTRE = 0.5
 """of ranks"""
-CORPUS = ("log_density", "max_act", *Firing._fields)
+CORPUS = ("log_density", "max_act", *TextFiring._fields)
 GEOMETRY = (
     "crowding", "enc_dec_cos", "dec_norm", "logit_l2", "logit_top", "logit_entropy", "seed_cosine",
 )  # fmt: skip
@@ -73,7 +73,7 @@ def predictors(
         unit = W_dec / norms[:, None]
         near = np.abs(nearest(W_dec, k=NEIGHBOURS, signed=True).cosine)
         found = {"crowding": np.nanmean(near, axis=1), "dec_norm": norms}
-        found |= {name: np.full(len(norms), np.nan) for name in Firing._fields}
+        found |= {name: np.full(len(norms), np.nan) for name in TextFiring._fields}
         found["seed_cosine"] = np.full(len(norms), np.nan)
         if twins:
             others = [one.W_dec.detach().cpu().double().numpy() for one in twins]

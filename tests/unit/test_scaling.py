@@ -29,7 +29,8 @@ def test_seeds_that_have_no_exponent_bound_none() -> None:
     assert "no such curve" in made.note
     assert np.isnan([made.lo, made.hi]).all()
     line = power_fit(width, np.concatenate([np.log(width[:4]), np.log(width[:4]) ** 1.5]), seed)
-    assert np.isnan(line.lo) and line.note
+    assert np.isnan(line.lo)
+    assert line.note
 
 
 def test_random_rows_are_what_the_null_says() -> None:

@@ -56,9 +56,9 @@ def _slopes(effects: pa.Table) -> dict[str, dict]:
     found = {}
     for r in effects.to_pylist():
         parts = parse_group(r["group"])
-        if r["contrast"] == "slope_interference" and parts["sae"] == LABEL:
-            if parts["outcome"] == TOKEN_SETS[parts["tokens"]].outcome:
-                found[parts["tokens"]] = r
+        mine = r["contrast"] == "slope_interference" and parts["sae"] == LABEL
+        if mine and parts["outcome"] == TOKEN_SETS[parts["tokens"]].outcome:
+            found[parts["tokens"]] = r
     return found
 
 

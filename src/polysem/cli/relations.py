@@ -107,7 +107,7 @@ def relations(
 
 def labels_of(run: "RunFolder", sae: str) -> list[str]:
     """What a run calls an SAE; errors before anything is computed."""
-    from polysem.errors import MismatchError, typed
+    from polysem.errors import MismatchError
     from polysem.store.manifest import read_manifest
 
     manifest = read_manifest(run.root, "features")
@@ -118,10 +118,8 @@ def labels_of(run: "RunFolder", sae: str) -> list[str]:
     )
     found = [label for label, ref in known.items() if ref == sae]
     if not found:
-        raise MismatchError(
-            f"{run.root} has no SAE {sae}; expected one of {', '.join(sorted(set(known.values()))) or 'those of a finished run'}",
-            hint=f"polysem status {typed(run.root)}",
-        )
+        names = ", ".join(sorted(set(known.values()))) or "those of a finished run"
+        raise MismatchError(f"{run.root} has no SAE {sae}; expected one of {names}")
     return found
 
 

@@ -1,7 +1,20 @@
 """What features are to each other: tables of `polysem relations`, and of slopes without pairs that have a relation."""
 
 from polysem.store.schema import Column, Schema
-from polysem.store.tables.columns import BOOL, FEATURE, LEVEL, LOCUS, N_PAIRS, NOTE, SAE, TOKENS, count, index, number, text
+from polysem.store.tables.columns import (
+    BOOL,
+    FEATURE,
+    LEVEL,
+    LOCUS,
+    N_PAIRS,
+    NOTE,
+    SAE,
+    TOKENS,
+    count,
+    index,
+    number,
+    text,
+)
 from polysem.vocabulary_findings import KINSHIPS
 
 RELATIONS = Schema(

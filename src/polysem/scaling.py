@@ -106,7 +106,7 @@ class PowerFit:
     c: float
     lo: float
     hi: float
-    """of c: 95 %, by leaving out one seed at a time; NaN with one seed"""
+    """of c: 95 %, by leaving out one seed at a time; NaN with one seed, or where a curve without one has no exponent"""
     residual: float
     """root mean square, as a share of the range of y"""
     note: str = ""
@@ -136,14 +136,22 @@ def power_fit(
         se = float(np.sqrt((m - 1) / m * ((left - left.mean()) ** 2).sum()))
         from scipy.stats import t
 
-        reach = float(t.ppf(0.975, m - 1)) * se
+        # Two curves at one end of what is looked at agree in nothing.
+        reach = float("nan") if any(map(_at_an_end, left)) else float(t.ppf(0.975, m - 1)) * se
         lo, hi = c - reach, c + reach
     spread = float(np.ptp(y)) or 1.0
-    ends = c < 1.01 * _SLOWEST or c > 0.99 * _STEEPEST
     note = (
-        f"c is at an end of what is looked at, {_SLOWEST:g} to {_STEEPEST:g}: no such curve" if ends else ""
+        f"c is at an end of what is looked at, {_SLOWEST:g} to {_STEEPEST:g}: no such curve"
+        if _at_an_end(c)
+        else "without one seed c is at an end of what is looked at: no interval"
+        if len(seeds) > 1 and np.isnan(lo)
+        else ""
     )
     return PowerFit(a, b, c, lo, hi, float(np.sqrt(squares / len(y))) / spread, note)
+
+
+def _at_an_end(c: float) -> bool:
+    return not 1.01 * _SLOWEST <= c <= 0.99 * _STEEPEST
 
 
 def _curve(width: np.ndarray, y: np.ndarray) -> tuple[float, float, float, float]:

@@ -21,7 +21,7 @@ from polysem.report import write_report
 from polysem.report.charts import Bar, Curve, dose_chart, dot_plot, intervals
 from polysem.report.findings import finding
 from polysem.report.heatmap import HeatCell, chance_bound, pair_map
-from polysem.report.sure import axis_of, pair_sentences, specification_panels
+from polysem.report.sure import axis_of, one_dictionary, pair_sentences, specification_panels
 from polysem.report.svg import Axis, el, padded
 from polysem.report.text import count, embed_json, fixed, interval, number, p_value, visible
 from polysem.store import io
@@ -222,6 +222,18 @@ def test_no_run_and_damaged_tables_are_errors(run, tmp_path):
     file.write_bytes(file.read_bytes()[:200])
     with pytest.raises(StoreError, match=r"density\.parquet"):
         write_report(broken)
+
+
+def test_the_page_says_what_one_dictionary_of_a_site_cannot_claim(html):
+    """Beside what another SAE says; of the sites that are seen through one alone, and of no other."""
+    said = " ".join(Page(html).text.split())
+    assert "Another SAE of the same site" in said
+    assert f"{', '.join(sorted(WORLD.saes))}: one SAE. It is one of many" in said
+    assert (
+        "this study cannot say that a pair, its interference or its effect is a fact about the model" in said
+    )
+    assert one_dictionary({"a": "here", "b": "here"}) == ""
+    assert one_dictionary({"a": "here", "b": "here", "c": "there"}).startswith("there: one SAE.")
 
 
 def test_report_needs_no_torch(run):

@@ -21,6 +21,18 @@ def test_a_known_exponent_comes_back(exponent: float) -> None:
     assert noisy.lo <= exponent <= noisy.hi
 
 
+def test_seeds_that_have_no_exponent_bound_none() -> None:
+    """Either seed alone is a step at the first width or a line, so a zero spread of their exponents would say nothing."""
+    width, seed = np.tile([1.0, 2, 4, 8], 2), np.repeat([0.0, 1], 4)
+    step = np.array([0.0, 1, 1, 1])
+    made = power_fit(width, np.concatenate([step, step]), seed)
+    assert "no such curve" in made.note
+    assert np.isnan([made.lo, made.hi]).all()
+    line = power_fit(width, np.concatenate([np.log(width[:4]), np.log(width[:4]) ** 1.5]), seed)
+    assert np.isnan(line.lo)
+    assert line.note
+
+
 def test_random_rows_are_what_the_null_says() -> None:
     for n, d in ((600, 24), (900, 48)):
         made = geometry(random_rows(n, d, seed=1))

@@ -1,11 +1,14 @@
 """What the features of a dictionary are to each other."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from polysem.cli.shell import AsJson, print_json, result, verb
+
+if TYPE_CHECKING:
+    from polysem.store.run import RunFolder
 
 
 @verb
@@ -24,10 +27,18 @@ def relations(
     probes: Annotated[
         int | None, typer.Option("--probes", min=1, help="Features asked for absorption; default all.")
     ] = None,
+    without: Annotated[
+        Path | None,
+        typer.Option(
+            "--without", metavar="RUN", help="A run with effects: its slopes with and without related pairs."
+        ),
+    ] = None,
     out: Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Where the tables go.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Relations of features from firing and reconstruction: duplicates, parts, parents, absorption, hedges, opposites."""
+    import pyarrow as pa
+
     from polysem.corpus import token_rows
     from polysem.errors import ConfigError
     from polysem.hierarchy.firing import site_activations
@@ -36,8 +47,14 @@ def relations(
     from polysem.positions import positions_of
     from polysem.progress import on_stderr
     from polysem.saes import load_sae
+    from polysem.stats.kinship import slopes_without
+    from polysem.store import io
+    from polysem.store.run import RunFolder
+    from polysem.store.tables import SLOPES_WITHOUT
     from polysem.vocabulary_findings import KINSHIPS
 
+    run = None if without is None else RunFolder.open(without)
+    labels = [] if run is None else labels_of(run, sae)
     wide = load_sae(sae)
     named = model or wide.model_id
     if not named:
@@ -52,8 +69,25 @@ def relations(
         "tokens": len(x), "features": wide.d_sae, "pairs": counts, "probes": found.absorption.num_rows,
         "trusted": len(rates), "absorption": sum(rates) / len(rates) if rates else None,
     }  # fmt: skip
+    slopes = None
+    if run is not None:
+        slopes = pa.concat_tables(
+            slopes_without(
+                *(run.table(name) for name in ("plan", "trials")),
+                found.relations,
+                label=label,
+                config=run.study().effects,
+                covariates=run.table("covariates"),
+            )
+            for label in labels
+        )
+        told["slopes"] = slopes.to_pylist()
+    if out is not None:
+        found.save(out)
+        if slopes is not None:
+            io.write_table(out / f"{SLOPES_WITHOUT.name}.parquet", slopes, SLOPES_WITHOUT)
     if as_json:
-        print_json(told)
+        print_json(told | {"path": out})
     else:
         print(f"{sae}: {wide.d_sae:,} features on {len(x):,} tokens")
         for row in counts:
@@ -65,6 +99,38 @@ def relations(
         print(
             f"  absorption: {mean}, mean over {len(rates):,} features whose probe is good enough of {told['probes']:,} asked"
         )
-    if out is not None:
-        found.save(out)
-        result(out)
+        for r in [] if slopes is None else slopes.to_pylist():
+            print(f"  {_told(r)}")
+        if out is not None:
+            result(out)
+
+
+def labels_of(run: "RunFolder", sae: str) -> list[str]:
+    """What a run calls an SAE; errors before anything is computed."""
+    from polysem.errors import MismatchError
+    from polysem.store.manifest import read_manifest
+
+    manifest = read_manifest(run.root, "features")
+    known = (
+        {}
+        if manifest is None
+        else {label: facts["ref"] for label, facts in manifest.facts.get("saes", {}).items()}
+    )
+    found = [label for label, ref in known.items() if ref == sae]
+    if not found:
+        names = ", ".join(sorted(set(known.values()))) or "those of a finished run"
+        raise MismatchError(f"{run.root} has no SAE {sae}; expected one of {names}")
+    return found
+
+
+def _told(r: dict[str, Any]) -> str:
+    """A row of SLOPES_WITHOUT."""
+    which = "all pairs" if r["pairs"] == "all" else f"without {r['n_left_out']:,} that have a relation"
+    if r["left_out"]:
+        which += f" ({r['left_out']})"
+    said = (
+        f"not known: {r['note']}"
+        if r["estimate"] is None
+        else f"{r['estimate']:+.3g} ({r['lo']:+.3g} to {r['hi']:+.3g}) {r['unit']}"
+    )
+    return f"{r['locus']}, T-{r['token_set']}, slope on interference, {which}: {said}, {r['n_pairs']:,} pairs"

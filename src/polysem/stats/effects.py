@@ -127,23 +127,17 @@ def estimate(
     whole = join_trials(plan, trials)
     joined = stopped(own_strengths(whole), stop_kl=config.stop_kl)
     arms = collect_arms(joined).beside(COVARIATES.empty() if covariates is None else covariates)
-    present = set(pc.unique(joined["locus"]).to_pylist())
     given = {schema.name: schema.empty() for schema in STAGES["response"]} | dict(response or {})
     linear, asked = (linear_of(arms, given["response"], asked=a) for a in (False, True))
     measures = Latent.of(
         SIMILARITIES.empty() if similarities is None else similarities, level=config.level, seed=seed
     )
     rows: Rows = []
-    views: list[View] = []
+    views = views_of(joined, arms, config=config, model=model)
     names = ("explained", "specification", "checks", "pair_tests", "findings", "graded")
     made: dict[str, Rows] = {name: [] for name in names}
-    loci = [name for name in LOCI if name in present]
-    at = {"level": config.level, "model": model, "margin": config.margin}
-    for locus in loci:
-        dose, caveat = headline_dose(joined, locus, max_kl=config.max_kl)
-        view = View.of(arms, locus=locus, dose=dose, caveat=caveat, **at)
-        views.append(view)
-        own = adjust(list(all_contrasts(view, beside)), locus=loci[0])
+    for view in views:
+        own = adjust(list(all_contrasts(view, beside)), locus=views[0].locus)
         rows += own
         made["pair_tests"] += pair_tests(view)
         made["checks"] += checks_of(view, own) if checks else ()
@@ -153,7 +147,7 @@ def estimate(
             view,
             own,
             declared_rows(own),
-            declared=locus == loci[0],
+            declared=view is views[0],
             specification=curve,
             explained=told,
             seed=seed,
@@ -189,6 +183,24 @@ def estimate(
         **{name: schemas[name].of(found) for name, found in made.items()},
         **{name: table for one in beside for name, table in one.tables(joined, whole, views).items()},
     )
+
+
+def views_of(joined: pa.Table, arms: Arms, *, config: EffectsConfig, model: str = "") -> list[View]:
+    """Every locus of a plan at its headline dose, that of the declared hypotheses first.
+
+    Args:
+        joined: plan and trials, at their own strengths and stopped.
+        arms: of them.
+        config: as of `estimate`.
+        model: named in the groups of the effects table where given.
+    """
+    present = set(pc.unique(joined["locus"]).to_pylist())
+    made = []
+    for locus in (name for name in LOCI if name in present):
+        dose, caveat = headline_dose(joined, locus, max_kl=config.max_kl)
+        at = {"level": config.level, "model": model, "margin": config.margin, "caveat": caveat}
+        made.append(View.of(arms, locus=locus, dose=dose, **at))
+    return made
 
 
 def declared_rows(rows: Rows) -> Rows:

@@ -158,9 +158,9 @@ def tree_world(
     hidden = {(a, c) for a, b in first.items() for c in (b, *below[b])}
     # Where a latent is off, it covers nothing.
     parent = {(own[a], own[b]) for a, b in above - hidden}
-    wide = _planted(np.array(rows), np.array(columns))
+    wide = planted_sae(np.array(rows), np.array(columns))
     kept = [f for f in range(m) if any(f in below[root] for root in tree) or (chance[f] and f not in {g for a, b, _ in mixed for g in (a, b)})]  # fmt: skip
-    narrow = _planted(
+    narrow = planted_sae(
         np.array([*directions[kept], *(unit_rows(directions[a] + directions[b]) for a, b, _ in mixed)]),
         np.array([*dual[kept], *((dual[a] + dual[b]) / 2 for a, b, _ in mixed)]),
     )
@@ -173,7 +173,7 @@ def tree_world(
     )  # fmt: skip
 
 
-def _planted(rows: Float[np.ndarray, "n d"], columns: Float[np.ndarray, "n d"]) -> SAE:
+def planted_sae(rows: Float[np.ndarray, "n d"], columns: Float[np.ndarray, "n d"]) -> SAE:
     """A JumpReLU dictionary that writes `rows` and reads `columns`."""
     sae = plain_sae(rows, site=SITE)
     return replace(

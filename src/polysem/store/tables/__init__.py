@@ -41,7 +41,7 @@ from polysem.store.tables.guard import (
     GUARD_NEURONS,
     GUARD_RECOVERY,
 )
-from polysem.store.tables.hierarchy import ABSORPTION, RELATIONS
+from polysem.store.tables.hierarchy import ABSORPTION, RELATIONS, SLOPES_WITHOUT
 from polysem.store.tables.joint import (
     JOINT_ADDITIVITY,
     JOINT_FINDINGS,
@@ -197,6 +197,7 @@ __all__ = [
     "SIGNALS",
     "SIMILARITIES",
     "SIMILARITY_MODEL",
+    "SLOPES_WITHOUT",
     "SPECIFICATION",
     "SPECTRUM",
     "STABILITY",
@@ -284,5 +285,5 @@ STAGES: dict[str, tuple[Schema, ...]] = {
 }
 """Stage name -> its tables: of a study, in the order in which it runs, then of what is made beside it."""
 
-BESIDE: dict[str, tuple[Schema, ...]] = {"relations": (RELATIONS, ABSORPTION)}
+BESIDE: dict[str, tuple[Schema, ...]] = {"relations": (RELATIONS, ABSORPTION, SLOPES_WITHOUT)}
 """Verb that asks for no run folder -> what it writes with --out."""

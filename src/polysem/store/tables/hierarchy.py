@@ -1,7 +1,20 @@
-"""What features are to each other: tables of `polysem relations`, and of a plan that leaves relations out."""
+"""What features are to each other: tables of `polysem relations`, and of slopes without pairs that have a relation."""
 
 from polysem.store.schema import Column, Schema
-from polysem.store.tables.columns import BOOL, FEATURE, SAE, count, index, number, text
+from polysem.store.tables.columns import (
+    BOOL,
+    FEATURE,
+    LEVEL,
+    LOCUS,
+    N_PAIRS,
+    NOTE,
+    SAE,
+    TOKENS,
+    count,
+    index,
+    number,
+    text,
+)
 from polysem.vocabulary_findings import KINSHIPS
 
 RELATIONS = Schema(
@@ -37,5 +50,24 @@ ABSORPTION = Schema(
         Column("trusted", BOOL, "", "whether the probe is good enough for a rate"),
         number("rate", "fraction", "of tokens with the probe on: feature off, a child on", nullable=True),
         count("n_children", "features", "that absorb it"),
+    ),
+)
+
+SLOPES_WITHOUT = Schema(
+    "slopes_without",
+    1,
+    ("sae", "locus", "token_set", "pairs"),
+    (
+        *(SAE, LOCUS, TOKENS),
+        text("pairs", "all: of the plan | unrelated: those of which no relation is known"),
+        number("estimate", "unit", "slope on interference of record, at the headline dose", nullable=True),
+        number("lo", "unit", "lower end of the interval", nullable=True),
+        number("hi", "unit", "upper end of the interval", nullable=True),
+        number("p", "probability", "two-sided", nullable=True),
+        *(LEVEL, N_PAIRS),
+        count("n_left_out", "pairs", "planned pairs that have a relation and are left out"),
+        text("left_out", "how many of them have which relation"),
+        text("unit", "unit of the estimate"),
+        NOTE,
     ),
 )

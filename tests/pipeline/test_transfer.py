@@ -128,7 +128,7 @@ def test_a_finished_study_is_opened_as_a_result(white_box, tmp_path):
     found = open_run(white_box[0])
     check_result(found, tmp_path)
     assert found.transfer_effects.equals(read_transfer(white_box[0])["transfer_effects"])
-    assert found.plot().title == "What the strings of each arm do to llama"
+    assert found.plot().title == "What the strings of each arm do to here"
     with pytest.raises(ConfigError, match="no arm has an estimate of 'nothing'"):
         found.plot(contrast="nothing")
     with pytest.raises(AttributeError, match="no 'pears'; its tables are transfer_"):

@@ -467,7 +467,7 @@ def test_expected_source_by_name(tmp_path):
         ("g.json", '{"1": "a"', "is not JSON"),
         ("g.csv", "feature,gloss\n1,a,b\n", r"g\.csv:2: 3 cells, expected 2"),
         ("g.csv", "feature,feature\n1,2\n", r"repeated: \['feature'\]"),
-        ("g.csv", "", "no usable line of column names"),
+        ("g.csv", "", "it is empty"),
         ("g.csv", 'feature,gloss\n1,"a', "not a table"),
         ("g.csv", "feature,gloss\n1,\n", "no gloss in 1 rows"),
         ("g.txt", "hello", "unknown kind of file"),

@@ -73,7 +73,8 @@ def relations(
     if run is not None:
         slopes = pa.concat_tables(
             slopes_without(
-                *(run.table(name) for name in ("plan", "trials")),
+                run.table("plan"),
+                run.table("trials"),
                 found.relations,
                 label=label,
                 config=run.study().effects,

@@ -66,6 +66,8 @@ class Gathered:
 
     def _add_text(self, key: Key, text: dict[str, Any], *, where: str) -> None:
         name = text.get("id")
+        if not isinstance(name, str | int | None):
+            raise FormatError(f"{where}: the id of a text is {brief(repr(name))}, expected text or a number")
         if name is not None:
             if name in self._ids:
                 self.collector.n_repeated += 1

@@ -107,7 +107,7 @@ class LocalExport:
             FormatError: a batch number is missing between others, or a file is damaged.
         """
         for file in self._files(kind):
-            yield from read_rows(file)
+            yield from read_rows(file, may_be_empty=True)  # a last batch can be
 
     def _files(self, kind: RowKind) -> list[Path]:
         if self.path.is_file():

@@ -69,17 +69,17 @@ def float32_of(value: object) -> np.ndarray:
         return np.asarray(value, dtype=np.float64).astype(np.float32)
 
 
-def read_rows(path: Path) -> Iterator[GlossRecord]:
+def read_rows(path: Path, *, may_be_empty: bool = False) -> Iterator[GlossRecord]:
     """The rows of a file.
 
     Raises:
         UnknownReferenceError: there is no such file.
         FormatError: it is not readable as what its name says; names the file and the line.
     """
-    return rows_of_bytes(read_bytes(path, door=DOOR), name=str(path))
+    return rows_of_bytes(read_bytes(path, door=DOOR), name=str(path), may_be_empty=may_be_empty)
 
 
-def rows_of_bytes(content: bytes, *, name: str) -> Iterator[GlossRecord]:
+def rows_of_bytes(content: bytes, *, name: str, may_be_empty: bool = False) -> Iterator[GlossRecord]:
     """The rows of a file's content; `name` gives the format and stands in errors. Logs how many lone surrogates it held."""
     suffix = suffix_of(name.rsplit("/", 1)[-1])
     if not suffix:
@@ -90,6 +90,8 @@ def rows_of_bytes(content: bytes, *, name: str) -> Iterator[GlossRecord]:
         )
     content = unpack(content, name, door=DOOR)
     if not content.strip():
+        if may_be_empty:
+            return iter(())
         raise DOOR.refuse(name, f"it is empty ({len(content)} bytes)")
     foreign.check_kind(content, name, door=DOOR)
     return _rows(content, name, suffix)

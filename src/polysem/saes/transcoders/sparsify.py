@@ -117,7 +117,7 @@ def _made(
     writers = [_writer(layer, n, into, out) for n in range(n_targets) if layer.number + n in out or n == 0]
     return made_transcoder(
         W_enc=state["encoder.weight"].float().T * into, b_enc=state["encoder.bias"], writers=writers,
-        activation=_RULES[str(layer.config.get("activation") or "topk")], k=layer.config.get("k"),
+        activation=_RULES[str(layer.config.get("activation") or "topk")], k=setting(layer.config, "k", int, where=where),
         reads=point("mlp.hook_in", layer.number), model_id=model, provenance=origin, prepend_bos=False,
         context_size=context,
     )  # fmt: skip

@@ -176,9 +176,9 @@ def test_what_the_hub_refuses(hub, error, expected, words):
         assert word in str(caught.value)
 
 
-def test_other_errors_of_the_machine_are_not_disguised(hub):
+def test_other_errors_of_the_machine_are_named(hub):
     hub(PermissionError(errno.EACCES, "Permission denied"))
-    with pytest.raises(PermissionError):
+    with pytest.raises(UnknownReferenceError, match=r"a/b cannot be fetched: .*Permission denied"):
         load_model("a/b")
 
 

@@ -173,3 +173,16 @@ def test_trials_without_an_outcome_are_counted_and_none_gives_no_number():
         row |= {"cosine_edit": None, "cosine_base": None, "status": "failed", "reason": "non_finite_logits"}
     (r,) = {r["estimate"] for r in degree_rows(pa.Table.from_pylist(rows), level=0.95)}
     assert r is None
+
+
+def test_one_neuron_has_no_slope_and_equal_ones_no_interval():
+    for neurons in ((3,), (2, 2)):
+        rows = trials(np.random.default_rng(2), neurons=neurons, features=1)
+        for row in rows:
+            row |= {"cosine_base": 0.5, "cosine_edit": 0.5 + 0.01 * row["dose"]}
+        found = list(degree_rows(pa.Table.from_pylist(rows), level=0.95))
+        slopes = [r for r in found if r["step"] == 0]
+        assert all(r["estimate"] is None and "not estimated" in r["note"] for r in slopes)
+        means = [r for r in found if r["step"]]
+        assert {round(r["estimate"], 9) for r in means if r["question"] == "rise"} == {0.38}
+        assert all(r["lo"] is None and "no interval" in r["note"] for r in means)

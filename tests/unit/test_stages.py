@@ -14,6 +14,7 @@ from polysem.store import manifest
 from polysem.store.stages import REGISTRY, StageName, packages_of
 
 INERT = {
+    "datasets": "gives text, whose tokens are stored",
     "gguf": "dequantises by a written rule, once; the model is kept by the hash of its file",
     "einops": "names axes; the arithmetic is torch's",
     "httpx": "carries bytes, which are hashed or kept",

@@ -248,6 +248,10 @@ NONE: Mapping[str, str] = {
         "what estimators ask first",
     ),
     "stats.units.cell_means": "means of cells",
+    "paper.degree.degree_rows": "one neuron, none, no outcome, no variance: tests/unit/test_paper_degree.py",
+    "paper.scene.lost": "counts rows",
+    "stats.effects.views_of": "the views that `estimate` reads",
+    "stats.kinship.slopes_without": "the slopes of `estimate`, of some of the pairs: tests/unit/test_stats_kinship.py",
     "stats.units.looked_pool_test": "pool_test at every look: tests/unit/test_transfer_randomisation.py",
     **dict.fromkeys(
         (

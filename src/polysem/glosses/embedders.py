@@ -171,7 +171,11 @@ class MiniLM:
         """The vectors of all texts, shortest first."""
         tokenizer, bert = self._parts
         for chosen, means in bert.means([encoding.ids for encoding in tokenizer.encode_batch(list(texts))]):
-            yield VectorBatch(chosen, means / np.linalg.norm(means, axis=1, keepdims=True))
+            with np.errstate(over="ignore", invalid="ignore"):
+                lengths = np.linalg.norm(means, axis=1, keepdims=True)
+            if not ((lengths > 0) & np.isfinite(lengths)).all():
+                raise _MINILM.refuse(self._folder, "its weights give vectors that are no numbers")
+            yield VectorBatch(chosen, means / lengths)
 
 
 class WordLlama:

@@ -204,7 +204,7 @@ class WordNet:
         name, offset = synset
         data = self._parts[name].data
         line = data[offset : data.find(b"\n", offset)].split(b" | ")[0].split()
-        if not line or not line[0].isdigit() or int(line[0]) != offset:
+        if not line or not line[0].isdigit() or line[0].lstrip(b"0") != str(offset).encode().lstrip(b"0"):
             raise _DOOR.refuse(
                 self._folder, f"data.{name} has no synset at {offset}: index and data are of two versions"
             )

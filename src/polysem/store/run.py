@@ -124,8 +124,8 @@ class RunFolder:
         if not path.is_file():
             return replace(here(), moved=moved or {})
         origin = io.read_json(path, rebuild=f"polysem run STUDY.toml --out {typed(self.root)}")
-        absolute = Path(str(origin.get("folder")))
-        beside = self.root / str(origin.get("from_here"))
+        absolute, from_here = (local_path(str(origin.get(name))) for name in ("folder", "from_here"))
+        beside = self.root / from_here
         return Places(beside if beside.is_dir() and not absolute.is_dir() else absolute, moved or {})
 
     def claim(

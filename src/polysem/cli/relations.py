@@ -65,7 +65,7 @@ def relations(
     found = relations_of(wide, x, label=sae, narrow=[load_sae(ref) for ref in narrow or ()], probes=probes)
     counts = by_interference(found.relations)
     rates = [r for r in found.absorption["rate"].to_pylist() if r is not None]
-    told = {
+    told: dict[str, Any] = {
         "tokens": len(x), "features": wide.d_sae, "pairs": counts, "probes": found.absorption.num_rows,
         "trusted": len(rates), "absorption": sum(rates) / len(rates) if rates else None,
     }  # fmt: skip

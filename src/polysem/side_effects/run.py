@@ -290,6 +290,11 @@ def _repairs(
         if own < 0:
             continue
         protected = protected_sets(told.effect[k], own, scene.sets)
+        if told.effect[k, own] < 0:
+            log.warning(
+                "%s moves its tokens away by %.2g nats on the prompts that repair it, and so does its repair",
+                d.name, -told.effect[k, own],
+            )  # fmt: skip
         try:
             vector = repaired(d.vector, own, protected, scene.responses(site), moment)
         except ConfigError as error:

@@ -117,7 +117,7 @@ def _taken_apart(run: Run) -> list[Markup]:
 
 
 def _percent(row: Row) -> str:
-    return "–" if row["share"] is None else f"{100 * row['share']:.0f}"
+    return "–" if row["share"] is None else str(round(100 * row["share"]))
 
 
 def _ends(row: Row, name: str) -> str:

@@ -152,7 +152,9 @@ def test_a_pair_with_an_excluded_relation_is_not_drawn_and_counted(drawn, withou
     assert without.table("relations").equals(drawn.table("relations"))
     left = without.manifest("plan").facts["left_out"]
     assert set(left) <= set(EVERY)
-    assert 0 < len(related(drawn)) <= sum(left.values())  # a bin's sources are all drawn; of the other side as many as pairs
+    assert (
+        0 < len(related(drawn)) <= sum(left.values())
+    )  # a bin's sources are all drawn; of the other side as many as pairs
     assert drawn.manifest("plan").facts["left_out"] == {}
     targets = [set(run.table("plan")["target"].to_pylist()) for run in (drawn, without)]
     assert targets[0] == targets[1]

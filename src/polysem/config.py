@@ -30,6 +30,7 @@ from polysem.vocabulary import (
     TokenSetName,
     similarity_folder,
 )
+from polysem.vocabulary_findings import KinshipName
 
 LARGEST = 1 << 53
 """of a whole number in settings: no array has more elements"""
@@ -151,6 +152,28 @@ class PairsConfig(Section):
     def _edges_rise(self):
         if len(self.bins) < 2 or any(a >= b for a, b in zip(self.bins, self.bins[1:], strict=False)):
             raise ValueError(f"bins must be rising edges, got {self.bins}")
+        return self
+
+
+class RelationsConfig(Section):
+    exclude: tuple[KinshipName, ...] = ("duplicate", "split", "parent", "absorbed")
+    """relations of features: pairs that have one of them are the trace of how dictionaries divide things, not interference
+    of two concepts"""
+    at: Literal["plan", "effects"] = "plan"
+    """plan: such pairs are not drawn; effects: they are, and effects are told with and without them"""
+    narrow: tuple[FileRef, ...] = ()
+    """dictionaries of the SAEs' sites with fewer features, which show what is one feature there"""
+    probes: Annotated[int, Field(ge=1)] | None = None
+    """features of an SAE that are asked for absorption, at most; default: all"""
+    n_tokens: Annotated[int, Field(ge=1000)] = 60_000
+    """of the corpus, on which firing is counted"""
+
+    @model_validator(mode="after")
+    def _relations_are_known_and_named_once(self):
+        for name in ("exclude", "narrow"):
+            values = getattr(self, name)
+            if len(set(values)) < len(values):
+                raise ValueError(f"{name} must name each once, got {values}")
         return self
 
 
@@ -292,6 +315,8 @@ class Study(Section):
     features: FeaturesConfig = FeaturesConfig()
     glosses: GlossesConfig = GlossesConfig()
     pairs: PairsConfig = PairsConfig()
+    relations: RelationsConfig | None = None
+    """without it nothing is asked of what features are to each other, and no pair is left out for it"""
     prompts: PromptsConfig = PromptsConfig()
     plan: PlanConfig = PlanConfig()
     effects: EffectsConfig = EffectsConfig()

@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 from polysem.errors import MismatchError
 from polysem.linear.matching import MATCH
@@ -147,6 +147,20 @@ def matching(first: SAE, second: SAE) -> DictionaryMatch:
     (d1, e1), (d2, e2) = _sides(first, a), _sides(second, b)
     i, j, cosine = assigned(d1, d2)
     return DictionaryMatch(a[i], b[j], cosine, (e1[i] * e2[j]).sum(axis=1))
+
+
+def stable_matching(
+    first: SAE, second: SAE, *, rng: np.random.Generator
+) -> tuple[DictionaryMatch, tuple[float, float], Bool[np.ndarray, " n"]]:
+    """The matching, the |cosine| of decoders and of encoders that it takes to be stable, and which matches are.
+
+    Raises:
+        MismatchError: if they write at different sites or widths.
+    """
+    made = matching(first, second)
+    sides = [_sides(s, _living(s)) for s in (first, second)]
+    decoder, encoder = (limit(x, y, rng=rng) for x, y in zip(*sides, strict=True))
+    return made, (decoder, encoder), (np.abs(made.decoder) >= decoder) & (np.abs(made.encoder) >= encoder)
 
 
 def null_pw_mcc(
@@ -314,9 +328,7 @@ def replicate(saes: Sequence[SAE], *, seed: int = 0) -> Replicates:
         own[_living(s)] = 0.0
     for a, b in combinations(range(len(saes)), 2):
         rng = rng_for(seed, "replicate", *refs[a], *refs[b])
-        made = matching(saes[a], saes[b])
-        limits = [limit(x, y, rng=rng) for x, y in zip(sides[a], sides[b], strict=True)]
-        stable = (np.abs(made.decoder) >= limits[0]) & (np.abs(made.encoder) >= limits[1])
+        made, limits, stable = stable_matching(saes[a], saes[b], rng=rng)
         for own, mine in ((a, made.first), (b, made.second)):
             hits[own][mine[stable]] += 1.0 / (len(saes) - 1)
         lasting = []

@@ -36,7 +36,7 @@ from polysem.linear.decompose import (
 )
 from polysem.linear.footprint import PromptFootprint, footprint_metrics
 from polysem.linear.metrics import pair_metrics
-from polysem.linear.replicated import SeedSide, replicated_pairs
+from polysem.linear.replicated import Matched, SeedSide, replicated_pairs
 from polysem.linear.response import log_odds_of, membership, odd_change, odds_gradients, path_gradients
 from polysem.models.base import WhiteBoxModel
 from polysem.models.sweep import sweep_of
@@ -45,6 +45,7 @@ from polysem.plan.strengths import own_strengths
 from polysem.positions import PLAIN, ordinary_rows
 from polysem.progress import SILENT, Reporter
 from polysem.readouts import set_problem
+from polysem.replicate import stable_matching
 from polysem.saes.base import SAE
 from polysem.seeds import rng_for
 from polysem.store.tables import STAGES
@@ -128,6 +129,10 @@ def _replicated(first: "_OneSAE", second: "_OneSAE", *, seed: int) -> Rows:
     places = {c["prompt_id"]: c["positions"] for c in first.cells}
     at = [first.prompt(name, places[name]) for name in names]
     rows: Rows = []
+    made, _, stable = stable_matching(
+        first.sae, second.sae, rng=rng_for(seed, "stable", first.label, second.label)
+    )
+    matched = Matched(made.first, made.second, made.decoder, stable)
     for tokens in sorted({name for _, name in first.keys} & {name for _, name in second.keys}) if at else []:
         here, there = (SeedSide(one.label, one.sae, one.all_sets(tokens)) for one in (first, second))
         rng = rng_for(seed, "replicated", first.label, second.label, tokens)
@@ -136,6 +141,7 @@ def _replicated(first: "_OneSAE", second: "_OneSAE", *, seed: int) -> Rows:
             token_set=tokens,
             steered=partial(steered_odds, first.model),
             rng=rng,
+            matched=matched,
         )
     return rows
 

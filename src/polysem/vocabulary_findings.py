@@ -5,7 +5,9 @@ claims that the grades allow.
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator
 
 from polysem.vocabulary import Vocabulary, Word
 
@@ -164,3 +166,13 @@ KINSHIPS: Vocabulary[Word] = Vocabulary(
     Word("unrelated", "unrelated", "none of these"),
 )
 """in order: a pair has the first that holds"""
+
+
+def _kinship(name: str) -> str:
+    if KINSHIPS.check(name) == "unrelated":
+        raise ValueError("unrelated pairs are those that stay")
+    return name
+
+
+KinshipName = Annotated[str, AfterValidator(_kinship)]
+"""in settings"""

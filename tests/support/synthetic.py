@@ -27,7 +27,7 @@ from polysem.store import io
 from polysem.store import tables as t
 from polysem.store.manifest import Manifest, Output, StageInputs
 from polysem.store.schema import Schema
-from polysem.store.stages import ORDER, StageName
+from polysem.store.stages import StageName, order_of
 from polysem.vocabulary import CATEGORIES
 from support.synthetic_response import response_tables
 
@@ -387,7 +387,7 @@ def synthetic_run(
             beside=[PaperEstimates(study.preset)],
         )
         made["effects"] = found.tables()
-    for stage in ORDER:
+    for stage in order_of(study):
         if stage not in stages:
             continue
         outputs: dict[str, Output] = {}

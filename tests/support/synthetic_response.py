@@ -75,5 +75,10 @@ def _replicated(label: str, other: str, rng: np.random.Generator) -> Rows:
         more = {"other_target": j, "other_source": i, "linear": seen[0], "other_linear": seen[1]}
         if i != j:
             more |= {"steered": seen[0] / 10, "other_steered": seen[1] / 10, "n_steered": 2}
+            more |= {
+                "dealt_linear": float(rng.standard_normal()),
+                "dealt_steered": float(rng.standard_normal()) / 10,
+            }
+            more |= {"stable_target": j < 5, "stable_source": i < 5, "shared": True}
             rows.append(key | more | {"matched": 0.3, "best_cosine": 0.55, "n_prompts": 2})
     return rows

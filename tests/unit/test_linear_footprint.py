@@ -10,7 +10,7 @@ from scipy.optimize import brentq
 from polysem.linear.footprint import PromptFootprint, footprint_metrics, logit_footprints
 from polysem.linear.matching import match_features
 from polysem.linear.metrics import pair_metrics
-from polysem.linear.replicated import SeedSide, replicated_pairs
+from polysem.linear.replicated import Matched, SeedSide, replicated_pairs
 from polysem.linear.response import odd_change
 from polysem.readouts import kl, log_odds
 from polysem.response import REPLICATED_KL, steered_odds
@@ -159,6 +159,35 @@ def test_the_same_pairs_in_two_saes_of_a_site():
     assert {r["n_steered"] for r in rows} == {1}
     lonely = SeedSide("c", sae_of(-W), sides[0].tokens)
     assert replicated_pairs(sides[0], lonely, world, [prompt_of(world)], **at, rng=rng) == []
+
+
+def test_features_without_a_stable_match_are_drawn_too_and_told_apart():
+    rng = rng_for(0, "two SAEs, loosely")
+    W_E, W_U = (torch.as_tensor(rng.standard_normal((30, 12))) for _ in range(2))
+    world = LinearWorld(W_E, W_U)
+    W = torch.as_tensor(rng.standard_normal((9, 12)))
+    V = W.clone()
+    V[5:] = 0.4 * W[5:] / W[5:].norm(dim=1, keepdim=True) + torch.as_tensor(
+        0.4 * rng.standard_normal((4, 12))
+    )
+    tokens = {k: [3 * k, 3 * k + 1] for k in range(9)}
+    sides = SeedSide("a", sae_of(W), tokens), SeedSide("b", sae_of(V), tokens)
+    cosine = torch.nn.functional.cosine_similarity(W, V).numpy()
+    assert (cosine[5:] < 0.7).all()
+    matched = Matched(np.arange(9), np.arange(9), cosine, np.arange(9) < 5)
+    at = {"token_set": "in", "steered": partial(steered_odds, world), "matched": matched}
+    rows = replicated_pairs(*sides, world, [prompt_of(world)], **at, rng=rng_for(0, "draw"))
+    drawn = {r["target"] for r in rows}
+    assert drawn == {*range(5), *(k for k in range(5, 9) if cosine[k] > 0)}
+    assert len(drawn) > 6
+    assert len(rows) == len(drawn) * (len(drawn) - 1)
+    for r in rows:
+        assert (r["stable_target"], r["stable_source"]) == (r["target"] < 5, r["source"] < 5)
+        assert r["shared"] == (r["target"] < 5 and r["source"] < 5)
+        if r["source"] < 5:  # a match of cosine 1 leaves nothing to deal out
+            assert r["dealt_linear"] == pytest.approx(r["other_linear"], rel=1e-5)
+            assert r["dealt_steered"] == pytest.approx(r["other_steered"], rel=1e-5)
+    assert any(r["dealt_linear"] != pytest.approx(r["other_linear"], rel=0.05) for r in rows)
 
 
 RACERS = ("decoder_cosine", "enc_dec", "whitened", "causal", "coactivation", "fisher")

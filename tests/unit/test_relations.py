@@ -13,7 +13,8 @@ from typer.testing import CliRunner
 from polysem.cli.app import app
 from polysem.errors import ConfigError, MismatchError
 from polysem.hierarchy.firing import cofiring_tail, fired
-from polysem.hierarchy.relations import Kinship, by_interference, relations_of
+from polysem.hierarchy.relations import Kinship, between_levels, by_interference, relations_of
+from polysem.store.tables import RELATIONS
 from polysem.worlds.tree import PlantedRelations, TreeWorld, tree_world
 
 
@@ -105,6 +106,52 @@ def test_tails_are_scipys(n: int, data) -> None:
     for above, expected in ((True, law.sf(both - 1)), (False, law.cdf(both))):
         got = cofiring_tail(np.array([both]), n, np.array([a]), np.array([b]), above=above)[0]
         assert got == pytest.approx(float(expected), rel=1e-9, abs=1e-12)
+
+
+def test_levels_follow_a_hierarchy_or_are_dealt_without(planted) -> None:
+    """Latents put in order of their depth: every parent lies further in. In any other order as many do as chance says."""
+    world, _, made = planted
+    parents = [
+        (r["above"], r["i"] + r["j"] - r["above"])
+        for r in made.relations.to_pylist()
+        if r["relation"] == "parent"
+    ]
+    below = {child for _, child in parents}
+    roots = [a for a in {a for a, _ in parents} if a not in below]
+    middle = [a for a in {a for a, _ in parents} if a in below]
+    n = world.wide.d_sae
+    leaves = [f for f in range(n) if f not in {*roots, *middle}]
+    rng, seen = np.random.default_rng(0), []
+    for order, ordered in (
+        ([*roots, *middle, *leaves], True),
+        *((rng.permutation(n).tolist(), False) for _ in range(20)),
+    ):
+        place = {f: k for k, f in enumerate(order)}
+        turned = [{k: r[k] for k in r} for r in made.relations.to_pylist()]
+        for r in turned:
+            i, j = sorted((place[r["i"]], place[r["j"]]))
+            r |= {"i": i, "j": j, "above": None if r["above"] is None else place[r["above"]]}
+        levels = [len(roots), len(roots) + len(middle)]
+        found = between_levels(
+            RELATIONS.of_rows(turned), levels, label="wide", alive=np.ones(n, dtype=bool)
+        ).to_pylist()
+        mine = [r for r in found if r["relation"] == "parent"]
+        assert sum(r["n_pairs"] for r in mine) == len(parents)
+        assert sum(r["n_expected"] for r in mine) == pytest.approx(len(parents))
+        if ordered:
+            assert all(r["n_pairs"] == 0 for r in mine if r["above"] >= r["below"])
+        else:
+            means = [[r[k] for r in mine if r["above"] < r["below"]] for k in ("n_pairs", "n_expected")]
+            seen.append([sum(m) for m in means])
+    inner, chance = np.mean(seen, axis=0)
+    assert inner == pytest.approx(chance, rel=0.2)
+
+
+@pytest.mark.parametrize("levels", [[8, 8], [0, 8], [100_000], [9, 3]])
+def test_levels_that_do_not_rise_are_an_error(planted, levels: list[int]) -> None:
+    world, x, _ = planted
+    with pytest.raises(ConfigError, match="sizes that rise"):
+        relations_of(world.wide, x[:50], label="wide", levels=levels)
 
 
 def test_pairs_are_counted_by_interference(planted) -> None:

@@ -300,6 +300,7 @@ def test_replication_in_words():
             "n_steered": 2,
         }
         match = {"other_target": j, "other_source": i, "matched": 0.31, "best_cosine": 0.5, "n_prompts": 2}
+        match |= {"shared": True, "stable_target": True, "stable_source": True}
         rows.append(key | seen | match)
     made = replications(pa.Table.from_pylist(rows, schema=REPLICATED.arrow()), level=0.95, seed=0)
     steered, linear = replication_sentences(made)

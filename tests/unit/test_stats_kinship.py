@@ -45,10 +45,8 @@ def _relations(pairs: list[tuple[int, int]], relation: str) -> pa.Table:
 
 
 def _made(run, relations) -> list[dict]:
-    tables = (run.table("plan"), run.table("trials"), relations)
-    return slopes_without(
-        *tables, label=LABEL, config=run.study().effects, covariates=run.table("covariates")
-    ).to_pylist()
+    tables = (run.table("plan"), run.table("trials"), {LABEL: relations})
+    return slopes_without(*tables, config=run.study().effects, covariates=run.table("covariates")).to_pylist()
 
 
 def _slopes(effects: pa.Table) -> dict[str, dict]:

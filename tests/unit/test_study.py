@@ -28,7 +28,7 @@ from polysem.progress import SILENT
 from polysem.store import RunFolder
 from polysem.store import run as store_run
 from polysem.store.schema import Schema
-from polysem.store.stages import ORDER
+from polysem.store.stages import order_of
 from polysem.store.tables import PLAN, PROMPTS, STAGES, TRIALS
 from polysem.types import Site
 
@@ -254,7 +254,9 @@ ALL_CALLS = [
     *("pairs blocks.0.hook_resid_post", "pairs blocks.0.hook_resid_post-2"),
     *("plan", "trials 0-1", "trials 2-3", "trials 4-4", "response", "effects", "report"),
 ]
-ALL_FRESH = dict.fromkeys(ORDER, "fresh")
+PLAIN = order_of(None)
+"""stages of a study that asks for nothing beside"""
+ALL_FRESH = dict.fromkeys(PLAIN, "fresh")
 
 
 def test_a_study_runs_all_stages_once_and_loads_the_model_once(fakes: Fakes, study: Study, out: Path):
@@ -265,7 +267,7 @@ def test_a_study_runs_all_stages_once_and_loads_the_model_once(fakes: Fakes, stu
     assert sorted(p.name for p in (out / "trials").iterdir()) == sorted(
         ["manifest.json", *(f"part-0000{k}-of-00003.{end}" for k in range(3) for end in ("json", "parquet"))]
     )
-    assert {p.name for p in out.iterdir()} == {"study.toml", "origin.json", "report.html", *ORDER}
+    assert {p.name for p in out.iterdir()} == {"study.toml", "origin.json", "report.html", *PLAIN}
 
 
 def test_a_finished_study_is_left_alone_and_loads_nothing(fakes: Fakes, study: Study, out: Path):
@@ -345,7 +347,7 @@ def test_sources_that_are_gone_do_not_make_a_finished_study_stale(
     assert "as far as can be seen: corpus" in reason(study, out, "features")
 
 
-@pytest.mark.parametrize("stage", ORDER)
+@pytest.mark.parametrize("stage", PLAIN)
 def test_a_stage_that_breaks_is_continued(fakes: Fakes, study: Study, out: Path, stage: str):
     fakes.breaks = {"pairs": "pairs blocks.0.hook_resid_post-2", "trials": "trials 2-3"}.get(stage, stage)
     with pytest.raises(PolysemError, match="breaks"):

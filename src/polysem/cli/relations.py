@@ -1,5 +1,6 @@
 """What the features of a dictionary are to each other."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -27,6 +28,10 @@ def relations(
     probes: Annotated[
         int | None, typer.Option("--probes", min=1, help="Features asked for absorption; default all.")
     ] = None,
+    levels: Annotated[
+        str,
+        typer.Option("--levels", help="Inner sizes of a nested (Matryoshka) dictionary, as 288,576,1152."),
+    ] = "",
     without: Annotated[
         Path | None,
         typer.Option(
@@ -37,8 +42,6 @@ def relations(
     as_json: AsJson = False,
 ) -> None:
     """Relations of features from firing and reconstruction: duplicates, parts, parents, absorption, hedges, opposites."""
-    import pyarrow as pa
-
     from polysem.corpus import token_rows
     from polysem.errors import ConfigError
     from polysem.hierarchy.firing import site_activations
@@ -53,6 +56,7 @@ def relations(
     from polysem.store.tables import SLOPES_WITHOUT
     from polysem.vocabulary_findings import KINSHIPS
 
+    sizes = sizes_of(levels)
     run = None if without is None else RunFolder.open(without)
     labels = [] if run is None else labels_of(run, sae)
     wide = load_sae(sae)
@@ -62,25 +66,24 @@ def relations(
     loaded = load_model(named)
     rows = token_rows(corpus, loaded, n_tokens=tokens, context=context, positions=positions_of(loaded, wide))
     x = site_activations(loaded, rows, wide.site, reporter=on_stderr())
-    found = relations_of(wide, x, label=sae, narrow=[load_sae(ref) for ref in narrow or ()], probes=probes)
+    found = relations_of(
+        wide, x, label=sae, narrow=[load_sae(ref) for ref in narrow or ()], probes=probes, levels=sizes
+    )
     counts = by_interference(found.relations)
     rates = [r for r in found.absorption["rate"].to_pylist() if r is not None]
     told: dict[str, Any] = {
         "tokens": len(x), "features": wide.d_sae, "pairs": counts, "probes": found.absorption.num_rows,
         "trusted": len(rates), "absorption": sum(rates) / len(rates) if rates else None,
     }  # fmt: skip
+    told["levels"] = found.levels.to_pylist()
     slopes = None
     if run is not None:
-        slopes = pa.concat_tables(
-            slopes_without(
-                run.table("plan"),
-                run.table("trials"),
-                found.relations,
-                label=label,
-                config=run.study().effects,
-                covariates=run.table("covariates"),
-            )
-            for label in labels
+        slopes = slopes_without(
+            run.table("plan"),
+            run.table("trials"),
+            dict.fromkeys(labels, found.relations),
+            config=run.study().effects,
+            covariates=run.table("covariates"),
         )
         told["slopes"] = slopes.to_pylist()
     if out is not None:
@@ -100,10 +103,37 @@ def relations(
         print(
             f"  absorption: {mean}, mean over {len(rates):,} features whose probe is good enough of {told['probes']:,} asked"
         )
+        for line in said_of_levels(told["levels"]):
+            print(f"  {line}")
         for r in [] if slopes is None else slopes.to_pylist():
             print(f"  {_told(r)}")
         if out is not None:
             result(out)
+
+
+def sizes_of(levels: str) -> list[int]:
+    """The sizes in `--levels`."""
+    from polysem.errors import ConfigError
+
+    parts = [part.strip() for part in levels.split(",") if part.strip()]
+    if not all(part.isdecimal() for part in parts):
+        raise ConfigError(f"--levels {levels!r}; expected sizes", hint="as 288,576,1152")
+    return [int(part) for part in parts]
+
+
+def said_of_levels(rows: list[dict[str, Any]]) -> Iterator[str]:
+    """Of each relation, in which order of levels its pairs lie, and were they dealt without regard to levels."""
+    for kind in dict.fromkeys(r["relation"] for r in rows):
+        mine = [r for r in rows if r["relation"] == kind]
+        told = []
+        for words, where in (
+            ("in an inner level", lambda r: r["above"] < r["below"]),
+            ("in the same", lambda r: r["above"] == r["below"]),
+            ("in an outer one", lambda r: r["above"] > r["below"]),
+        ):
+            n, chance = (sum(r[k] for r in mine if where(r)) for k in ("n_pairs", "n_expected"))
+            told.append(f"{words} {n:,} (by chance {chance:.1f})")
+        yield f"{kind}, the more general one is {', '.join(told)}"
 
 
 def labels_of(run: "RunFolder", sae: str) -> list[str]:

@@ -68,6 +68,7 @@ def check_study(study: Study, places: Places, out: Path) -> Checked:
         What is wrong, each as the error that a run would end with, and what could not be looked at.
     """
     from polysem.glosses.similarity import open_measure
+    from polysem.saes import load_sae
 
     checked, there = Checked(), places.settings(study)
     model = _model(there, checked)
@@ -76,6 +77,11 @@ def check_study(study: Study, places: Places, out: Path) -> Checked:
     for entry, sae in zip(there.saes, saes, strict=True):
         if sae:
             _glosses(entry.glosses or there.glosses.source, sae, checked)
+    for ref in there.relations.narrow if there.relations else ():
+        if ref.startswith(("saelens:", "hub:")):
+            checked.unseen.append(f"SAE {ref}, which lies on the Hub")
+        else:
+            checked.attempt(lambda ref=ref: load_sae(ref))
     for measure in there.glosses.similarity:
         checked.attempt(lambda measure=measure: open_measure(measure))
     _texts(there, model, checked)

@@ -4,8 +4,12 @@ import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import pyarrow.compute as pc
+
+from polysem.engine.context import StoredPairs
 from polysem.engine.task import How, Made, Tables, Task
-from polysem.errors import ConfigError
+from polysem.errors import ConfigError, MismatchError
 from polysem.progress import Reporter
 from polysem.store import io
 from polysem.store.manifest import Output
@@ -50,10 +54,55 @@ def pairs(task: Task) -> Made | None:
     return task.in_parts(compute)
 
 
+def kinship(task: Task) -> Made | None:
+    """What features are to each other, one part per SAE."""
+    from polysem.corpus import token_rows
+    from polysem.hierarchy.firing import site_activations
+    from polysem.hierarchy.relations import relations_of
+    from polysem.positions import positions_of
+    from polysem.saes import load_sae
+    from polysem.stats.kinship import related_pairs
+
+    context, corpus, asked = task.context, task.study.corpus, task.study.relations
+    assert asked is not None, "a study without [relations] has no such stage"
+    narrow = [load_sae(ref) for ref in asked.narrow]
+    widest = {f["site"]: f["d_sae"] for f in sorted(context.saes.facts.values(), key=lambda f: f["d_sae"])}
+    for ref, other in zip(asked.narrow, narrow, strict=True):
+        if other.d_sae >= widest.get(str(other.reads), 0):
+            raise MismatchError(
+                f"relations.narrow: {ref} has {other.d_sae} features of {other.reads}; expected fewer than one of the study's "
+                f"SAEs: {', '.join(f'{n} of {site}' for site, n in widest.items())}",
+                hint="leave it out of relations.narrow",
+            )
+
+    def compute(part: Part, reporter: Reporter) -> Tables:
+        label = sorted(context.saes)[part.k]
+        sae, own = context.saes[label], context.features.only(label)
+        positions = positions_of(context.model, sae)
+        rows = token_rows(
+            corpus.ref, context.model, n_tokens=asked.n_tokens, context=corpus.context, positions=positions
+        )
+        vectors = own.embeddings[label]
+        glosses = np.zeros((sae.d_sae, vectors.shape[1]), vectors.dtype)
+        glosses[own.features["feature"].to_numpy()] = vectors
+        found = relations_of(
+            sae,
+            site_activations(context.model, rows, sae.reads),
+            label=label,
+            narrow=[one for one in narrow if one.site == sae.site and one.d_sae < sae.d_sae],
+            embeddings=glosses,
+            probes=asked.probes,
+        )
+        listed = StoredPairs(task.run).only(label).pairs
+        counted = related_pairs(listed, found.relations, label=label, exclude=asked.exclude)
+        return {"relations": found.relations, "absorption": found.absorption, "related_pairs": counted}
+
+    return task.in_parts(compute)
+
+
 def plan(task: Task) -> Made:
     """Prompts and plan."""
     from polysem import plan as planning
-    from polysem.engine.context import StoredPairs
     from polysem.positions import RowsBegin, positions_of, positions_of_all
     from polysem.prompts import make_prompts
 
@@ -69,10 +118,15 @@ def plan(task: Task) -> Made:
         )
     prompts = make_prompts(study.prompts, study.corpus, context.model, positions=positions, seed=study.seed)
     mined = StoredPairs(task.run)
-    made = planning.make_plan(study, context.features, mined, prompts, context.saes, model=context.model)
+    kin = {"relations": task.run.table("relations")} if study.relations else {}
+    made = planning.make_plan(
+        study, context.features, mined, prompts, context.saes, model=context.model, **kin
+    )
     wants_bos = {label: one.prepend_bos for label, one in begun.items()}
     log.info("positions: %s (SAEs with BOS: %s)", positions.said, wants_bos)
     facts = {"bos": positions.said, "trained_with_bos": wants_bos, "counts": planning.describe_plan(made)}
+    if kin:
+        facts["left_out"] = dict(made.left_out)
     return task.whole(made.tables(), facts)
 
 
@@ -114,10 +168,11 @@ def effects(task: Task) -> Made:
     """Effects with intervals."""
     from polysem.paper.presets import PaperEstimates
     from polysem.stats import estimate
+    from polysem.stats.kinship import slopes_without
 
     study, run = task.study, task.run
     wanted = ("response", "metrics", "gradient_path", "gradient_matrix", "replicated")
-    made = estimate(
+    found = estimate(
         run.table("plan"),
         run.table("trials"),
         config=study.effects,
@@ -129,7 +184,18 @@ def effects(task: Task) -> Made:
         covariates=run.table("covariates"),
         neurons={name: run.table(name) for name in ("neurons", "neuron_degrees")},
     )
-    return Made(run.write(task.stage, made.tables()), {})
+    made = dict(found.tables())
+    if study.relations:
+        known = run.table("relations")
+        made["slopes_without"] = slopes_without(
+            run.table("plan"),
+            run.table("trials"),
+            {label: known.filter(pc.equal(known["sae"], label)) for label in sorted(task.context.saes)},
+            config=study.effects,
+            covariates=run.table("covariates"),
+            exclude=study.relations.exclude,
+        )
+    return Made(run.write(task.stage, made), {})
 
 
 def report(task: Task) -> Made:

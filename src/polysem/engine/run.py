@@ -36,7 +36,7 @@ from polysem.places import Places
 from polysem.progress import SILENT, Reporter
 from polysem.store.manifest import StageInputs, StageStatus
 from polysem.store.run import REPORT, RunFolder, now
-from polysem.store.stages import ORDER, REGISTRY, StageName, command
+from polysem.store.stages import ORDER, REGISTRY, StageName, command, has, inputs_of, order_of
 from polysem.transfer.config import TransferStudy, parse_transfer
 from polysem.transfer.panel import JudgePanel
 
@@ -81,7 +81,9 @@ def run_study(
         StoreError: if the folder is foreign, being written, or full, or an earlier stage is not fresh.
         PolysemError: of the stage functions.
     """
-    wanted = _wanted(stages, shard)
+    base = study.parent if isinstance(study, Path) else Path.cwd()
+    text, study = (to_toml(study), study) if isinstance(study, Study) else _read(study, parse_study, "study")
+    wanted = _wanted(study, stages, shard)
     fan_out = "trials" in wanted and (workers > 0 or engine == "ray" or workers < 0)
     if fan_out and shard is not None:
         raise ConfigError(
@@ -89,8 +91,6 @@ def run_study(
         )
     if fan_out and (workers or engine == "processes"):
         check_workers(workers)
-    base = study.parent if isinstance(study, Path) else Path.cwd()
-    text, study = (to_toml(study), study) if isinstance(study, Study) else _read(study, parse_study, "study")
     run, how = RunFolder(out), How(reporter, shard=shard, ignore_versions=ignore_versions)
     if not run.holds("study.toml"):
         with reporter.stage("check"):  # a wrong study leaves no folder behind
@@ -357,7 +357,7 @@ def _beside(
         runner.bring(stage, options, recorded or {})
         report = REGISTRY["report"]
         made = stage in report.shows and manifest_of(run, "report")[0] is not None
-        if made and all(runner.state(name) == "fresh" for name in report.inputs):
+        if made and all(runner.state(name) == "fresh" for name in inputs_of("report", study)):
             runner.bring("report")
     return run
 
@@ -392,7 +392,7 @@ class _Runner:
             StoreError: if a stage that it reads is not there.
         """
         status, made_from = self.seen.look(stage, recorded)
-        for name in REGISTRY[stage].inputs:
+        for name in inputs_of(stage, self.seen.settings(stage)):
             found = self.seen.status(name)
             finished = REGISTRY[stage].reads == "finished" and manifest_of(self.run, name)[0] is not None
             if found.state != "fresh" and not finished:
@@ -420,11 +420,19 @@ class _Runner:
         self.seen.known[stage] = StageStatus(stage, "fresh", "")
 
 
-def _wanted(stages: Sequence[StageName] | None, shard: tuple[int, int] | None) -> tuple[StageName, ...]:
-    wanted = ORDER if stages is None else tuple(stages)
+def _wanted(
+    study: Study, stages: Sequence[StageName] | None, shard: tuple[int, int] | None
+) -> tuple[StageName, ...]:
+    wanted = order_of(study) if stages is None else tuple(stages)
     unknown = [stage for stage in wanted if stage not in ORDER]
     if unknown or not wanted:
         raise ConfigError(f"unknown stages {unknown or '(none)'}; expected some of {', '.join(ORDER)}")
+    if lacking := [stage for stage in wanted if not has(study, stage)]:
+        section = REGISTRY[lacking[0]].asked
+        raise ConfigError(
+            f"{lacking[0]} is made where a study has the section [{section}], and {study.name} has none",
+            hint=f"add a line [{section}] to the study; what it may hold: polysem init",
+        )
     if shard is not None:
         if wanted != ("trials",):
             raise ConfigError(

@@ -73,7 +73,7 @@ def sources_of(settings: Settings, stage: StageName, places: Places) -> list[Stu
     """
     roles = REGISTRY[stage].sources
     found = [source for source in _all(settings, places) if source.role in roles]
-    if "text" in roles and isinstance(settings, Study) and settings.joint.lift_tokens:
+    if "text" in roles and isinstance(settings, Study) and (stage != "joint" or settings.joint.lift_tokens):
         found.append(replace(_Where(places).corpus(settings.corpus.ref), role="text"))
     return list({source.name: source for source in found}.values())
 
@@ -141,6 +141,8 @@ def _all(settings: Settings, places: Places) -> Iterator[StudySource]:
         yield where.sae(sae.ref)
         if sae.glosses:
             yield from where.glosses("glosses", sae.glosses)
+    for ref in study.relations.narrow if study.relations else ():
+        yield replace(where.sae(ref), role="narrow")
     yield from where.glosses("glosses", study.glosses.source)
     for folder in filter(None, (similarity_folder(measure)[1] for measure in study.glosses.similarity)):
         yield where.file("similarity", folder)

@@ -11,7 +11,7 @@ from polysem.errors import StoreError
 from polysem.places import Places
 from polysem.store.manifest import Manifest, StageInputs, StageStatus, State, compare
 from polysem.store.run import RunFolder
-from polysem.store.stages import ORDER, REGISTRY, StageName
+from polysem.store.stages import ORDER, REGISTRY, StageName, has, inputs_of, order_of
 from polysem.transfer.config import load_transfer
 
 
@@ -36,7 +36,7 @@ def study_status(study: Study, folder: Path, *, ignore_versions: bool = False) -
     """
     run = RunFolder(folder)
     if reason := run.foreign(study):
-        return [StageStatus(stage, "foreign", reason) for stage in ORDER]
+        return [StageStatus(stage, "foreign", reason) for stage in order_of(study)]
     return list(Standings(run, study, ignore_versions=ignore_versions).all().values())
 
 
@@ -94,7 +94,7 @@ class Standings:
         if options is None and manifest:
             options = manifest.made_from.parameters.get("options")
         made_from, unseen = self.inputs_now(stage, manifest, options)
-        behind = [s for s in map(self.status, REGISTRY[stage].inputs) if s.state != "fresh"]
+        behind = [s for s in map(self.status, inputs_of(stage, self.settings(stage))) if s.state != "fresh"]
         if manifest is None:
             state, reason = ("stale", damage) if damage else self._unfinished(stage, made_from, behind)
         elif behind:
@@ -123,12 +123,12 @@ class Standings:
             pins: commits on the Hub; None takes those of the run folder.
         """
         inputs: dict[str, str] = {}
-        for name in (*REGISTRY[stage].inputs, *REGISTRY[stage].shows):
+        settings = self.settings(stage)
+        for name in (*inputs_of(stage, settings), *REGISTRY[stage].shows):
             manifest, _ = manifest_of(self.run, name)
             inputs |= manifest.hashes if manifest else {}
         settled = pins or Pins.of(manifest_of(self.run, "features")[0])
         known = recorded.made_from.sources if recorded else None
-        settings = self.settings(stage)
         sources, unseen = content_of(settings, stage, places=self.places, pins=settled, recorded=known)
         return StageInputs.of(settings, stage, sources=sources, inputs=inputs, options=options), unseen
 
@@ -137,7 +137,7 @@ class Standings:
         if record.settings not in self._settings and not self.run.holds(record.settings):
             return False
         begun = self.run.folder(stage).is_dir() and any(self.run.folder(stage).iterdir())
-        return begun or stage in ORDER or stage == "transfer"
+        return begun or (stage in ORDER and has(self.settings(stage), stage)) or stage == "transfer"
 
     def _unfinished(
         self, stage: StageName, made_from: StageInputs, behind: Sequence[StageStatus]

@@ -13,7 +13,7 @@ from polysem.errors import StoreError
 from polysem.seeds import short_hash
 from polysem.store import io
 from polysem.store.manifest import Manifest, read_manifest
-from polysem.store.stages import ORDER, StageName, command
+from polysem.store.stages import ORDER, REGISTRY, StageName, command
 from polysem.store.tables import STAGES
 
 BESIDES = {stage: tables for stage, tables in STAGES.items() if stage not in ORDER}
@@ -39,7 +39,8 @@ class StageFiles:
 def stage_files(root: Path) -> list[StageFiles]:
     """Every stage of a run folder, in the order in which a study runs."""
     known: dict[str, str] = {}
-    return [_stage(root, stage, known) for stage in ORDER if stage != "report"]
+    there = (stage for stage in ORDER if not REGISTRY[stage].asked or (root / stage).is_dir())
+    return [_stage(root, stage, known) for stage in there if stage != "report"]
 
 
 def other_files(root: Path) -> list[StageFiles]:

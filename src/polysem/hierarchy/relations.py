@@ -14,15 +14,16 @@ from itertools import pairwise
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
-from polysem.errors import MismatchError
+from polysem.errors import ConfigError, MismatchError
 from polysem.geometry import benjamini_hochberg
 from polysem.hierarchy.absorption import LEVEL, absorption
 from polysem.hierarchy.firing import Fired, cofiring_tail, fired
+from polysem.hierarchy.known import BINS
 from polysem.saes.base import SAE
 from polysem.store.result import Result
-from polysem.store.tables import ABSORPTION, RELATIONS
+from polysem.store.tables import ABSORPTION, LEVELS, RELATIONS
 from polysem.vocabulary_findings import KINSHIPS
 
 TWICE = 0.7
@@ -42,7 +43,6 @@ SHARE, MIXED = 0.2, 12
 SAME_TOKENS = 0.3
 LEAST = 0.3
 """|decoder cosine| from which pairs that are nothing to each other are written, too"""
-BINS = (0.0, 0.2, 0.3, 0.4, 0.7, 1.01)
 BLOCK = 256
 _NOBODY = -1
 _Rows = dict[str, np.ndarray]
@@ -58,6 +58,8 @@ class Kinship(Result):
     """RELATIONS"""
     absorption: pa.Table = field(default_factory=ABSORPTION.empty)
     """ABSORPTION"""
+    levels: pa.Table = field(default_factory=LEVELS.empty)
+    """LEVELS, of a nested dictionary"""
 
     def facts(self) -> Mapping[str, object]:
         counts = {r["values"]: r["counts"] for r in pc.value_counts(self.relations["relation"]).to_pylist()}
@@ -73,6 +75,7 @@ def relations_of(
     embeddings: Float[np.ndarray, "d_sae d_embed"] | None = None,
     least: float = LEAST,
     probes: int | None = None,
+    levels: Sequence[int] = (),
 ) -> Kinship:
     """Every relation of a dictionary, and pairs of |cosine| >= `least` that have none.
 
@@ -85,12 +88,19 @@ def relations_of(
         embeddings: of glosses, zero rows where there is none.
         least: of |cosine|.
         probes: features that are asked for absorption, at most; None: all.
+        levels: sizes of the inner dictionaries of a nested (Matryoshka) one, ascending.
 
     Raises:
+        ConfigError: if levels do not rise below the number of features.
         MismatchError: if a dictionary reads one site and writes another, or is of another site than `sae`.
         ConfigError: without activations.
         NumericsError: if weights are not finite.
     """
+    if sae.site is None:
+        raise MismatchError(
+            f"{sae.provenance.ref} reads {sae.reads} and writes {sae.writes}; relations are of the features of one site",
+            hint="ask of an autoencoder",
+        )
     for other in narrow:
         if other.site != sae.site or other.d_sae >= sae.d_sae:
             raise MismatchError(
@@ -98,6 +108,11 @@ def relations_of(
                 f"{sae.site}",
                 hint="put the wider dictionary first",
             )
+    if list(levels) != sorted({n for n in levels if 0 < n < sae.d_sae}):
+        raise ConfigError(
+            f"levels {', '.join(map(str, levels))}; expected sizes that rise, each below the {sae.d_sae} features",
+            hint="give the sizes that the dictionary was trained with, without its own",
+        )
     seen = fired(sae, x)
     coarse = [_coarse(seen, other) for other in narrow]
     found = _candidates(seen, least)
@@ -121,8 +136,9 @@ def relations_of(
         _ordered(found["unrelated"], "unrelated"),
     ]  # fmt: skip
     known = absorbed.rate
+    relations = _table(seen, rows, label)
     return Kinship(
-        _table(seen, rows, label),
+        relations,
         ABSORPTION.of_rows(
             {
                 "sae": label, "feature": f, "n_on": n, "f1": score, "trusted": not np.isnan(rate), "rate": rate,
@@ -133,7 +149,40 @@ def relations_of(
                 absorbed.n_children.tolist(), strict=True,
             )
         ),
+        between_levels(relations, levels, label=label, alive=seen.count > 0) if levels else LEVELS.empty(),
     )  # fmt: skip
+
+
+def between_levels(
+    relations: pa.Table, levels: Sequence[int], *, label: str, alive: Bool[np.ndarray, " d_sae"]
+) -> pa.Table:
+    """LEVELS: do the levels of a nested dictionary follow its hierarchy?
+
+    Args:
+        relations: RELATIONS of the dictionary.
+        levels: sizes of the inner dictionaries, ascending.
+        label: name of the dictionary.
+        alive: features that fire.
+    """
+    of = np.searchsorted(np.asarray(levels), np.arange(len(alive)), side="right")
+    size = np.bincount(of[alive], minlength=len(levels) + 1)
+    n = int(size.sum())
+    found = []
+    for kind in ("parent", "absorbed"):
+        some = relations.filter(pc.equal(relations["relation"], kind))
+        i, j, above = (some[name].to_numpy().astype(np.int64) for name in ("i", "j", "above"))
+        seen = np.zeros((len(size), len(size)), dtype=np.int64)
+        np.add.at(seen, (of[above], of[i + j - above]), 1)
+        for a, b in np.ndindex(seen.shape):
+            chance = size[a] * (size[b] - (a == b)) / max(n * (n - 1), 1)
+            found.append(
+                {
+                    "sae": label, "relation": kind, "above": a, "below": b,
+                    "n_above": int(size[a]), "n_below": int(size[b]), "n_pairs": int(seen[a, b]),
+                    "n_expected": float(chance * len(some)),
+                }
+            )  # fmt: skip
+    return LEVELS.of_rows(found)
 
 
 def by_interference(table: pa.Table) -> list[dict[str, int | str]]:

@@ -7,6 +7,7 @@ take sources from its rows; lower bins, which the map leaves out, are sampled fr
 from W_dec and similarities from the gloss embeddings.
 """
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -48,6 +49,17 @@ def pair_arms(request: ArmsRequest) -> list[Arm]:
         ):
             recipe = Recipe.of("decoder", feature=source.feature).text
             found.append(Arm("negative_pair", target, source.feature, 0, recipe, *source[1:]))
+    return found
+
+
+def left_out(request: ArmsRequest) -> Counter[str]:
+    """How many sources, of the targets and on either side, would be admissible but for the relation that they have."""
+    found: Counter[str] = Counter()
+    for target, alignment, similarity in _geometry(request):
+        kin = request.index.kin(target)
+        for sign in (1, -1) if kin else ():
+            bins = sources_by_bin(request, target, alignment, similarity, mined=True, sign=sign, kin=True)
+            found.update(kin[s.feature] for some in bins for s in some if s.feature in kin)
     return found
 
 
@@ -174,9 +186,10 @@ def sources_by_bin(
     *,
     mined: bool,
     sign: int = 1,
+    kin: bool = False,
 ) -> list[list[Source]]:
     """Per bin of |interference|, every admissible source of a target: alive, not dense, glossed, no duplicate, under the
-    similarity cut.
+    similarity cut, without a relation that the study excludes.
 
     Args:
         request: bins, cut and features.
@@ -185,11 +198,14 @@ def sources_by_bin(
         similarity: gloss similarity of every feature with it.
         mined: take bins that the map of pairs covers from its rows.
         sign: 1 for sources of positive interference, -1 for those of negative.
+        kin: take those with an excluded relation, too.
     """
     index, pairs = request.index, request.pairs
     admissible = index.usable & index.glossed & ~index.duplicates(target, alignment)
     admissible &= np.nan_to_num(similarity, nan=np.inf) < pairs.max_similarity
     admissible[target] = False
+    if not kin:
+        admissible[list(index.kin(target))] = False
     partner, rows = index.mined_with(target)
     cosine, gloss = (rows[c].to_numpy(zero_copy_only=False) for c in ("interference", "similarity"))
     found: list[list[Source]] = []

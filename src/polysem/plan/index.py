@@ -13,6 +13,7 @@ from jaxtyping import Bool, Float, Int
 from polysem.act.base import length
 from polysem.act.snippets import Contexts
 from polysem.errors import MismatchError
+from polysem.hierarchy.known import Kinds
 from polysem.pairs import DEAD, DENSE, DUPLICATE_INTERFERENCE, DUPLICATE_TOKENS
 from polysem.saes.base import SAE
 from polysem.vocabulary import TOKEN_SETS
@@ -99,6 +100,8 @@ class FeatureIndex:
     contexts: Contexts = field(default_factory=lambda: Contexts({}, {}, {}))
     max_act: Float[np.ndarray, " d_sae"] = field(default_factory=lambda: np.empty(0))
     """largest activation seen of every feature; NaN where unknown"""
+    excluded: Kinds = field(default_factory=dict)
+    """pairs that are not drawn for the relation that they have"""
 
     @classmethod
     def of(
@@ -111,6 +114,7 @@ class FeatureIndex:
         pairs: pa.Table,
         partners: pa.Table,
         contexts: pa.Table,
+        excluded: Kinds | None = None,
     ) -> "FeatureIndex":
         """The index of one SAE from whole tables; `embeddings` has a row per row of its part of `features`.
 
@@ -147,6 +151,7 @@ class FeatureIndex:
             mined=_within(pairs, label),
             partners=_within(partners, label),
             contexts=Contexts.of(label, contexts),
+            excluded=excluded or {},
             max_act=_placed(sae.d_sae, ids, own["max_act"].to_numpy(zero_copy_only=False)),
             tokens_in=_lists(frozenset, sae.d_sae, ids, own["tokens_in"].to_pylist()),
             tokens_out=_lists(frozenset, sae.d_sae, ids, own["tokens_out"].to_pylist()),
@@ -201,6 +206,10 @@ class FeatureIndex:
         partner, rows = self.mined_with(target)
         result[partner[rows["is_duplicate"].to_numpy(zero_copy_only=False)]] = True
         return result
+
+    def kin(self, target: int) -> Mapping[int, str]:
+        """Features that are not drawn as the target's sources -> the relation for which they are not."""
+        return {i + j - target: kind for (i, j), kind in self.excluded.items() if target in (i, j)}
 
     def mined_with(self, target: int) -> tuple[Int[np.ndarray, " n"], pa.Table]:
         """Partners of the target in the map of pairs, and their rows."""

@@ -9,7 +9,8 @@ what is done in it, so it does not depend on what else is planned.
 
 import logging
 import math
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, fields, replace
 
 import numpy as np
@@ -20,8 +21,9 @@ from polysem.act.arms import ArmsRequest
 from polysem.act.base import UNMATCHED, intervention
 from polysem.config import PlanConfig, Study
 from polysem.errors import ConfigError, MismatchError
+from polysem.hierarchy.known import Kinds, kinds_of
 from polysem.models.base import WhiteBoxModel
-from polysem.plan.arms import control_arms, pair_arms
+from polysem.plan.arms import control_arms, left_out, pair_arms
 from polysem.plan.blocks import LocusBlock, blocks_of, settings_of
 from polysem.plan.covariates import covariates
 from polysem.plan.degrees import gloss_clusters
@@ -44,6 +46,7 @@ from polysem.store.tables import (
     STAGES,
 )
 from polysem.vocabulary import PRESETS
+from polysem.vocabulary_findings import KINSHIPS
 
 log = logging.getLogger(__name__)
 
@@ -64,9 +67,11 @@ class Plan:
     """where the study has a locus of neurons and a model"""
     neuron_degrees: pa.Table = field(default_factory=NEURON_DEGREES.empty)
     covariates: pa.Table = field(default_factory=COVARIATES.empty)
+    left_out: Mapping[str, int] = field(default_factory=dict)
+    """relation -> candidate sources of the targets that were not drawn for it"""
 
     def tables(self) -> dict[str, pa.Table]:
-        return {field.name: getattr(self, field.name) for field in fields(self)}
+        return {field.name: getattr(self, field.name) for field in fields(self) if field.name != "left_out"}
 
 
 def make_plan(
@@ -77,6 +82,7 @@ def make_plan(
     saes: Mapping[str, SAE],
     *,
     model: WhiteBoxModel | None = None,
+    relations: pa.Table | None = None,
 ) -> Plan:
     """Every trial of the study.
 
@@ -88,9 +94,10 @@ def make_plan(
         saes: by label, as in the tables.
         model: to look for pairs that are one concept twice, for the degrees of neurons, and for the locus
             `mlp_neuron`, whose neurons are chosen by what they write. Without it the first two are left out.
+        relations: RELATIONS of all SAEs; needed where the study leaves related pairs out of its plan.
 
     Raises:
-        ConfigError: if there are no prompts, or no feature of any SAE can be a target.
+        ConfigError: if the study leaves related pairs out and no relations are given; if there are no prompts, or no feature of any SAE can be a target.
         MismatchError: if the tables do not belong to the SAEs.
     """
     prompts = PROMPTS.conform(prompts)
@@ -99,8 +106,15 @@ def make_plan(
             "there are no prompts to plan on",
             hint="check [prompts] in the study, then: polysem plan STUDY.toml",
         )
+    asked = study.relations
+    excluded = asked.exclude if asked and asked.at == "plan" else ()
+    if excluded and relations is None:
+        raise ConfigError(
+            f"the study leaves out pairs that are {', '.join(excluded)}, and no relations are given",
+            hint="polysem kinship STUDY.toml",
+        )
     parts: list[pa.Table] = []
-    n_batches = 0
+    n_batches, left = 0, Counter[str]()
     seen: dict[str, list[pa.Table]] = {
         s.name: [s.empty()] for s in STAGES["plan"] if s not in (PLAN, PROMPTS)
     }
@@ -121,8 +135,13 @@ def make_plan(
             pairs=mined,
             partners=partners,
             contexts=own.contexts,
+            excluded=_excluded(relations, label, excluded) if excluded and relations is not None else None,
         )
-        blocks, screened = _chosen(index, study, own, model, prompts)
+        blocks, screened, out = _chosen(index, study, own, model, prompts)
+        if out:
+            told = ", ".join(f"{KINSHIPS[kind].label} {out[kind]}" for kind in KINSHIPS if out[kind])
+            log.info("SAE %s: candidate sources left out for what they are to the target: %s", label, told)
+        left += out
         for name, table in screened.items():
             seen[name].append(table)
         for block in blocks:
@@ -140,6 +159,7 @@ def make_plan(
     return Plan(
         plan=PLAN.conform(pa.concat_tables(parts)),
         prompts=prompts,
+        left_out=dict(left),
         **{name: pa.concat_tables(tables) for name, tables in seen.items()},
     )
 
@@ -152,9 +172,10 @@ def _own(features: Features | ByDictionary[Features], label: str) -> Features:
 
 def _chosen(
     index: FeatureIndex, study: Study, features: Features, model: WhiteBoxModel | None, prompts: pa.Table
-) -> tuple[list[LocusBlock], dict[str, pa.Table]]:
-    """What is planned of one SAE, and the tables of its screening (none without a model). Targets, pairs and controls
-    are drawn once, in this order: screening says which pairs are of two concepts, and only those have controls."""
+) -> tuple[list[LocusBlock], dict[str, pa.Table], Counter[str]]:
+    """What is planned of one SAE, the tables of its screening (none without a model), and what was left out for which
+    relation. Targets, pairs and controls are drawn once, in this order: screening says which pairs are of two concepts, and
+    only those have controls."""
     plan = settings_of(study)
     loci = {locus: intervention(locus) for locus in plan.loci}
     request = ArmsRequest(
@@ -171,14 +192,19 @@ def _chosen(
     if request.writes:
         clusters = gloss_clusters(features.clusters, index.label, index.sae.d_sae)
         request = replace(request, clusters=clusters)
-    arms, tables = pair_arms(request), {}
+    arms, tables, out = pair_arms(request), {}, left_out(request)
     if model is not None:
         arms, tables = screen(replace(request, arms=arms), study, features, model, prompts)
     request = replace(request, arms=arms)
     arms = [*arms, *control_arms(request)]
     tables["covariates"] = covariates(index, arms, plan.token_sets, model)
     blocks = blocks_of(replace(request, arms=arms), study)
-    return [*blocks, *neuron_blocks(request, tables.get("neurons", NEURONS.empty()))], tables
+    return [*blocks, *neuron_blocks(request, tables.get("neurons", NEURONS.empty()))], tables, out
+
+
+def _excluded(relations: pa.Table, label: str, excluded: Collection[str]) -> Kinds:
+    own = kinds_of(relations.filter(pc.equal(relations["sae"], label)))
+    return {pair: kind for pair, kind in own.items() if kind in excluded}
 
 
 def describe_plan(plan: Plan) -> dict[str, int]:

@@ -79,6 +79,10 @@ def _has_partner(atlas: FeatureIndex, pairs: PairsConfig) -> Bool[np.ndarray, " 
     i, j, cosine, gloss, flagged = _mined_columns(atlas)
     could = atlas.usable & atlas.glossed
     good = (cosine > 0) & (gloss < pairs.max_similarity) & ~flagged & could[i] & could[j]
+    if atlas.excluded:
+        good &= np.array(
+            [pair not in atlas.excluded for pair in zip(i.tolist(), j.tolist(), strict=True)], dtype=bool
+        )
     result = np.zeros(atlas.sae.d_sae, dtype=bool)
     result[i[good]] = result[j[good]] = True
     return result

@@ -12,9 +12,11 @@ import pyarrow.compute as pc
 from polysem.report import cards, charts, html, panels, selftest, sure, text, transfer_section, why, words
 from polysem.report.budgets import budgets_section
 from polysem.report.concepts import concepts_section
+from polysem.report.dictionaries import dictionaries
 from polysem.report.findings import finding
 from polysem.report.hubs import hubs_section
 from polysem.report.joint import joint_section
+from polysem.report.kinship import NOT_ASKED, kinship_line, kinship_section
 from polysem.report.neurons import neurons_section
 from polysem.report.pairs import details, pair_rows
 from polysem.report.presets import presets_section
@@ -124,6 +126,8 @@ def context(run: Run) -> dict[str, Any]:
         "spectra": _spectra(spectrum),
         "pairs": rows,
         "n_listed": n_listed,
+        "kinship": kinship_section(run),
+        "kinship_said": kinship_line(run) or ("" if study.relations else NOT_ASKED),
         "details": details(run, rows),
         "drawn": [*drawn, *cards.activations(run, {(r.sae, f) for r in rows for f in (r.i, r.j)})],
         "n_drawn": n_drawn,
@@ -139,6 +143,7 @@ def context(run: Run) -> dict[str, Any]:
         ],
         "angles": sure.qap_rows(run.table("checks")),
         "one_dictionary": sure.one_dictionary(_sites(run)),
+        "dictionaries": dictionaries(run, _sites(run)),
         "replication": list(sure.replication_sentences(run.table("replication"))),
         "missing": _missing(run.table("missing")),
         "margin": study.effects.margin,

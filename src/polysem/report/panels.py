@@ -107,7 +107,7 @@ def loci(run: Tables) -> list[LocusSection]:
         unit = units.get(name, DOSE_UNITS[run.study.plan.dose_unit])
         curves = where(dose_response, locus=name)
         told = [f for f in findings if f["locus"] == name]
-        alike = where(apart, locus=name).to_pylist()
+        alike = where(apart, locus=name, site=POOLED).to_pylist()
         result.append(LocusSection(name, dose, unit, mine, told, own.filter(near), curves, own, alike))
     return result
 

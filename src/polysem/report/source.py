@@ -15,7 +15,7 @@ from polysem.store.manifest import Manifest, read_manifest
 from polysem.store.result import Result
 from polysem.store.run import RunFolder
 from polysem.store.schema import Schema
-from polysem.store.stages import ORDER, StageName
+from polysem.store.stages import ORDER, StageName, order_of
 from polysem.store.tables import STAGES
 from polysem.transfer.result import TransferFound, read_transfer
 
@@ -95,7 +95,7 @@ class Run(Result):
 
     def absent(self) -> list[StageName]:
         """Stages that are not finished, in the order in which a study runs."""
-        return [stage for stage in ORDER if stage != "report" and stage not in self.manifests]
+        return [stage for stage in order_of(self.study) if stage != "report" and stage not in self.manifests]
 
     def table(
         self, name: str, *, columns: Sequence[str] | None = None, where: pc.Expression | None = None

@@ -45,6 +45,7 @@ OTHER = Mark("diamond", "#6b4fa0", "#c3aef0")
 STAGES = {
     "features": "feature table",
     "pairs": "map of pairs",
+    "kinship": "relations of features",
     "plan": "plan",
     "trials": "steering trials",
     "response": "linear response",

@@ -34,6 +34,7 @@ from polysem.stats.replication import replications
 from polysem.stats.rows import POOLED, Rows, View, parse_group
 from polysem.stats.similarity import Latent, gloss_reliability, latent_similarity, similarity_model
 from polysem.stats.specification import specifications
+from polysem.stats.survival import effect_survival, variance_components
 from polysem.stats.toward import toward
 from polysem.store.result import Result
 from polysem.store.tables import (
@@ -47,6 +48,7 @@ from polysem.store.tables import (
     PAIR_EFFECTS,
     PRESETS,
     SIMILARITIES,
+    SLOPES_WITHOUT,
     STAGES,
 )
 from polysem.vocabulary import LOCI, TOKEN_SETS
@@ -80,6 +82,8 @@ class Effects(Result):
     pair_tests: pa.Table
     heterogeneity: pa.Table
     replication: pa.Table
+    effect_survival: pa.Table
+    variance_components: pa.Table
     reliability: pa.Table
     similarity_model: pa.Table
     latent_similarity: pa.Table
@@ -88,6 +92,8 @@ class Effects(Result):
     findings: pa.Table
     graded: pa.Table
     presets: pa.Table = field(default_factory=PRESETS.empty)
+    slopes_without: pa.Table = field(default_factory=SLOPES_WITHOUT.empty)
+    """where a study has relations of its features; `stats.kinship` makes it"""
 
 
 def estimate(
@@ -161,6 +167,8 @@ def estimate(
             made[name] += more
     if checks:
         made["checks"] += qap_checks(given["gradient_matrix"], level=config.level, seed=seed)
+    at = whole.filter(pc.equal(whole["locus"], views[0].locus)) if views else whole
+    sites = {r["sae"]: r["site"] for r in at.group_by(["sae", "site"]).aggregate([]).to_pylist()}
     schemas = {schema.name: schema for schema in STAGES["effects"]}
     known = {s.name: s.empty() for s in (NEURONS, NEURON_DEGREES)} | dict(neurons or {})
     one_by_one, grids = neuron_effects(single_neurons(whole), known["neurons"], known["neuron_degrees"])
@@ -178,8 +186,10 @@ def estimate(
         latent_similarity=latent_similarity(measures),
         validity=validity(arms, linear, given["gradient_path"]),
         power=seen_power(declared_rows(rows), level=config.level),
-        heterogeneity=HETEROGENEITY.of(between_saes(declared_rows(rows), rows)),
+        heterogeneity=HETEROGENEITY.of(between_saes(declared_rows(rows), rows, sites=sites)),
         replication=replications(given["replicated"], level=config.level, seed=seed),
+        effect_survival=effect_survival(given["replicated"], level=config.level, seed=seed),
+        variance_components=variance_components(given["replicated"], level=config.level),
         **{name: schemas[name].of(found) for name, found in made.items()},
         **{name: table for one in beside for name, table in one.tables(joined, whole, views).items()},
     )

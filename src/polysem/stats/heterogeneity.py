@@ -7,6 +7,7 @@ and Laird) with the t interval of Hartung, Knapp, Sidik and Jonkman, never narro
 SAEs share prompts and the model, which none of this knows: Q is then a little too small.
 """
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -64,22 +65,32 @@ def heterogeneity(
     )
 
 
-def between_saes(declared: Rows, rows: Rows) -> Rows:
-    """HETEROGENEITY: a row per declared contrast of every locus.
+def between_saes(declared: Rows, rows: Rows, *, sites: Mapping[str, str] | None = None) -> Rows:
+    """HETEROGENEITY: a row per declared contrast of every locus, and one more for each site that has several SAEs (dictionaries,
+    as clusters of one) where the study has several sites.
 
     Args:
         declared: rows of EFFECTS of all SAEs together, with `locus`, `token_set`.
         rows: EFFECTS, with `se`.
+        sites: site of every SAE by label.
     """
     own: dict[tuple[str, frozenset[tuple[str, str]]], Rows] = {}
     for row in rows:
         parts = parse_group(str(row["group"]))
         if parts.get("sae") not in (None, POOLED):
             own.setdefault((str(row["contrast"]), _but_sae(parts)), []).append(row)
-    return [
-        _row(row, own.get((str(row["contrast"]), _but_sae(parse_group(str(row["group"])))), []))
-        for row in declared
-    ]
+    by_site: dict[str, set[str]] = {}
+    for label, site in (sites or {}).items():
+        by_site.setdefault(site, set()).add(label)
+    several = {site: saes for site, saes in by_site.items() if len(saes) > 1 and len(by_site) > 1}
+    found = []
+    for row in declared:
+        mine = own.get((str(row["contrast"]), _but_sae(parse_group(str(row["group"])))), [])
+        found.append(_row(row, mine) | {"site": POOLED})
+        for site, saes in sorted(several.items()):
+            here = [r for r in mine if parse_group(str(r["group"]))["sae"] in saes]
+            found.append(_row(row, here) | {"site": site, "estimate": None})
+    return found
 
 
 def _but_sae(parts: dict[str, str]) -> frozenset[tuple[str, str]]:

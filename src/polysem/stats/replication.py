@@ -87,6 +87,8 @@ def replications(replicated: pa.Table, *, level: float, seed: int) -> pa.Table:
     """REPLICATION of every two SAEs, token set and measure in REPLICATED."""
     groups: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
     for r in replicated.to_pylist():
+        if not r["shared"]:
+            continue
         groups.setdefault((r["sae"], r["other"], r["token_set"]), []).append(r)
     rows: Rows = []
     for key, pairs in sorted(groups.items()):

@@ -40,9 +40,11 @@ class Stage:
     only, `gloss_vectors` the glosses without the further measures of similarity"""
     sources: tuple[str, ...] = ()
     """files and weights outside the run folder, by role: model, saes, corpus, features, glosses, prompts, similarity,
-    words, text (the corpus, read again)"""
+    words, text (the corpus, read again), narrow (dictionaries that show relations of features)"""
     packages: tuple[str, ...] = ()
     """distributions whose version can change a number"""
+    asked: str = ""
+    """a section without which a study does not have the stage; "" for those that every study has"""
     plug_ins: tuple[str, ...] = ()
     """kinds of things (loci, controls, outcomes, saes) of which other distributions may bring some; those count, too"""
     parts: Literal["", "saes", "batches"] = ""
@@ -103,11 +105,23 @@ _STUDY = (
         parts="saes",
     ),
     Stage(
+        "kinship",
+        "What features are to each other (duplicates, parts, parents ...), where the study has [relations].",
+        make="polysem.engine.making:kinship",
+        inputs=("features", "pairs"),
+        sections=("model", "sae_refs", "corpus", "relations"),
+        sources=("model", "saes", "narrow", "text"),
+        packages=(*_MODEL, "scipy"),
+        plug_ins=("saes",),
+        parts="saes",
+        asked="relations",
+    ),
+    Stage(
         "plan",
         "Prompts, targets, sources, controls and doses: every trial, before any is run.",
         make="polysem.engine.making:plan",
-        inputs=("features", "pairs"),
-        sections=("seed", "sae_refs", "corpus", "glosses", "pairs", "prompts", "plan", "preset"),
+        inputs=("features", "pairs", "kinship"),
+        sections=("seed", "sae_refs", "corpus", "glosses", "pairs", "prompts", "plan", "preset", "relations"),
         sources=("model", "saes", "corpus", "prompts", "similarity"),
         packages=(*_MODEL, "scipy", "sentence-transformers", *_MEANING),
         plug_ins=("saes", *_WORDS, "similarities"),
@@ -139,8 +153,8 @@ _STUDY = (
         "effects",
         "Effects with intervals.",
         make="polysem.engine.making:effects",
-        inputs=("plan", "trials", "response"),
-        sections=("seed", "effects", "preset"),
+        inputs=("kinship", "plan", "trials", "response"),
+        sections=("seed", "effects", "preset", "relations"),
         packages=("polysem", "numpy", "scipy"),
         plug_ins=_WORDS,
     ),
@@ -148,7 +162,7 @@ _STUDY = (
         "report",
         "The report as one HTML file. Prints its path.",
         make="polysem.engine.making:report",
-        inputs=("features", "pairs", "plan", "trials", "response", "effects"),
+        inputs=("features", "pairs", "kinship", "plan", "trials", "response", "effects"),
         shows=("side-effects", "joint"),
         packages=("polysem", "numpy", "scipy", "jinja2", "markupsafe"),
         plug_ins=_WORDS,
@@ -278,6 +292,22 @@ _BESIDE = (
 REGISTRY: Mapping[StageName, Stage] = {stage.name: stage for stage in (*_STUDY, *_BESIDE)}
 ORDER: tuple[StageName, ...] = tuple(stage.name for stage in _STUDY)
 """the stages of a study, in the order in which it runs"""
+
+
+def has(settings: "BaseModel | None", stage: StageName) -> bool:
+    """Whether what is asked for has a stage: some stages a study has only with a section of its own."""
+    asked = REGISTRY[stage].asked
+    return not asked or (settings is not None and dict(settings).get(asked) is not None)
+
+
+def inputs_of(stage: StageName, settings: "BaseModel | None") -> tuple[StageName, ...]:
+    """The stages that a stage reads, of those that there are."""
+    return tuple(name for name in REGISTRY[stage].inputs if has(settings, name))
+
+
+def order_of(settings: "BaseModel | None") -> tuple[StageName, ...]:
+    """The stages of a study, in the order in which it runs."""
+    return tuple(name for name in ORDER if has(settings, name))
 
 
 def parameters(

@@ -41,7 +41,7 @@ from polysem.store.tables.guard import (
     GUARD_NEURONS,
     GUARD_RECOVERY,
 )
-from polysem.store.tables.hierarchy import ABSORPTION, RELATIONS, SLOPES_WITHOUT
+from polysem.store.tables.hierarchy import ABSORPTION, LEVELS, RELATED_PAIRS, RELATIONS, SLOPES_WITHOUT
 from polysem.store.tables.joint import (
     JOINT_ADDITIVITY,
     JOINT_FINDINGS,
@@ -54,6 +54,7 @@ from polysem.store.tables.joint import (
 )
 from polysem.store.tables.judgement import (
     CHECKS,
+    EFFECT_SURVIVAL,
     EXPLAINED,
     FINDINGS,
     GRADED,
@@ -63,6 +64,7 @@ from polysem.store.tables.judgement import (
     REPLICATION,
     SPECIFICATION,
     VALIDITY,
+    VARIANCE_COMPONENTS,
 )
 from polysem.store.tables.layers import (
     LAYER_BLOCKS,
@@ -127,7 +129,6 @@ __all__ = [
     "ATLAS_TOP",
     "ATLAS_TOWARD",
     "BEHAVIOUR",
-    "BESIDE",
     "BUDGETS",
     "CHECKS",
     "CLEANER",
@@ -142,6 +143,7 @@ __all__ = [
     "DIRECTIONS",
     "DOSE_RESPONSE",
     "EFFECTS",
+    "EFFECT_SURVIVAL",
     "EXPLAINED",
     "FEATURES",
     "FINDINGS",
@@ -167,6 +169,7 @@ __all__ = [
     "LAYER_EDGES",
     "LAYER_FINDINGS",
     "LAYER_TOKENS",
+    "LEVELS",
     "METRICS",
     "MISSING",
     "NEURONS",
@@ -182,6 +185,7 @@ __all__ = [
     "PRESETS",
     "PROMPTS",
     "PROTECTED",
+    "RELATED_PAIRS",
     "RELATIONS",
     "RELIABILITY",
     "REPAIRS",
@@ -221,12 +225,14 @@ __all__ = [
     "TRANSFER_TRIALS",
     "TRIALS",
     "VALIDITY",
+    "VARIANCE_COMPONENTS",
     "WRITTEN_GLOSSES",
 ]
 
 STAGES: dict[str, tuple[Schema, ...]] = {
     "features": (FEATURES, GLOSSES, CONTEXTS, CLUSTERS),
     "pairs": (PAIRS, DENSITY, SPECTRUM, PARTNERS),
+    "kinship": (RELATIONS, ABSORPTION, RELATED_PAIRS),
     "plan": (
         *(PLAN, PROMPTS, NEURONS, NEURON_DEGREES),
         *(SIGNALS, SIMILARITIES, CONCEPTS, SENSES, COVARIATES),
@@ -252,6 +258,8 @@ STAGES: dict[str, tuple[Schema, ...]] = {
         PAIR_TESTS,
         HETEROGENEITY,
         REPLICATION,
+        EFFECT_SURVIVAL,
+        VARIANCE_COMPONENTS,
         RELIABILITY,
         SIMILARITY_MODEL,
         LATENT_SIMILARITY,
@@ -259,6 +267,7 @@ STAGES: dict[str, tuple[Schema, ...]] = {
         NEURON_SLOPES,
         FINDINGS,
         GRADED,
+        SLOPES_WITHOUT,
     ),
     "atlas": ATLAS,
     "side-effects": (
@@ -284,6 +293,3 @@ STAGES: dict[str, tuple[Schema, ...]] = {
     "defend": (DEFENCES, PROTECTED),
 }
 """Stage name -> its tables: of a study, in the order in which it runs, then of what is made beside it."""
-
-BESIDE: dict[str, tuple[Schema, ...]] = {"relations": (RELATIONS, ABSORPTION, SLOPES_WITHOUT)}
-"""Verb that asks for no run folder -> what it writes with --out."""

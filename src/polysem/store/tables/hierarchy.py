@@ -1,7 +1,9 @@
-"""What features are to each other: tables of `polysem relations`, and of slopes without pairs that have a relation."""
+"""What features are to each other: tables of the stage `kinship` and of `polysem relations`, and slopes without pairs that
+have a relation."""
 
 from polysem.store.schema import Column, Schema
 from polysem.store.tables.columns import (
+    ANY_SAE,
     BOOL,
     FEATURE,
     LEVEL,
@@ -53,13 +55,48 @@ ABSORPTION = Schema(
     ),
 )
 
+LEVELS = Schema(
+    "levels",
+    1,
+    ("sae", "relation", "above", "below"),
+    (
+        SAE,
+        text("relation", "parent | absorbed"),
+        index("above", "level of the more general feature; 0 is the innermost of a nested dictionary"),
+        index("below", "level of the other"),
+        count("n_above", "features", "alive in the level of the more general one"),
+        count("n_below", "features", "alive in the level of the other"),
+        count("n_pairs", "pairs", "that have the relation"),
+        number("n_expected", "pairs", "were the pairs dealt to features without regard to levels"),
+    ),
+)
+
+RELATED_PAIRS = Schema(
+    "related_pairs",
+    1,
+    ("sae", "low", "relation"),
+    (
+        SAE,
+        number("low", "cosine", "lower end of the bin of |interference|"),
+        number("high", "cosine", "its upper end"),
+        text("relation", " | ".join(KINSHIPS)),
+        count("n_pairs", "pairs", "of the map of pairs (interfering, glosses unlike) that have the relation"),
+        count("n_flagged", "pairs", "of them that the map flags itself, as one concept twice or as dense"),
+        Column("excluded", BOOL, "", "whether the study leaves such pairs out"),
+    ),
+)
+
 SLOPES_WITHOUT = Schema(
     "slopes_without",
-    1,
+    2,
     ("sae", "locus", "token_set", "pairs"),
     (
-        *(SAE, LOCUS, TOKENS),
-        text("pairs", "all: of the plan | unrelated: those of which no relation is known"),
+        *(ANY_SAE, LOCUS, TOKENS),
+        text(
+            "pairs",
+            "all: of the plan | not_excluded: without relations that the study excludes | unrelated: those of which no "
+            "relation is known",
+        ),
         number("estimate", "unit", "slope on interference of record, at the headline dose", nullable=True),
         number("lo", "unit", "lower end of the interval", nullable=True),
         number("hi", "unit", "upper end of the interval", nullable=True),

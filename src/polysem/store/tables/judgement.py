@@ -90,6 +90,59 @@ REPLICATION = Schema(
     ),
 )
 
+_STRATUM = "of the members of the pair, how many have a stable match: all (any number) | both | one | none"
+
+EFFECT_SURVIVAL = Schema(
+    "effect_survival",
+    1,
+    ("sae", "other", "token_set", "measure", "stratum"),
+    (
+        c.SAE,
+        c.text("other", "SAE of the same site"),
+        c.TOKENS,
+        c.text("measure", "steered (odd changes under real steering) | linear (linear responses)"),
+        c.text("stratum", _STRATUM),
+        c.number("correlation", "", "of the effects of the same pairs in the two SAEs", nullable=True),
+        c.number("correlation_lo", "", "lower end of its interval", nullable=True),
+        c.number("correlation_hi", "", "upper end of its interval", nullable=True),
+        c.number("null", "", "the same, were matches alike by their cosine alone", nullable=True),
+        c.number("null_lo", "", "lower end of its interval", nullable=True),
+        c.number("null_hi", "", "upper end of its interval", nullable=True),
+        c.number("excess", "", "correlation less null", nullable=True),
+        c.number("excess_lo", "", "lower end of its interval", nullable=True),
+        c.number("excess_hi", "", "upper end of its interval", nullable=True),
+        *(c.LEVEL, c.N_PAIRS, c.N_TARGETS, c.WHY),
+    ),
+)
+
+VARIANCE_COMPONENTS = Schema(
+    "variance_components",
+    1,
+    ("sae", "other", "token_set", "measure", "stratum", "component"),
+    (
+        c.SAE,
+        c.text("other", "SAE of the same site"),
+        c.TOKENS,
+        c.text("measure", "steered (odd changes under real steering) | linear (linear responses)"),
+        c.text("stratum", _STRATUM),
+        c.text(
+            "component",
+            "target | source | pair | dictionary | target_in_dictionary | source_in_dictionary | rest (pair in dictionary, and "
+            "noise): variances | reliability_one, reliability_both: share of pair in pair and rest, of one dictionary's effect "
+            "and of the mean of both",
+        ),
+        c.number(
+            "value", "nats^2, or share", "may be below zero, which says that there is none", nullable=True
+        ),
+        c.number(
+            "lo", "nats^2, or share", "lower end of its interval (jackknife over features)", nullable=True
+        ),
+        c.number("hi", "nats^2, or share", "upper end of its interval", nullable=True),
+        c.number("share", "share", "of the sum of all components; null for reliabilities", nullable=True),
+        *(c.LEVEL, c.N_PAIRS, c.count("n_features", "features", "that the pairs are of"), c.WHY),
+    ),
+)
+
 SPECIFICATION = Schema(
     "specification",
     2,
@@ -127,13 +180,14 @@ SPECIFICATION = Schema(
 
 HETEROGENEITY = Schema(
     "heterogeneity",
-    1,
-    ("contrast", "locus", "token_set"),
+    2,
+    ("contrast", "locus", "token_set", "site"),
     (
         c.text("contrast", "as in effects; the declared ones"),
         *(c.LOCUS, c.TOKENS),
+        c.text("site", "* for all SAEs of the study; else a site, of its two or more SAEs"),
         c.count("n_saes", "SAEs", "SAEs with an interval of their own"),
-        c.number("estimate", "unit", "all SAEs together, as in effects", nullable=True),
+        c.number("estimate", "unit", "all SAEs together, as in effects; null for one site", nullable=True),
         c.number("mean", "unit", "random-effects mean: what another such SAE would show", nullable=True),
         c.number("lo", "unit", "lower end of its interval", nullable=True),
         c.number("hi", "unit", "upper end of its interval", nullable=True),

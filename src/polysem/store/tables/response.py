@@ -1,6 +1,6 @@
 """What the model's gradient says about the planned pushes."""
 
-from polysem.store.schema import Schema
+from polysem.store.schema import Column, Schema
 from polysem.store.tables import columns as c
 
 RESPONSE = Schema(
@@ -134,7 +134,7 @@ GRADIENT_MATRIX = Schema(
 
 REPLICATED = Schema(
     "replicated",
-    2,
+    3,
     ("sae", "other", "token_set", "target", "source"),
     (
         c.SAE,
@@ -148,6 +148,18 @@ REPLICATED = Schema(
         c.number("other_linear", "nats per unit", "the same pair's in `other`"),
         c.number("steered", "nats", "its odd change under real steering, at 0.1 nats of KL", nullable=True),
         c.number("other_steered", "nats", "the same pair's in `other`", nullable=True),
+        c.number(
+            "dealt_linear", "nats per unit", "as other_linear, were matches alike by their cosine alone"
+        ),
+        c.number(
+            "dealt_steered",
+            "nats",
+            "as other_steered, were matches alike by their cosine alone",
+            nullable=True,
+        ),
+        Column("stable_target", c.BOOL, "", "whether the target's match is stable"),
+        Column("stable_source", c.BOOL, "", "whether the source's match is stable"),
+        Column("shared", c.BOOL, "", "whether both members have a match of cosine 0.7"),
         c.count("n_steered", "prompts", "on which both signs reached the KL, in the SAE that has fewer"),
         c.number("matched", "share", "of the features of `sae` that have a match in `other`"),
         c.number("best_cosine", "cosine", "mean over them of the best one in `other`"),

@@ -1,0 +1,128 @@
+"""Several dictionaries of one site: how much of a claim is this dictionary. Survival of effects by stratum, their variance taken apart,
+and every headline with the dictionary as a cluster."""
+
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+from markupsafe import Markup
+
+from polysem.report import words
+from polysem.report.html import Column, interval, table
+from polysem.report.source import Run
+from polysem.report.text import count, p_value, visible
+from polysem.stats.rows import POOLED
+from polysem.stats.survival import COMPONENTS, STRATA
+
+Row = Mapping[str, Any]
+_MEASURES = {"steered": "steered", "linear": "by the gradient"}
+_STABLE = {"all": "any", "both": "both", "one": "one", "none": "none"}
+_NAMES = {
+    "target": "target",
+    "source": "source",
+    "pair": "pair",
+    "dictionary": "dictionary",
+    "target_in_dictionary": "target in this dictionary",
+    "source_in_dictionary": "source in this dictionary",
+    "rest": "pair in this dictionary, and noise",
+}
+_BETWEEN: tuple[Column, ...] = (
+    ("SAEs", lambda r: f"{visible(r['sae'])}, {visible(r['other'])}"),
+    ("tokens", lambda r: words.asked(r["token_set"])),
+    ("effects", lambda r: _MEASURES[r["measure"]]),
+)
+_SURVIVAL: tuple[Column, ...] = (
+    *_BETWEEN,
+    ("stable members", lambda r: _STABLE[r["stratum"]]),
+    ("correlation", lambda r: _ends(r, "correlation")),
+    ("by cosine alone", lambda r: _ends(r, "null")),
+    ("excess", lambda r: _ends(r, "excess")),
+    ("pairs / targets", lambda r: f"{count(r['n_pairs'])} / {count(r['n_targets'])}"),
+    ("note", lambda r: r["note"] or ""),
+)
+_POOLED: tuple[Column, ...] = (
+    ("site", lambda r: visible(r["site"])),
+    ("question", lambda r: words.contrast(r["contrast"]).label),
+    ("locus", lambda r: words.locus(r["locus"])),
+    ("tokens", lambda r: words.asked(r["token_set"])),
+    ("another SAE of the site would show", lambda r: interval(r, "mean")),
+    "unit",
+    ("I²", lambda r: "–" if r["i2"] is None else f"{100 * r['i2']:.0f} %"),
+    ("p, all alike", lambda r: "–" if r["p"] is None else p_value(r["p"])),
+    ("SAEs", lambda r: count(r["n_saes"])),
+    ("note", lambda r: r["note"] or ""),
+)
+
+
+def dictionaries(run: Run, sites: Mapping[str, str]) -> Markup:
+    """What the report says of sites with several SAEs; nothing where there is none.
+
+    Args:
+        run: of the study.
+        sites: site of every SAE by label.
+    """
+    several = {site for site, n in Counter(sites.values()).items() if n > 1}
+    if not several:
+        return Markup("")
+    parts = [Markup("")]
+    lasting = run.table("effect_survival").to_pylist()
+    if lasting:
+        lasting.sort(key=lambda r: (r["sae"], r["other"], r["token_set"], r["measure"] != "steered", list(STRATA).index(r["stratum"])))  # fmt: skip
+        said = (
+            "Do effects of pairs come back? A member is stable if its match in the other SAE has decoder and encoder cosines that only "
+            "1 % of features reach in an SAE turned at random. By cosine alone: the same were every match no more than a direction at "
+            "that cosine, what differs dealt out among the features drawn. The excess belongs to the pair."
+        )
+        parts += [_said(said), table(_SURVIVAL, lasting, caption="Survival of effects in another SAE")]
+    parts += _taken_apart(run)
+    alone = len(set(sites.values())) == 1
+    pooled = [
+        r | {"site": next(iter(several)) if r["site"] == POOLED else r["site"]}
+        for r in run.table("heterogeneity").to_pylist()
+        if (r["site"] == POOLED) == alone
+    ]
+    if pooled:
+        said = (
+            "Each headline estimated in every SAE of a site alone and pooled with the SAE as a cluster (random effects, "
+            "DerSimonian-Laird, t interval of Hartung and Knapp): how much of the claim is this SAE. With two SAEs the interval has "
+            "one degree of freedom and is wide."
+        )
+        parts += [_said(said), table(_POOLED, pooled, caption="Headlines with the SAE as a cluster")]
+    return Markup("").join(parts)
+
+
+def _taken_apart(run: Run) -> list[Markup]:
+    """Components of variance as shares, and reliabilities, a row per design."""
+    designs: dict[tuple[str, ...], dict[str, Row]] = {}
+    keys = ("sae", "other", "token_set", "measure", "stratum")
+    for r in run.table("variance_components").to_pylist():
+        designs.setdefault(tuple(r[k] for k in keys), {})[r["component"]] = r
+    if not designs:
+        return []
+    columns: tuple[Column, ...] = (
+        *_BETWEEN,
+        ("stable members", lambda r: _STABLE[r["stratum"]]),
+        *((_NAMES[name], lambda r, name=name: _percent(r["of"][name])) for name in COMPONENTS),
+        ("pair effect: reliability of one SAE", lambda r: interval(r["of"]["reliability_one"], "value")),
+        ("of the mean of both", lambda r: interval(r["of"]["reliability_both"], "value")),
+        ("pairs", lambda r: count(r["of"]["rest"]["n_pairs"])),
+        ("note", lambda r: r["of"]["rest"]["note"] or ""),
+    )
+    rows = [dict(zip(keys, key, strict=True)) | {"of": found} for key, found in sorted(designs.items())]
+    said = (
+        "What the variance of the effects in both SAEs is made of, in per cent of its sum; below zero: there is none. What is in this "
+        "dictionary alone is no fact about the model. Intervals of the components: table variance_components."
+    )
+    return [_said(said), table(columns, rows, caption="Components of the variance of pair effects")]
+
+
+def _percent(row: Row) -> str:
+    return "–" if row["share"] is None else str(round(100 * row["share"]))
+
+
+def _ends(row: Row, name: str) -> str:
+    return interval(row, name, f"{name}_lo", f"{name}_hi")
+
+
+def _said(words: str) -> Markup:
+    return Markup("<p>{}</p>").format(words)

@@ -316,5 +316,5 @@ def _require_finite(finite: bool) -> None:
     if not finite:
         raise NumericsError(
             "inputs, weights or activations of an SAE are not finite",
-            hint="check the SAE: polysem check STUDY.toml",
+            hint="load the model with dtype = float32",
         )

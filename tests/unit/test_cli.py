@@ -118,14 +118,14 @@ def test_a_wrong_folder_is_told_which_are_runs(what, words, tmp_path, monkeypatc
         "a subfolder": run / "features", "a sibling": run.parent / "other", "the folder above": run.parent,
         "nothing": run.parent / "dome", "a file": run.parent / "notes.txt",
     }[what]  # fmt: skip
-    if words[0] == "guard":
-        words = (*words, "concept.toml")
+    more = {"guard": ("concept.toml",), "side-effects": ("--features", "1")}.get(words[0], ())
     arguments = [
-        {"X": str(given), "P": "judges.toml", "E": str(tmp_path / "e")}.get(word, word) for word in words
+        {"X": str(given), "P": "judges.toml", "E": str(tmp_path / "e")}.get(word, word)
+        for word in (*words, *more)
     ]
     ended = polysem(*arguments)
     assert ended.exit_code in (1, 2), ended.output
-    takes_file = words in FOLDER_VERBS[9:] or words[0] == "guard"
+    takes_file = words in FOLDER_VERBS[9:]
     if takes_file and what in ("nothing", "a file"):
         return  # no folder: a study that is not there, or not one
     hint = ended.stderr.partition("next: ")[2]

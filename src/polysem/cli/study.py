@@ -158,7 +158,7 @@ def compare(
 def _is_sae(ref: str) -> bool:
     """Whether a reference is of an SAE rather than of a run folder."""
     there = local_path(ref)
-    if (there / "study.toml").is_file():
+    if any((there / name).is_file() for name in ("study.toml", "manifest.json")):  # a run, or a stage of one
         return False
     # of a folder without either the run's own words say more
     files = [there] if there.is_file() else there.iterdir() if there.is_dir() else ()

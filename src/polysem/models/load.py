@@ -286,7 +286,9 @@ def _read_config(folder: Path, *, ref: str) -> dict[str, Any]:
     for part in (config, config.get("text_config")):
         if isinstance(part, dict):
             check_model_config(part, file, door=_FILE)
-    if other := config.get("transformers_weights"):  # which transformers would read in place of model.safetensors
+    if other := config.get(
+        "transformers_weights"
+    ):  # which transformers would read in place of model.safetensors
         raise FormatError(
             f"{file}: transformers_weights is {brief(repr(other))}; expected the weights in model.safetensors",
             hint=f"rename that file to model.safetensors, and take transformers_weights out of {file}",

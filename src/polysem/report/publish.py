@@ -85,7 +85,8 @@ def push_to_hub(folder: str | Path, repo: str, *, private: bool = True, space: b
         StoreError: if the study is not finished, or the Hub refuses.
     """
     folder, kind = Path(folder), "space" if space else "dataset"
-    files, card = files_of(folder), card_text(Run.open(folder), repo, space=space)
+    card = card_text(Run.open(folder), repo, space=space)  # before its files: it says what is no run folder
+    files = files_of(folder)
     with _hub(repo) as api:
         made = api.create_repo(
             repo, repo_type=kind, private=private, exist_ok=True, space_sdk="static" if space else None

@@ -141,6 +141,7 @@ n_texts = 2
 n_prefixes = 1
 """
 SERVED = '[[targets]]\nname = "there"\nkind = "chat"\nurl = "http://127.0.0.1:9/v1"\nmodel = "m"\nmax_requests = 1\n'
+UNNAMED = {"model_name": None}
 SIZE = {"n_layers": 2, "vocab": 200, "n_positions": 512}
 
 
@@ -153,10 +154,11 @@ def project() -> Path:
     lines = [model.detokenize(rng.integers(4, model.spec.d_vocab, 400).tolist()) for _ in range(24)]
     (folder / "text.txt").write_text("\n\n".join(lines), encoding="utf-8")
     for name, layer in (("early", 0), ("late", 1)):
-        _sae(folder / name, layer=layer)
+        _sae(folder / name, layer=layer, metadata=UNNAMED)
     near = sae_fixtures.planted(d_in=model.spec.d_model, k=4)
     noise = torch.randn(near.W_enc.shape, generator=torch.Generator().manual_seed(5))
-    sae_fixtures.WRITERS["saelens-v6-topk"](folder / "near", replace(near, W_enc=near.W_enc + 0.05 * noise))
+    near = replace(near, W_enc=near.W_enc + 0.05 * noise)
+    sae_fixtures.write_saelens_v6(folder / "near", near, architecture="topk", metadata=UNNAMED)
     words = sorted(
         {t.strip() for t in model.token_strings(range(4, model.spec.d_vocab)) if len(t) > 3 and t[0] == " "}
     )
@@ -215,7 +217,7 @@ def _context() -> StudyContext:
 def verbs(do: Following) -> None:
     folder = project()
     text, model = folder / "text.txt", folder / "model"
-    unnamed = [_sae(do.folder / f"w{n}", d_sae=n, metadata={"model_name": None}) for n in (16, 32, 64)]
+    unnamed = [_sae(do.folder / f"w{n}", d_sae=n, metadata=UNNAMED) for n in (16, 32, 64)]
     asked = ("relations", unnamed[0], "--corpus", text, "--tokens", 1000, "--context", 40, "--probes", 1)
     assert refused(do, "cli/relations.py", *asked) == "add --model MODEL"
     do.command(*map(str, asked), "--model", str(model))

@@ -232,6 +232,12 @@ def test_a_share_of_tokens_is_at_most_one():
         _facts(GlossRecord("f:1", {"frac_nonzero": 3.2}))
 
 
+def test_entities_of_web_pages_are_the_characters_they_stand_for(tmp_path):
+    file = tmp_path / "g.jsonl"
+    file.write_text(json.dumps({"feature": 3, "gloss": "Tom &amp; Jerry&#39;s &quot;sea&quot; &lt;b&gt;"}))
+    assert texts(f"file:{file}") == {(3, 'Tom & Jerry\'s "sea" <b>')}
+
+
 def test_byte_tokens_are_the_characters_they_stand_for():
     assert text_of("<0x0A>") == "\n"
     assert mend(["caf", "<0xC3>", "<0xA9>", "<0x0A>"]) == ["caf", "é", "", "\n"]

@@ -332,7 +332,7 @@ def write_parts(folder: Path, parts: Mapping[str, Mapping[str, torch.Tensor]]) -
             metadata={"format": "pt"},
         )
     places = {name: file for file, tensors in parts.items() for name in tensors}
-    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": places}))
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": places}))
 
 
 def test_a_tensor_in_two_parts_is_an_error(folder):
@@ -344,6 +344,33 @@ def test_a_tensor_in_two_parts_is_an_error(folder):
     (folder / "model.safetensors").unlink()
     with pytest.raises(FormatError, match=rf"the tensor {name} is in model-00001.* and in model-00002"):
         load_model(str(folder))
+
+
+def test_a_list_of_parts_without_metadata_is_named_and_the_hint_works(folder):
+    _, parts = split(folder)
+    write_parts(folder, parts)
+    (folder / "model.safetensors").unlink()
+    index = folder / "model.safetensors.index.json"
+    whole = json.loads(index.read_text())
+    index.write_text(json.dumps({"weight_map": whole["weight_map"]}))
+    with pytest.raises(FormatError, match="it has no metadata") as caught:
+        load_model(str(folder))
+    assert 'add "metadata": {} to' in str(caught.value.hint)
+    index.write_text(json.dumps(whole))
+    assert torch.equal(load_model(str(folder)).logits(TOKENS), tiny_model("llama").logits(TOKENS))
+
+
+def test_weights_written_over_change_no_logit(folder):
+    model = load_model(str(folder))
+    before = model.logits(TOKENS)
+    file = folder / "model.safetensors"
+    with file.open("r+b") as stream:
+        stream.seek(file.stat().st_size // 2)
+        stream.write(b"\0" * (file.stat().st_size // 2))
+    assert torch.equal(model.logits(TOKENS), before)
+    with file.open("r+b") as stream:
+        stream.truncate(10)
+    assert torch.equal(model.logits(TOKENS), before), "a mapped file would end the process here"
 
 
 @pytest.mark.parametrize("kept", ["parts", "whole"])
@@ -432,7 +459,7 @@ WRONG: Mapping[str, tuple[Any, str]] = {
     "a smaller vocabulary": (lambda f: configure(f, vocab_size=60), "of another shape|tokens"),
     "a family of other tensors": (lambda f: configure(f, model_type="qwen2"), "lack .*bias"),
     "no tensors in the list": (
-        lambda f: ((f / "model.safetensors").unlink(), write_parts(f, {})), "lack|holds no|no weight",
+        lambda f: ((f / "model.safetensors").unlink(), write_parts(f, {})), "no weight_map with names",
     ),
     "a list that is no object": (
         lambda f: (write_parts(f, {}), (f / "model.safetensors").unlink(), (f / "model.safetensors.index.json").write_text("[]")),

@@ -309,9 +309,16 @@ def weight_files(folder: Path, *, ref: str) -> list[Path]:
             hint=f"keep one of them: rm {typed(index)}, or rm {typed(single)}",
         )
     if index.is_file():
-        places = read_json(index, door=_FILE).get("weight_map")
-        if not isinstance(places, dict):
-            raise _FILE.refuse(index, f"it has no weight_map, but {brief(places)}")
+        said = read_json(index, door=_FILE)
+        places = said.get("weight_map")
+        if not isinstance(places, dict) or not places:
+            raise _FILE.refuse(index, f"it has no weight_map with names of files, but {brief(repr(places))}")
+        if not isinstance(said.get("metadata"), dict):
+            raise _FILE.refuse(
+                index,
+                "it has no metadata, which transformers asks for",
+                hint=f'add "metadata": {{}} to {index}',
+            )
         files = sorted({inside(folder, name, door=_FILE, where=index) for name in places.values()})
         missing = [file.relative_to(folder) for file in files if not file.is_file()]
         if missing:
@@ -377,6 +384,7 @@ def _read_weights(folder: Path, checkpoint: Checkpoint, *, dtype: str, eager: bo
             output_loading_info=True,
             local_files_only=True,
             trust_remote_code=False,
+            ignore_mismatched_sizes=True,  # they are named and refused below
             **own,
         )
     for tensor in (*model.parameters(), *model.buffers()):
@@ -438,10 +446,12 @@ def _check_complete(report: dict[str, Any], checkpoint: Checkpoint, folder: Path
     mismatched = sorted(str(key) for key in report.get("mismatched_keys", ()))
     if missing or mismatched:
         what = (
-            f"lack {len(missing)} tensors" if missing else f"have {len(mismatched)} tensors of another shape"
+            f"have {len(mismatched)} tensors of another shape"
+            if mismatched
+            else f"lack {len(missing)} tensors"
         )
         raise FormatError(
-            f"{folder}: the weights {what} that config.json asks for (first: {(missing or mismatched)[0]})",
+            f"{folder}: the weights {what} that config.json asks for (first: {(mismatched or missing)[0]})",
             hint="fetch the folder again, or put config.json and the weights of one model together",
         )
     heads, unused = ignored(sorted(report.get("unexpected_keys", ())), checkpoint)

@@ -56,6 +56,7 @@ def files_of(folder: Path) -> list[str]:
         StoreError: if there is no report yet.
     """
     if not (folder / "report.html").is_file():
+        Run.open(folder)  # which says what is no run folder
         raise StoreError(f"{folder} has no report: the study is not finished", hint=command("report", folder))
     stages = [
         path
@@ -85,8 +86,7 @@ def push_to_hub(folder: str | Path, repo: str, *, private: bool = True, space: b
         StoreError: if the study is not finished, or the Hub refuses.
     """
     folder, kind = Path(folder), "space" if space else "dataset"
-    card = card_text(Run.open(folder), repo, space=space)  # before its files: it says what is no run folder
-    files = files_of(folder)
+    files, card = files_of(folder), card_text(Run.open(folder), repo, space=space)
     with _hub(repo) as api:
         made = api.create_repo(
             repo, repo_type=kind, private=private, exist_ok=True, space_sdk="static" if space else None

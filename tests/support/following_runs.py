@@ -45,6 +45,7 @@ from polysem.features.harvest import harvest
 from polysem.hierarchy.firing import fired
 from polysem.joint.planner import LinearPlan, least_kl
 from polysem.joint.run import joint_rows
+from polysem.models import load_model
 from polysem.report.defence import write_defence_page
 from polysem.saes.base import SAE
 from polysem.saes.transcoders import load_transcoders
@@ -254,6 +255,7 @@ def verbs(do: Following) -> None:
     "engine/run.py: give --shard, or --workers or --engine, not both",
     "explore/export.py: polysem run X/study.toml --out X",
     "store/manifest.py: polysem run X/study.toml --out X",
+    "boundary/runs.py: give the file, and the folder as --out: X --out X",
     "explore/book.py: if the study is running, try again in a moment; otherwise polysem verify RUN",
 )
 def folders_of_runs(do: Following) -> None:
@@ -277,6 +279,8 @@ def folders_of_runs(do: Following) -> None:
     do.seen.append(({"store/manifest.py"}, again))
     do.command(*shlex.split(again)[1:])
     assert other_format(fresh) is None
+    named = refused(do, "boundary/runs.py", "report", fresh)
+    do.command("report", *shlex.split(named.partition(": ")[2]))
     book = Book(fresh)
     damaged = fresh / "plan" / "plan.parquet"
     whole = damaged.read_bytes()
@@ -383,6 +387,7 @@ def several_at_once(do: Following) -> None:
     "hierarchy/firing.py: load the model with dtype = float32",
     "pairs.py: raise pairs.min_interference",
     "saes/transcoders/load.py: fetch the files of the missing layers",
+    "models/gguf.py: use the model's safetensors folder instead: load_model(",
 )
 def numbers_of_models(do: Following) -> None:
     world = World()
@@ -427,6 +432,17 @@ def numbers_of_models(do: Following) -> None:
 
         assert do.hint(lambda: mapped(0.01)) == "raise pairs.min_interference"
         assert mapped(0.95)
+
+    import gguf
+
+    writer = gguf.GGUFWriter(do.folder / "m.gguf", "mamba")
+    writer.add_tensor("a", np.zeros((2, 2), np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    assert "safetensors folder" in do.hint(lambda: load_model(str(do.folder / "m.gguf")))
+    assert load_model(str(project() / "model")).spec.n_layers
 
     model, whole = tiny_model("gpt2", n_layers=3), transcoder_fixtures.planted(d=16)
     folder = transcoder_fixtures.circuit_tracer_plt(do.folder / "layers", whole)

@@ -409,6 +409,12 @@ def test_weights_of_another_name_are_not_read_in_place_of_the_models(folder):
     configure(folder, transformers_weights="other.safetensors")
     with pytest.raises(FormatError, match=r"transformers_weights is 'other\.safetensors'"):
         load_model(str(folder))
+    (folder / "other.safetensors").replace(folder / "model.safetensors")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(
+        json.dumps({k: v for k, v in config.items() if k != "transformers_weights"})
+    )
+    assert not torch.equal(load_model(str(folder)).logits(TOKENS), tiny_model("llama").logits(TOKENS))
 
 
 def test_sizes_inside_a_multimodal_configuration_are_bounded(folder):

@@ -14,7 +14,8 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from polysem.boundary import text as foreign
 from polysem.boundary.door import Door
-from polysem.boundary.files import LARGEST_SETTINGS
+from polysem.boundary.files import LARGEST_SETTINGS, local_path
+from polysem.boundary.runs import refuse_folder
 from polysem.errors import ConfigError
 from polysem.keys import checked_reference, hidden
 from polysem.places import Located
@@ -356,7 +357,10 @@ def load_section(kind: type[S], path: Path, *, what: str, hint: str) -> S:
 
 def read_text(path: Path, *, what: str, hint: str) -> str:
     """The text of a file of settings. Raises ConfigError if it cannot be read."""
-    return foreign.read_text(path, door=Door(what, hint, ConfigError, ConfigError), ceiling=LARGEST_SETTINGS)
+    door = Door(what, hint, ConfigError, ConfigError)
+    if local_path(path, door=door).is_dir():
+        refuse_folder(path, what, ConfigError, otherwise=hint)
+    return foreign.read_text(path, door=door, ceiling=LARGEST_SETTINGS)
 
 
 def parse_toml(text: str, *, origin: str) -> dict[str, Any]:

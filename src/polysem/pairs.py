@@ -298,7 +298,7 @@ def _mine(
             raise ConfigError(
                 f"more than {MOST_PAIRS:,} pairs have |interference| >= {config.min_interference}; the table of "
                 f"pairs is held in memory and expects fewer",
-                hint="raise pairs.min_interference, or look for duplicate decoder rows: polysem check STUDY.toml",
+                hint="raise pairs.min_interference",
             )
         unlike = block.similarity < config.max_similarity  # nan, where a gloss is missing, is not below
         chance.append(null.p(block.interference))

@@ -134,6 +134,7 @@ def options(do: Following) -> None:
     "cli/beside.py: polysem X --init",
     "transfer/panel.py: polysem judge --init",
     "store/run.py: polysem run STUDY.toml --out X",
+    "boundary/runs.py: polysem run STUDY.toml --out X",
     "store/run.py: choose another --out",
     "report/source.py: polysem run STUDY.toml --out X",
     "replicate.py: polysem zoo",

@@ -3,6 +3,7 @@
 import json
 import logging
 import re
+import shlex
 import subprocess
 import sys
 
@@ -77,6 +78,76 @@ def test_a_model_that_is_not_there_ends_with_1_and_the_next_command(tmp_path):
     assert ended.exit_code == 1
     assert "gpt3" in ended.stderr
     assert "next: " in ended.stderr
+
+
+FOLDER_VERBS = [
+    ("explore", "X", "--export", "E"), ("status", "X"), ("verify", "X"), ("compare", "X", "X"), ("push", "X", "a/b", "--list"),
+    ("export-neuronpedia", "X", "--out", "E", "--sae", "a", "--model-id", "m", "--source-id", "s"), ("defend", "X"),
+    ("judge", "X", "P"), ("explain", "X", "P"),
+    *((verb, "X") for verb in (
+        "report", "run", "plan", "effects", "check", "atlas", "generate", "joint", "layers", "guard", "transfer", "side-effects",
+    )),
+]  # fmt: skip
+
+
+OTHERWISE = ("a sibling", "the folder above", "nothing", "a file")
+
+
+@pytest.mark.parametrize(
+    ("what", "words"),
+    [("a subfolder", words) for words in FOLDER_VERBS]
+    + [
+        (what, words)
+        for what in OTHERWISE
+        for words in FOLDER_VERBS
+        if words[0] in ("explore", "compare", "report")
+    ],
+)
+def test_a_wrong_folder_is_told_which_are_runs(what, words, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run = tmp_path / "my runs" / "done"
+    (run / "features").mkdir(parents=True)
+    (run / "study.toml").write_text('[model]\nref = "zoo:gpt2"\n[[saes]]\nref = "zoo:x"\n')
+    (run / "transfer.toml").write_text("")
+    (run / "features" / "manifest.json").write_text("{}")
+    (tmp_path / "judges.toml").write_text(polysem("judge", "--init").stdout)
+    (tmp_path / "concept.toml").write_text('words = "color"\n')
+    (run.parent / "notes.txt").write_text("x")
+    (tmp_path / "my runs" / "other").mkdir()
+    given = {
+        "a subfolder": run / "features", "a sibling": run.parent / "other", "the folder above": run.parent,
+        "nothing": run.parent / "dome", "a file": run.parent / "notes.txt",
+    }[what]  # fmt: skip
+    more = {"guard": ("concept.toml",), "side-effects": ("--features", "1")}.get(words[0], ())
+    arguments = [
+        {"X": str(given), "P": "judges.toml", "E": str(tmp_path / "e")}.get(word, word)
+        for word in (*words, *more)
+    ]
+    ended = polysem(*arguments)
+    assert ended.exit_code in (1, 2), ended.output
+    takes_file = words in FOLDER_VERBS[9:]
+    if takes_file and what in ("nothing", "a file"):
+        return  # no folder: a study that is not there, or not one
+    hint = ended.stderr.partition("next: ")[2]
+    assert "init" not in hint
+    told = shlex.split(hint.partition(": ")[2].replace(",", " ").replace("--out", " "))
+    assert told, ended.stderr
+    file = run / ("transfer.toml" if words[0] == "transfer" else "study.toml")
+    assert told == ([str(file), str(run)] if takes_file else [str(run)])
+    assert not (tmp_path / "e").exists()
+
+
+def test_a_folder_of_a_run_in_place_of_its_study_file(finished):
+    hint = polysem("report", str(finished)).stderr.partition("next: ")[2]
+    words = shlex.split(hint.partition(": ")[2])
+    assert words == [str(finished / "study.toml"), "--out", str(finished)]
+
+
+def test_a_transfer_studys_folder_is_named_where_a_study_is_asked_for(tmp_path):
+    (tmp_path / "transfer.toml").write_text("")
+    for words in (("explore", "--export", str(tmp_path / "e")), ("push", "a/b", "--list")):
+        said = polysem(words[0], str(tmp_path), *words[1:]).stderr
+        assert "it is the folder of a transfer study and holds no study.toml" in said
 
 
 def test_status_as_text_and_as_json(finished):

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import subprocess
 import zlib
 
 import pytest
@@ -231,6 +232,12 @@ def test_a_share_of_tokens_is_at_most_one():
         _facts(GlossRecord("f:1", {"frac_nonzero": 3.2}))
 
 
+def test_entities_of_web_pages_are_the_characters_they_stand_for(tmp_path):
+    file = tmp_path / "g.jsonl"
+    file.write_text(json.dumps({"feature": 3, "gloss": "Tom &amp; Jerry&#39;s &quot;sea&quot; &lt;b&gt;"}))
+    assert texts(f"file:{file}") == {(3, 'Tom & Jerry\'s "sea" <b>')}
+
+
 def test_byte_tokens_are_the_characters_they_stand_for():
     assert text_of("<0x0A>") == "\n"
     assert mend(["caf", "<0xC3>", "<0xA9>", "<0x0A>"]) == ["caf", "é", "", "\n"]
@@ -336,6 +343,51 @@ def test_bytes_that_are_no_text_in_any_western_code_are_refused_and_cp1252_is_sa
     file.write_bytes("feature,gloss\n3,café\n".encode("cp1252"))
     assert texts(f"file:{file}") == {(3, "café")}
     assert "read as Windows-1252" in caplog.text
+
+
+JAPANESE = "海と船について、王の言葉"
+OTHERS = {
+    "SHIFT_JIS": JAPANESE, "EUC-JP": JAPANESE, "GB2312": "关于大海和船只的词语，以及国王的名字", "BIG5": "關於大海和船隻的詞語，以及國王",
+    "EUC-KR": "바다와 배에 관한 단어", "CP1251": "слова о море и кораблях", "KOI8-R": "слова о море и кораблях",
+    "CP1253": "λέξεις για τη θάλασσα και τα πλοία",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["g.csv", "a folder/g.csv", "g.jsonl", "g.json"])
+@pytest.mark.parametrize("code", OTHERS)
+def test_text_of_another_code_is_named_and_the_command_mends_it(tmp_path, name, code):
+    gloss, file = OTHERS[code], tmp_path / name
+    short = gloss[:4].strip()
+    file.parent.mkdir(exist_ok=True)
+    rows = [(3, gloss), (4, short), (5, "the sea")]
+    table = "feature,gloss\n" + "".join(f"{k},{text}\n" for k, text in rows)
+    lines = "\n".join(json.dumps({"feature": k, "gloss": text}, ensure_ascii=False) for k, text in rows)
+    whole = json.dumps({str(k): text for k, text in rows}, ensure_ascii=False)
+    content = {".csv": table, ".jsonl": lines, ".json": whole}[file.suffix].encode(code)
+    file.write_bytes(content)
+    first = next(n for n, byte in enumerate(content) if byte > 127)
+    with pytest.raises(FormatError) as caught:
+        read_glosses(f"file:{file}")
+    said = str(caught.value)
+    place = int(said.partition(": byte ")[2].split()[0])
+    assert str(file) in said
+    assert f"byte {place} is {content[place]:#04x}; it may be text in {code}" in said
+    assert first <= place <= first + 8
+    subprocess.run(str(caught.value.hint), shell=True, check=True, cwd=tmp_path)
+    assert texts(f"file:{file}") == {(3, gloss), (4, short), (5, "the sea")}
+
+
+@pytest.mark.parametrize(
+    "gloss",
+    [
+        "créée à l’été, « déjà »", "Größe der Öfen – über 3 m²", "jäääär ja hääyöaie", "óþægilegt", "¿qué? ¡señor!", "l·l, 5 €…",
+        "smørrebrød på ø", "coração, maçã e limões", "naïve “café” — Œuvre", "don´t; 20 °C; ½ cup; ©2024", "Å, ÄÖÜ", "„Wort“, ‚Wort‘",
+    ],
+)  # fmt: skip
+def test_western_text_is_read_as_windows_1252(tmp_path, gloss):
+    file = tmp_path / "g.csv"
+    file.write_bytes(f'feature;gloss\n3;"{gloss}"\n'.encode("cp1252"))
+    assert texts(f"file:{file}") == {(3, gloss)}
 
 
 @pytest.mark.parametrize(

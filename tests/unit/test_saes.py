@@ -336,6 +336,14 @@ def test_broken_json(folder: Path):
         load_sae(str(folder))
 
 
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-be"])
+def test_a_configuration_in_another_unicode_is_read(folder: Path, encoding: str):
+    text = (folder / "cfg.json").read_text(encoding="utf-8")
+    expected = load_sae(str(folder))
+    (folder / "cfg.json").write_bytes(text.encode(encoding))
+    assert torch.equal(load_sae(str(folder)).W_enc, expected.W_enc)
+
+
 def test_missing_weights_are_named(folder: Path):
     (folder / "sae_weights.safetensors").unlink()
     with pytest.raises(FormatError, match=r"beside cfg\.json it lacks sae_weights\.safetensors"):

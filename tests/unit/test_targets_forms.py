@@ -10,7 +10,7 @@ from polysem.http import Retries
 from polysem.targets import Answer, Budget, LocalTarget, ResponseCache, ServedTarget, Serving, TargetPrompt
 from polysem.targets.bounds import kl_bound
 from polysem.targets.local import own_bos
-from polysem.targets.parse import parse_answer, told
+from polysem.targets.parse import parse_answer, told, with_losses
 from polysem.targets.spelling import reader_of_tokens, spelling_of
 from polysem.targets.tokenizer import KnownTokenizer
 from polysem.worlds.tiny import tiny_model
@@ -224,3 +224,15 @@ def test_the_lower_bound_of_kl_is_finite_where_an_answer_seems_whole():
     tiny = Answer(("a", "b", "c"), np.array([np.log(0.5), np.log(0.5), -900.0]), complete=True)
     plain = Answer(("a", "b", "c"), np.log([0.4, 0.4, 0.2]), complete=True)
     assert np.isfinite(kl_bound(plain, tiny).lo)
+
+
+def test_a_log_probability_that_is_no_number_is_counted_as_lost():
+    entries = [
+        {"token": token, "logprob": value}
+        for token, value in ((" a", -0.5), (" b", float("nan")), (" c", -2.0))
+    ]
+    first = {"token": " a", "logprob": -0.5, "top_logprobs": entries}
+    body = json.dumps({"choices": [{"message": {"content": " a"}, "logprobs": {"content": [first]}}]})
+    answer = with_losses(parse_answer(body, api="chat", k=3, where="here"), granted=3, vocabulary=None)
+    assert answer.tokens == (" a", " c")
+    assert answer.lost == 1

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from polysem.boundary.codes import code_of, is_western
 from polysem.boundary.door import Door, brief, telling
 from polysem.boundary.files import LARGEST_SETTINGS, LARGEST_TEXT, open_regular, read_plain
 from polysem.errors import typed
@@ -38,8 +39,6 @@ LITERAL = 1000
 SURROGATE = "lone surrogates replaced"
 DELIMITERS = ",;\t|"
 _ESCAPED = re.compile(r"\\u[dD][89a-fA-F]")
-_NOT_WESTERN = re.compile(rb"[\x00-\x08\x0e-\x1f\x81\x8d\x8f\x90\x9d]")
-"""bytes that are no text in Windows-1252"""
 _LONE = re.compile(r"[\ud800-\udfff]")
 _SEP = re.compile(r"^\"?sep=(.)\"?\r?\n", re.IGNORECASE)
 _BOMS = (
@@ -106,10 +105,10 @@ def decode(content: bytes, where: object, *, door: Door, western: bool = False) 
         content: the bytes.
         where: file, for errors.
         door: the kind of file.
-        western: take what is not UTF-8 as Windows-1252, which spreadsheets write.
+        western: take what is not UTF-8 as Windows-1252, which spreadsheets write, where it reads as Western text.
 
     Raises:
-        the door's error: not that; names the byte.
+        the door's error: not that; names the byte, and the code that it may be in.
     """
     mark = next(((bom, name) for bom, name in _BOMS if content.startswith(bom)), None)
     encoding = mark[1] if mark else _unmarked(content)
@@ -117,23 +116,35 @@ def decode(content: bytes, where: object, *, door: Door, western: bool = False) 
     try:
         return body.decode(encoding)
     except UnicodeDecodeError as error:
-        if western and encoding == "utf-8" and not mark and not _NOT_WESTERN.search(body):
+        if western and encoding == "utf-8" and not mark and is_western(body):
             log.warning(
                 "%s is not UTF-8; it is read as Windows-1252, which spreadsheets of the West write",
                 door.called(where),
             )
             return body.decode("cp1252")
+        code = code_of(body) if encoding == "utf-8" else None
         raise door.error(
-            f"{door.called(where)} is not {encoding.upper()}: byte {error.start} is {error.object[error.start]:#04x}",
-            hint="save it as UTF-8 (iconv -f LATIN1 -t UTF-8 FILE > NEW), or fetch it again",
+            f"{door.called(where)} is not {encoding.upper()}: byte {error.start} is {error.object[error.start]:#04x}"
+            + (f"; it may be text in {code}" if code else ""),
+            hint=_as_unicode(where, code),
         ) from error
+
+
+def _as_unicode(where: object, code: str | None) -> str:
+    """The command that makes a file UTF-8."""
+    file = typed(where)
+    if code is None:
+        return f"save it as UTF-8, or fetch it again; if it is text in SHIFT_JIS: iconv -f SHIFT_JIS -t UTF-8 {file} > plain.txt"
+    if file.strip("'").endswith((".gz", ".zst")):
+        return f"unpack it, then iconv -f {code} -t UTF-8 FILE > plain.txt"
+    return f"iconv -f {code} -t UTF-8 {file} > plain.txt && mv plain.txt {file}"
 
 
 def _unmarked(content: bytes) -> str:
     head = content[:64]
-    if len(head) >= 4 and not any(head[1::2]) and all(head[::2]):
+    if len(head) >= 4 and 2 * head[1::2].count(0) > len(head[1::2]) and all(head[::2]):
         return "utf-16-le"
-    if len(head) >= 4 and not any(head[::2]) and all(head[1::2]):
+    if len(head) >= 4 and 2 * head[::2].count(0) > len(head[::2]) and all(head[1::2]):
         return "utf-16-be"
     return "utf-8"
 

@@ -51,7 +51,10 @@ def scaling(
             )
             x = site_activations(loaded, rows, site)
         if sae.site != site:
-            raise ConfigError(f"{ref} is of {sae.site}; expected {site}, as the first", hint="polysem zoo")
+            raise ConfigError(
+                f"{ref} is of {sae.site}; expected {site}, as the first",
+                hint=f"give dictionaries of {site} only",
+            )
         seen = fired(sae, x)
         units = seen.units[np.linalg.norm(seen.units, axis=1) > 0].astype(np.float64)
         declared = sae.provenance.declared.get("metadata")

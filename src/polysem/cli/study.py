@@ -39,6 +39,8 @@ if TYPE_CHECKING:
     from polysem.profiling import Profile
 
 DEMO = Path(__file__).with_name("demo.toml")
+WEIGHTS = (".safetensors", ".pt", ".npz", ".json")
+"""endings of files that an SAE is made of"""
 
 
 @verb
@@ -156,7 +158,11 @@ def compare(
 def _is_sae(ref: str) -> bool:
     """Whether a reference is of an SAE rather than of a run folder."""
     there = local_path(ref)
-    return not (there / "study.toml").is_file() and (":" in ref or exists(there))
+    if any((there / name).is_file() for name in ("study.toml", "manifest.json")):  # a run, or a stage of one
+        return False
+    # of a folder without either the run's own words say more
+    files = [there] if there.is_file() else there.iterdir() if there.is_dir() else ()
+    return ":" in ref or any(file.suffix in WEIGHTS for file in files)
 
 
 def _run(

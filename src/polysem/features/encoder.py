@@ -316,5 +316,5 @@ def _require_finite(finite: bool) -> None:
     if not finite:
         raise NumericsError(
             "inputs, weights or activations of an SAE are not finite",
-            hint="check the SAE: polysem check STUDY.toml",
+            hint="check the activations that are given; if they are finite, fetch the files of the SAE again",
         )

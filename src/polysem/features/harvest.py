@@ -120,7 +120,7 @@ def _take(
             raise NumericsError(
                 f"SAE {label} at {site} gives activations that are not finite on rows {first_row + n} to "
                 f"{first_row + min(n + block, len(tokens)) - 1} of the corpus",
-                hint="load the model with dtype = float32, or check the SAE's weights: polysem check STUDY.toml",
+                hint="fetch the files of the SAE again: its weights are too large for float32",
             ) from error
         ordinary = PLAIN.ordinary(_norms(counted), limit=limit)
         state.add(acts.only(ordinary), tokens[n : n + block], first_row=first_row + n)

@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float, Int
 from scipy.special import gammaln
 
 from polysem.corpus import TokenRows
-from polysem.errors import ConfigError
+from polysem.errors import ConfigError, NumericsError
 from polysem.features.encoder import Active, ActiveEncoder
 from polysem.models.base import WhiteBoxModel
 from polysem.positions import PLAIN, ordinary_rows
@@ -86,16 +86,19 @@ def fired(sae: SAE, x: Float[np.ndarray, "n d_in"]) -> Fired:
     """An autoencoder on activations of its site.
 
     Raises:
-        ConfigError: if there are no activations, or they are not finite.
+        ConfigError: if there are no activations.
         MismatchError: if it reads one site and writes another.
-        NumericsError: if weights or activations of the dictionary are not finite.
+        NumericsError: if they, or weights or activations of the dictionary, are not finite.
     """
     from scipy import sparse
 
     assert sae.site is not None
-    if not len(x) or not np.isfinite(x).all():
-        raise ConfigError(
-            f"{len(x)} activations of {sae.reads}; expected some, all finite", hint="give a longer --corpus"
+    if not len(x):
+        raise ConfigError(f"no activations of {sae.reads}; expected some", hint="give a longer --corpus")
+    if bad := int((~np.isfinite(x)).any(axis=1).sum()):
+        raise NumericsError(
+            f"{bad} of {len(x)} activations of {sae.reads} are not finite",
+            hint="load the model with dtype = float32",
         )
     inputs = torch.from_numpy(np.ascontiguousarray(x, dtype=np.float32))
     on: Active = ActiveEncoder(sae)(inputs)

@@ -5,7 +5,7 @@ or said aloud; nothing is guessed.
 
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -66,12 +66,16 @@ def read_checkpoint(folder: Path, config: dict[str, Any], *, ref: str) -> Checkp
     if multimodal:
         log.warning("%s is a multimodal %s model: its text model alone is loaded", ref, whole)
     _say_custom_code(config, ref=ref)
+    _say_custom_tokenizer(folder, ref=ref)
     named = config.get("_name_or_path")
     known = (
         isinstance(named, str) and re.fullmatch(r"[\w][\w.-]*(/[\w.-]+)?", named) and not Path(named).exists()
     )
     return Checkpoint(
-        own, whole if multimodal else "", (folder / ADAPTER).is_file(), str(named) if known else ""
+        own,
+        whole if multimodal else "",
+        any((folder / name).is_file() for name in (ADAPTER, *ADAPTER_WEIGHTS)),
+        str(named) if known else "",
     )
 
 
@@ -106,6 +110,33 @@ def refuse_packed(file: Path, *, ref: str) -> None:
             dtype = tensors.get_slice(name).get_dtype()
             if dtype not in PLAIN_DTYPES and not _UNUSED.search(name):
                 raise _quantised(ref, f"{file.name}: {name} is {dtype}")
+
+
+def refuse_twice(files: Sequence[Path], *, ref: str) -> None:
+    """Raise FormatError if two weight files hold a tensor of the same name: one of them would be taken, and nothing said."""
+    from safetensors import safe_open
+
+    seen: dict[str, Path] = {}
+    for file in files:
+        with safe_open(file, framework="pt") as tensors:
+            for name in tensors.keys():  # noqa: SIM118 (it is no mapping)
+                if name in seen:
+                    raise FormatError(
+                        f"{ref}: the tensor {name} is in {seen[name].name} and in {file.name}",
+                        hint="fetch the folder again: these are parts of two saved models",
+                    )
+                seen[name] = file
+
+
+def rotary_frequencies(files: Sequence[Path]) -> Iterator[tuple[str, Any]]:
+    """(name, tensor) of the rotary frequencies that weight files hold."""
+    from safetensors import safe_open
+
+    for file in files:
+        with safe_open(file, framework="pt") as tensors:
+            for name in tensors.keys():  # noqa: SIM118 (it is no mapping)
+                if name.endswith("rotary_emb.inv_freq"):
+                    yield name, tensors.get_tensor(name)
 
 
 def _quantised(ref: str, what: str) -> FormatError:
@@ -155,6 +186,16 @@ def _say_custom_code(config: Mapping[str, Any], *, ref: str) -> None:
             "%s was saved as %s; it is loaded as a causal language model, and its own head is ignored",
             ref,
             classes[0],
+        )
+
+
+def _say_custom_tokenizer(folder: Path, *, ref: str) -> None:
+    file = folder / "tokenizer_config.json"
+    if file.is_file() and (custom := read_json(file, door=_SIDE).get("auto_map")):
+        log.warning(
+            "%s names a tokenizer of its own code (auto_map: %s), which is never run; its files are read by a usual class, which "
+            "may cut text otherwise",
+            *(ref, str(custom)[:200]),
         )
 
 

@@ -22,7 +22,7 @@ from polysem.boundary.files import inside, local_path, steady
 from polysem.boundary.settings import check_model_config
 from polysem.boundary.tensors import check_safetensors
 from polysem.boundary.text import check_plain, read_json
-from polysem.errors import ConfigError, FormatError, MismatchError, StoreError, UnknownReferenceError
+from polysem.errors import ConfigError, FormatError, MismatchError, StoreError, UnknownReferenceError, typed
 from polysem.models.anatomy import FAMILIES, check_family
 from polysem.models.base import quiet_transformers
 from polysem.models.checkpoint import (
@@ -34,6 +34,8 @@ from polysem.models.checkpoint import (
     read_checkpoint,
     refuse_adapter_alone,
     refuse_packed,
+    refuse_twice,
+    rotary_frequencies,
 )
 from polysem.models.gguf import gguf_folder, is_gguf, quantisation
 from polysem.models.hf import HFModel
@@ -66,6 +68,8 @@ _MODEL = Door(
 _TOKENIZER = Door(
     hint="put the model's tokenizer.json and tokenizer_config.json into the folder", missing=FormatError
 )
+_ROTARY = 0.01
+"""bfloat16 rounds by 0.4 %"""
 _HUB_ID = re.compile(r"^[\w][\w.-]*(/[\w.-]+)?$")
 
 
@@ -167,6 +171,7 @@ def _checked(folder: Path, *, ref: str, weights: bool = True) -> tuple[Checkpoin
     for file in files:
         check_safetensors(file, door=_FILE)
         refuse_packed(file, ref=ref)
+    refuse_twice(files, ref=ref)
     _check_tokenizer_files(folder, ref=ref)
     return checkpoint, files
 
@@ -278,7 +283,16 @@ def _read_config(folder: Path, *, ref: str) -> dict[str, Any]:
             f"{file} has no model_type; expected the configuration of a transformers model",
             hint="an SAE's configuration belongs to load_sae; a model's names its family in model_type",
         )
-    check_model_config(config, file, door=_FILE)
+    for part in (config, config.get("text_config")):
+        if isinstance(part, dict):
+            check_model_config(part, file, door=_FILE)
+    if other := config.get(
+        "transformers_weights"
+    ):  # which transformers would read in place of model.safetensors
+        raise FormatError(
+            f"{file}: transformers_weights is {brief(repr(other))}; expected the weights in model.safetensors",
+            hint=f"rename that file to model.safetensors, and take transformers_weights out of {file}",
+        )
     return config
 
 
@@ -286,23 +300,34 @@ def weight_files(folder: Path, *, ref: str) -> list[Path]:
     """The safetensors files of a model folder, sorted by name.
 
     Raises:
-        FormatError: if there are none, only pickled ones, or a shard of the index is missing.
+        FormatError: if there are none, only pickled ones, a shard of the index is missing, or there are two sets of weights.
     """
-    index = folder / "model.safetensors.index.json"
+    index, single = folder / "model.safetensors.index.json", folder / "model.safetensors"
+    if index.is_file() and single.is_file():
+        raise FormatError(
+            f"{ref}: {folder} holds two sets of weights: {single.name}, and the parts that {index.name} lists",
+            hint=f"keep one of them: rm {typed(index)}, or rm {typed(single)}",
+        )
     if index.is_file():
-        places = read_json(index, door=_FILE).get("weight_map")
-        if not isinstance(places, dict):
-            raise _FILE.refuse(index, f"it has no weight_map, but {brief(places)}")
-        names = sorted({inside(folder, name, door=_FILE, where=index).name for name in places.values()})
-        missing = [name for name in names if not (folder / name).is_file()]
+        said = read_json(index, door=_FILE)
+        places = said.get("weight_map")
+        if not isinstance(places, dict) or not places:
+            raise _FILE.refuse(index, f"it has no weight_map with names of files, but {brief(repr(places))}")
+        if not isinstance(said.get("metadata"), dict):
+            raise _FILE.refuse(
+                index,
+                "it has no metadata, which transformers asks for",
+                hint=f'add "metadata": {{}} to {index}',
+            )
+        files = sorted({inside(folder, name, door=_FILE, where=index) for name in places.values()})
+        missing = [file.relative_to(folder) for file in files if not file.is_file()]
         if missing:
             raise FormatError(
-                f"{ref}: {len(missing)} of {len(names)} weight files named in {index} are missing "
+                f"{ref}: {len(missing)} of {len(files)} weight files named in {index} are missing "
                 f"(first: {missing[0]})",
                 hint="fetch the missing files",
             )
-        return [folder / name for name in names]
-    single = folder / "model.safetensors"
+        return files
     if single.is_file():
         return [single]
     pickles = sorted(p.name for pattern in ("*.bin", "*.pt", "*.pth") for p in folder.glob(pattern))
@@ -359,11 +384,13 @@ def _read_weights(folder: Path, checkpoint: Checkpoint, *, dtype: str, eager: bo
             output_loading_info=True,
             local_files_only=True,
             trust_remote_code=False,
+            ignore_mismatched_sizes=True,  # they are named and refused below
             **own,
         )
     for tensor in (*model.parameters(), *model.buffers()):
         tensor.data = tensor.data.clone()  # out of the mapped file, which somebody may write over
     _check_complete(report, checkpoint, folder)
+    _check_rotary(model, checkpoint, folder)
     _check_weights_finite(model, folder, dtype=dtype)
     return model
 
@@ -393,6 +420,25 @@ def _folder_sha256(folder: Path, weights: list[Path]) -> str:
     return whole.hexdigest()
 
 
+def _check_rotary(model: Any, checkpoint: Checkpoint, folder: Path) -> None:
+    """Older files hold the rotary frequencies that they were trained with, which transformers makes anew of config.json."""
+    import torch
+
+    scaled = [checkpoint.config.get(key) or {} for key in ("rope_scaling", "rope_parameters")]
+    if any(part.get("rope_type", part.get("type", "default")) != "default" for part in scaled):
+        return  # which files hold before and others after scaling
+    own = [b for name, b in model.named_buffers() if name.endswith("rotary_emb.inv_freq")]
+    if len(own) != 1:
+        return
+    expected = own[0].float()
+    for name, found in rotary_frequencies(weight_files(folder, ref=str(folder))):
+        if found.shape != expected.shape or not torch.allclose(found.float(), expected, rtol=_ROTARY, atol=0):
+            raise FormatError(
+                f"{folder}: {name} of the weights is not what config.json gives: they were trained with other rotary frequencies",
+                hint="put config.json and the weights of one model together (rope_theta, rope_scaling)",
+            )
+
+
 def _check_complete(report: dict[str, Any], checkpoint: Checkpoint, folder: Path) -> None:
     """transformers fills absent weights with random numbers, leaves out those that it has no place for, and goes on; a
     model like that is nobody's."""
@@ -400,10 +446,12 @@ def _check_complete(report: dict[str, Any], checkpoint: Checkpoint, folder: Path
     mismatched = sorted(str(key) for key in report.get("mismatched_keys", ()))
     if missing or mismatched:
         what = (
-            f"lack {len(missing)} tensors" if missing else f"have {len(mismatched)} tensors of another shape"
+            f"have {len(mismatched)} tensors of another shape"
+            if mismatched
+            else f"lack {len(missing)} tensors"
         )
         raise FormatError(
-            f"{folder}: the weights {what} that config.json asks for (first: {(missing or mismatched)[0]})",
+            f"{folder}: the weights {what} that config.json asks for (first: {(mismatched or missing)[0]})",
             hint="fetch the folder again, or put config.json and the weights of one model together",
         )
     heads, unused = ignored(sorted(report.get("unexpected_keys", ())), checkpoint)

@@ -6,10 +6,10 @@ from markupsafe import Markup
 
 from polysem.report.html import Column, interval, page, table
 from polysem.store import io
+from polysem.store.stages import command
 from polysem.store.tables import DEFENCES, PROTECTED
 from polysem.transfer.result import DEFENCE
 
-REBUILD = "polysem defend OUT"
 _DETECTORS: tuple[Column, ...] = (
     *("target", "defence", "arm", "category"),
     ("AUROC", lambda r: interval(r, "auroc")),
@@ -41,7 +41,7 @@ def write_defence_page(out: Path) -> Path:
         StoreError: if nothing was judged, or a table is damaged.
     """
     found, steered = (
-        io.read_table(out / DEFENCE / f"{name}.parquet", schema, rebuild=REBUILD).to_pylist()
+        io.read_table(out / DEFENCE / f"{name}.parquet", schema, rebuild=command("defend", out)).to_pylist()
         for name, schema in (("defences", DEFENCES), ("protected", PROTECTED))
     )
     noticing = Markup(

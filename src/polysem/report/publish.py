@@ -56,6 +56,7 @@ def files_of(folder: Path) -> list[str]:
         StoreError: if there is no report yet.
     """
     if not (folder / "report.html").is_file():
+        Run.open(folder)  # which says what is no run folder
         raise StoreError(f"{folder} has no report: the study is not finished", hint=command("report", folder))
     stages = [
         path

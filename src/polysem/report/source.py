@@ -8,6 +8,7 @@ from typing import Any, Protocol, runtime_checkable
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from polysem.boundary.runs import refuse_run_folder
 from polysem.config import Study, parse_study
 from polysem.errors import StoreError, typed
 from polysem.store import io
@@ -52,10 +53,7 @@ class Run(Result):
         folder = RunFolder(folder).root
         path = folder / "study.toml"
         if not path.is_file():
-            raise StoreError(
-                f"{folder} is no run folder: there is no study.toml in it",
-                hint=f"polysem run STUDY.toml --out {typed(folder)}",
-            )
+            refuse_run_folder(folder, StoreError)
         text = io.read_text(path, rebuild=f"polysem run STUDY.toml --out {typed(folder)}")
         manifests: dict[StageName, Manifest] = {}
         for stage in ORDER:

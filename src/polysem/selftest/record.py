@@ -13,6 +13,8 @@ LATEST = "latest.json"
 FORMAT = 1
 CURVE_PICTURE = "img/worlds/precision.svg"
 """beside the table; where GT5 learnt dictionaries"""
+_AGAIN = "pip install --force-reinstall polysem"
+"""the verdict comes with the library"""
 
 
 def to_json(verdict: Verdict) -> str:
@@ -37,15 +39,11 @@ def from_json(text: str, *, origin: str) -> Verdict:
     try:
         value = json.loads(text)
         if value["format"] != FORMAT:
-            raise StoreError(
-                f"{origin} has format {value['format']}; expected {FORMAT}", hint="polysem selftest"
-            )
+            raise StoreError(f"{origin} has format {value['format']}; expected {FORMAT}", hint=_AGAIN)
         lines = tuple(Line(**_read(line)) for line in value["lines"])
         return Verdict(lines, value["scale"], value["seed"], value["versions"])
     except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise StoreError(
-            f"{origin} is no verdict of a selftest: {error!r}", hint="polysem selftest"
-        ) from error
+        raise StoreError(f"{origin} is no verdict of a selftest: {error!r}", hint=_AGAIN) from error
 
 
 def latest() -> Verdict | None:

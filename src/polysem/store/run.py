@@ -32,6 +32,7 @@ from pydantic import BaseModel
 
 from polysem.boundary.door import Door
 from polysem.boundary.files import local_path
+from polysem.boundary.runs import refuse_run_folder
 from polysem.boundary.text import read_toml
 from polysem.config import Study, parse_study
 from polysem.errors import PolysemError, StoreError, typed
@@ -97,10 +98,7 @@ class RunFolder:
         """An existing run folder. Raises StoreError where there is none."""
         found = cls(root)
         if not any(found.holds(file) for file in SETTINGS):
-            raise StoreError(
-                f"{root} is no run folder: it holds no study.toml",
-                hint=f"polysem run STUDY.toml --out {typed(root)}",
-            )
+            refuse_run_folder(root, StoreError)
         return found
 
     def holds(self, file: str) -> bool:
@@ -110,6 +108,8 @@ class RunFolder:
     def study(self) -> Study:
         """The study that was asked for."""
         path = self.root / "study.toml"
+        if not path.exists():
+            refuse_run_folder(self.root, StoreError)
         text = io.read_text(path, rebuild=f"polysem run STUDY.toml --out {typed(self.root)}")
         return parse_study(text, origin=str(path))
 

@@ -308,7 +308,7 @@ CLAIMS = (
     Claim(
         "Steering along a feature moves another's tokens the more, the more the two interfere.", "§4.1, Fig. 3: .05 (Pythia), .003 (GPT-2), p < .001",
         contrasts("sites presets", "feature", "slope_interference", "slope_interference_alone"), "sites, presets",
-        "Inside targets; `sites` is four dictionaries together, `presets` the one in the middle with glosses in plain words. The first slope holds similarity, direct attribution, token overlap and frequency fixed.",
+        "Inside targets; `sites` is four dictionaries together, `presets` the one in the middle, with other targets. The first slope holds similarity, direct attribution, token overlap and frequency fixed.",
     ),
     Claim(
         "Interfering features do more than random ones.", "§4.1, Figs. 3 and 10",

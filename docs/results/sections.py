@@ -29,6 +29,8 @@ from polysem.report.text import count, interval, number
 
 _SHOWN = ("pair", "isotropic", "rotated", "random_feature")
 """whose means stand beside each other: pairs, and the paper's random arm"""
+UNLIKE = 0.3
+"""`pairs.max_similarity` of the studies"""
 _OWN_WAY = ("mean_effect", "paper_model_a", "paper_model_b")
 """contrasts that ask nothing of pairs against a control"""
 _SIDE = {HOLDS: "above", AGAINST: "below"}
@@ -45,7 +47,15 @@ NOT_TESTED = (
 
 def page(kept: Kept) -> str:
     """docs/results/README.md, from the tables alone."""
-    parts = [_HEAD, _short(kept), _glance(kept), _RULES, *_pictures(kept), "## Claim by claim\n"]
+    parts = [
+        _HEAD,
+        _short(kept),
+        _glance(kept),
+        _RULES,
+        *_pictures(kept),
+        _words(kept),
+        "## Claim by claim\n",
+    ]
     for k, claim in enumerate(CLAIMS, 1):
         parts.append(_claim(k, claim, kept))
     parts += [_seeds(kept), _beside(kept), _atlas(kept), _limits(kept), _making(kept)]
@@ -244,15 +254,37 @@ def _limits(kept: Kept) -> str:
 def _written(kept: Kept) -> str:
     """How many of the features that were steered have a line in plain words."""
     told = [
-        f"{count(r['n_written'])} of {count(r['n_features'])} {r['role']}s"
-        for r in rows_in(kept, "glossed", study="presets")
+        f"in `{study}` "
+        + ", ".join(f"{count(r['n_written'])} of {count(r['n_features'])} {r['role']}s" for r in rows)
+        for study in STUDIES
+        if (rows := rows_in(kept, "glossed", study=study))
     ]
     if not told:
         return ""
     return (
-        "- Glosses: 150 features of the middle dictionary have a line in plain words; of what `presets` reads and steers "
-        f"{' and '.join(told)} have one. All others, and all of `sites`, have token glosses (the words a feature fires on).\n"
-        '  "Unrelated" is a cosine below 0.3 between their embeddings by MiniLM.\n'
+        '- "Unrelated" is a cosine below 0.3 between token glosses (the words a feature fires on) by MiniLM. Pairs are chosen by these, which every feature has,\n'
+        f"  so that no choice depends on who wrote lines, or for which feature. A line in plain words have {'; '.join(told)}.\n"
+    )
+
+
+def _words(kept: Kept) -> str:
+    """The closest pair of every dictionary, and whether pairs of unlike token glosses are unlike by the lines, too."""
+    rows = kept.get("words", [])
+    if not rows:
+        return ""
+    closest: dict[object, Row] = {}
+    for row in sorted(rows, key=lambda r: -r["interference"]):
+        closest.setdefault(row["sae"], row)
+    unlike = [row for row in rows if row["line_similarity"] < UNLIKE]
+    shown = [
+        (f"block {place(r['sae'])}", r["target_line"], r["source_line"], *(number(r[n], digits=2) for n in ("interference", "similarity", "line_similarity")))
+        for _, r in sorted(closest.items(), key=lambda item: str(item[0]))
+    ]  # fmt: skip
+    head = ("where", "target", "source", "interference", "likeness of token glosses", "of the lines")
+    return (
+        "## Pairs in plain words\n\nWhat was read and steered has lines in plain words, written after the pairs were chosen, from contexts alone "
+        f"([how, and what they are worth](../glosses.md#written-for-the-zoos)). Of {count(len(rows))} pairs that have one on both sides {count(len(unlike))} are unlike "
+        f"by the lines, too (cosine below {UNLIKE:g}). The closest pair of every dictionary; all are in `words.csv`:\n\n{_table(head, shown)}"
     )
 
 

@@ -43,7 +43,9 @@ def read(run: RunFolder, label: str, sae: str, features: list[int], work: Path) 
         features: numbers.
         work: folder.
     """
-    rows, kept_contexts = (run.table(name, where=pc.field("sae") == label) for name in ("features", "contexts"))
+    rows, kept_contexts = (
+        run.table(name, where=pc.field("sae") == label) for name in ("features", "contexts")
+    )
     contexts: dict[int, list[Row]] = {}
     for row in kept_contexts.to_pylist():
         kept = {name: row[name] for name in ("rank", "tokens", "values", "source")}

@@ -17,7 +17,8 @@ from types import SimpleNamespace
 from claims import MIDDLE, STUDIES, Kept, Row
 from sections import page
 
-from polysem.glosses.shipped import SOURCE
+from polysem.glosses import embed_texts, shipped_glosses
+from polysem.glosses.shipped import shipped_file
 from polysem.paper.degree import PATHS
 from polysem.report import figures
 from polysem.report.source import Run, open_run, where
@@ -28,6 +29,7 @@ from polysem.transfer.result import read_transfer
 
 HERE = Path(__file__).parent
 PAGE = HERE / "README.md"
+EMBEDDER = "minilm"
 DIGITS = 6
 """significant digits of a number in a table"""
 
@@ -59,21 +61,57 @@ def by_degree(run: Run) -> Iterator[Row]:
     return (row for row in run.table("presets").to_pylist() if row["path"] in PATHS)
 
 
+def written(run: Run) -> dict[tuple[str, int], str]:
+    """The lines in plain words that come with the run's dictionaries, by (SAE, feature); choices do not know of them."""
+    saes = Manifest.read(run.folder / "features" / "manifest.json", rebuild="make real").facts.get("saes", {})
+    return {
+        (label, gloss.feature): gloss.text
+        for label, known in saes.items()
+        if shipped_file(known["ref"]) is not None
+        for gloss in shipped_glosses(known["ref"], d_sae=known["d_sae"])
+    }
+
+
+def steered(run: Run) -> dict[str, dict[tuple[str, int, int], Row]]:
+    """Rows of the plan for features, one of every (SAE, target, source), by relation."""
+    columns = ["sae", "locus", "relation", "target", "source", "source_sae", "interference", "similarity"]
+    found: dict[str, dict[tuple[str, int, int], Row]] = {}
+    for row in where(run.table("plan", columns=columns), locus="feature").to_pylist():
+        if row["source"] is not None:
+            found.setdefault(row["relation"], {})[row["sae"], row["target"], row["source"]] = row
+    return found
+
+
 def glossed(run: Run) -> Iterator[Row]:
-    """Of the features that pairs are made of, how many have a line in plain words."""
-    glosses = where(run.table("glosses"), source=SOURCE).to_pylist()
-    written = {(row["sae"], row["feature"]) for row in glosses if row["gloss_index"] == 0}
-    pairs = where(
-        run.table("plan", columns=["sae", "locus", "relation", "target", "source", "source_sae"]),
-        locus="feature",
-        relation="pair",
-    ).to_pylist()
+    """Of the features that are read or steered, how many have a line in plain words."""
+    lines, rows = written(run), steered(run)
+    pairs, others = (
+        rows.pop("pair", {}),
+        [key for name, some in rows.items() if name != "self" for key in some],
+    )
     ends = {
-        "target": {(r["sae"], r["target"]) for r in pairs},
-        "source": {(r["source_sae"] or r["sae"], r["source"]) for r in pairs},
+        "target": {(sae, target) for sae, target, _ in pairs},
+        "source": {(sae, source) for sae, _, source in pairs},
+        "control": {(sae, source) for sae, _, source in others},
     }
     for role, features in ends.items():
-        yield {"role": role, "n_features": len(features), "n_written": len(features & written)}
+        yield {"role": role, "n_features": len(features), "n_written": len(features & set(lines))}
+
+
+def in_words(run: Run) -> Iterator[Row]:
+    """Pairs whose features both have a line, with the cosine of the two lines."""
+    lines = written(run)
+    pairs = steered(run).get("pair", {})
+    known = [
+        (row, lines[s, t], lines[s, o])
+        for (s, t, o), row in pairs.items()
+        if (s, t) in lines and (s, o) in lines
+    ]
+    texts = list(dict.fromkeys(text for _, *both in known for text in both))
+    vectors = dict(zip(texts, embed_texts(texts, EMBEDDER, cache=None).vectors, strict=True)) if texts else {}
+    for row, target, source in known:
+        cosine = float(vectors[target] @ vectors[source])
+        yield row | {"target_line": target, "source_line": source, "line_similarity": cosine}
 
 
 def unrelated(run: Run) -> Iterator[Row]:
@@ -112,6 +150,9 @@ KEPT: dict[str, tuple[Callable[[Run], Iterator[Row]], tuple[str, ...]]] = {
         "locus", "tokens", "question", "path", "step", "estimate", "lo", "hi", "p", "unit", "n_rows", "n_pairs", "n_targets", "note",
     )),
     "glossed": (glossed, ("role", "n_features", "n_written")),
+    "words": (in_words, (
+        "sae", "target", "source", "interference", "similarity", "line_similarity", "target_line", "source_line",
+    )),
     "spectrum": (unrelated, (
         "sae", "threshold", "n_pairs", "n_isotropic", "n_covariance", "n_unrelated", "n_duplicates", "d_in", "d_eff",
     )),

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
 from polysem.errors import FormatError, UnknownReferenceError
 from polysem.models import gguf as models_gguf
@@ -38,6 +39,9 @@ def test_a_file_gives_the_model_it_was_made_from(tiny, tmp_path, caplog):
     expected = tiny.logits(tokens)
     gap = (loaded.logits(tokens) - expected).abs().max() / expected.abs().max()
     assert 0 < gap < Q8_0
+    plain = AutoModelForCausalLM.from_pretrained(tmp_path, gguf_file=file.name, dtype=torch.float32).eval()
+    with torch.no_grad():
+        assert (loaded.logits(tokens) - plain(tokens).logits).abs().max() < 1e-4
     assert "bits per character" in caplog.text  # a random model is warned about
 
 

@@ -121,6 +121,15 @@ def test_no_interval_no_verdict(claims):
     assert claims.verdict(BASE | {"lo": None}) == "no interval"
 
 
+def test_a_ratio_without_an_upper_end_excludes_nothing_above(claims):
+    row = {"locus": "gradient", "reference": "feature", "tokens": "out", "ratio": 0.4, "lo": 0.0, "hi": None}
+    assert [line.verdict for line in claims.strengths("gradient", 10.0)({"budgets": [row]})] == [
+        "10 times is not excluded"
+    ]
+    (none,) = claims.strengths("gradient", 10.0)({"budgets": [row | {"lo": None}]})
+    assert none.verdict == "no interval"
+
+
 def test_every_study_of_the_page_has_its_file(claims):
     folder = FOLDER.parents[1] / "studies" / "real"
     assert {file.stem for file in folder.glob("*.toml")} >= set(claims.STUDIES)

@@ -1,10 +1,11 @@
 """Written glosses of the zoos' dictionaries: sheets to read, blind sheets to judge, and the files that are shipped.
 
-    python glosses.py read   --model zoo:gpt2 --sae zoo:gpt2/SITE --corpus TEXT --features LIST --work WORK
+    python glosses.py read   --run RUN --label SITE --sae zoo:gpt2/SITE --features LIST --work WORK
     python glosses.py blind  --work WORK            # after the lines stand in WORK/NAME.tsv: number, tab, gloss
     python glosses.py marked --work WORK
     python glosses.py ship   --work WORK --out FOLDER   # after the answers stand in WORK/{blind,marked}.answers
 
+RUN is a folder of `polysem run` or `polysem features` on some text, with the twelve contexts a feature that a study keeps by default.
 A gloss is written from contexts of even rank and scored on those of odd rank. A blind sheet mixes all dictionaries in an
 order drawn once and hides whose gloss it is: six texts a gloss, each by a coin either of the feature (odd rank) or of one of
 the 20 features of nearest density (odd rank, from a place where this one has no context); an answer is one digit a text. On the
@@ -19,15 +20,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.compute as pc
 
-from polysem.features import feature_table
 from polysem.glosses import embed_texts
-from polysem.models import load_model
-from polysem.saes import load_sae
+from polysem.store.run import RunFolder
 from polysem.transfer.explainer import ExplainedContext
 
-KEPT = 12
-"""contexts of a feature: six of either parity"""
 SHOWN = 5
 NEAR = 20
 TEXTS = 6
@@ -35,17 +33,24 @@ SEED = 20261128
 Row = dict[str, Any]
 
 
-def read(model: str, sae: str, corpus: str, features: list[int], n_tokens: int, work: Path) -> None:
-    """WORK/NAME.json: the contexts of every chosen feature and of its neighbours in density; WORK/NAME.txt: what is read."""
-    loaded = load_model(model)
-    table = feature_table(
-        load_sae(sae, model=loaded), loaded, corpus=corpus, n_tokens=n_tokens, n_contexts=KEPT
+def read(run: RunFolder, label: str, sae: str, features: list[int], work: Path) -> None:
+    """WORK/NAME.json: the contexts of every chosen feature and of its neighbours in density; WORK/NAME.txt: what is read.
+
+    Args:
+        run: its tables `features` and `contexts` are read.
+        label: of the dictionary in them.
+        sae: the reference under which its lines are shipped.
+        features: numbers.
+        work: folder.
+    """
+    rows, kept_contexts = (
+        run.table(name, where=pc.field("sae") == label) for name in ("features", "contexts")
     )
     contexts: dict[int, list[Row]] = {}
-    for row in table.contexts.to_pylist():
+    for row in kept_contexts.to_pylist():
         kept = {name: row[name] for name in ("rank", "tokens", "values", "source")}
         contexts.setdefault(row["feature"], []).append(kept)
-    density = {r["feature"]: r["density"] for r in table.features.to_pylist() if r["feature"] in contexts}
+    density = {r["feature"]: r["density"] for r in rows.to_pylist() if r["feature"] in contexts}
     rng, found, sheet = np.random.default_rng(SEED), [], []
     for n, feature in enumerate(features):
         own = contexts[feature]
@@ -89,9 +94,12 @@ def blind(work: Path, name: str) -> None:
     for n, k in enumerate(rng.permutation(len(rows)).tolist()):
         row = rows[k]
         pools = [list(rng.permutation(row[kind])) for kind in ("silent", "odd")]
-        coins = [int(c) for c in rng.integers(0, 2, TEXTS) if pools[c]]
+        coins = []
         sheet.append(f"#{n} {row['gloss'].removeprefix('mixed: ')}")
-        sheet += [f" {one_line(pools[c].pop(), marks=name == 'marked')}" for c in coins]
+        for coin in rng.integers(0, 2, TEXTS).tolist():
+            if pools[coin]:  # a rare feature may have fewer texts than the coins ask for
+                coins.append(coin)
+                sheet.append(f" {one_line(pools[coin].pop(), marks=name == 'marked')}")
         truth.append([row["sae"], row["feature"], "".join(map(str, coins))])
     (work / f"{name}.txt").write_text("\n".join(sheet) + "\n")
     (work / f"{name}.truth.json").write_text(json.dumps(truth))
@@ -124,7 +132,7 @@ def auroc(rows: list[Row], work: Path) -> list[float | None]:
 
 
 def ship(work: Path, out: Path) -> None:
-    """OUT/NAME.jsonl of every dictionary."""
+    """OUT/NAME.jsonl of every dictionary, beside the lines that stand there."""
     rows = glossed(work)
     scores = {name: answered(work, name) for name in ("blind", "marked")}
     files: dict[str, list[Row]] = {}
@@ -147,23 +155,25 @@ def ship(work: Path, out: Path) -> None:
     for name, lines in files.items():
         path = out / f"{name}.jsonl"
         path.parent.mkdir(parents=True, exist_ok=True)
-        ordered = sorted(lines, key=lambda line: line["feature"])
-        path.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in ordered))
+        new = {line["feature"]: line for line in lines}
+        if path.is_file():  # what was shipped before stays, but for features that were read again
+            known = (json.loads(line) for line in path.read_text().splitlines())
+            new = {line["feature"]: line for line in known} | new
+        path.write_text("".join(json.dumps(new[n], ensure_ascii=False) + "\n" for n in sorted(new)))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
     parser.add_argument("step", choices=("read", "blind", "marked", "ship"))
-    for name in ("model", "sae", "corpus"):
+    parser.add_argument("--run", type=Path)
+    for name in ("label", "sae"):
         parser.add_argument(f"--{name}")
     parser.add_argument("--features", type=Path, help="a JSON list of feature numbers")
-    parser.add_argument("--tokens", type=int, default=400_000)
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     if args.step == "read":
-        features = json.loads(args.features.read_text())
-        read(args.model, args.sae, args.corpus, features, args.tokens, args.work)
+        read(RunFolder(args.run), args.label, args.sae, json.loads(args.features.read_text()), args.work)
     elif args.step == "ship":
         ship(args.work, args.out)
     else:

@@ -12,6 +12,7 @@ from polysem.boundary.files import local_path
 from polysem.boundary.records import DATASETS, dataset_of
 from polysem.config import Study
 from polysem.errors import PolysemError
+from polysem.glosses.shipped import SOURCE, shipped_file
 from polysem.models.gguf import files_of, is_gguf, sha256_of
 from polysem.places import Places
 from polysem.registry import zoo_path, zoo_real_path
@@ -141,6 +142,9 @@ def _all(settings: Settings, places: Places) -> Iterator[StudySource]:
         yield where.sae(sae.ref)
         if sae.glosses:
             yield from where.glosses("glosses", sae.glosses)
+        written = shipped_file(sae.ref) if (sae.glosses or study.glosses.source) == SOURCE else None
+        if written is not None:
+            yield StudySource("glosses", sae.ref, written)
     for ref in study.relations.narrow if study.relations else ():
         yield replace(where.sae(ref), role="narrow")
     yield from where.glosses("glosses", study.glosses.source)

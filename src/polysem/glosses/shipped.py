@@ -21,6 +21,19 @@ SOURCE = "zoo"
 _ZOOS: dict[str, Callable[[str, str], Path]] = {"zoo": zoo_path, "zoo-real": zoo_real_path}
 
 
+def shipped_file(ref: str) -> Path | None:
+    """The file of the lines that were written for an SAE; None where there are none.
+
+    Args:
+        ref: of the SAE, of whatever kind.
+    """
+    kind, _, name = ref.partition(":")
+    try:
+        return _ZOOS[kind]("glosses", name) if kind in _ZOOS else None
+    except UnknownReferenceError:
+        return None
+
+
 def shipped_glosses(ref: str, *, d_sae: int) -> list[Gloss]:
     """The written glosses of an SAE of the zoos, by feature; none, with a WARNING, where nothing was written.
 
@@ -33,15 +46,14 @@ def shipped_glosses(ref: str, *, d_sae: int) -> list[Gloss]:
         FormatError: the file is damaged.
         MismatchError: a feature number is not below d_sae.
     """
-    kind, _, name = ref.partition(":")
+    kind = ref.partition(":")[0]
     if kind not in _ZOOS:
         raise ConfigError(
             f"glosses.source is 'zoo', but the SAE is {ref}, which is of no zoo; expected zoo:NAME or zoo-real:NAME",
             hint='set glosses.source = "tokens", or a file of glosses',
         )
-    try:
-        path = _ZOOS[kind]("glosses", name)
-    except UnknownReferenceError:
+    path = shipped_file(ref)
+    if path is None:
         log.warning("%s: no glosses were written for it; token glosses are taken", ref)
         return []
     lines = [line for row in read_rows(path) for line in parse_glosses(row)]

@@ -85,7 +85,7 @@ def interval(lo: Real | None, hi: Real | None, *, digits: int = 3) -> str:
     """`lo to hi`, both with the same number of decimals; an end that is infinite as ∞."""
     if lo is None or hi is None or math.isnan(lo) or math.isnan(hi):
         return "no interval"
-    size = max((abs(v) for v in (lo, hi) if math.isfinite(v)), default=1.0)
+    size = max((abs(v) for v in (lo, hi) if math.isfinite(v)), default=1.0) or 1.0
     places = min(8, max(0, digits - 1 - math.floor(math.log10(max(size, 1e-12)))))
     return " to ".join(fixed(v, places=places, sign=True) for v in (lo, hi))
 

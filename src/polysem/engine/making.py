@@ -69,7 +69,10 @@ def plan(task: Task) -> Made:
         )
     prompts = make_prompts(study.prompts, study.corpus, context.model, positions=positions, seed=study.seed)
     mined = StoredPairs(task.run)
-    made = planning.make_plan(study, context.features, mined, prompts, context.saes, model=context.model)
+    own = context.vectors if study.vectors else None
+    made = planning.make_plan(
+        study, context.features, mined, prompts, context.saes, model=context.model, vectors=own
+    )
     wants_bos = {label: one.prepend_bos for label, one in begun.items()}
     log.info("positions: %s (SAEs with BOS: %s)", positions.said, wants_bos)
     facts = {"bos": positions.said, "trained_with_bos": wants_bos, "counts": planning.describe_plan(made)}
@@ -86,7 +89,7 @@ def trials(task: Task) -> Made | None:
 
     def compute(part: Part, reporter: Reporter) -> Tables:
         rows = run_batches(
-            *(planned, prompts, context.features, context.model, context.saes),
+            *(planned, prompts, context.features, context.model, context.dictionaries),
             batches=batches[part.k],
             word_start=not study.prompts.chat_template,
             reporter=reporter,

@@ -21,10 +21,12 @@ from polysem.act.base import UNMATCHED, intervention
 from polysem.config import PlanConfig, Study
 from polysem.errors import ConfigError, MismatchError
 from polysem.models.base import WhiteBoxModel
+from polysem.pairs import near_vectors
 from polysem.plan.arms import control_arms, pair_arms
 from polysem.plan.blocks import LocusBlock, blocks_of, settings_of
 from polysem.plan.covariates import covariates
 from polysem.plan.degrees import gloss_clusters
+from polysem.plan.given import given_blocks
 from polysem.plan.index import ByDictionary, FeatureIndex, Features, PairTables
 from polysem.plan.neurons import neuron_blocks
 from polysem.plan.screening import screen
@@ -34,6 +36,7 @@ from polysem.seeds import short_hash
 from polysem.store.tables import (
     CONCEPTS,
     COVARIATES,
+    NEAR,
     NEURON_DEGREES,
     NEURONS,
     PLAN,
@@ -64,6 +67,7 @@ class Plan:
     """where the study has a locus of neurons and a model"""
     neuron_degrees: pa.Table = field(default_factory=NEURON_DEGREES.empty)
     covariates: pa.Table = field(default_factory=COVARIATES.empty)
+    near: pa.Table = field(default_factory=NEAR.empty)
 
     def tables(self) -> dict[str, pa.Table]:
         return {field.name: getattr(self, field.name) for field in fields(self)}
@@ -77,6 +81,7 @@ def make_plan(
     saes: Mapping[str, SAE],
     *,
     model: WhiteBoxModel | None = None,
+    vectors: Mapping[str, SAE] | None = None,
 ) -> Plan:
     """Every trial of the study.
 
@@ -88,6 +93,7 @@ def make_plan(
         saes: by label, as in the tables.
         model: to look for pairs that are one concept twice, for the degrees of neurons, and for the locus
             `mlp_neuron`, whose neurons are chosen by what they write. Without it the first two are left out.
+        vectors: steering vectors of one's own by name, as dictionaries of one feature (`saes.load.as_dictionary`).
 
     Raises:
         ConfigError: if there are no prompts, or no feature of any SAE can be a target.
@@ -121,7 +127,7 @@ def make_plan(
             partners=partners,
             contexts=own.contexts,
         )
-        blocks, screened = _chosen(index, study, own, model, prompts)
+        blocks, screened = _chosen(index, study, own, model, prompts, vectors or {})
         for name, table in screened.items():
             seen[name].append(table)
         for block in blocks:
@@ -144,7 +150,12 @@ def make_plan(
 
 
 def _chosen(
-    index: FeatureIndex, study: Study, features: Features, model: WhiteBoxModel | None, prompts: pa.Table
+    index: FeatureIndex,
+    study: Study,
+    features: Features,
+    model: WhiteBoxModel | None,
+    prompts: pa.Table,
+    vectors: Mapping[str, SAE],
 ) -> tuple[list[LocusBlock], dict[str, pa.Table]]:
     """What is planned of one SAE, and the tables of its screening (none without a model). Targets, pairs and controls
     are drawn once, in this order: screening says which pairs are of two concepts, and only those have controls."""
@@ -171,7 +182,11 @@ def _chosen(
     arms = [*arms, *control_arms(request)]
     tables["covariates"] = covariates(index, arms, plan.token_sets, model)
     blocks = blocks_of(replace(request, arms=arms), study)
-    return [*blocks, *neuron_blocks(request, tables.get("neurons", NEURONS.empty()))], tables
+    blocks += neuron_blocks(request, tables.get("neurons", NEURONS.empty()))
+    tables["near"] = near_vectors(
+        vectors, index.sae, features.features, config=study.pairs, label=index.label
+    )
+    return [*blocks, *given_blocks(request, study, vectors)], tables
 
 
 def describe_plan(plan: Plan) -> dict[str, int]:
@@ -231,7 +246,7 @@ def _lay_out(
 
     columns = {
         "sae": fixed(index.label),
-        "site": fixed(str(intervention(block.locus).site(index.sae))),
+        "site": fixed(str(intervention(block.locus).site(block.dictionary or index.sae))),
         "locus": fixed(block.locus),
         "relation": per_arm("relation", pa.string()),
         "target": per_arm("target", pa.int32()),

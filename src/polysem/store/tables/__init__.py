@@ -72,7 +72,7 @@ from polysem.store.tables.layers import (
     LAYER_TOKENS,
     LAYERS,
 )
-from polysem.store.tables.pairs import DENSITY, PAIRS, PARTNERS, SPECTRUM
+from polysem.store.tables.pairs import DENSITY, NEAR, PAIRS, PARTNERS, SPECTRUM
 from polysem.store.tables.panel import JUDGED, JUDGEMENTS, WRITTEN_GLOSSES
 from polysem.store.tables.plan import (
     CONCEPTS,
@@ -169,6 +169,7 @@ __all__ = [
     "LAYER_TOKENS",
     "METRICS",
     "MISSING",
+    "NEAR",
     "NEURONS",
     "NEURON_DEGREES",
     "NEURON_EFFECTS",
@@ -229,7 +230,7 @@ STAGES: dict[str, tuple[Schema, ...]] = {
     "pairs": (PAIRS, DENSITY, SPECTRUM, PARTNERS),
     "plan": (
         *(PLAN, PROMPTS, NEURONS, NEURON_DEGREES),
-        *(SIGNALS, SIMILARITIES, CONCEPTS, SENSES, COVARIATES),
+        *(SIGNALS, SIMILARITIES, CONCEPTS, SENSES, COVARIATES, NEAR),
     ),
     "trials": (TRIALS,),
     "response": (

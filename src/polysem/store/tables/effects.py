@@ -51,11 +51,12 @@ def _effect(outcome: Outcome) -> list[Column]:
 
 PAIR_EFFECTS = Schema(
     "pair_effects",
-    2,
+    3,
     ("sae", "locus", "relation", "target", "source", "draw", "token_set", "dose"),
     (
         *(c.SAE, c.LOCUS, c.RELATION, c.TARGET),
-        c.index("source", "-1 for a random direction"),
+        c.index("source", "-1 for a random direction; vectors of one's own count on from d_sae"),
+        Column("source_name", pa.string(), "", "of a vector of one's own; null for all else", nullable=True),
         *(c.DRAW, c.TOKENS),
         c.number("dose", "dose_unit", "absolute value; effects are odd parts over +dose and -dose"),
         Column("interference_bin", pa.int8(), "", "as in plan"),

@@ -46,6 +46,8 @@ doses = [0.01, 0.1]
 REASONS = {
     "replicated": "no two SAEs of one site",
     "replication": "no two SAEs of one site",
+    "near": "no vectors of one's own: tests/pipeline/test_vectors.py",
+    "vector_effects": "the same",
 }
 """tables that this study cannot fill, and why"""
 

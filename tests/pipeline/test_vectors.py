@@ -71,9 +71,9 @@ def test_a_vector_that_is_a_features_direction_does_what_the_feature_does(made):
     folder, pair = made
     known = {"target": pair["target"], "token_set": "out"}
     (feature,) = rows(folder / "run", "pair_effects", relation="pair", source=pair["source"], **known)
-    (vector,) = rows(folder / "run", "pair_effects", relation="given", source_name="known", **known)
+    (vector,) = rows(folder / "run", "vector_effects", vector="known", **known)
     assert vector["interference"] == pytest.approx(feature["interference"], abs=1e-6)
-    assert (feature["source_name"], vector["similarity"]) == (None, None)
+    assert not rows(folder / "run", "pair_effects", relation="given")
     for outcome in ("logodds", "mass", "cosine", "kl"):
         assert vector[outcome] == pytest.approx(feature[outcome], rel=1e-3, abs=1e-7), outcome
 
@@ -91,10 +91,7 @@ def test_every_target_meets_every_vector_at_its_own_site_and_every_dose(made):
 def test_its_cosines_are_matched_by_random_directions_and_its_effect_is_compared(made):
     folder, pair = made
     matched = rows(folder / "run", "pair_effects", relation="given_matched", target=pair["target"])
-    (vector,) = rows(
-        folder / "run", "pair_effects", relation="given", source_name="known",
-        target=pair["target"], token_set="in",
-    )  # fmt: skip
+    (vector,) = rows(folder / "run", "vector_effects", vector="known", target=pair["target"], token_set="in")
     assert {round(r["interference"], 6) for r in matched} == {round(vector["interference"], 6)}
     ids = {
         r["trial_id"] for r in rows(folder / "run", "plan", relation="given_matched", target=pair["target"])
@@ -152,9 +149,9 @@ def test_a_session_in_python_gives_the_same(made):
         pairs, sae, features, model, prompts="templates", n_prompts=4,
         n_targets=2, sources_per_bin=1, n_random=1, doses=(0.02,),
     )  # fmt: skip
-    found = polysem.estimate(polysem.run_trials(plan, model)).to_pandas("pair_effects")
-    mine = found[found.source_name == "an early one"].set_index(["target", "token_set"]).logodds
-    stored = rows(folder / "run", "pair_effects", relation="given", source_name="an early one")
+    found = polysem.estimate(polysem.run_trials(plan, model)).to_pandas("vector_effects")
+    mine = found[found.vector == "an early one"].set_index(["target", "token_set"]).logodds
+    stored = rows(folder / "run", "vector_effects", vector="an early one")
     assert len(stored) == len(mine)
     for row in stored:
         assert mine[row["target"], row["token_set"]] == pytest.approx(row["logodds"], abs=1e-6)

@@ -63,6 +63,7 @@ from polysem.store.tables.judgement import (
     REPLICATION,
     SPECIFICATION,
     VALIDITY,
+    VECTOR_EFFECTS,
 )
 from polysem.store.tables.layers import (
     LAYER_BLOCKS,
@@ -222,6 +223,7 @@ __all__ = [
     "TRANSFER_TRIALS",
     "TRIALS",
     "VALIDITY",
+    "VECTOR_EFFECTS",
     "WRITTEN_GLOSSES",
 ]
 
@@ -241,6 +243,7 @@ STAGES: dict[str, tuple[Schema, ...]] = {
         EFFECTS,
         PAIR_EFFECTS,
         TOWARD,
+        VECTOR_EFFECTS,
         BUDGETS,
         DOSE_RESPONSE,
         MISSING,

@@ -51,12 +51,11 @@ def _effect(outcome: Outcome) -> list[Column]:
 
 PAIR_EFFECTS = Schema(
     "pair_effects",
-    3,
+    2,
     ("sae", "locus", "relation", "target", "source", "draw", "token_set", "dose"),
     (
         *(c.SAE, c.LOCUS, c.RELATION, c.TARGET),
-        c.index("source", "-1 for a random direction; vectors of one's own count on from d_sae"),
-        Column("source_name", pa.string(), "", "of a vector of one's own; null for all else", nullable=True),
+        c.index("source", "-1 for a random direction"),
         *(c.DRAW, c.TOKENS),
         c.number("dose", "dose_unit", "absolute value; effects are odd parts over +dose and -dose"),
         Column("interference_bin", pa.int8(), "", "as in plan"),
@@ -77,6 +76,23 @@ PAIR_EFFECTS = Schema(
         ),
         c.N_PROMPTS,
     ),
+)
+
+VECTOR_EFFECTS = Schema(
+    "vector_effects",
+    1,
+    ("sae", "vector", "target", "token_set", "dose"),
+    (
+        c.SAE,
+        c.text("vector", "name of a steering vector of one's own"),
+        *(c.TARGET, c.TOKENS),
+        c.number("dose", "dose_unit", "absolute value; effects are odd parts over +dose and -dose"),
+        c.number("interference", "cosine", "of the vector with the target's direction", nullable=True),
+        *(column for outcome in OUTCOMES.values() for column in _effect(outcome)),
+        c.number("kl", "nats", "mean KL over both signs"),
+        c.N_PROMPTS,
+    ),
+    late=True,
 )
 
 TOWARD = Schema(

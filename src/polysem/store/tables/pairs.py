@@ -74,6 +74,7 @@ NEAR = Schema(
         ),
         Column("gloss", STRING, "", "primary gloss of the feature", nullable=True),
     ),
+    late=True,
 )
 
 DENSITY = Schema(

@@ -30,6 +30,7 @@ from polysem.store.tables.effects import (
     RELIABILITY,
     SIMILARITY_MODEL,
     TOWARD,
+    VECTOR_EFFECTS,
 )
 from polysem.store.tables.features import CLUSTERS, CONTEXTS, FEATURES, GLOSSES
 from polysem.store.tables.guard import (
@@ -63,7 +64,6 @@ from polysem.store.tables.judgement import (
     REPLICATION,
     SPECIFICATION,
     VALIDITY,
-    VECTOR_EFFECTS,
 )
 from polysem.store.tables.layers import (
     LAYER_BLOCKS,

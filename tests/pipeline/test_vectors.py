@@ -56,7 +56,8 @@ def made(tmp_path_factory):
     pytest.importorskip("polysem_zoo", reason="polysem-zoo is not installed")
     folder = tmp_path_factory.mktemp("vectors")
     (folder / "plain.toml").write_text(STUDY)
-    command("plan", folder / "plain.toml", "--out", folder / "plain")
+    for stage in ("features", "pairs", "plan"):
+        command(stage, folder / "plain.toml", "--out", folder / "plain")
     pair = max(rows(folder / "plain", "plan", relation="pair"), key=lambda r: r["interference"])
     W_dec = load_sae(f"zoo:gpt2/{SITE}").W_dec.numpy()
     save_file({SITE: 3 * W_dec[pair["source"]]}, folder / "known.safetensors")

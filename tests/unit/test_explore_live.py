@@ -336,7 +336,7 @@ def test_the_text_is_what_generate_gives_under_the_same_push(live):
     mask[:, 0] = False
     pushed = [Add(sae.writes, (0.3 * result["norm"] * along)[None], mask)]
     for text, edits in (("text_after", pushed), ("text_before", [])):
-        drawn = model.generate(ids, edits, n=5, temperature=0).tokens[0].tolist()
+        drawn = model.generate(ids, edits, n=5, temperature=0.0).tokens[0].tolist()
         assert result[text] == model.detokenize(drawn)
 
 

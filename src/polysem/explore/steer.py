@@ -280,7 +280,7 @@ class LiveSteer:
 
         n = min(self.asked.n_tokens, self.model.spec.n_ctx - tokens.shape[1])
         if n > 0:
-            self.model.generate(tokens, edits, n=n, temperature=0, told=told)
+            self.model.generate(tokens, edits, n=n, temperature=0.0, told=told)
 
 
 def _recipe(kind: str, **fields: Any) -> Any:

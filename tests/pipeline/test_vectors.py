@@ -114,10 +114,13 @@ def test_its_cosines_are_matched_by_random_directions_and_its_effect_is_compared
 
 def test_a_study_without_vectors_is_not_made_anew_by_there_being_such_a_setting(made):
     from polysem.config import parse_study
+    from polysem.engine.toml import to_toml
     from polysem.store.stages import parameters
 
     assert "vectors" not in parameters(parse_study(STUDY), "plan")
-    assert "vectors" in parameters(parse_study(STUDY + VECTORS), "plan")
+    study = parse_study(STUDY + VECTORS)
+    assert "vectors" in parameters(study, "plan")
+    assert parse_study(to_toml(study)) == study
 
 
 def test_a_vector_that_cannot_be_is_refused_before_anything_is_made(made):

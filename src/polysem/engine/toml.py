@@ -6,7 +6,6 @@ from typing import Any
 
 from polysem.config import Study
 
-
 _LISTS = ("saes", "vectors")
 
 

@@ -219,7 +219,7 @@ def _following(job: Job) -> Iterator[dict[str, Any]]:
             else:
                 seen, told = job.changes, job.shown()
                 if sent is not None and told["result"] is sent:
-                    told["texts"] = {name: sent[name] for name in TEXTS}
+                    told["texts"] = {name: sent[name] for name in TEXTS if name in sent}
                     del told["result"]
                 sent = job.result
         yield told

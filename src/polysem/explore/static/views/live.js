@@ -75,6 +75,7 @@ export async function live(ctx) {
     running = job.id;
     for await (const told of fetchLines(`live/${job.id}/changes`)) {
       if (own !== turn) return;
+      if (!told.state) continue; // nothing has changed
       job = { ...job, ...told };
       if (told.texts) written(out, { ...job.result, ...told.texts }, true);
       else if (job.result) drawn(out, job);

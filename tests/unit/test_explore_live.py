@@ -11,7 +11,7 @@ import torch
 from polysem.edits import Add
 from polysem.errors import ConfigError, StoreError
 from polysem.explore.again import AskedRow
-from polysem.explore.live import WAITING
+from polysem.explore.live import WAITING, Job, _following
 from polysem.explore.steer import KL_WITHIN, Asked, dose_for_kl
 
 ASKED = {
@@ -345,3 +345,18 @@ def test_a_push_that_fails_is_told_to_who_follows(live):
     told = list(live.follow(job["id"]))[-1]
     assert told["state"] == "failed"
     assert "has no feature" in told["error"]
+
+
+def test_who_follows_is_told_of_every_change_and_of_silence(monkeypatch):
+    monkeypatch.setattr("polysem.explore.live.BEAT", 0.01)
+    job = Job("x", Asked.parse(ASKED))
+    told = _following(job)
+    assert next(told)["state"] == "waiting"
+    assert next(told) == {}
+    job.tell(state="running", result={"row": 1})
+    assert next(told)["result"] == {"row": 1}
+    job.tell(state="done")
+    last = next(told)
+    assert (last["state"], last["texts"], "result" in last) == ("done", {}, False)
+    with pytest.raises(StopIteration):
+        next(told)

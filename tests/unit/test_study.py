@@ -128,7 +128,15 @@ class Fakes:
         return table(PROMPTS, [{"prompt_id": "p"}])
 
     def make_plan(
-        self, study: Study, features: Any, pairs: Any, prompts: pa.Table, saes: Any, *, model: Any, vectors: Any
+        self,
+        study: Study,
+        features: Any,
+        pairs: Any,
+        prompts: pa.Table,
+        saes: Any,
+        *,
+        model: Any,
+        vectors: Any,
     ) -> SimpleNamespace:
         self.note("plan")
         assert vectors is None

@@ -30,6 +30,8 @@ State = Literal["waiting", "running", "done", "failed", "cancelled"]
 BEAT = 2.0
 """seconds without a change after which a follower is sent an empty line, so that one who left is noticed"""
 TEXTS = ("text_after", "text_before")
+OPEN = ("waiting", "running")
+"""states of a job that something will still come of"""
 KEPT = 32
 """jobs that can still be looked at"""
 WAITING = 4
@@ -62,10 +64,6 @@ class Job:
             vars(self).update(now)
             self.changes += 1
             self.changed.notify_all()
-
-    @property
-    def ended(self) -> bool:
-        return self.state not in ("waiting", "running")
 
     def shown(self) -> dict[str, Any]:
         """What the page is told."""
@@ -223,5 +221,5 @@ def _following(job: Job) -> Iterator[dict[str, Any]]:
                     del told["result"]
                 sent = job.result
         yield told
-        if told and job.ended:
+        if told and told["state"] not in OPEN:
             return

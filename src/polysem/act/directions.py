@@ -99,7 +99,9 @@ def at_cosine_direction(recipe: Recipe, context: SiteContext) -> Float[np.ndarra
     """
     target, cosine, draw = recipe.integer("target"), recipe.number("cosine"), recipe.integer("draw")
     d_j = unit(decoder_row(context, target))
-    rng = rng_for(recipe.integer("seed"), "control", "at_cosine", context.label, target, cosine, draw // 2)
+    rng = rng_for(
+        recipe.integer("seed"), "control", "at_cosine", context.label, target, repr(cosine), draw // 2
+    )
     for other in rng.permutation(context.sae.d_sae)[:_OTHERS].tolist():
         row = decoder_row(context, other)
         across = row - (row @ d_j) * d_j

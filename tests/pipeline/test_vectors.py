@@ -128,11 +128,11 @@ def test_a_vector_that_cannot_be_is_refused_before_anything_is_made(made):
     np.save(folder / "narrow.npy", np.ones(3))
     (folder / "narrow.toml").write_text(STUDY + '[[vectors]]\nref = "narrow.npy"\n')
     ran = CliRunner().invoke(app, ["check", str(folder / "narrow.toml")])
-    assert ran.exit_code == 1
+    assert ran.exit_code != 0
     assert all(words in ran.output for words in ("3 numbers", SITE))
     (folder / "twice.toml").write_text(STUDY + 2 * '[[vectors]]\nref = "narrow.npy"\n')
     ran = CliRunner().invoke(app, ["check", str(folder / "twice.toml")])
-    assert ran.exit_code == 1
+    assert ran.exit_code != 0
     assert "'narrow'" in ran.output
 
 

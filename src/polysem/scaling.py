@@ -169,7 +169,7 @@ def _curve(width: np.ndarray, y: np.ndarray) -> tuple[float, float, float, float
     best = int(np.argmin([at(c)[1] for c in grid]))
     low, high = grid[max(best - 1, 0)], grid[min(best + 1, len(grid) - 1)]
     made = minimize_scalar(lambda v: at(v)[1], bounds=(low, high), method="bounded", options={"xatol": 1e-6})
-    c = float(made.x)  # pyright: ignore[reportAttributeAccessIssue]  (scipy has no stubs)
+    c = float(made.x)
     (a, b), squares = at(c)
     return float(a), float(b * width.min() ** c), c, squares
 

@@ -86,7 +86,7 @@ class ArmsRequest:
     seed: int
     arms: Sequence[Arm] = ()
     """drawn before: for a control the pairs; for a locus all arms of the features"""
-    writes: Mapping[str, Float[np.ndarray, "n d_in"]] = field(default_factory=dict)
+    writes: Mapping[str, Float[np.ndarray, "n d_in"]] = field(default_factory=dict[str, np.ndarray])
     """by locus of neurons, what each neuron writes into the site"""
     embedding: Float[np.ndarray, "d_vocab d_model"] | None = None
     """of the model's input tokens; None without a model"""

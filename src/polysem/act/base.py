@@ -289,6 +289,11 @@ def decoder_row(context: SiteContext, feature: int) -> Float[np.ndarray, " d_in"
     return sae.W_dec[feature].detach().cpu().double().numpy()
 
 
+def length(rows: Float[Tensor, "*rows d"]) -> Float[Tensor, "*rows"]:
+    """Norm of every row."""
+    return rows.norm(dim=-1)  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]  (torch does not say)
+
+
 def unit(vector: Float[np.ndarray, " d_in"]) -> Float[np.ndarray, " d_in"]:
     """`vector` at norm 1.
 

@@ -30,7 +30,7 @@ from polysem.act.base import (
     unit,
 )
 from polysem.config import PlanConfig
-from polysem.edits import Add
+from polysem.edits import Add, Edit
 from polysem.errors import NumericsError
 from polysem.saes.base import SAE
 from polysem.vocabulary import RELATIONS
@@ -54,12 +54,12 @@ class FeatureClamp(Intervention):
             raise Refused("non_finite_baseline") from error
         added = torch.stack([_added(steer, h, context) for steer in steers])
         added = added.to(device=context.spec.device, dtype=context.dtype)
-        edits = []
+        edits: list[Edit] = []
         for position in np.flatnonzero(prompt.edited).tolist():
             mask = torch.zeros(tokens.shape, dtype=torch.bool, device=context.spec.device)
             mask[:, position] = True
             edits.append(Add(sae.writes, added[:, position].contiguous(), mask))
-        return Forward(tokens, list(edits))
+        return Forward(tokens, edits)
 
     def arms(self, request: ArmsRequest) -> Sequence[Arm]:
         """Every feature as its clamping."""

@@ -26,7 +26,7 @@ import numpy as np
 import torch
 from jaxtyping import Float
 
-from polysem.act.base import Recipe, Refused, SiteContext, decoder_row, unit
+from polysem.act.base import Recipe, Refused, SiteContext, decoder_row, length, unit
 from polysem.linear.decompose import split_push
 from polysem.seeds import rng_for
 
@@ -75,8 +75,8 @@ def cosine_matched_direction(recipe: Recipe, context: SiteContext) -> Float[np.n
     target, source = (recipe.integer(name) for name in ("target", "source"))
     d_j, d_i = (unit(decoder_row(context, feature)) for feature in (target, source))
     basis = context.mean_direction
-    parts = split_push(torch.from_numpy(d_i)[None], torch.from_numpy(d_j)[None], basis)
-    kept, own = (parts.shared + parts.common)[0].numpy(), float(parts.own[0].norm())
+    parts = split_push(torch.as_tensor(d_i)[None], torch.as_tensor(d_j)[None], basis)
+    kept, own = (parts.shared + parts.common)[0].numpy(), float(length(parts.own[0]))
     draw = recipe.integer("draw")
     rng = rng_for(
         recipe.integer("seed"), "control", "cosine_matched", context.label, target, source, draw // 2

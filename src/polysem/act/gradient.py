@@ -46,7 +46,7 @@ class TokenGradient(FeatureDirection):
 
     def arms(self, request: ArmsRequest) -> Sequence[Arm]:
         """Every feature as its token gradient in the best of its contexts; random directions as they are."""
-        found = []
+        found: list[Arm] = []
         for arm in request.arms:
             carried = RELATIONS[arm.relation].carried
             if carried == "direction":
@@ -122,7 +122,7 @@ def guarded_gradient(
     Raises:
         Refused: `unstable_gradient`, `zero_direction`, `non_finite_direction`.
     """
-    found = []
+    found: list[np.ndarray] = []
     for m in (model, in_double(model)):
         each = [probe_gradient(m, tokens, context.sae.reads, at, probe).cpu().double() for at in positions]
         found.append(unit(torch.stack(each).sum(0).numpy()))

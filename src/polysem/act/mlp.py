@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from polysem.act.arms import Arm, ArmsRequest
-from polysem.act.base import Realise, Recipe, Refused, SiteContext, decoder_row, unit
+from polysem.act.base import Realise, Recipe, Refused, SiteContext, decoder_row, length, unit
 from polysem.act.neuron import Neuron, arms_by_share, rotation, turned_basis, unit_vector
 from polysem.edits import Add
 from polysem.errors import ConfigError, SiteError
@@ -56,7 +56,7 @@ class MlpNeuron(Neuron):
             row = request.index.sae.W_dec[target].detach().cpu().double().numpy()
             share = along @ row / np.linalg.norm(row)
             kinds = ("mlp_neuron", "rotated_mlp")
-            found += arms_by_share(request, target, share, real, kinds, lambda *_: None)
+            found += arms_by_share(request, target, share, real, kinds, _no_gloss)
         return found
 
     def site(self, sae: SAE) -> Site:
@@ -111,8 +111,9 @@ def mlp_writes(model: WhiteBoxModel | None, sae: SAE) -> Float[np.ndarray, "d_ml
     tokens = torch.arange(_TOKENS, device=model.spec.device)[None]
     seen = model.capture(tokens, [sae.writes])[sae.writes][0].double().cpu()
     # a first token may be thousands of times as long as the others, and float32 rounds away what is added to it
-    place = int(seen.norm(dim=1).argmin())
-    clean, parts = seen[place], []
+    place = int(length(seen).argmin())
+    clean = seen[place]
+    parts: list[Tensor] = []
     for start in range(0, width, _ROWS):
         rows = torch.eye(width)[start : start + _ROWS].to(model.spec.device)
         mask = torch.zeros(len(rows), _TOKENS, dtype=torch.bool, device=model.spec.device)
@@ -125,6 +126,10 @@ def mlp_writes(model: WhiteBoxModel | None, sae: SAE) -> Float[np.ndarray, "d_ml
     return writes.numpy()
 
 
+def _no_gloss(relation: str, neuron: int) -> None:
+    """Neurons have none."""
+
+
 def _check_linear(
     model: WhiteBoxModel,
     sae: SAE,
@@ -134,13 +139,14 @@ def _check_linear(
     writes: Float[Tensor, "d_mlp d_in"],
 ) -> None:
     """Two units must write twice what one does; families that normalise what the MLP writes do not obey."""
-    neurons, largest = neurons_of(sae), int(writes.norm(dim=1).argmax())
+    neurons, largest = neurons_of(sae), int(length(writes).argmax())
     twice = torch.zeros(1, len(writes), device=model.spec.device)
     twice[0, largest] = 2.0
     mask = torch.zeros(1, _TOKENS, dtype=torch.bool, device=model.spec.device)
     mask[:, place] = True
     seen = model.capture(tokens, [sae.writes], [Add(neurons, twice, mask)])[sae.writes][0, place]
-    off = float((seen.double().cpu() - clean - 2 * writes[largest]).norm() / (2 * writes[largest]).norm())
+    wanted = 2 * writes[largest]
+    off = float(length(seen.double().cpu() - clean - wanted) / length(wanted))
     if off > _LINEAR:
         raise SiteError(
             f"{model.spec.ref} normalises what its MLP writes (two units of neuron {largest} are off by {off:.2g} from "

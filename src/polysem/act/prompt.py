@@ -88,7 +88,7 @@ def snippet(recipe: Recipe, context: SiteContext) -> np.ndarray:
     """
     model = context.with_model("the locus prompt")
     form = recipe.text_of("form")
-    lists = []
+    lists: list[list[int]] = []
     for name in ("tokens", "match"):
         ids = recipe.token_ids(name)
         if max(ids) >= context.spec.d_vocab:

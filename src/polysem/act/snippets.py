@@ -116,7 +116,7 @@ class Contexts:
     ) -> list[int] | None:
         """Other tokens, each alike in form and level of frequency to the one in its place; None if one has no like."""
         avoided = {*without, *tokens}
-        found = []
+        found: list[int] = []
         for token in tokens:
             alike = [t for t in self._alike[self._forms[token]] if t not in avoided]
             if not alike:

@@ -33,7 +33,7 @@ def steered_at_kl(
 
     def measure(rows: np.ndarray, strength: np.ndarray) -> np.ndarray:
         seen = run(rows, signs[rows] * strength)
-        logits[torch.from_numpy(rows)] = seen
+        logits[torch.as_tensor(rows)] = seen
         if bool(torch.isfinite(seen.sum())):  # a sum shows any entry that is not
             return np.asarray(kl(base, seen), dtype=np.float64).ravel()
         finite = torch.isfinite(seen).all(-1)

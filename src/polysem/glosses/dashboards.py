@@ -11,7 +11,7 @@ for TopK without rescaling). `dec_norms` turns them into the units of the SAE's 
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import httpx
 import numpy as np
@@ -267,10 +267,10 @@ def _shown(token: str) -> str:
 
 
 def _labelled(
-    columns: dict[str, list[object]], *, sae: str, site: Site, dec_norm: np.ndarray | None
+    columns: dict[str, list[Any]], *, sae: str, site: Site, dec_norm: np.ndarray | None
 ) -> pa.Table:
     n = len(columns["feature"])
-    whole: dict[str, object] = {
+    whole: dict[str, Any] = {
         **columns,
         "sae": [sae] * n,
         "site": [str(site)] * n,

@@ -192,7 +192,7 @@ def sources_by_bin(
     admissible[target] = False
     partner, rows = index.mined_with(target)
     cosine, gloss = (rows[c].to_numpy(zero_copy_only=False) for c in ("interference", "similarity"))
-    found = []
+    found: list[list[Source]] = []
     for k, (low, high) in enumerate(zip(pairs.bins, pairs.bins[1:], strict=False)):
         from_map = mined and low >= pairs.min_interference
         size = sign * (cosine if from_map else alignment)
@@ -220,7 +220,7 @@ def drawn(
     for k, sources in enumerate(bins):
         rng = rng_for(request.seed, "source", *name, request.index.label, target, k)
         chosen = rng.choice(len(sources), min(request.plan.sources_per_bin, len(sources)), replace=False)
-        yield from sorted(sources[n] for n in chosen)
+        yield from sorted(sources[int(n)] for n in chosen)
 
 
 def matched_features(

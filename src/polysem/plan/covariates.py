@@ -34,9 +34,8 @@ def covariates(
         for arm in arms
         if arm.source is not None and arm.source < d_sae and arm.relation != "self" and not arm.dictionary
     }
-    W_U = None if model is None else model.W_U.detach().cpu().double().numpy()
-    if W_U is not None and W_U.shape[1] != index.sae.d_out:
-        W_U = None
+    reads = model is not None and model.W_U.shape[1] == index.sae.d_out
+    W_U = model.W_U.detach().cpu().double().numpy() if model is not None and reads else None
     mean = None if W_U is None else W_U.mean(axis=0)
     rows: list[dict[str, object]] = []
     for target, source in sorted(wanted):

@@ -13,7 +13,7 @@ Cost: one product of decoder and basis per rotation, O(d_sae d_in n_neurons), in
 """
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -81,7 +81,7 @@ def degree_tables(
     norms = np.linalg.norm(directions, axis=1, keepdims=True)
     unit = np.divide(directions, norms, out=np.zeros_like(directions), where=norms > 0)[clusters >= 0]
     kept = clusters[clusters >= 0]
-    neurons: list[dict[str, object]] = []
+    neurons: list[dict[str, Any]] = []
     summary: list[dict[str, object]] = []
     for kind in kinds:
         moments = (np.atleast_2d(np.cov(kind.activations, rowvar=False)), kind.activations.mean(axis=0))
@@ -213,7 +213,7 @@ def _rank_correlation(a: np.ndarray, b: np.ndarray) -> float:
 
     if np.ptp(a) == 0 or np.ptp(b) <= 1e-9 * np.abs(b).max(initial=0.0):
         return float("nan")
-    return float(stats.spearmanr(a, b).statistic)  # pyright: ignore[reportAttributeAccessIssue]  (scipy has no stubs)
+    return float(stats.spearmanr(a, b).statistic)
 
 
 def _against(

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from jaxtyping import Bool, Float, Int
 
+from polysem.act.base import length
 from polysem.act.snippets import Contexts
 from polysem.errors import MismatchError
 from polysem.pairs import DEAD, DENSE, DUPLICATE_INTERFERENCE, DUPLICATE_TOKENS
@@ -156,8 +157,8 @@ class FeatureIndex:
     def norms(self) -> Float[np.ndarray, " d_sae"]:
         """Norms of the decoder rows, float64."""
         W_dec = self.sae.W_dec.detach().cpu()
-        blocks = [W_dec[k : k + _BLOCK].double().norm(dim=1) for k in range(0, len(W_dec), _BLOCK)]
-        return np.concatenate([block.numpy() for block in blocks])
+        rows = (W_dec[k : k + _BLOCK].double() for k in range(0, len(W_dec), _BLOCK))
+        return np.concatenate([length(block).numpy() for block in rows])
 
     @cached_property
     def usable(self) -> Bool[np.ndarray, " d_sae"]:

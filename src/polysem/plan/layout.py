@@ -105,7 +105,8 @@ def make_plan(
             "there are no prompts to plan on",
             hint="check [prompts] in the study, then: polysem plan STUDY.toml",
         )
-    parts, n_batches = [], 0
+    parts: list[pa.Table] = []
+    n_batches = 0
     seen: dict[str, list[pa.Table]] = {
         s.name: [s.empty()] for s in STAGES["plan"] if s not in (PLAN, PROMPTS)
     }
@@ -116,7 +117,7 @@ def make_plan(
                 f"it has {', '.join(sorted(features.embeddings))}",
                 hint="polysem features STUDY.toml",
             )
-        own: Features = features.only(label) if isinstance(features, ByDictionary) else features
+        own = _own(features, label)
         mined, partners = _pair_tables(pairs.only(label) if isinstance(pairs, ByDictionary) else pairs)
         index = FeatureIndex.of(
             label,
@@ -147,6 +148,12 @@ def make_plan(
         prompts=prompts,
         **{name: pa.concat_tables(tables) for name, tables in seen.items()},
     )
+
+
+def _own(features: Features | ByDictionary[Features], label: str) -> Features:
+    if isinstance(features, ByDictionary):
+        return features.only(label)  # pyright: ignore[reportUnknownVariableType]  (isinstance forgets of what)
+    return features
 
 
 def _chosen(

@@ -9,7 +9,7 @@ Cost: at most `N_FEATURES` further features are read, and `N_RANDOM` pairs compa
 
 import logging
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -199,7 +199,7 @@ def _senses(
     known = {f: c for f in sorted(items) if (c := senses.concepts(items[f])) is not None}
     features = np.array(list(known))
     density = np.nan_to_num(index.density[features]) if len(features) else np.empty(0)
-    concepts = []
+    concepts: list[dict[str, Any]] = []
     for feature, found in known.items():
         apart = np.where(features == feature, np.inf, np.abs(density - density[features == feature]))
         other = int(features[apart.argmin()]) if len(features) > 1 else None
@@ -212,7 +212,7 @@ def _senses(
         concepts.append(
             row | {"mixed_with": other, "mixed_k": mixed and mixed.k, "mixed": mixed and mixed.score}
         )
-    pairs = []
+    pairs: list[dict[str, Any]] = []
     for target, source in planned:
         between = senses.between(items.get(target, ()), items.get(source, ()))
         if between is None:

@@ -98,7 +98,7 @@ def splitting_signals(
         firing=np.divide(together[i, j], union, out=np.full(len(pairs), np.nan), where=union > 0),
         switch_ij=switched[i, j],
         switch_ji=switched[j, i],
-        tokens=np.array([_jaccard(tokens_in[a], tokens_in[b]) for a, b in pairs.tolist()]),
+        tokens=np.array([_jaccard(tokens_in[int(a)], tokens_in[int(b)]) for a, b in pairs]),
     )
 
 
@@ -145,4 +145,4 @@ def _jaccard(a: frozenset[int], b: frozenset[int]) -> float:
 
 
 def _tensor(rows: np.ndarray) -> Tensor:
-    return torch.from_numpy(np.require(rows, dtype=np.float32, requirements=["C", "W"]))
+    return torch.as_tensor(np.require(rows, dtype=np.float32, requirements=["C", "W"]))

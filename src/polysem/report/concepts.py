@@ -2,7 +2,7 @@
 gloss cosine too, and how well is similarity measured?"""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -95,7 +95,7 @@ def _measure(r: Mapping[str, Any]) -> dict[str, str]:
     }
 
 
-def _signal(rows: list[Mapping[str, Any]], name: str, limit: float, words: str) -> dict[str, str]:
+def _signal(rows: Sequence[Mapping[str, Any]], name: str, limit: float, words: str) -> dict[str, str]:
     columns = ("switch_source", "switch_target") if name == "switch" else (name,)
     values = [[abs(r[c]) for c in columns if r[c] is not None] for r in rows]
     known = [max(v) for v in values if v]

@@ -125,7 +125,7 @@ def learnt(size: RunSize) -> Iterator[Measured]:
 def _rank_correlation(a: np.ndarray, b: np.ndarray) -> float:
     from scipy.stats import spearmanr
 
-    return spearmanr(a, b, nan_policy="omit").statistic  # pyright: ignore[reportAttributeAccessIssue]  (scipy has no stubs)
+    return float(spearmanr(a, b, nan_policy="omit").statistic)
 
 
 def remedies(size: RunSize) -> Iterator[Measured]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -89,7 +90,7 @@ def dealt(size: RunSize) -> Iterator[Measured]:
     n, yes, raw = size.of(8, 200), 0, 0
     for k in range(n):
         made = _dealt_study(10_000 * size.seed + k)
-        rows = [r | parse_group(r["group"]) for r in made.effects.effects.to_pylist()]
+        rows: list[dict[str, Any]] = [r | parse_group(r["group"]) for r in made.effects.effects.to_pylist()]
         found = {r["outcome"]: r for r in rows if r["contrast"] == "slope_interference" and r["sae"] == "*"}
         yes += (found["beyond"]["p_adj"] or 1.0) < 0.05
         raw += (found["logodds"]["p"] or 1.0) < 0.05

@@ -198,10 +198,10 @@ def _cheapest(scene: Scene, sets: Sequence[Sequence[int]]) -> float:
         z = base + W_U @ (x @ basis)
         return np.array([float(log_odds(z, ids)) - b - EFFECT for ids, b in zip(sets, before, strict=True)])
 
-    found = minimize(
+    found = minimize(  # pyright: ignore[reportCallIssue]
         cost,
         np.zeros(len(basis)),
-        constraints={"type": "eq", "fun": gap},
+        constraints={"type": "eq", "fun": gap},  # pyright: ignore[reportArgumentType]  (the stubs want a class)
         options={"maxiter": 500, "ftol": 1e-12},
     )
     assert found.success, found.message

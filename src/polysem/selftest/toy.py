@@ -138,5 +138,5 @@ def adversarial(size: RunSize) -> Iterator[Measured]:
             unit="of the attack",
             note=f"{features:.2f} features per dimension",
         )
-    found = spearmanr(per_dimension, reach).statistic  # pyright: ignore[reportAttributeAccessIssue]  (scipy has no stubs)
+    found = float(spearmanr(per_dimension, reach).statistic)
     yield at_least("rank correlation with features per dimension", found, 0.9)

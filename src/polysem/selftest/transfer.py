@@ -112,7 +112,7 @@ def pools(size: RunSize) -> Iterator[Measured]:
         trials = transfer.pool_trials(seed=100_000 * size.seed + k)
         rejected += _pool_p(trials) <= 0.05
         t = ttest_ind(trials.treated, trials.matched[0], equal_var=False, alternative="greater")
-        naive += t.pvalue <= 0.05  # pyright: ignore[reportAttributeAccessIssue]  (scipy has no stubs)
+        naive += t.pvalue <= 0.05
     yield rate("rejections of no transfer, pool randomisation", rejected, n, nominal=0.05, at=0.02)
     error = np.sqrt(naive / n * (1 - naive / n) / n)
     yield reported(

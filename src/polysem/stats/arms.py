@@ -27,6 +27,7 @@ from polysem.vocabulary import COVARIATES, KL, LOCI, OUTCOMES, TOKEN_SETS
 
 ARM = ("sae", "locus", "relation", "target", "source", "draw")
 PRIMARY = next(iter(OUTCOMES))
+Column = pa.Array | pa.ChunkedArray
 """of tokens that were not chosen by a path"""
 _MEASURED = (*(f"{name}_{when}" for name, o in OUTCOMES.items() if o.read for when in ("base", "edit")), "kl")
 _MIN_COSINE = 1e-8
@@ -136,7 +137,7 @@ def collect_arms(joined: pa.Table) -> Arms:
     first[arm[::-1]] = np.arange(len(arm))[::-1]
     count = np.bincount(arm[plus], minlength=n_arms)
     whole = (*ARM, "token_set", "interference_bin", "pair_target", "pair_source")
-    columns = {name: table[name].take(pa.array(first)) for name in whole}
+    columns: dict[str, Column] = {name: table[name].take(pa.array(first)) for name in whole}
     columns |= {name: pc.fill_null(columns[name], -1) for name in ("pair_target", "pair_source")}
     columns["source_name"] = pc.if_else(
         pc.equal(columns["relation"], "given"),
@@ -230,7 +231,7 @@ def both_signs(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Rows of +dose and -dose of every (arm, prompt) in which both are ok, in the order of arm and prompt."""
     cell = np.unique(arm * (int(prompt.max(initial=0)) + 1) + prompt, return_inverse=True)[1]
-    sides = []
+    sides: list[np.ndarray] = []
     for positive in (True, False):
         rows = np.flatnonzero((signed > 0) == positive)
         if len(np.unique(cell[rows])) < len(rows):

@@ -148,7 +148,7 @@ def _missing(view: View, tokens: str) -> Row:
         return row | {"note": "no trial is missing"}
     from scipy.stats import fisher_exact, mannwhitneyu  # two CPU seconds, which most studies do not need
 
-    p = [float(fisher_exact(counts).pvalue)]  # pyright: ignore[reportAttributeAccessIssue]  (scipy has no stubs)
+    p = [float(fisher_exact(np.array(counts)).pvalue)]
     x = np.abs(c["interference"])
     there, gone = (x[arms & pair & m & np.isfinite(x)] for m in (~lacking, lacking))
     if min(len(there), len(gone)) >= MIN_ARMS:

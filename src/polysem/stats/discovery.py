@@ -16,7 +16,7 @@ from jaxtyping import Float
 
 from polysem.stats.arms import outcome_of
 from polysem.stats.multiple import adjust_p
-from polysem.stats.rows import Rows, View
+from polysem.stats.rows import Row, Rows, View
 
 MAX_SHARE = 0.05
 """a plan under which more of the pairs would have to stand out together before one is named cannot test single pairs"""
@@ -32,14 +32,15 @@ def pair_tests(view: View) -> Rows:
         y = c[outcome]
         family: Rows = []
         for sae in sorted(set(c["sae"].tolist())):
-            at = {"sae": sae, "token_set": tokens}
+            at: dict[str, str] = {"sae": sae, "token_set": tokens}
             pairs = np.flatnonzero(view.known(outcome, relation="pair", **at))
             null = np.abs(y[view.known(outcome, relation="random_feature", **at)])
-            p = conformal_p(np.abs(y[pairs]), null).tolist() if len(null) else []
+            each: list[float] = conformal_p(np.abs(y[pairs]), null).tolist() if len(null) else []
             family += [
-                {"locus": view.locus, **at, "target": int(c["target"][k]), "source": int(c["source"][k])}
+                Row(locus=view.locus, **at)
+                | {"target": int(c["target"][k]), "source": int(c["source"][k])}
                 | {"effect": float(y[k]), "p": value, "n_null": len(null)}
-                for k, value in zip(pairs.tolist(), p, strict=False)
+                for k, value in zip(pairs.tolist(), each, strict=False)
             ]
         p = np.array([r["p"] for r in family], dtype=np.float64)
         adjusted = {f"q_{m}": adjust_p(p, method=m).tolist() for m in ("bh", "by")}

@@ -198,17 +198,26 @@ def views_of(joined: pa.Table, arms: Arms, *, config: EffectsConfig, model: str 
         model: named in the groups of the effects table where given.
     """
     present = set(pc.unique(joined["locus"]).to_pylist())
-    made = []
+    made: list[View] = []
     for locus in (name for name in LOCI if name in present):
         dose, caveat = headline_dose(joined, locus, max_kl=config.max_kl)
-        at = {"level": config.level, "model": model, "margin": config.margin, "caveat": caveat}
-        made.append(View.of(arms, locus=locus, dose=dose, **at))
+        made.append(
+            View.of(
+                arms,
+                locus=locus,
+                dose=dose,
+                level=config.level,
+                model=model,
+                margin=config.margin,
+                caveat=caveat,
+            )
+        )
     return made
 
 
 def declared_rows(rows: Rows) -> Rows:
     """Rows of the declared contrasts of every locus, with their locus and token set as keys."""
-    found = []
+    found: Rows = []
     for row in rows:
         parts = parse_group(str(row["group"])) if row["contrast"] in _DECLARED else {}
         for contrast, wanted in HYPOTHESES:

@@ -136,7 +136,7 @@ def validity(arms: Arms, linear: Float[np.ndarray, " arms"], path: pa.Table) -> 
             here = place & ((text["sae"] == sae) | (sae == POOLED))
             some = [(r["total"], r["path"]) for r in there if sae in (POOLED, r["sae"])]
             along = np.array(some, dtype=np.float64).reshape(-1, 2)
-            key = {"sae": sae, "locus": locus, "token_set": tokens, "dose": d}
+            key: Row = {"sae": sae, "locus": locus, "token_set": tokens, "dose": d}
             rows.append(
                 key
                 | {"kl": float(kl[here].mean()), "r2": _r2(y[here], linear[here]), "n_arms": int(here.sum())}

@@ -14,6 +14,7 @@ something, stands in docs/effects.md. Cost: about twenty regressions per finding
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
+from operator import itemgetter
 from typing import NamedTuple
 
 import numpy as np
@@ -274,7 +275,7 @@ def _without_a_bin(view: View, row: Row) -> GradedLine:
 
 def _weakest(row: Row, found: Iterable[tuple[str, Row]]) -> tuple[str, Row, str] | None:
     """The one that is furthest from showing what the row shows, and what it shows; None where all show it."""
-    against = []
+    against: list[tuple[float, str, Row, str]] = []
     for name, other in found:
         p = other["p"]
         if not isinstance(p, float):
@@ -285,7 +286,7 @@ def _weakest(row: Row, found: Iterable[tuple[str, Row]]) -> tuple[str, Row, str]
             against.append((p, name, other, f"has {_p(p)}"))
     if not against:
         return None
-    _, name, other, why = max(against, key=lambda x: x[0])
+    _, name, other, why = max(against, key=itemgetter(0))
     return name, other, why
 
 

@@ -59,7 +59,7 @@ def slopes_without(
         kind = np.array([kinds.get((i, j), "") for i, j in ends.tolist()], dtype=object)
         related = view.where(sae=label, relation="pair") & np.asarray(kind != "", dtype=bool)
         for tokens in view.token_sets:
-            gone = Counter(kind[related & view.where(token_set=tokens)].tolist())
+            gone = Counter[str](kind[related & view.where(token_set=tokens)].tolist())
             told = ", ".join(f"{KINSHIPS[name].label} {gone[name]}" for name in KINSHIPS if gone[name])
             for pairs, seen in (("all", view), ("unrelated", view.only(~related))):
                 row = next(slopes(seen, sae=label, tokens=tokens, outcome=TOKEN_SETS[tokens].outcome))

@@ -10,6 +10,7 @@ Cost: algebra of (targets + sources) squared per step, whatever the number of pa
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -23,7 +24,6 @@ _LARGEST = 1e4
 _STARTS = (0.0, 0.1, 1.0, 10.0)
 _SLACK = 1e-3
 """slope of the criterion, per unit of log ratio, at which the top counts as found"""
-_EXACT = {"ftol": 1e-13, "gtol": 1e-7, "maxiter": 500}
 
 
 @dataclass(frozen=True)
@@ -69,10 +69,18 @@ def _fit(y: np.ndarray, design: np.ndarray, clusters: np.ndarray) -> Mixed:
 
     scale = float(np.std(y))
     criterion = _Criterion(y / scale, np.linalg.qr(design)[0], clusters)
-    best, box = None, [(0.0, _LARGEST)] * 2
+    best: Any = None
+    box = [(0.0, _LARGEST)] * 2
     for start in ((a, b) for a in _STARTS for b in _STARTS):
         if best is None or criterion(np.array(start))[0] < best.fun:
-            best = minimize(criterion, start, jac=True, method="L-BFGS-B", bounds=box, options=_EXACT)
+            best = minimize(
+                criterion,
+                start,
+                jac=True,
+                method="L-BFGS-B",
+                bounds=box,
+                options={"ftol": 1e-13, "gtol": 1e-7, "maxiter": 500},
+            )
     assert best is not None
     ratios = np.asarray(best.x)
     at = criterion.solved(ratios)

@@ -86,7 +86,9 @@ def neuron_effects(
         }
         row |= {"super_scale_free": None if most is None else own["degree"] > most}
         row |= {name: own[name] for name in _COVARIATES}
-        row |= {name: float(np.nanmean(grid[place])) for name, grid in grids.items()}
+        row |= {
+            name: float(np.nanmean(np.asarray(grid[place], dtype=np.float64))) for name, grid in grids.items()
+        }
         rows.append(row | {"n_prompts": len(cells)})
     return rows, grids
 
@@ -122,7 +124,7 @@ def neuron_slopes(rows: Rows, grids: Mapping[str, np.ndarray], *, level: float) 
                     )
                     said = (fit.reason, bare, few)
                     yield (
-                        {"locus": locus, "operation": operation, "outcome": outcome, "term": term}
+                        Row(locus=locus, operation=operation, outcome=outcome, term=term)
                         | r
                         | {"level": level, "n_neurons": n, "n_missing": int(here.sum() - used.sum())}
                         | {
@@ -154,9 +156,12 @@ def _terms(
     own, turned = c["basis"] == 0, c["basis"] == 1
     degree = np.log2(1 + c["degree"].astype(np.float64))
     held = [np.log10(np.maximum(c[name].astype(np.float64), 1e-300)) for name in _COVARIATES]
-    per, made = " per doubling", {}
+    per = " per doubling"
+    made: dict[str, tuple[Regression, int, int, str]] = {}
 
-    def fit(used: Bool[np.ndarray, " n"], wanted: np.ndarray, more: list[np.ndarray], scale: str):
+    def fit(
+        used: Bool[np.ndarray, " n"], wanted: np.ndarray, more: list[np.ndarray], scale: str
+    ) -> tuple[Regression, int, int, str]:
         return (*_fit(c, y, prompts, used, [wanted, *more], level=level), int(used.sum()), scale)
 
     made["degree"] = fit(own, degree, [], per)

@@ -101,7 +101,7 @@ def design_power(
         for weights, sd in terms:
             variance += sd**2 * float((np.bincount(code, weights=weights) ** 2).sum())
     seen = [_draw(design, clusters, which, spread, n_prompts, k, inside=inside) for k in range(DRAWS)]
-    error, se, df = np.array(seen).T
+    error, se, df = np.array(seen, dtype=np.float64).T
     if not np.isfinite(se).all():
         groups = [len(np.unique(column)) for column in clusters.T]
         raise ConfigError(
@@ -109,8 +109,8 @@ def design_power(
             hint="plan more targets and more sources",
         )
     alpha = 1 - level
-    apart = stdtrit(df, 1 - alpha / 2) * se - error
-    within_ = stdtrit(df, 1 - alpha) * se + np.abs(error)
+    either, one = (np.asarray(stdtrit(df, 1 - p), dtype=np.float64) for p in (alpha / 2, alpha))
+    apart, within_ = either * se - error, one * se + np.abs(error)
     smallest, absent = (float(np.quantile(v, POWER_WANTED)) for v in (apart, within_))
     return DesignPower(float(np.sqrt(variance)), float(np.median(df)), smallest, absent)
 
@@ -179,9 +179,11 @@ def planned_power(plan: pa.Table, *, spread: Spread, level: float) -> dict[str, 
         if len(x) < 4 or not tells(x, []):
             continue
         held = [similarity] if np.isfinite(similarity).all() and tells(similarity, [x]) else []
-        at = {"which": 0, "spread": spread, "n_prompts": n_prompts, "level": level, "inside": True}
+        design = np.column_stack([x, *held])
         try:
-            power = design_power(np.column_stack([x, *held]), clusters, **at)
+            power = design_power(
+                design, clusters, which=0, spread=spread, n_prompts=n_prompts, level=level, inside=True
+            )
         except ConfigError as error:
             log.warning("T-%s: %s", tokens, error)
             continue

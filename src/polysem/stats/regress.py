@@ -180,7 +180,7 @@ def degrees_of_freedom(
     smaller over targets and sources."""
     bread = np.linalg.inv(design.T @ design)
     ways = _ways(clusters, "two_way")
-    effective = []
+    effective: list[np.ndarray] = []
     for name in ("target", "source"):
         weights = np.einsum("ki,gij,kj->gk", bread, _squares(design, ways[name]), bread)
         effective.append(weights.sum(0) ** 2 / (weights**2).sum(0))

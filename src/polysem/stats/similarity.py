@@ -12,7 +12,7 @@ and by what the factor model makes of all others together. No second measure, no
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -81,7 +81,11 @@ def one_factor(correlations: Float[np.ndarray, "measures measures"]) -> OneFacto
         return OneFactor(np.full(2, np.sqrt(given[0])), "two measures: both are taken to be as good")
     values, vectors = np.linalg.eigh(correlations)
     start = vectors[:, -1] * np.sqrt(max(values[-1] - 1, 0.1)) * np.sign(vectors[:, -1].sum() or 1)
-    fit = least_squares(lambda x: x[i] * x[j] - given, np.clip(start, -0.99, 0.99), bounds=(-1, 1))
+
+    def missed(x: np.ndarray) -> np.ndarray:
+        return x[i] * x[j] - given
+
+    fit = least_squares(missed, np.clip(start, -0.99, 0.99), bounds=(-1, 1))
     loadings = fit.x * (np.sign(fit.x.sum()) or 1)
     edge = "a loading is at its bound of 1" if (np.abs(loadings) > 1 - 1e-4).any() else ""
     return OneFactor(loadings, edge)
@@ -113,7 +117,7 @@ def loadings_between(
     rng, n = rng_for(seed, "one factor"), int(nodes.max(initial=-1)) + 1
     ends = np.full((2, z.shape[1]), np.nan)
     if np.isfinite(found.loadings).all():
-        drawn = []
+        drawn: list[np.ndarray] = []
         for _ in range(DRAWS):
             times = np.bincount(rng.integers(n, size=n), minlength=n)
             drawn.append(one_factor(correlated(z, times[nodes].prod(axis=1).astype(np.float64))).loadings)
@@ -216,10 +220,10 @@ def latent_similarity(found: Latent | None) -> pa.Table:
     return LATENT_SIMILARITY.of_rows(_pairs(found) if found is not None else [])
 
 
-def _pairs(found: Latent) -> list[dict]:
+def _pairs(found: Latent) -> list[dict[str, Any]]:
     grid = found.grid
     scores = found.model.scores(found.z)
-    rows = []
+    rows: list[dict[str, Any]] = []
     for k in np.flatnonzero(~grid.random).tolist():
         known = np.isfinite(grid.values[k])
         alike = known & (
@@ -283,7 +287,7 @@ def _row(
     chosen = pairs & np.isfinite(second)
     if not chosen.any():
         return None
-    notes = []
+    notes: list[str] = []
     if held is not None and (chosen & np.isfinite(held).all(axis=1)).sum() > chosen.sum() / 2:
         chosen &= np.isfinite(held).all(axis=1)
         notes.append("the frequency of the words is held fixed")

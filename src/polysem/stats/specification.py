@@ -107,7 +107,12 @@ def _specs(
                     design = np.column_stack([np.ones(len(x)), x, *dummies]).astype(np.float64)
                 if used.sum() < MIN_PAIRS or np.ptp(x) <= 1e-9:
                     continue
-                key = {"locus": view.locus, "token_set": tokens, "similarity": name, "min_interference": low}
+                key: Row = {
+                    "locus": view.locus,
+                    "token_set": tokens,
+                    "similarity": name,
+                    "min_interference": low,
+                }
                 yield _Spec(key | {"max_similarity": min(high, 1.0), "fixed_effects": fixed}, used, design)
 
 
@@ -143,7 +148,7 @@ def _t_values(view: View, spec: _Spec, y: Float[np.ndarray, "n draws"]) -> Float
     weight = inverse[0 if spec.row["fixed_effects"] == "target" else 1]
     slope = weight @ y
     scores = weight[:, None] * (y - spec.design @ (inverse @ y))
-    by = []
+    by: list[np.ndarray] = []
     for column in clusters.T:
         by.append((sums(scores, np.unique(column, return_inverse=True)[1]) ** 2).sum(0))
     variance = np.maximum.reduce([by[0] + by[1] - (scores**2).sum(0), *by])

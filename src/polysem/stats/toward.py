@@ -12,7 +12,16 @@ import pyarrow.compute as pc
 from jaxtyping import Bool, Int
 
 from polysem.seeds import short_hash
-from polysem.stats.arms import both_signs, effect_share, equals, floats, group_codes, means, standard_errors
+from polysem.stats.arms import (
+    Column,
+    both_signs,
+    effect_share,
+    equals,
+    floats,
+    group_codes,
+    means,
+    standard_errors,
+)
 from polysem.store.tables import TOWARD
 from polysem.vocabulary import CATEGORIES, RELATIONS
 
@@ -42,7 +51,9 @@ def toward(joined: pa.Table) -> pa.Table:
     parts = {split: equals(table, split=split)[plus] for split in _SPLITS}
     confirm = parts["confirm"]
     kl = means((kl[plus] + kl[minus])[confirm] / 2, owner[confirm], np.bincount(owner[confirm], minlength=n))
-    known = {name: table[name].take(pa.array(first)) for name in ("locus", "relation", "size", "source")}
+    known: dict[str, Column] = {
+        name: table[name].take(pa.array(first)) for name in ("locus", "relation", "size", "source")
+    }
     known["kl"] = pa.array(kl, from_pandas=True)
     known["sae"] = table["dictionary"].take(pa.array(first))
     known["push"] = pa.array([short_hash(text) for text in table["recipe"].take(pa.array(first)).to_pylist()])

@@ -162,7 +162,7 @@ def _relabelled(
     else:
         labels = np.zeros((PERMUTATIONS + 1, n))
         labels[0, :n_treated] = 1
-        chosen = rng.permuted(np.tile(np.arange(n), (PERMUTATIONS, 1)), axis=1)[:, :n_treated]
+        chosen = rng.permuted(np.tile(np.arange(n, dtype=np.int64), (PERMUTATIONS, 1)), axis=1)[:, :n_treated]
         np.put_along_axis(labels[1:], chosen, 1.0, axis=1)
     inside = whole @ labels.T
     return inside / n_treated - (whole.sum(axis=1, keepdims=True) - inside) / (n - n_treated)

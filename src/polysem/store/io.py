@@ -13,7 +13,7 @@ from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast
 
 import numpy as np
 import pyarrow as pa
@@ -121,7 +121,7 @@ def read_json(path: Path, *, rebuild: str) -> dict[str, Any]:
         raise _not_read(path, error, rebuild=rebuild) from error
     if not isinstance(value, dict):
         raise StoreError(f"{path} holds a JSON {type(value).__name__}, expected an object", hint=rebuild)
-    return value
+    return cast("dict[str, Any]", value)
 
 
 @counts_as("io")
@@ -256,7 +256,7 @@ class Arrays(Mapping[str, np.ndarray]):
 
         _check_file(self._path, rebuild=self._rebuild)
         try:
-            with safe_open(self._path, framework="numpy") as stream:
+            with safe_open(self._path, framework="numpy") as stream:  # pyright: ignore[reportUnknownVariableType]
                 yield stream
         except (OSError, SafetensorError, ValueError) as error:
             raise _not_read(self._path, error, rebuild=self._rebuild) from error

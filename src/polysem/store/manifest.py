@@ -17,7 +17,7 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from pydantic import BaseModel
 
@@ -80,7 +80,7 @@ class StageInputs:
 
     def differences(self, now: "StageInputs", *, ignore_versions: bool = False) -> list[str]:
         """What is not as it was, in words; empty if nothing differs."""
-        skipped = {"packages"} if ignore_versions else set()
+        skipped = {"packages"} if ignore_versions else set[str]()
         before, after = asdict(self), asdict(now)
         return [
             words
@@ -174,7 +174,7 @@ class Manifest:
         root, door = path.parent.parent, Door("manifest", rebuild, StoreError, StoreError)
         for name, digest in [*self.hashes.items(), *self.records.items()]:
             inside(root, name, door=door, where=path)
-            if not isinstance(digest, str) or not _SHA256.fullmatch(digest):
+            if type(digest) is not str or not _SHA256.fullmatch(digest):
                 raise door.refuse(path, f"the sha256 of {brief(name)} is {brief(digest)}")
         odd = next(
             (o.rows for o in self.outputs.values() if not (o.rows is None or type(o.rows) is int)), None
@@ -303,6 +303,7 @@ def processor() -> str:
 
 def _differences(path: str, before: Any, after: Any) -> Iterator[str]:
     if isinstance(before, dict) and isinstance(after, dict):
+        before, after = cast("dict[str, Any]", before), cast("dict[str, Any]", after)
         for key in sorted(
             {*before, *after}
         ):  # a setting that came with a new version and is not used is no change

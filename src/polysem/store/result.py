@@ -74,7 +74,7 @@ class Result(Shown):
             import polars  # pyright: ignore[reportMissingImports]  (an optional extra)
         except ImportError as error:
             raise ConfigError("polars is not installed", hint="pip install polars, or to_pandas()") from error
-        return polars.from_arrow(self._one(table))
+        return polars.from_arrow(self._one(table))  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
 
     def plot(self, **choices: Any) -> Any:
         """A figure of the report's kit, which a notebook shows and `.save("x.svg")` writes.

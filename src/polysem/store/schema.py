@@ -58,7 +58,7 @@ class Schema:
         wanted = {c.name for c in self.columns}
         open_ends = {c.name for c in self.columns if c.nullable and pa.types.is_floating(c.dtype)}
         rows = list(rows)
-        unknown = sorted(set().union(*rows) - wanted)
+        unknown = sorted(set[str]().union(*rows) - wanted)
         if unknown:
             raise StoreError(f"table {self.name}: unknown columns {unknown}")
         finite = [

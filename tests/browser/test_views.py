@@ -294,7 +294,7 @@ def test_transfer_shows_categories_by_arm_by_model(visit, served):
         "figure:has(.matrix) h4", "nodes => nodes.filter(n => n.offsetParent).map(n => n.textContent)"
     )
     assert [head.split(",")[0] for head in heads] == ["large", "small"]
-    first = "figure:has(.matrix):first-of-type"
+    first = "[data-measure]:not([hidden]) figure:has(.matrix):first-of-type"
     assert len(here.page.query_selector_all(f"{first} tbody tr")) == 4
     resolved = here.page.eval_on_selector_all(
         f"{first} td.resolved", "nodes => nodes.map(n => n.textContent)"

@@ -1,4 +1,6 @@
-# CPU image, without root: docker build -t polysem . && docker run --rm -v "$PWD/runs:/home/polysem/runs" polysem demo --out runs/demo
+# CPU image, without root:
+#   docker build -t polysem . && mkdir -p runs
+#   docker run --rm --user "$(id -u)" -v "$PWD/runs:/home/polysem/runs" polysem demo --out runs/demo
 FROM python:3.11-slim
 # torch's CPU wheels have an index of their own; without it pip takes the CUDA build: --build-arg TORCH_INDEX=ADDRESS
 ARG TORCH_INDEX=""
@@ -11,6 +13,8 @@ COPY pyproject.toml README.md LICENSE ./
 COPY src src
 COPY zoo zoo
 RUN pip install --no-cache-dir --no-deps . ./zoo && rm -rf /build
+# whoever it runs as (--user) has no home here: caches go where anybody may write, and torch asks for a name
+ENV HOME=/tmp USER=polysem
 USER polysem
 WORKDIR /home/polysem
 ENTRYPOINT ["polysem"]

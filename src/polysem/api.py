@@ -29,7 +29,7 @@ from polysem.pairs import GlossedFeatures, PairMap
 from polysem.progress import SILENT, Reporter
 from polysem.stats import Effects
 from polysem.store.result import Result
-from polysem.store.tables import CONTEXTS, FEATURES
+from polysem.store.tables import CONTEXTS, FEATURES, NEAR
 from polysem.vocabulary_findings import CLAIMS
 
 if TYPE_CHECKING:
@@ -49,6 +49,10 @@ class SAEPairs(PairMap):
 
     label: str
     config: PairsConfig
+    near: pa.Table = field(default_factory=NEAR.empty)
+    """NEAR: the features close to vectors of one's own"""
+    vectors: "Mapping[str, SAE]" = field(default_factory=dict)
+    """those vectors by name, which a plan pushes for every target"""
 
     def only(self, *wanted: tuple[int, int]) -> "SAEPairs":
         """The same map with these pairs alone listed, in either order: a plan of it has their features as targets and them as
@@ -80,6 +84,7 @@ class PlannedStudy(Result):
     study: Study
     features: "FeatureTable"
     saes: "Mapping[str, SAE]"
+    vectors: "Mapping[str, SAE]" = field(default_factory=dict)
 
 
 @dataclass(frozen=True, repr=False)
@@ -122,6 +127,8 @@ def map_pairs(
     *,
     label: str | None = None,
     embedder: str = "minilm",
+    vectors: "Mapping[str, Tensor | np.ndarray] | None" = None,
+    site: str | None = None,
     reporter: Reporter = SILENT,
     **settings: Any,
 ) -> SAEPairs:
@@ -132,6 +139,9 @@ def map_pairs(
         features: its feature table; or one gloss (None: there is none) or one gloss embedding [d_sae d_embed] per feature.
         label: its name in the feature table; None takes the only one there is, and `sae` where there is no table.
         embedder: of glosses that are given as text, as `glosses.embedder` of a study.
+        vectors: steering vectors [d] of one's own by name, as they are added at coefficient 1. They have no gloss: `near` lists
+            the features close to them, and a plan of the map pushes them for every target.
+        site: where the vectors are added; None: where the SAE writes.
         reporter: is told of progress.
         **settings: keys of `[pairs]` in a study file, such as `min_interference` and `max_similarity`.
 
@@ -140,8 +150,12 @@ def map_pairs(
         MismatchError: if the feature table is of another SAE, or of several and no label is given; if there is not one
             gloss or embedding per feature.
     """
+    import torch
+
     from polysem import pairs as stage
     from polysem.saes import SAE, load_sae
+    from polysem.saes.load import as_dictionary
+    from polysem.types import Site
 
     config = section_of(PairsConfig, settings)
     # what is read of an SAE here are its directions, which are the same at any site
@@ -149,7 +163,12 @@ def map_pairs(
     known = features if isinstance(features, GlossedFeatures) else _glossed(own, features, embedder, reporter)
     name = _label(known, label)
     made = stage.map_pairs(own, known, config=config, label=name, reporter=reporter)
-    return SAEPairs(**made.tables(), label=name, config=config)
+    at = Site.parse(site) if site else own.writes
+    given = {
+        k: as_dictionary(torch.from_numpy(_vector(k, v)), site=at, ref=k) for k, v in (vectors or {}).items()
+    }
+    near = stage.near_vectors(given, own, known.features, config=config, label=name)
+    return SAEPairs(**made.tables(), label=name, config=config, near=near, vectors=given)
 
 
 @dataclass(frozen=True)
@@ -238,9 +257,17 @@ def make_plan(
     )
     saes = {pairs.label: sae}
     made = stage.make_plan(
-        study, features, {"pairs": pairs.pairs, "partners": pairs.partners}, table, saes, model=model
+        study,
+        features,
+        {"pairs": pairs.pairs, "partners": pairs.partners},
+        table,
+        saes,
+        model=model,
+        vectors=pairs.vectors,
     )
-    return PlannedStudy(made.plan, made.prompts, study=study, features=features, saes=saes)
+    return PlannedStudy(
+        made.plan, made.prompts, study=study, features=features, saes=saes, vectors=pairs.vectors
+    )
 
 
 def run_trials(plan: PlannedStudy, model: "WhiteBoxModel", *, reporter: Reporter = SILENT) -> TrialSet:
@@ -258,7 +285,13 @@ def run_trials(plan: PlannedStudy, model: "WhiteBoxModel", *, reporter: Reporter
 
     batches = sorted(set(plan.plan["batch"].to_pylist()))
     rows = run_batches(
-        plan.plan, plan.prompts, plan.features, model, plan.saes, batches=batches, reporter=reporter
+        plan.plan,
+        plan.prompts,
+        plan.features,
+        model,
+        {**plan.saes, **plan.vectors},
+        batches=batches,
+        reporter=reporter,
     )
     return TrialSet(rows, plan)
 

@@ -92,6 +92,20 @@ class SAEConfig(Section):
     """take an SAE that names another model, e.g. one of a base model on its instruct version"""
 
 
+class VectorConfig(Section):
+    ref: FileRef
+    """file of a steering vector: .safetensors, .npy, .gguf, .pt; `docs/side-effects.md` says what is read of each"""
+    label: Annotated[str, Field(max_length=200, pattern=r"^[^\x00-\x1f\x7f]+$")] | None = None
+    """name of the vector in tables; default: that of the file"""
+    site: str | None = None
+    """hook point where it is added, where the file does not say it; default: that of the first SAE"""
+
+    @property
+    def name(self) -> str:
+        """What tables call it."""
+        return self.label or Path(self.ref).stem
+
+
 class CorpusConfig(Section):
     ref: FileRef = "zoo:samples"
     """zoo:samples, or a .txt, .jsonl (key `text`) or .json (list of strings) file, or a folder of .txt/.md
@@ -312,6 +326,8 @@ class Study(Section):
     what each difference from the strict ones comes from"""
     model: ModelConfig
     saes: Annotated[tuple[SAEConfig, ...], Field(min_length=1)]
+    vectors: tuple[VectorConfig, ...] = ()
+    """steering vectors of one's own, each pushed for every target"""
     corpus: CorpusConfig = CorpusConfig()
     features: FeaturesConfig = FeaturesConfig()
     glosses: GlossesConfig = GlossesConfig()
@@ -322,6 +338,20 @@ class Study(Section):
     plan: PlanConfig = PlanConfig()
     effects: EffectsConfig = EffectsConfig()
     joint: JointConfig = JointConfig()
+
+    @model_validator(mode="after")
+    def _vectors_have_names(self):
+        names = [vector.name for vector in self.vectors]
+        repeated = sorted({n for n in names if names.count(n) > 1 or n in {sae.label for sae in self.saes}})
+        if repeated:
+            raise ValueError(
+                f"two of the vectors and SAEs are called {repeated[0]!r}: give a label of its own"
+            )
+        if self.vectors and "feature" not in self.plan.loci:
+            raise ValueError(
+                f'vectors are pushed at the locus "feature", and plan.loci has {", ".join(self.plan.loci)}'
+            )
+        return self
 
     @model_validator(mode="after")
     def _one_way_to_choose_what_is_read(self):

@@ -23,7 +23,7 @@ from polysem.geometry.rows import Rows, canonical_cosines, prepare_rows, unit_bl
 from polysem.progress import SILENT, Reporter
 from polysem.store.result import Result
 from polysem.store.schema import Schema
-from polysem.store.tables import DENSITY, PAIRS, PARTNERS, SPECTRUM
+from polysem.store.tables import DENSITY, NEAR, PAIRS, PARTNERS, SPECTRUM
 
 if TYPE_CHECKING:
     from polysem.saes.base import SAE
@@ -133,6 +133,41 @@ def map_pairs(
         spectrum=_spectrum(counts, null, named),
         partners=_partners(counts, config, left, right),
     )
+
+
+def near_vectors(
+    vectors: Mapping[str, SAE], sae: SAE, features: pa.Table, *, config: PairsConfig, label: str
+) -> pa.Table:
+    """NEAR: the features of an SAE that lie close to steering vectors of its width, by |interference|. A vector has no gloss, so
+    that nothing is said of meanings.
+
+    Args:
+        vectors: dictionaries of one feature by name.
+        sae: whose W_dec [d_sae d_in] is compared.
+        features: FEATURES.
+        config: `min_interference`.
+        label: of the SAE in the tables.
+    """
+    own = features.filter(pc.equal(features["sae"], label))
+    gloss = dict(zip(own["feature"].to_pylist(), own["gloss"].to_pylist(), strict=True))
+    rows = []
+    for name, vector in vectors.items():
+        if vector.d_out != sae.d_out:
+            continue
+        along = vector.W_dec[0].detach().cpu().double().numpy()
+        cosine = _along(prepare_rows(sae.W_dec, name=f"W_dec of {label}"), along / np.linalg.norm(along))
+        close = np.flatnonzero(np.abs(cosine) >= config.min_interference)
+        chance = cosine_tail(cosine[close], d=sae.d_out, two_sided=True)
+        rows += [
+            {"sae": label, "vector": name, "feature": k, "interference": float(cosine[k])}
+            | {
+                "z_isotropic": float(cosine[k]) * np.sqrt(sae.d_out),
+                "p_isotropic": float(p),
+                "gloss": gloss.get(k),
+            }
+            for k, p in zip(close.tolist(), chance, strict=True)
+        ]
+    return NEAR.of(rows)
 
 
 def _check_two(sae: SAE, other: SAE, label: str, other_label: str) -> None:

@@ -15,6 +15,7 @@ from html import escape
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, runtime_checkable
 
 if TYPE_CHECKING:
+    from rich.console import Console
     from rich.progress import Progress, TaskID
 
 T = TypeVar("T")
@@ -81,6 +82,14 @@ class Bars:
 
     @contextmanager
     def stage(self, label: str) -> Iterator[None]:
+        started = time.monotonic()
+        with self.waiting(label) as console:
+            yield
+        console.print(f"{label} done in {time.monotonic() - started:.1f} s", highlight=False)
+
+    @contextmanager
+    def waiting(self, label: str) -> "Iterator[Console]":
+        """A stage that leaves no line behind."""
         from rich.console import Console
         from rich.progress import (
             BarColumn,
@@ -103,16 +112,16 @@ class Bars:
             SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), Rate(),
             TimeElapsedColumn(), TimeRemainingColumn(),
         )  # fmt: skip
-        started = time.monotonic()
         with Progress(*columns, console=console, transient=True) as bars:
             self._bars = bars
             task = bars.add_task(label, total=None)
+            _shown.append(self)
             try:
-                yield
+                yield console
             finally:
+                _shown.remove(self)
                 bars.remove_task(task)
                 self._bars = None
-        console.print(f"{label} done in {time.monotonic() - started:.1f} s", highlight=False)
 
     def track(self, items: Iterable[T], *, total: int, label: str, done: int = 0) -> Iterator[T]:
         if self._bars is None:
@@ -140,9 +149,11 @@ class Notebook:
     def stage(self, label: str) -> Iterator[None]:
         started, self._stage = time.monotonic(), label
         self._line = self._show(_Line(f"{label} …"), display_id=True)
+        _shown.append(self)
         try:
             yield
         finally:
+            _shown.remove(self)
             took = time.monotonic() - started
             self._line.update(_Line(f"{label}: {took:.1f} s" if took >= LONG_S else ""))
             self._line = None
@@ -156,6 +167,20 @@ class Notebook:
                 last = now
                 told = _so_far(done, n, total, now - started)
                 self._line.update(_Line(f"{self._stage} · {label} {told}"))
+
+
+_shown: list[Bars | Notebook] = []
+"""what shows a person a stage now"""
+
+
+def tracked(items: Iterable[T], *, total: int, label: str) -> Iterator[T]:
+    """`items`, with a bar below the stage that is being shown, if one is: for what is deep below whoever has the reporter."""
+    return _shown[-1].track(items, total=total, label=label) if _shown else iter(items)
+
+
+def waiting(reporter: Reporter, label: str) -> AbstractContextManager[object]:
+    """A sign of life on a terminal, gone when the block ends, around work between stages."""
+    return reporter.waiting(label) if isinstance(reporter, Bars) else nullcontext()
 
 
 def _so_far(done: int, n: int, total: int, took: float) -> str:

@@ -74,9 +74,10 @@ class Mark:
 class Relation(Word):
     """What a steered direction is to the target that is read."""
 
-    role: Literal["pair", "self", "reference", "null", "single"]
+    role: Literal["pair", "self", "reference", "null", "single", "given"]
     """pair: the source of a pair; self: the target's own direction; reference: what pairs are compared with; null:
-    arms on which a slope must be nothing; single: of neurons taken one by one, by degree"""
+    arms on which a slope must be nothing; single: of neurons taken one by one, by degree; given: vectors that the study
+    brings, each by itself, and what is drawn for them"""
     mark: Mark
     null_of: str = ""
     """role null: the regressor whose slope must be nothing"""
@@ -350,6 +351,7 @@ _OPPOSED = Mark("diamond", "#0b62a4", "#6db6f2")
 _SELF = Mark("circle", "#8b2f72", "#e59ad0")
 _FEATURES = Mark("square", "#b35900", "#f2a65a")
 _DIRECTIONS = Mark("triangle", "#3f7d20", "#9ccf6b")
+_GIVEN = Mark("triangle", "#8b2f72", "#e59ad0")
 _ISOTROPIC = Mark("diamond", "#3f7d20", "#9ccf6b")
 _MATCHED = Mark("square", "#3f7d20", "#9ccf6b")
 _NULLS = Mark("diamond", "#5f6b7a", "#aeb8c4")
@@ -500,6 +502,20 @@ _INHERENT: tuple[Relation, ...] = (
         "the same of a randomly rotated basis, by the degree that it has there",
         role="single",
         mark=_DIRECTIONS,
+    ),
+    Relation(
+        "given",
+        "vectors of one's own",
+        "a steering vector that the study names, pushed for every target",
+        role="given",
+        mark=_GIVEN,
+    ),
+    Relation(
+        "given_matched",
+        "random directions at those vectors' cosines",
+        "random, with the vector's cosine to the target",
+        role="given",
+        mark=_MATCHED,
     ),
 )
 
@@ -907,10 +923,13 @@ def contrast(name: str) -> Contrast:
     """
     if name in CONTRASTS:
         return CONTRASTS[name]
-    for prefix, role in (("pair_minus_", "reference"), ("null_slope_", "null")):
+    for prefix, role in (("pair_minus_", "reference"), ("null_slope_", "null"), ("given_minus_", "given")):
         rest = name.removeprefix(prefix)
         if rest == name:
             continue
+        if role == "given" and rest in RELATIONS:
+            other = RELATIONS[rest].label
+            return Contrast(name, f"a vector of one's own minus {other}", "inside the same targets")
         if role == "reference" and rest in RELATIONS:
             other = RELATIONS[rest].label
             return Contrast(

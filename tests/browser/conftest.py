@@ -60,8 +60,8 @@ class Serving:
         self.running.append((server, thread))
         return Served(f"http://127.0.0.1:{bound.getsockname()[1]}")
 
-    def study(self, folder: Path, *, live: bool = False) -> Served:
-        book = Book(folder)
+    def study(self, folder: Path, *, live: bool = False, against: Path | None = None) -> Served:
+        book = Book(folder, against=against)
         bound = listen("127.0.0.1", 0)
         bench = None
         if live:
@@ -127,11 +127,11 @@ class Visit:
 
     def settled(self) -> None:
         self.page.wait_for_selector("main:not([aria-busy]) h1")
-        for _ in range(200):
+        for _ in range(1000):
             if not self.page.query_selector("[aria-busy]"):
                 return
             time.sleep(0.02)
-        raise AssertionError("the page is still busy after 4 seconds")
+        raise AssertionError("the page is still busy after 20 seconds")
 
     @property
     def hash(self) -> str:

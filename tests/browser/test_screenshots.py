@@ -17,6 +17,7 @@ TALL = {
     "pair": 1500,
     "feature": 1100,
     "results": 1300,
+    "compare": 1500,
     "map": 1120,
     "presets": 1250,
     "transfer": 1100,
@@ -40,7 +41,7 @@ def pictures(tmp_path) -> Path:
 def demo(serving):
     if not (DEMO / "effects" / "manifest.json").is_file():
         pytest.skip(f"no finished demo at {DEMO}; polysem demo makes one, POLYSEM_DEMO names another place")
-    return serving.study(DEMO, live=True)
+    return serving.study(DEMO, live=True, against=DEMO)
 
 
 @pytest.fixture(scope="module")
@@ -66,6 +67,7 @@ def places(chromium, demo):
         "feature": f"#/feature/{sae}/{row['target']}",
         "hubs": "#/hubs",
         "results": "#/results",
+        "compare": "#/results/compare",
         "presets": "#/results/presets",
         "transfer": "#/results/transfer",
         "tables": "#/tables/features",
@@ -96,8 +98,8 @@ def draw(visit, demo, places, view: str, **kwargs):
 @pytest.mark.parametrize(
     "view",
     [
-        *("home", "map", "pairs", "steering", "pair", "feature", "hubs", "results", "presets", "transfer"),
-        *("tables", "live", "predicted"),
+        *("home", "map", "pairs", "steering", "pair", "feature", "hubs", "results", "compare", "presets"),
+        *("transfer", "tables", "live", "predicted"),
     ],
 )
 def test_a_picture_of_every_view(visit, demo, places, pictures, view):

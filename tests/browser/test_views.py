@@ -3,7 +3,10 @@
 import re
 import urllib.parse
 
+import numpy as np
 import pytest
+
+from polysem.report.network import layout
 
 SAE = "blocks.2.hook_resid_post"
 
@@ -243,6 +246,24 @@ def test_a_feature_page_draws_neighbours_and_grows(visit, served):
     assert not here.wrong
 
 
+def test_the_graph_of_the_page_lies_as_that_of_the_report(visit, served):
+    here = visit(served)
+    rng = np.random.default_rng(3)
+    ends = np.array([(0, k) for k in range(1, 12)] + [(1, 2), (3, 7), (4, 9)])
+    size = rng.uniform(0.2, 0.9, len(ends))
+    ours = layout(12, ends, np.where((ends == 0).any(1), 0.3, 0.04) * (0.4 + size))
+    nodes = [{"id": k} for k in range(12)]
+    edges = [
+        {"a": int(a), "b": int(b), "w": float(w), "between": bool(a and b)}
+        for (a, b), w in zip(ends, size, strict=True)
+    ]
+    theirs = here.page.evaluate(
+        "async ([nodes, edges]) => [...(await import('./static/graph.js')).layout(nodes, edges).values()]",
+        [nodes, edges],
+    )
+    np.testing.assert_allclose(theirs, (ours - ours.min(0)) / np.ptp(ours, axis=0), atol=1e-6)
+
+
 def test_paper_and_strict_stand_side_by_side(visit, served):
     here = visit(served)
     here.open("#/results")
@@ -269,15 +290,27 @@ def test_paper_and_strict_stand_side_by_side(visit, served):
 def test_transfer_shows_categories_by_arm_by_model(visit, served):
     here = visit(served)
     here.open("#/results/transfer")
-    heads = here.page.eval_on_selector_all("figure:has(.matrix) h4", "nodes => nodes.map(n => n.textContent)")
+    heads = here.page.eval_on_selector_all(
+        "figure:has(.matrix) h4", "nodes => nodes.filter(n => n.offsetParent).map(n => n.textContent)"
+    )
     assert [head.split(",")[0] for head in heads] == ["large", "small"]
-    first = "figure:has(.matrix):first-of-type"
+    first = "[data-measure]:not([hidden]) figure:has(.matrix):first-of-type"
     assert len(here.page.query_selector_all(f"{first} tbody tr")) == 4
     resolved = here.page.eval_on_selector_all(
         f"{first} td.resolved", "nodes => nodes.map(n => n.textContent)"
     )
     assert resolved == ["+0.80 *", "+1.00 *", "+1.20 *", "+1.40 *"]
     assert "+1.80" in here.text()  # log-odds of the largest, in its table
+    # another measure is a click, and an address
+    here.page.click("nav[aria-label='What is measured'] >> text=log-odds")
+    here.settled()
+    assert "measure=logodds" in here.hash
+    shown = here.page.eval_on_selector_all(
+        "figure:has(.matrix)",
+        "nodes => nodes.filter(n => n.offsetParent).map(n => n.querySelector('td.resolved').textContent)",
+    )
+    assert shown == ["+1.80 *", "+1.40 *"]
+    assert here.page.locator("nav[aria-label='What is measured']").count() == 1
     assert not here.wrong
 
 

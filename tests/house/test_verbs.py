@@ -1,5 +1,6 @@
 """What every verb of the command line has: help that is whole at 80 columns, and its result as JSON."""
 
+import hashlib
 import json
 
 import click
@@ -9,7 +10,8 @@ from typer.testing import CliRunner
 
 from polysem.cli import shell
 from polysem.cli.app import app
-from polysem.progress import SILENT, Bars
+from polysem.progress import SILENT, Bars, waiting
+from polysem.store import io
 
 VERBS: dict[str, click.Command] = typer.main.get_command(app).commands  # pyright: ignore[reportAttributeAccessIssue]
 
@@ -82,3 +84,22 @@ def test_a_terminal_sees_work_that_tells_no_progress_and_a_pipe_nothing(monkeypa
     with shell.working("looking again"):
         pass
     assert terminal.stages == ["looking"]
+
+
+def test_a_terminal_sees_how_far_a_large_file_is_and_a_small_one_is_nobodys_business(monkeypatch, tmp_path):
+    told = []
+
+    class Watched(Bars):
+        def track(self, items, *, total, label, done=0):
+            told.append((label, total))
+            return super().track(items, total=total, label=label, done=done)
+
+    monkeypatch.setattr("polysem.store.io.PIECE", 4)
+    file = tmp_path / "model.gguf"
+    for size, said in ((4 * io.SHOWN, []), (4 * io.SHOWN + 1, [("reading model.gguf", io.SHOWN + 1)])):
+        file.write_bytes(bytes(size))
+        with waiting(Watched(), "looking"):
+            assert io.sha256(file) == hashlib.sha256(bytes(size)).hexdigest()
+        assert told == said
+    io.sha256(file)  # nobody looks
+    assert len(told) == 1

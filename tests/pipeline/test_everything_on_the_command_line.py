@@ -49,6 +49,8 @@ REASONS = {
     "effect_survival": "no two SAEs of one site",
     "variance_components": "no two SAEs of one site",
     "slopes_without": "relations of features are not asked",
+    "near": "no vectors of one's own: tests/pipeline/test_vectors.py",
+    "vector_effects": "the same",
 }
 """tables that this study cannot fill, and why"""
 

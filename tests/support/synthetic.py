@@ -104,18 +104,7 @@ def synthetic_tables(world: SyntheticStudy) -> dict[str, dict[str, pa.Table]]:
         maker.pairs(rows)
         maker.trials(rows, prompts)
     rows["prompts"] = prompts
-    rows |= {
-        schema.name: []
-        for schema in (
-            t.NEURONS,
-            t.NEURON_DEGREES,
-            t.SIGNALS,
-            t.SIMILARITIES,
-            t.CONCEPTS,
-            t.SENSES,
-            t.COVARIATES,
-        )
-    }
+    rows |= {schema.name: [] for schema in t.STAGES["plan"] if schema.name not in rows}
     made = {"features": (t.FEATURES, t.GLOSSES, t.CONTEXTS, t.CLUSTERS), "plan": t.STAGES["plan"]}
     made |= {"pairs": (t.PAIRS, t.DENSITY, t.SPECTRUM, t.PARTNERS), "trials": (t.TRIALS,)}
     return {

@@ -1,5 +1,6 @@
 """Pushes on request: the numbers of the trials, the KL that was asked for, cancelled when told, never in the way."""
 
+import itertools
 import math
 import threading
 import time
@@ -7,9 +8,10 @@ import time
 import pytest
 import torch
 
+from polysem.edits import Add
 from polysem.errors import ConfigError, StoreError
 from polysem.explore.again import AskedRow
-from polysem.explore.live import WAITING
+from polysem.explore.live import WAITING, Job, _following
 from polysem.explore.steer import KL_WITHIN, Asked, dose_for_kl
 
 ASKED = {
@@ -309,3 +311,52 @@ def test_what_cannot_be_pushed_is_said(live, change, said):
 def test_an_unknown_job_is_said(live):
     with pytest.raises(StoreError, match="no request"):
         live.look("nothing")
+
+
+def test_a_push_is_followed_token_by_token_until_it_ends(live):
+    job = push(live, n_tokens=6)
+    told = [one for one in live.follow(job["id"]) if one]
+    assert told[0]["state"] in ("waiting", "running")
+    assert told[-1]["state"] == "done"
+    texts = [one["texts"]["text_after"] for one in told if "texts" in one]
+    assert all(later.startswith(earlier) for earlier, later in itertools.pairwise(texts))
+    whole = live.look(job["id"])["result"]
+    assert (texts[-1], told[-1]["texts"]["text_before"]) == (whole["text_after"], whole["text_before"])
+    assert sum("result" in one and one["result"] is not None for one in told) == 1  # the rest is sent once
+    with pytest.raises(StoreError, match="no request"):
+        live.follow("0" * 16)
+
+
+def test_the_text_is_what_generate_gives_under_the_same_push(live):
+    result = finished(live, push(live, n_tokens=5, dose=0.3))["result"]
+    model, sae = live.bench.model, live.bench.saes[result["sae"]]
+    ids = torch.tensor([model.tokenize(result["prompt"], prepend_bos=sae.prepend_bos)])
+    along = sae.W_dec[result["source"]] / sae.W_dec[result["source"]].norm()
+    mask = torch.ones_like(ids, dtype=torch.bool)
+    mask[:, 0] = False
+    pushed = [Add(sae.writes, (0.3 * result["norm"] * along)[None], mask)]
+    for text, edits in (("text_after", pushed), ("text_before", [])):
+        drawn = model.generate(ids, edits, n=5, temperature=0.0).tokens[0].tolist()
+        assert result[text] == model.detokenize(drawn)
+
+
+def test_a_push_that_fails_is_told_to_who_follows(live):
+    job = push(live, source=10**6)
+    told = list(live.follow(job["id"]))[-1]
+    assert told["state"] == "failed"
+    assert "has no feature" in told["error"]
+
+
+def test_who_follows_is_told_of_every_change_and_of_silence(monkeypatch):
+    monkeypatch.setattr("polysem.explore.live.BEAT", 0.01)
+    job = Job("x", Asked.parse(ASKED))
+    told = _following(job)
+    assert next(told)["state"] == "waiting"
+    assert next(told) == {}
+    job.tell(state="running", result={"row": 1})
+    assert next(told)["result"] == {"row": 1}
+    job.tell(state="done")
+    last = next(told)
+    assert (last["state"], last["texts"], "result" in last) == ("done", {}, False)
+    with pytest.raises(StopIteration):
+        next(told)

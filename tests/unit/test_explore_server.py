@@ -52,7 +52,15 @@ def known(client):
 
 
 def test_without_the_token_nothing_is_said(client):
-    for path in ("/", "/static/main.js", "/data/overview.json", "/data/rows/pairs", "/live", "/?token=wrong"):
+    for path in (
+        "/",
+        "/static/main.js",
+        "/data/overview.json",
+        "/data/rows/pairs",
+        "/live",
+        "/live/x/changes",
+        "/?token=wrong",
+    ):
         answer = client.get(path)
         assert answer.status_code == 401
         assert "synthetic" not in answer.text

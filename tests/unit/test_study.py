@@ -128,9 +128,18 @@ class Fakes:
         return table(PROMPTS, [{"prompt_id": "p"}])
 
     def make_plan(
-        self, study: Study, features: Any, pairs: Any, prompts: pa.Table, saes: Any, *, model: Any
+        self,
+        study: Study,
+        features: Any,
+        pairs: Any,
+        prompts: pa.Table,
+        saes: Any,
+        *,
+        model: Any,
+        vectors: Any,
     ) -> SimpleNamespace:
         self.note("plan")
+        assert vectors is None
         assert pairs.pairs.num_rows == len(study.saes)
         for label in saes:  # one dictionary's rows, read by themselves
             assert pairs.only(label).pairs["sae"].to_pylist() == [label]

@@ -111,6 +111,16 @@ class Recipe:
             )
         return value
 
+    def number(self, name: str) -> float:
+        """A numeric argument."""
+        value = dict(self.arguments).get(name)
+        if not isinstance(value, int | float):
+            raise FormatError(
+                f"plan: recipe {self.text} needs a number {name!r}, got {value!r}",
+                hint="polysem plan STUDY.toml",
+            )
+        return float(value)
+
     @property
     def centre(self) -> float:
         """What a relative strength is measured from: the argument `centre`, or 0."""

@@ -90,6 +90,26 @@ def cosine_matched_direction(recipe: Recipe, context: SiteContext) -> Float[np.n
     raise Refused("control_unmatched")
 
 
+def at_cosine_direction(recipe: Recipe, context: SiteContext) -> Float[np.ndarray, " d_in"]:
+    """c d_j + s sqrt(1 - c^2) u: at the cosine that the recipe names, with u the part of another feature's row that is
+    orthogonal to the target. Draws 2k and 2k + 1 share u, with s = 1 and -1.
+
+    Raises:
+        Refused: if the target has no direction, or no feature is left that differs.
+    """
+    target, cosine, draw = recipe.integer("target"), recipe.number("cosine"), recipe.integer("draw")
+    d_j = unit(decoder_row(context, target))
+    rng = rng_for(
+        recipe.integer("seed"), "control", "at_cosine", context.label, target, repr(cosine), draw // 2
+    )
+    for other in rng.permutation(context.sae.d_sae)[:_OTHERS].tolist():
+        row = decoder_row(context, other)
+        across = row - (row @ d_j) * d_j
+        if other != target and np.linalg.norm(across) > 1e-6 * max(np.linalg.norm(row), 1e-300):
+            return unit(cosine * d_j + (1 - 2 * (draw % 2)) * np.sqrt(max(0.0, 1 - cosine**2)) * unit(across))
+    raise Refused("control_unmatched")
+
+
 def frozen_direction(recipe: Recipe, context: SiteContext) -> Float[np.ndarray, " d_in"]:
     """The row of the frozen decoder that stands in for the recipe's feature."""
     feature, seed = recipe.integer("feature"), recipe.integer("seed")

@@ -24,6 +24,7 @@ from polysem.act.base import (
     decoder_row,
     unit,
 )
+from polysem.act.directions import at_cosine_direction
 from polysem.config import PlanConfig
 from polysem.edits import Add
 from polysem.vocabulary import CONTROLS, attribute
@@ -38,7 +39,7 @@ class FeatureDirection(Intervention):
     @property
     def kinds(self) -> Mapping[str, Realise]:
         """Decoder rows, and what the controls bring."""
-        return {"decoder": decoder_direction, **_of_controls()}
+        return {"decoder": decoder_direction, "at_cosine": at_cosine_direction, **_of_controls()}
 
     def prepare(self, steers: Sequence[Steer], prompt: EditedPrompt, context: SiteContext) -> Forward:
         """One `Add` at the SAE's site with a row per steered row; every row is the same prompt."""

@@ -49,8 +49,10 @@ def explore(
     """Look at a study in a browser: map, pairs, steering, hubs, results; with --live, steer along features. Prints the address."""
     from polysem.explore.book import Book
     from polysem.explore.server import hosts_of, listen, new_token, root_of, serve
+    from polysem.progress import on_stderr, waiting
 
-    book = Book(run, against=against)
+    with waiting(on_stderr(), "opening"):
+        book = Book(run, against=against)
     if export is not None:
         from polysem.explore.export import export_static
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from polysem.cli.shell import AsJson, print_json, result, verb
+from polysem.cli.shell import AsJson, print_json, result, verb, working
 
 if TYPE_CHECKING:
     from polysem.store.run import RunFolder
@@ -48,7 +48,6 @@ def relations(
     from polysem.hierarchy.relations import by_interference, relations_of
     from polysem.models import load_model
     from polysem.positions import positions_of
-    from polysem.progress import on_stderr
     from polysem.saes import load_sae
     from polysem.stats.kinship import slopes_without
     from polysem.store import io
@@ -59,16 +58,19 @@ def relations(
     sizes = sizes_of(levels)
     run = None if without is None else RunFolder.open(without)
     labels = [] if run is None else labels_of(run, sae)
-    wide = load_sae(sae)
-    named = model or wide.model_id
-    if not named:
-        raise ConfigError(f"{sae} does not say of which model it is", hint="add --model MODEL")
-    loaded = load_model(named)
-    rows = token_rows(corpus, loaded, n_tokens=tokens, context=context, positions=positions_of(loaded, wide))
-    x = site_activations(loaded, rows, wide.site, reporter=on_stderr())
-    found = relations_of(
-        wide, x, label=sae, narrow=[load_sae(ref) for ref in narrow or ()], probes=probes, levels=sizes
-    )
+    with working("relations") as report:
+        wide = load_sae(sae)
+        named = model or wide.model_id
+        if not named:
+            raise ConfigError(f"{sae} does not say of which model it is", hint="add --model MODEL")
+        loaded = load_model(named)
+        rows = token_rows(
+            corpus, loaded, n_tokens=tokens, context=context, positions=positions_of(loaded, wide)
+        )
+        x = site_activations(loaded, rows, wide.site, reporter=report)
+        found = relations_of(
+            wide, x, label=sae, narrow=[load_sae(ref) for ref in narrow or ()], probes=probes, levels=sizes
+        )
     counts = by_interference(found.relations)
     rates = [r for r in found.absorption["rate"].to_pylist() if r is not None]
     told: dict[str, Any] = {

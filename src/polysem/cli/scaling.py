@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from polysem.cli.shell import AsJson, print_json, result, verb
+from polysem.cli.shell import AsJson, print_json, result, verb, working
 
 
 @verb
@@ -29,7 +29,6 @@ def scaling(
     from polysem.hierarchy.firing import fired, site_activations
     from polysem.models import load_model
     from polysem.positions import positions_of
-    from polysem.progress import on_stderr
     from polysem.saes import load_sae
     from polysem.scaling import MEASURES, apart, at_matched, geometry, power_fit, rows_of
     from polysem.store.io import write_json
@@ -38,38 +37,38 @@ def scaling(
     x = np.empty((0, 0))
     measured: list[dict[str, Any]] = []
     site, widest = None, {}
-    report = on_stderr()
-    for ref in report.track(saes, total=len(saes), label="dictionaries"):
-        sae = load_sae(ref)
-        if site is None:
-            named = model or sae.model_id
-            if not named:
-                raise ConfigError(f"{ref} does not say of which model it is", hint="add --model MODEL")
-            loaded, site = load_model(named), sae.site
-            rows = token_rows(
-                corpus, loaded, n_tokens=tokens, context=context, positions=positions_of(loaded, sae)
-            )
-            x = site_activations(loaded, rows, site)
-        if sae.site != site:
-            raise ConfigError(
-                f"{ref} is of {sae.site}; expected {site}, as the first",
-                hint=f"give dictionaries of {site} only",
-            )
-        seen = fired(sae, x)
-        units = seen.units[np.linalg.norm(seen.units, axis=1) > 0].astype(np.float64)
-        declared = sae.provenance.declared.get("metadata")
-        seed = declared.get("training_seed", 0) if isinstance(declared, dict) else 0
-        total = ((x - x.mean(axis=0)) ** 2).sum()
-        measured.append(
-            {
-                "ref": ref, "kind": "learnt", "seed": int(seed), "k": sae.k,
-                **asdict(geometry(units)), "l0": len(seen.acts.data) / len(x),
-                "fvu": float((seen.error.astype(np.float64) ** 2).sum() / total),
-                "dead": float((seen.count == 0).mean()), "apart": apart(seen),
-            }
-        )  # fmt: skip
-        if len(units) > len(widest.get(int(seed), ())):
-            widest[int(seed)] = units
+    with working("dictionaries") as report:
+        for ref in report.track(saes, total=len(saes), label="dictionaries"):
+            sae = load_sae(ref)
+            if site is None:
+                named = model or sae.model_id
+                if not named:
+                    raise ConfigError(f"{ref} does not say of which model it is", hint="add --model MODEL")
+                loaded, site = load_model(named), sae.site
+                rows = token_rows(
+                    corpus, loaded, n_tokens=tokens, context=context, positions=positions_of(loaded, sae)
+                )
+                x = site_activations(loaded, rows, site, reporter=report)
+            if sae.site != site:
+                raise ConfigError(
+                    f"{ref} is of {sae.site}; expected {site}, as the first",
+                    hint=f"give dictionaries of {site} only",
+                )
+            seen = fired(sae, x)
+            units = seen.units[np.linalg.norm(seen.units, axis=1) > 0].astype(np.float64)
+            declared = sae.provenance.declared.get("metadata")
+            seed = declared.get("training_seed", 0) if isinstance(declared, dict) else 0
+            total = ((x - x.mean(axis=0)) ** 2).sum()
+            measured.append(
+                {
+                    "ref": ref, "kind": "learnt", "seed": int(seed), "k": sae.k,
+                    **asdict(geometry(units)), "l0": len(seen.acts.data) / len(x),
+                    "fvu": float((seen.error.astype(np.float64) ** 2).sum() / total),
+                    "dead": float((seen.count == 0).mean()), "apart": apart(seen),
+                }
+            )  # fmt: skip
+            if len(units) > len(widest.get(int(seed), ())):
+                widest[int(seed)] = units
     ks = [r["k"] for r in measured]
     usual = max(set(ks), key=ks.count)
     one_k = [r for r in measured if r["k"] == usual]

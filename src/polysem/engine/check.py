@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from polysem.config import SAEConfig, Study
 from polysem.engine.cache import sae_labels
+from polysem.engine.context import given_vectors
 from polysem.errors import ConfigError, MismatchError, PolysemError, StoreError
 from polysem.places import Places
 from polysem.positions import PLAIN
@@ -84,6 +85,9 @@ def check_study(study: Study, places: Places, out: Path) -> Checked:
             checked.attempt(lambda ref=ref: load_sae(ref))
     for measure in there.glosses.similarity:
         checked.attempt(lambda measure=measure: open_measure(measure))
+    if there.vectors and model:
+        at = next((sae.writes for sae in saes if sae), None)
+        checked.attempt(lambda: given_vectors(there, model, at))
     _texts(there, model, checked)
     checked.attempt(lambda: _thresholds(there, [sae.d_sae for sae in saes if sae]))
     checked.attempt(lambda: _disk(there, sum(sae.d_sae for sae in saes if sae), out))

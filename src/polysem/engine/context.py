@@ -1,8 +1,10 @@
 """What stages work with, loaded when first asked for and once: the model, the SAEs, the feature table."""
 
+from collections import ChainMap
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from functools import cache, cached_property, partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,7 +14,7 @@ import pyarrow.compute as pc
 from polysem.config import SAEConfig, Study
 from polysem.engine.cache import SAECache
 from polysem.engine.sources import Pins, is_local
-from polysem.errors import MismatchError, StoreError
+from polysem.errors import ConfigError, MismatchError, StoreError
 from polysem.places import Places
 from polysem.store.manifest import Manifest
 from polysem.store.run import RunFolder
@@ -20,6 +22,7 @@ from polysem.store.run import RunFolder
 if TYPE_CHECKING:
     from polysem.models import WhiteBoxModel
     from polysem.saes import SAE
+    from polysem.types import Site
 
 
 class StudyContext:
@@ -54,6 +57,18 @@ class StudyContext:
         self.pins = replace(self.pins, saes={**self.pins.saes, **revisions})
         self.gated = False  # each has passed; what is read again later is the same
         return cache
+
+    @cached_property
+    def vectors(self) -> "dict[str, SAE]":
+        """The study's steering vectors by name, in its order, as dictionaries of one feature."""
+        return given_vectors(
+            self.places.settings(self.study), self.model, next(iter(self.saes.values())).writes
+        )
+
+    @cached_property
+    def dictionaries(self) -> "Mapping[str, SAE]":
+        """What plans steer along: the SAEs, read when they are asked for, and the vectors."""
+        return ChainMap(self.vectors, self.saes) if self.study.vectors else self.saes  # pyright: ignore[reportArgumentType]  (is only read)
 
     @cached_property
     def features(self) -> "StoredFeatures":
@@ -102,6 +117,37 @@ class StudyContext:
                 hint="choose a new --out, or pin the revision in the study: hub:OWNER/REPO/PATH@REVISION",
             )
         return sae
+
+
+def given_vectors(study: Study, model: "WhiteBoxModel", site: "Site | None") -> "dict[str, SAE]":
+    """The steering vectors of a study by name.
+
+    Args:
+        study: with every path found.
+        model: whose sites they are added to.
+        site: where they are, if neither file nor study says it.
+
+    Raises:
+        FormatError, ConfigError, SiteError: a file or site that cannot be.
+        MismatchError: a vector that is not as wide as its site.
+    """
+    import torch
+
+    from polysem.saes.load import as_dictionary, check_match
+    from polysem.side_effects.directions import read_direction
+    from polysem.types import Site
+
+    found = {}
+    for entry in study.vectors:
+        own, vector = read_direction(Path(entry.ref), site=Site.parse(entry.site) if entry.site else None)
+        at = own or site
+        if at is None:
+            raise ConfigError(
+                f"{entry.ref} says no site", hint='set site = "blocks.N.hook_resid_post" in [[vectors]]'
+            )
+        found[entry.name] = as_dictionary(torch.from_numpy(vector), site=at, ref=entry.ref)
+        check_match(found[entry.name], model)
+    return found
 
 
 class StoredFeatures:

@@ -119,8 +119,9 @@ def plan(task: Task) -> Made:
     prompts = make_prompts(study.prompts, study.corpus, context.model, positions=positions, seed=study.seed)
     mined = StoredPairs(task.run)
     kin = {"relations": task.run.table("relations")} if study.relations else {}
+    own = context.vectors if study.vectors else None
     made = planning.make_plan(
-        study, context.features, mined, prompts, context.saes, model=context.model, **kin
+        study, context.features, mined, prompts, context.saes, model=context.model, vectors=own, **kin
     )
     wants_bos = {label: one.prepend_bos for label, one in begun.items()}
     log.info("positions: %s (SAEs with BOS: %s)", positions.said, wants_bos)
@@ -140,7 +141,7 @@ def trials(task: Task) -> Made | None:
 
     def compute(part: Part, reporter: Reporter) -> Tables:
         rows = run_batches(
-            *(planned, prompts, context.features, context.model, context.saes),
+            *(planned, prompts, context.features, context.model, context.dictionaries),
             batches=batches[part.k],
             word_start=not study.prompts.chat_template,
             reporter=reporter,

@@ -33,7 +33,7 @@ from polysem.engine.workers import check_workers, lock_name, run_workers
 from polysem.errors import ConfigError, StoreError
 from polysem.http import Retries
 from polysem.places import Places
-from polysem.progress import SILENT, Reporter
+from polysem.progress import SILENT, Reporter, waiting
 from polysem.store.manifest import StageInputs, StageStatus
 from polysem.store.run import REPORT, RunFolder, now
 from polysem.store.stages import ORDER, REGISTRY, StageName, command, has, inputs_of, order_of
@@ -391,7 +391,8 @@ class _Runner:
         Raises:
             StoreError: if a stage that it reads is not there.
         """
-        status, made_from = self.seen.look(stage, recorded)
+        with waiting(self.how.reporter, f"{stage}: has anything changed?"):  # large files are hashed
+            status, made_from = self.seen.look(stage, recorded)
         for name in inputs_of(stage, self.seen.settings(stage)):
             found = self.seen.status(name)
             finished = REGISTRY[stage].reads == "finished" and manifest_of(self.run, name)[0] is not None

@@ -13,7 +13,7 @@ from polysem.boundary.records import DATASETS, dataset_of
 from polysem.config import Study
 from polysem.errors import PolysemError
 from polysem.glosses.shipped import SOURCE, shipped_file
-from polysem.models.gguf import files_of, is_gguf, sha256_of
+from polysem.models.gguf import files_of, is_gguf
 from polysem.places import Places
 from polysem.registry import zoo_path, zoo_real_path
 from polysem.store import io
@@ -109,7 +109,7 @@ def content_of(
         return dict(recorded), [str(error).splitlines()[0]]
     for source in wanted:
         if source.files:
-            now[source.name] = f"sha256:{sha256_of(source.files)}"
+            now[source.name] = f"sha256:{io.sha256_joined(source.files)}"
         elif source.path is not None and source.path.exists():
             now[source.name] = f"sha256:{io.sha256_tree(source.path, suffixes=source.suffixes)}"
         elif source.path is None:
@@ -155,6 +155,8 @@ def _all(settings: Settings, places: Places) -> Iterator[StudySource]:
         yield where.corpus(study.corpus.ref)
     if study.prompts.source.startswith("file:"):
         yield where.file("prompts", study.prompts.source)
+    for vector in study.vectors:
+        yield where.file("vectors", vector.ref)
 
 
 def _of_transfer(study: TransferStudy, where: "_Where") -> Iterator[StudySource]:

@@ -6,14 +6,17 @@ from typing import Any
 
 from polysem.config import Study
 
+_LISTS = ("saes", "vectors")
+
 
 def to_toml(study: Study) -> str:
     """TOML that `parse_study` reads back as the same study; every value is written, defaults too."""
     whole = study.model_dump(mode="json", exclude_none=True)
-    simple = {k: v for k, v in whole.items() if not isinstance(v, dict) and k != "saes"}
+    simple = {k: v for k, v in whole.items() if not isinstance(v, dict) and k not in _LISTS}
     lines = [*_pairs(simple)]
-    for entry in whole["saes"]:
-        lines += ["", "[[saes]]", *_pairs(entry)]
+    for name in _LISTS:
+        for entry in whole[name]:
+            lines += ["", f"[[{name}]]", *_pairs(entry)]
     for name, section in whole.items():
         if isinstance(section, dict):
             lines += ["", f"[{name}]", *_pairs(section)]

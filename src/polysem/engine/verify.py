@@ -160,7 +160,7 @@ def _again(study: Study, run: RunFolder, places: Places, *, sample: int, reporte
     for batch in reporter.track(chosen, total=count, label="verify"):
         try:
             seen = run_batches(
-                *(plan, prompts, context.features, context.model, context.saes),
+                *(plan, prompts, context.features, context.model, context.dictionaries),
                 batches=[batch],
                 word_start=not study.prompts.chat_template,
             )

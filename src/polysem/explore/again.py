@@ -78,7 +78,7 @@ def run_again(
         check()
         made.append(
             run_batches(
-                *(whole, prompts, bench.features, bench.model, bench.saes),
+                *(whole, prompts, bench.features, bench.model, bench.dictionaries),
                 batches=[batch],
                 word_start=not bench.study.prompts.chat_template,
             )

@@ -148,7 +148,9 @@ SECTIONS: Mapping[str, Callable[[Book], Iterable[Any]]] = {
     "side-effects": lambda book: _stage(book, "side-effects", side_effects.body),
     "joint": lambda book: _stage(book, "joint", joint.body),
     "layers": lambda book: _stage(book, "layers", layers.body),
-    "transfer": lambda book: [transfer_section.of_tables(book.table)] if book.has("transfer_effects") else [],
+    "transfer": lambda book: (
+        [transfer_section.of_tables(book.table, switched=True)] if book.has("transfer_effects") else []
+    ),
 }
 """name -> its figures, of those that are the same for every visitor"""
 

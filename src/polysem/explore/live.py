@@ -1,6 +1,6 @@
 """Steering on request: one worker thread with the study's model, loaded when it is first asked for.
 
-The page never waits: a request becomes a job that is looked at until it is done. A job can be cancelled
+The page never waits: a request becomes a job that is followed, change by change, until it is done. A job can be cancelled
 between two forward passes; what it found so far stays visible. Nothing is written.
 """
 
@@ -9,6 +9,7 @@ import secrets
 import threading
 import time
 from collections import OrderedDict
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
@@ -26,6 +27,11 @@ if TYPE_CHECKING:
 
 State = Literal["waiting", "running", "done", "failed", "cancelled"]
 
+BEAT = 2.0
+"""seconds without a change after which a follower is sent an empty line, so that one who left is noticed"""
+TEXTS = ("text_after", "text_before")
+OPEN = ("waiting", "running")
+"""states of a job that something will still come of"""
 KEPT = 32
 """jobs that can still be looked at"""
 WAITING = 4
@@ -49,6 +55,15 @@ class Job:
     hint: str | None = None
     seconds: float = 0.0
     stop: threading.Event = field(default_factory=threading.Event)
+    changes: int = 0
+    changed: threading.Condition = field(default_factory=threading.Condition)
+
+    def tell(self, **now: Any) -> None:
+        """Change it, and wake whoever follows it."""
+        with self.changed:
+            vars(self).update(now)
+            self.changes += 1
+            self.changed.notify_all()
 
     def shown(self) -> dict[str, Any]:
         """What the page is told."""
@@ -110,6 +125,16 @@ class Live:
             raise StoreError(f"there is no request {job[:40]!r} (any more)")
         return self._jobs[job].shown()
 
+    def follow(self, job: str) -> Iterator[dict[str, Any]]:
+        """What `look` gives, at once and after every change, until the job has ended; of a result that was sent before only the
+        texts, which grow. Empty where nothing changed for `BEAT` seconds.
+
+        Raises:
+            StoreError: if the job is not known (any more).
+        """
+        self.look(job)
+        return _following(self._jobs[job])
+
     def cancel(self, job: str) -> dict[str, Any]:
         """Ask a job to stop at the next occasion."""
         self.look(job)
@@ -134,19 +159,19 @@ class Live:
             try:
                 if job.stop.is_set():
                     raise Cancelled
-                job.state, job.doing = "running", "loading the model (once)"
+                job.tell(state="running", doing="loading the model (once)")
                 self._steer(job, begun)
-                job.state = "done"
+                end: dict[str, Any] = {"state": "done"}
             except Cancelled:
-                job.state = "cancelled"
+                end = {"state": "cancelled"}
             except PolysemError as error:
-                job.error, job.hint, job.state = error.args[0], error.hint, "failed"
+                end = {"state": "failed", "error": error.args[0], "hint": error.hint}
             except (RuntimeError, MemoryError, OSError) as error:
-                job.error, job.state = f"the model failed: {error}".splitlines()[0], "failed"
-            finally:
-                if job.state == "running":  # a bug: it is raised, ends this thread, and the page is told
-                    job.error, job.state = "something unexpected happened; the terminal says what", "failed"
-            job.seconds = time.monotonic() - begun
+                end = {"state": "failed", "error": f"the model failed: {error}".splitlines()[0]}
+            except BaseException:  # a bug: it ends this thread, and the page is told
+                job.tell(state="failed", error="something unexpected happened; the terminal says what")
+                raise
+            job.tell(**end, seconds=time.monotonic() - begun)
 
     def _steer(self, job: Job, begun: float) -> None:
         import torch
@@ -158,12 +183,11 @@ class Live:
         def show(result: dict[str, Any] | None) -> None:
             check()
             if result is not None:
-                job.result, job.doing = result, "writing on"
-            job.seconds = time.monotonic() - begun
+                job.tell(result=result, doing="writing on", seconds=time.monotonic() - begun)
 
         asked = job.asked
         if isinstance(asked, AskedRow):
-            job.doing = "running the row's prompts again"
+            job.tell(doing="running the row's prompts again")
             with torch.no_grad():
                 found = run_again(self.bench, RunFolder(self.book.folder), asked, check=check)
             show({"row": found})
@@ -177,8 +201,25 @@ class Live:
             check()
             sae = self.bench.saes[asked.sae]
             check()
-            job.doing = "running the model"
+            job.tell(doing="running the model")
             positions = self.book.study.plan.positions
             LiveSteer(
                 asked, model=model, sae=sae, source=source, target=target, positions=positions, show=show
             ).run()
+
+
+def _following(job: Job) -> Iterator[dict[str, Any]]:
+    seen, sent = -1, None
+    while True:
+        with job.changed:
+            if not job.changed.wait_for(lambda last=seen: job.changes != last, timeout=BEAT):
+                told: dict[str, Any] = {}
+            else:
+                seen, told = job.changes, job.shown()
+                if sent is not None and told["result"] is sent:
+                    told["texts"] = {name: sent[name] for name in TEXTS if name in sent}
+                    del told["result"]
+                sent = job.result
+        yield told
+        if told and told["state"] not in OPEN:
+            return

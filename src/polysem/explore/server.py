@@ -181,7 +181,7 @@ def _add_data(app: Any, book: Book) -> None:
 
 def _add_live(app: Any, live: Any) -> None:
     from fastapi import Request
-    from fastapi.responses import Response
+    from fastapi.responses import Response, StreamingResponse
 
     @app.get("/live")
     def choices() -> Response:
@@ -203,6 +203,12 @@ def _add_live(app: Any, live: Any) -> None:
     @app.get("/live/{job}")
     def look(job: str) -> Response:
         return _json(live.look(job))
+
+    @app.get("/live/{job}/changes")
+    def follow(job: str) -> Response:
+        lines = (f"{documents.as_json(told)}\n" for told in live.follow(job))
+        headers = {"cache-control": "no-store"}
+        return StreamingResponse(lines, media_type="application/x-ndjson", headers=headers)
 
     @app.delete("/live/{job}")
     def cancel(job: str) -> Response:
@@ -322,6 +328,7 @@ def serve(
         server_header=False,
         date_header=False,
         proxy_headers=False,
+        timeout_graceful_shutdown=2,  # whoever follows a push does not keep the command from ending
     )
     uvicorn.Server(config).run(sockets=[bound])
 

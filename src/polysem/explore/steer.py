@@ -4,7 +4,7 @@ Works on any study's model through the seams of `models` and `act`; torch is imp
 begins.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -106,7 +106,7 @@ class Asked(BaseModel):
 
 
 class LiveSteer:
-    """Steering at work. `show` is given every result as it grows, and ends the work by raising."""
+    """Steering at work. `show` is given the one result each time that it has grown, and ends the work by raising."""
 
     def __init__(
         self,
@@ -164,9 +164,7 @@ class LiveSteer:
             result |= self._added(after)
         self.show(result)
         for text, scale in (("text_after", dose), ("text_before", None)):
-            for written in self._generated(scale):
-                result = {**result, text: written}
-                self.show(result)
+            self._write(result, text, scale)
 
     def _site_norm(self) -> float:
         import torch
@@ -177,21 +175,24 @@ class LiveSteer:
         return mean_norm(norms, PLAIN.counted(len(norms)))
 
     def _logits(self, ids: list[int], scale: float | None, direction: Any = None) -> Any:
-        """Last-position logits [1 d_vocab] in float64; steered by `scale` x the prompt's mean norm along a direction, the one
-        that is asked for where none is given."""
+        """Last-position logits [1 d_vocab] in float64."""
+        self.show(None)
+        tokens, edits = self._edited(ids, scale, direction)
+        return self.model.logits(tokens, edits, last_only=True)[:, -1].cpu().double()
+
+    def _edited(self, ids: list[int], scale: float | None, direction: Any = None) -> tuple[Any, Any]:
+        """Tokens [1 pos] and edits: steered by `scale` x the prompt's mean norm along a direction, the one that is asked for
+        where none is given; not steered where there is no scale."""
         import torch
 
         from polysem.act import base
 
-        self.show(None)
         if scale is None:
-            tokens, edits = torch.as_tensor([ids], device=self.model.spec.device), []
-        else:
-            prompt = base.EditedPrompt(tuple(ids), base.edited_positions(self.positions, len(ids)))
-            along = self.realised if direction is None else direction
-            steer = base.Steer(along, LIVE[self.asked.locus].strength(scale, self.norm))
-            tokens, edits = self.intervention.prepare([steer], prompt, self.bench)
-        return self.model.logits(tokens, edits, last_only=True)[:, -1].cpu().double()
+            return torch.as_tensor([ids], device=self.model.spec.device), []
+        prompt = base.EditedPrompt(tuple(ids), base.edited_positions(self.positions, len(ids)))
+        along = self.realised if direction is None else direction
+        steer = base.Steer(along, LIVE[self.asked.locus].strength(scale, self.norm))
+        return self.intervention.prepare([steer], prompt, self.bench)
 
     def _kl(self, after: Any) -> float:
         from polysem.readouts import kl
@@ -269,12 +270,17 @@ class LiveSteer:
         values = [float(log_odds(z[0], ids)) for z in (self.before, after)]
         return {"name": name, "before": values[0], "after": values[1], "reason": None}
 
-    def _generated(self, scale: float | None) -> Iterator[str]:
-        """The greedy continuation, longer by one token each time."""
-        ids, room = list(self.ids), self.model.spec.n_ctx - len(self.ids)
-        for _ in range(min(self.asked.n_tokens, room)):
-            ids.append(int(self._logits(ids, scale).argmax()))
-            yield self.model.detokenize(ids[len(self.ids) :])
+    def _write(self, result: dict[str, Any], text: str, scale: float | None) -> None:
+        """The greedy continuation, put into the result token by token."""
+        tokens, edits = self._edited(self.ids, scale)
+
+        def told(drawn: Any) -> None:
+            result[text] = self.model.detokenize(drawn[0].tolist())
+            self.show(result)
+
+        n = min(self.asked.n_tokens, self.model.spec.n_ctx - tokens.shape[1])
+        if n > 0:
+            self.model.generate(tokens, edits, n=n, temperature=0.0, told=told)
 
 
 def _recipe(kind: str, **fields: Any) -> Any:

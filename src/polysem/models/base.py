@@ -15,7 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from polysem.edits import Edit
-from polysem.models.generate import Generated, Scope
+from polysem.models.generate import Generated, Scope, Told
 from polysem.types import Site
 
 
@@ -115,6 +115,7 @@ class WhiteBoxModel(Protocol):
         seed: int = 0,
         draws: Sequence[int] | None = None,
         keep_logits: bool = False,
+        told: Told | None = None,
     ) -> Generated:
         """n tokens behind every prompt under edits, whose masks cover the prompt; `models.generate` says where they reach
         and what chance is."""

@@ -28,6 +28,7 @@ from polysem.errors import MismatchError
 from polysem.seeds import rng_for
 
 Scope = Literal["prompt", "decode", "both"] | int
+Told = Callable[[Int[Tensor, "batch n"]], None]
 NextLogits = Callable[[Int[Tensor, "batch pos"], list[Edit]], Float[Tensor, "batch d_vocab"]]
 """the logits after some tokens, under edits whose masks are as long as the tokens"""
 
@@ -90,6 +91,7 @@ def drawn(
     seed: int = 0,
     draws: Sequence[int] | None = None,
     keep_logits: bool = False,
+    told: Told | None = None,
 ) -> Generated:
     """The loop behind `WhiteBoxModel.generate`.
 
@@ -105,6 +107,7 @@ def drawn(
         seed: of all chance.
         draws: by row, which of the continuations of its prompt it is; all 0 if left out.
         keep_logits: give the logits, too.
+        told: is given what is drawn so far after every token; what it raises ends the drawing.
 
     Raises:
         MismatchError: no tokens to draw, more than the context holds, a temperature below 0, as many draws as there are not
@@ -137,6 +140,8 @@ def drawn(
         if keep_logits:
             kept.append(logits)
         whole = torch.cat([whole, score.argmax(1, keepdim=True).to(whole)], dim=1)
+        if told is not None:
+            told(whole[:, prompt:])
     for edit, seen in zip(reach, ran, strict=True):
         if not torch.equal(seen.cpu(), edit.mask.sum(1).cpu()):
             raise MismatchError(

@@ -9,7 +9,6 @@ model's specification. Cost: a conversion takes half a minute for 135 million we
 folder takes. The llama.cpp way of computing rounds activations too; here they are not.
 """
 
-import hashlib
 import importlib
 import importlib.util
 import json
@@ -18,7 +17,7 @@ import os
 import re
 import shutil
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +28,8 @@ from polysem.boundary.files import local_path, regular
 from polysem.boundary.tensors import check_gguf
 from polysem.boundary.text import read_json
 from polysem.errors import FormatError, NumericsError, UnknownReferenceError, typed
+from polysem.progress import tracked
+from polysem.store.io import sha256_joined
 
 log = logging.getLogger(__name__)
 
@@ -99,7 +100,7 @@ def gguf_folder(ref: str) -> Path:
         NumericsError: if the model's logits are not finite.
     """
     files, expected = files_of(ref)
-    sha256 = sha256_of(files)
+    sha256 = sha256_joined(files)
     if expected and sha256 != expected:
         raise FormatError(
             f"{ref}: its {len(files)} parts together have sha256 {sha256[:12]}..., the package states {expected[:12]}...: "
@@ -179,16 +180,6 @@ def _stated_hash(package: Package) -> str:
 def _cache() -> Path:
     # Like the Hub's, a cache of the user and not of a run: its place is the system's, hence the environment.
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "polysem" / "gguf"
-
-
-def sha256_of(files: Iterable[Path]) -> str:
-    """The sha256 of some files one after the other, as of one."""
-    digest = hashlib.sha256()
-    for file in files:
-        with file.open("rb") as stream:
-            while block := stream.read(1 << 20):
-                digest.update(block)
-    return digest.hexdigest()
 
 
 @contextmanager
@@ -283,7 +274,8 @@ def _dequantise(file: Path, out: Path, *, ref: str, about: dict[str, Any]) -> di
         _no_bars(),
     ):
         tokenizer = AutoTokenizer.from_pretrained(file.parent, **place)
-        model = reader.from_pretrained(file.parent, dtype=torch.float32, **place)
+        reads = (reader.from_pretrained(file.parent, dtype=torch.float32, **place) for _ in range(1))
+        (model,) = tracked(reads, total=1, label=f"converting {file.name} to float32, once")
     if about["pre_tokenizer"] == "smollm":
         _split_digits(tokenizer)
     found = _check(model, tokenizer, ref=ref)

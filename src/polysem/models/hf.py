@@ -23,7 +23,7 @@ from polysem.edits import Edit
 from polysem.errors import MismatchError, NumericsError
 from polysem.models.anatomy import Anatomy, Tap, anatomy_of
 from polysem.models.base import ModelSpec
-from polysem.models.generate import Generated, Scope, drawn
+from polysem.models.generate import Generated, Scope, Told, drawn
 from polysem.models.hooks import Action, Stop, apply_edit, check_edit, cut_into, hooked, working_dtype
 from polysem.models.text import Encoded, control_ids, encode_text
 from polysem.profiling import counts_as
@@ -277,6 +277,7 @@ class HFModel(Shown):
         seed: int = 0,
         draws: Sequence[int] | None = None,
         keep_logits: bool = False,
+        told: Told | None = None,
     ) -> Generated:
         """n tokens behind every prompt, with keys and values of what was read kept: every position is read once, under
         the edits that reach it.
@@ -309,7 +310,7 @@ class HFModel(Shown):
 
         return drawn(
             step, tokens.to(self.model.device), edits, ran, n=n, n_ctx=self.spec.n_ctx, scope=scope,
-            temperature=temperature, seed=seed, draws=draws, keep_logits=keep_logits,
+            temperature=temperature, seed=seed, draws=draws, keep_logits=keep_logits, told=told,
         )  # fmt: skip
 
     def tap(self, site: Site) -> Tap:

@@ -6,6 +6,7 @@ from typing import NamedTuple
 from polysem.act.arms import Arm, ArmsRequest
 from polysem.act.base import intervention
 from polysem.config import PlanConfig, Study
+from polysem.saes.base import SAE
 from polysem.vocabulary import PRESETS, attribute
 
 
@@ -20,6 +21,8 @@ class LocusBlock(NamedTuple):
     positions: str
     reads: Mapping[int, tuple[int, ...]] = {}
     """target -> tokens that are read in place of those that activate it"""
+    dictionary: SAE | None = None
+    """whose site is edited, where it is another than the targets'"""
 
 
 def settings_of(study: Study) -> PlanConfig:

@@ -23,10 +23,12 @@ from polysem.config import PlanConfig, Study
 from polysem.errors import ConfigError, MismatchError
 from polysem.hierarchy.known import Kinds, kinds_of
 from polysem.models.base import WhiteBoxModel
+from polysem.pairs import near_vectors
 from polysem.plan.arms import control_arms, left_out, pair_arms
 from polysem.plan.blocks import LocusBlock, blocks_of, settings_of
 from polysem.plan.covariates import covariates
 from polysem.plan.degrees import gloss_clusters
+from polysem.plan.given import given_blocks
 from polysem.plan.index import ByDictionary, FeatureIndex, Features, PairTables
 from polysem.plan.neurons import neuron_blocks
 from polysem.plan.screening import screen
@@ -36,6 +38,7 @@ from polysem.seeds import short_hash
 from polysem.store.tables import (
     CONCEPTS,
     COVARIATES,
+    NEAR,
     NEURON_DEGREES,
     NEURONS,
     PLAN,
@@ -67,6 +70,7 @@ class Plan:
     """where the study has a locus of neurons and a model"""
     neuron_degrees: pa.Table = field(default_factory=NEURON_DEGREES.empty)
     covariates: pa.Table = field(default_factory=COVARIATES.empty)
+    near: pa.Table = field(default_factory=NEAR.empty)
     left_out: Mapping[str, int] = field(default_factory=dict)
     """relation -> candidate sources of the targets that were not drawn for it"""
 
@@ -83,6 +87,7 @@ def make_plan(
     *,
     model: WhiteBoxModel | None = None,
     relations: pa.Table | None = None,
+    vectors: Mapping[str, SAE] | None = None,
 ) -> Plan:
     """Every trial of the study.
 
@@ -95,6 +100,7 @@ def make_plan(
         model: to look for pairs that are one concept twice, for the degrees of neurons, and for the locus
             `mlp_neuron`, whose neurons are chosen by what they write. Without it the first two are left out.
         relations: RELATIONS of all SAEs; needed where the study leaves related pairs out of its plan.
+        vectors: steering vectors of one's own by name, as dictionaries of one feature (`saes.load.as_dictionary`).
 
     Raises:
         ConfigError: if the study leaves related pairs out and no relations are given; if there are no prompts, or no feature of any SAE can be a target.
@@ -137,7 +143,7 @@ def make_plan(
             contexts=own.contexts,
             excluded=_excluded(relations, label, excluded) if excluded and relations is not None else None,
         )
-        blocks, screened, out = _chosen(index, study, own, model, prompts)
+        blocks, screened, out = _chosen(index, study, own, model, prompts, vectors or {})
         if out:
             told = ", ".join(f"{KINSHIPS[kind].label} {out[kind]}" for kind in KINSHIPS if out[kind])
             log.info("SAE %s: candidate sources left out for what they are to the target: %s", label, told)
@@ -171,7 +177,12 @@ def _own(features: Features | ByDictionary[Features], label: str) -> Features:
 
 
 def _chosen(
-    index: FeatureIndex, study: Study, features: Features, model: WhiteBoxModel | None, prompts: pa.Table
+    index: FeatureIndex,
+    study: Study,
+    features: Features,
+    model: WhiteBoxModel | None,
+    prompts: pa.Table,
+    vectors: Mapping[str, SAE],
 ) -> tuple[list[LocusBlock], dict[str, pa.Table], Counter[str]]:
     """What is planned of one SAE, the tables of its screening (none without a model), and what was left out for which
     relation. Targets, pairs and controls are drawn once, in this order: screening says which pairs are of two concepts, and
@@ -199,7 +210,11 @@ def _chosen(
     arms = [*arms, *control_arms(request)]
     tables["covariates"] = covariates(index, arms, plan.token_sets, model)
     blocks = blocks_of(replace(request, arms=arms), study)
-    return [*blocks, *neuron_blocks(request, tables.get("neurons", NEURONS.empty()))], tables, out
+    blocks += neuron_blocks(request, tables.get("neurons", NEURONS.empty()))
+    tables["near"] = near_vectors(
+        vectors, index.sae, features.features, config=study.pairs, label=index.label
+    )
+    return [*blocks, *given_blocks(request, study, vectors)], tables, out
 
 
 def _excluded(relations: pa.Table, label: str, excluded: Collection[str]) -> Kinds:
@@ -264,7 +279,7 @@ def _lay_out(
 
     columns = {
         "sae": fixed(index.label),
-        "site": fixed(str(intervention(block.locus).site(index.sae))),
+        "site": fixed(str(intervention(block.locus).site(block.dictionary or index.sae))),
         "locus": fixed(block.locus),
         "relation": per_arm("relation", pa.string()),
         "target": per_arm("target", pa.int32()),

@@ -15,7 +15,7 @@ from polysem.report import panels
 from polysem.report.findings import as_told, finding
 from polysem.report.html import MISSING, Column, interval, table
 from polysem.report.source import Run, where
-from polysem.report.text import number, visible
+from polysem.report.text import count, number, plural, visible
 from polysem.stats import HYPOTHESES, POOLED
 
 LEAST = 3
@@ -63,8 +63,10 @@ def compare(a: Run, b: Run) -> dict[str, Any]:
 
 def body(found: Mapping[str, Any]) -> Markup:
     """What `compare` found, as HTML."""
-    a, b = (f"{side}: {visible(Path(name).name)}" for side, name in zip("AB", found["runs"], strict=True))
-    sizes = [{"what": k, "a": v[0], "b": v[1]} for k, v in found["sizes"].items()]
+    parts = [Path(name).parts for name in found["runs"]]
+    last = 1 if parts[0][-1:] != parts[1][-1:] else 2  # two folders of one name are told by what they lie in
+    a, b = (f"{side}: {visible('/'.join(own[-last:]))}" for side, own in zip("AB", parts, strict=True))
+    sizes = [{"what": k, "a": count(v[0]), "b": count(v[1])} for k, v in found["sizes"].items()]
     settings = [{"what": k, "a": str(v[0]), "b": str(v[1])} for k, v in found["settings"].items()]
     told: list[Column] = [
         ("question", lambda r: f"{r['question']} ({r['unit']})"),
@@ -76,15 +78,18 @@ def body(found: Mapping[str, Any]) -> Markup:
     pairs = found["pairs"]
     rank, same = pairs["rank_correlation"], pairs["same_sign"]
     said = (
-        f"{pairs['listed_in_both']} listed pairs in both; {pairs['effects_in_both']} steered in both"
-        + ("" if rank is None else f", rank correlation of their effects {number(rank)}")
+        f"{plural(pairs['listed_in_both'], 'pair')} listed in both; {plural(pairs['effects_in_both'], 'effect')} of a pair on "
+        "a token set measured in both"
+        + ("" if rank is None else f", rank correlation {number(rank)}")
         + ("" if same is None else f", {100 * same:.0f} % of the same sign")
         + ". Nothing is tested: the runs may share model, prompts and pairs."
     )
     return Markup("<h2>Two runs</h2>{}{}{}<p>{}</p>").format(
         table(told, found["findings"], caption="findings"),
         table(sides, sizes, caption="sizes"),
-        table(sides, settings, caption="settings that differ"),
+        table(sides, settings, caption="settings that differ")
+        if settings
+        else Markup("<p>No setting differs.</p>"),
         said,
     )
 

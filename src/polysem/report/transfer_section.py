@@ -42,13 +42,18 @@ def section(out: Path) -> Markup:
     return of_tables(read.__getitem__)
 
 
-def of_tables(read: Callable[[str], pa.Table]) -> Markup:
-    """The section as HTML, of tables by name; one that was not made has no rows."""
+def of_tables(read: Callable[[str], pa.Table], *, switched: bool = False) -> Markup:
+    """The section as HTML, of tables by name; one that was not made has no rows.
+
+    Args:
+        read: gives a table.
+        switched: at a glance every measure, each in a part that names it (`data-measure`), for the explorer to choose from.
+    """
     effects, *others = (read(f"transfer_{name}").to_pylist() for name in _SHOWN)
     shared, directions, cost, targets, sets = others
     parts = [
         _found(effects),
-        Markup('<div class="figures">{}</div>').format(Markup("").join(_at_a_glance(effects))),
+        *_glances(effects, switched=switched),
         _shared(shared),
         _effects(effects),
         _success(effects),
@@ -105,15 +110,31 @@ def _of(rows: Rows, contrast: str, *names: str) -> dict[tuple[Any, ...], Row]:
     return {tuple(r[n] for n in names): r for r in rows if r["contrast"] == contrast}
 
 
-_DRAWN = {"specific": "more than other categories", "logodds": "log-odds"}
+_DRAWN = {
+    "specific": "more than other categories",
+    "logodds": "log-odds",
+    "success": "more words in the top k",
+    "welch": "the paper's test, trial by trial",
+}
 
 
-def _at_a_glance(effects: Rows) -> Iterator[Markup]:
+def _glances(effects: Rows, *, switched: bool) -> Iterator[Markup]:
+    there = {r["contrast"] for r in effects}
+    for measure in [m for m in _DRAWN if m in there] if switched else [None]:
+        marks = (
+            Markup(' data-measure="{}" data-words="{}"').format(measure, _DRAWN[measure]) if measure else ""
+        )
+        drawn = Markup("").join(_at_a_glance(effects, measure))
+        yield Markup('<div class="figures"{}>{}</div>').format(marks, drawn)
+
+
+def _at_a_glance(effects: Rows, measure: str | None) -> Iterator[Markup]:
     """One matrix of categories by arms per target and way of asking."""
     for place, mine, contrast in _places(effects):
-        rows = [r for r in mine if r["contrast"] == contrast]
+        shown = measure or contrast
+        rows = [r for r in mine if r["contrast"] == shown]
         if rows:
-            title = f"{text.visible(place[0])}, {place[1]}, {place[2]}: {_DRAWN[contrast]}"
+            title = f"{text.visible(place[0])}, {place[1]}, {place[2]}: {_DRAWN[shown]}"
             yield matrix(rows, title=title, unit=rows[0]["unit"])
 
 

@@ -7,6 +7,9 @@ from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
+from jaxtyping import Float
+from torch import Tensor
+
 from polysem.boundary.door import Door
 from polysem.boundary.files import exists, local_path, steady
 from polysem.errors import MismatchError, UnknownReferenceError
@@ -109,6 +112,22 @@ def _from_object(given: object, site: str | None) -> SAE:
         "directions without an encoder: each reads what it writes, and nothing is asked of a reconstruction"
     )
     return replace(sae, provenance=replace(sae.provenance, dialect=DIRECTIONS))
+
+
+def as_dictionary(vector: Float[Tensor, " d"], *, site: Site, ref: str) -> SAE:
+    """A steering vector as a dictionary of one feature, which reads and writes at its site.
+
+    Args:
+        vector: as it is added at coefficient 1.
+        site: where.
+        ref: what it is called in manifests and errors.
+
+    Raises:
+        FormatError, NumericsError: if it is no vector, has no length, or is not finite.
+    """
+    with as_files(vector[None]) as source:
+        sae = _assembled(source, str(site))
+    return replace(sae, provenance=replace(sae.provenance, ref=ref, dialect=DIRECTIONS))
 
 
 def _assembled(source: WeightFiles, site: str | None) -> SAE:

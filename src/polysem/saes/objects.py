@@ -111,7 +111,7 @@ def _tensors(given: Mapping[str, Any], folder: Path) -> None:
             f"{', '.join(sorted(set(given) - {'W_dec'}))} without W_enc: half of an encoder",
             hint="give W_enc, too",
         )
-    tensors.setdefault("W_enc", rows.T)
+    tensors.setdefault("W_enc", rows.T.clone())  # of one row the transposed is the same memory
     for name in ("b_enc", "b_dec"):
         tensors.setdefault(name, torch.zeros(rows.shape[0 if _BIASES[name] == "d_sae" else 1]))
     architecture = "jumprelu" if "threshold" in tensors else "standard" if k is None else "topk"

@@ -139,6 +139,11 @@ def collect_arms(joined: pa.Table) -> Arms:
     whole = (*ARM, "token_set", "interference_bin", "pair_target", "pair_source")
     columns: dict[str, Column] = {name: table[name].take(pa.array(first)) for name in whole}
     columns |= {name: pc.fill_null(columns[name], -1) for name in ("pair_target", "pair_source")}
+    columns["source_name"] = pc.if_else(
+        pc.equal(columns["relation"], "given"),
+        table["source_sae"].take(pa.array(first)),
+        pa.scalar(None, pa.string()),
+    )
     columns["dose"] = table["size"].take(pa.array(first))
     columns["layer_type"] = _layer_types(table["site"].take(pa.array(first)))
     planned = {name: floats(table[name])[first] for name in ("interference", "similarity")}

@@ -56,6 +56,7 @@ def all_contrasts(view: View, beside: Sequence[Beside] = ()) -> Iterator[Row]:
                 yield from slopes(view, sae=sae, tokens=tokens, outcome=outcome)
                 yield from means(view, sae=sae, tokens=tokens, outcome=outcome)
                 yield from differences(view, sae=sae, tokens=tokens, outcome=outcome)
+                yield from of_vectors(view, sae=sae, tokens=tokens, outcome=outcome)
                 yield sign_agreement(view, sae=sae, tokens=tokens, outcome=outcome)
             yield from null_slopes(view, sae=sae, tokens=tokens)
             for other in beside:
@@ -175,6 +176,36 @@ def differences(view: View, *, sae: str, tokens: str, outcome: str) -> Iterator[
             inside="targets",
             names=("matched controls", "random features"),
         )
+
+
+def of_vectors(view: View, *, sae: str, tokens: str, outcome: str) -> Iterator[Row]:
+    """Each of the study's own vectors minus each control, inside the same targets: minus the directions that were drawn at
+    its own cosines, and minus the targets' controls."""
+    chosen = view.where(sae=sae, token_set=tokens)
+    given = chosen & view.where(relation="given")
+    names = view.columns["source_name"]
+    for name in sorted(set(names[given].tolist())):
+        mine = given & (names == name)
+        numbers = set(zip(view.columns["sae"][mine], view.columns["source"][mine], strict=True))
+        drawn = [key in numbers for key in zip(view.columns["sae"], view.columns["pair_source"], strict=True)]
+        for control, relation in RELATIONS.items():
+            own = chosen & view.where(relation=control)
+            if control == "given_matched":
+                own &= np.array(drawn, dtype=bool)
+            elif not relation.floor or relation.role != "reference":
+                continue
+            if own.any():
+                yield _difference(
+                    view,
+                    f"given_minus_{control}",
+                    view.group(sae=sae, outcome=outcome, tokens=tokens, vector=name),
+                    _each(view, mine, outcome),
+                    _each(view, own, outcome),
+                    planned=mine | own,
+                    outcome=outcome,
+                    inside="targets",
+                    names=("targets with the vector", "controls"),
+                )
 
 
 class _Side(NamedTuple):

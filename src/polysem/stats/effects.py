@@ -50,6 +50,7 @@ from polysem.store.tables import (
     SIMILARITIES,
     SLOPES_WITHOUT,
     STAGES,
+    VECTOR_EFFECTS,
 )
 from polysem.vocabulary import LOCI, TOKEN_SETS
 
@@ -71,6 +72,7 @@ class Effects(Result):
     effects: pa.Table
     pair_effects: pa.Table
     toward: pa.Table
+    vector_effects: pa.Table
     budgets: pa.Table
     dose_response: pa.Table
     missing: pa.Table
@@ -176,6 +178,7 @@ def estimate(
         effects=EFFECTS.of(rows),
         pair_effects=pair_effects(arms),
         toward=toward(joined),
+        vector_effects=vector_effects(arms),
         budgets=budgets(views, max_kl=config.max_kl, level=config.level, seed=seed),
         dose_response=dose_response(joined, level=config.level),
         missing=missing(pa.concat_tables([joined, other_strengths(whole)])),
@@ -234,9 +237,19 @@ def declared_rows(rows: Rows) -> Rows:
 
 
 def pair_effects(arms: Arms) -> pa.Table:
-    """PAIR_EFFECTS: every arm, token set and dose with at least one confirm prompt that has both signs."""
+    """PAIR_EFFECTS: every arm of features and directions, token set and dose with at least one confirm prompt that has both
+    signs."""
     table = arms.table.filter(pc.greater(arms.table["n_prompts"], 0))
+    table = table.filter(pc.is_null(table["source_name"]))
     return PAIR_EFFECTS.conform(table.select([c.name for c in PAIR_EFFECTS.columns]))
+
+
+def vector_effects(arms: Arms) -> pa.Table:
+    """VECTOR_EFFECTS: the same of the study's own steering vectors, by name."""
+    table = arms.table.filter(pc.greater(arms.table["n_prompts"], 0))
+    named = table.filter(pc.is_valid(table["source_name"]))
+    named = named.append_column("vector", named["source_name"])
+    return VECTOR_EFFECTS.conform(named.select([c.name for c in VECTOR_EFFECTS.columns]))
 
 
 def adjust(rows: Rows, *, locus: str) -> Rows:

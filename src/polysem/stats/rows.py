@@ -123,7 +123,7 @@ class View:
         kept = equals(table, locus=locus, dose=dose)
         here = arms.only(kept)
         part = here.table
-        text = ("sae", "relation", "token_set", "layer_type")
+        text = ("sae", "relation", "source_name", "token_set", "layer_type")
         columns = {
             name: part[name].to_numpy(zero_copy_only=False) if name in text else floats(part[name])
             for name in part.column_names

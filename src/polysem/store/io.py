@@ -11,6 +11,7 @@ import json
 import os
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import IO, Any, cast
 
@@ -24,6 +25,7 @@ from polysem.boundary.files import regular
 from polysem.boundary.text import parse_json
 from polysem.errors import StoreError
 from polysem.profiling import counts_as
+from polysem.progress import tracked
 from polysem.store.schema import Schema
 
 TEMPORARY = ".tmp"
@@ -32,6 +34,8 @@ TEMPORARY = ".tmp"
 SYNC = "POLYSEM_SYNC"
 """environment variable: 0 does not wait for the disk, which is safe when a process is killed, not when power fails"""
 
+PIECE, SHOWN = 1 << 22, 64
+"""bytes that are hashed at once, and pieces above which it is shown how far a file is"""
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 
 
@@ -262,8 +266,18 @@ class Arrays(Mapping[str, np.ndarray]):
 def sha256(path: Path) -> str:
     """The sha256 of a file's content, in hexadecimal."""
     _check_file(path, rebuild="put the file there, or run the same command again")
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+    return sha256_joined([path])
+
+
+def sha256_joined(files: Sequence[Path]) -> str:
+    """The sha256 of files one after the other, as of one; of large ones it is shown how far it is."""
+    whole = hashlib.sha256()
+    for path in files:
+        with path.open("rb") as stream:
+            pieces, n = iter(partial(stream.read, PIECE), b""), -(-path.stat().st_size // PIECE)
+            for piece in tracked(pieces, total=n, label=f"reading {path.name}") if n > SHOWN else pieces:
+                whole.update(piece)
+    return whole.hexdigest()
 
 
 def sha256_of(path: Path) -> str | None:

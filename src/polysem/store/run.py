@@ -239,6 +239,8 @@ class RunFolder:
         rebuild = command(stage, self.root)
         files = [self.root / file for file in self.files(name)]
         parts = [io.read_table(file, schema, rebuild=rebuild, columns=columns, where=where) for file in files]
+        if not parts:
+            return schema.empty() if columns is None else schema.empty().select(list(columns))
         if len(parts) == 1:
             return parts[0]
         together = pa.concat_tables(parts)
@@ -261,7 +263,7 @@ class RunFolder:
         Raises:
             StoreError: if the stage is not finished.
         """
-        stage, _ = self._home(name)
+        stage, schema = self._home(name)
         manifest = self.manifest(stage)
         if manifest is None:
             raise StoreError(
@@ -272,7 +274,7 @@ class RunFolder:
         found = sorted(
             file for file in manifest.outputs if file == f"{stage}/{name}.parquet" or fnmatch(file, parts)
         )
-        if not found:
+        if not found and not schema.late:
             raise StoreError(
                 f"{self.root / stage / 'manifest.json'} names no file of table {name}",
                 hint=command(stage, self.root),

@@ -33,6 +33,8 @@ class Schema:
     version: int
     key: tuple[str, ...]
     columns: tuple[Column, ...]
+    late: bool = False
+    """whether a finished stage of before there was this table may lack it; it then has no rows"""
 
     def arrow(self) -> pa.Schema:
         """The arrow schema, with version and units in the field metadata."""

@@ -39,7 +39,7 @@ class Stage:
     """parts of the settings that decide it; () is all of them; `sae_refs` is the SAEs without what concerns features
     only, `gloss_vectors` the glosses without the further measures of similarity"""
     sources: tuple[str, ...] = ()
-    """files and weights outside the run folder, by role: model, saes, corpus, features, glosses, prompts, similarity,
+    """files and weights outside the run folder, by role: model, saes, vectors, corpus, features, glosses, prompts, similarity,
     words, text (the corpus, read again), narrow (dictionaries that show relations of features)"""
     packages: tuple[str, ...] = ()
     """distributions whose version can change a number"""
@@ -121,8 +121,19 @@ _STUDY = (
         "Prompts, targets, sources, controls and doses: every trial, before any is run.",
         make="polysem.engine.making:plan",
         inputs=("features", "pairs", "kinship"),
-        sections=("seed", "sae_refs", "corpus", "glosses", "pairs", "prompts", "plan", "preset", "relations"),
-        sources=("model", "saes", "corpus", "prompts", "similarity"),
+        sections=(
+            "seed",
+            "sae_refs",
+            "vectors",
+            "corpus",
+            "glosses",
+            "pairs",
+            "prompts",
+            "plan",
+            "preset",
+            "relations",
+        ),
+        sources=("model", "saes", "vectors", "corpus", "prompts", "similarity"),
         packages=(*_MODEL, "scipy", "sentence-transformers", *_MEANING),
         plug_ins=("saes", *_WORDS, "similarities"),
     ),
@@ -131,8 +142,8 @@ _STUDY = (
         "Run the plan on the model.",
         make="polysem.engine.making:trials",
         inputs=("features", "plan"),
-        sections=("model", "sae_refs", "prompts"),
-        sources=("model", "saes"),
+        sections=("model", "sae_refs", "vectors", "prompts"),
+        sources=("model", "saes", "vectors"),
         packages=(*_MODEL, "scipy"),
         plug_ins=("saes", *_WORDS),
         parts="batches",
@@ -325,7 +336,10 @@ def parameters(
         whole["sae_refs"] = [
             begun | {name: sae[name] for name in wanted if name in sae} for sae in whole["saes"]
         ]
-    found = {name: whole[name] for name in REGISTRY[stage].sections or type(settings).model_fields}
+        if not whole["vectors"]:
+            del whole["vectors"]  # none: no other study than before there was the setting
+    sections = REGISTRY[stage].sections or type(settings).model_fields
+    found = {name: whole[name] for name in sections if name in whole}
     return found | ({"options": dict(options)} if options else {})
 
 

@@ -6,7 +6,7 @@ export class Refused extends Error {
   }
 }
 
-export async function fetchJson(path, options = {}) {
+async function asked(path, options = {}) {
   let response;
   try {
     response = await fetch(path, { credentials: "same-origin", ...options });
@@ -14,12 +14,27 @@ export async function fetchJson(path, options = {}) {
     if (error.name === "AbortError") throw error;
     throw new Refused("the explorer does not answer; was it stopped?", "polysem explore RUN");
   }
-  if (response.ok) return response.json();
+  if (response.ok) return response;
   if (response.status === 401) throw new Refused("this page has no valid token any more", "open the address that polysem explore printed");
   if (response.status === 421) throw new Refused("the explorer does not answer to this address any more", `polysem explore RUN --allow-host ${location.host}`);
   let told = null;
   try { told = await response.json(); } catch { /* no JSON: the status says it */ }
   throw new Refused((told && told.error) || `the server answered ${response.status}`, told && told.hint);
+}
+
+export const fetchJson = async (path, options) => (await asked(path, options)).json();
+
+// One JSON object a line, each as it comes.
+export async function* fetchLines(path) {
+  const reader = (await asked(path)).body.pipeThrough(new TextDecoderStream()).getReader();
+  let rest = "";
+  try {
+    for (let piece = await reader.read(); !piece.done; piece = await reader.read()) {
+      const lines = (rest + piece.value).split("\n");
+      rest = lines.pop();
+      for (const line of lines) yield JSON.parse(line);
+    }
+  } finally { reader.cancel().catch(() => {}); }
 }
 
 // Drawn figures as nodes: the browser reads the file as a document in which nothing runs.

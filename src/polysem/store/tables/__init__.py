@@ -30,6 +30,7 @@ from polysem.store.tables.effects import (
     RELIABILITY,
     SIMILARITY_MODEL,
     TOWARD,
+    VECTOR_EFFECTS,
 )
 from polysem.store.tables.features import CLUSTERS, CONTEXTS, FEATURES, GLOSSES
 from polysem.store.tables.guard import (
@@ -74,7 +75,7 @@ from polysem.store.tables.layers import (
     LAYER_TOKENS,
     LAYERS,
 )
-from polysem.store.tables.pairs import DENSITY, PAIRS, PARTNERS, SPECTRUM
+from polysem.store.tables.pairs import DENSITY, NEAR, PAIRS, PARTNERS, SPECTRUM
 from polysem.store.tables.panel import JUDGED, JUDGEMENTS, WRITTEN_GLOSSES
 from polysem.store.tables.plan import (
     CONCEPTS,
@@ -172,6 +173,7 @@ __all__ = [
     "LEVELS",
     "METRICS",
     "MISSING",
+    "NEAR",
     "NEURONS",
     "NEURON_DEGREES",
     "NEURON_EFFECTS",
@@ -226,6 +228,7 @@ __all__ = [
     "TRIALS",
     "VALIDITY",
     "VARIANCE_COMPONENTS",
+    "VECTOR_EFFECTS",
     "WRITTEN_GLOSSES",
 ]
 
@@ -235,7 +238,7 @@ STAGES: dict[str, tuple[Schema, ...]] = {
     "kinship": (RELATIONS, ABSORPTION, RELATED_PAIRS),
     "plan": (
         *(PLAN, PROMPTS, NEURONS, NEURON_DEGREES),
-        *(SIGNALS, SIMILARITIES, CONCEPTS, SENSES, COVARIATES),
+        *(SIGNALS, SIMILARITIES, CONCEPTS, SENSES, COVARIATES, NEAR),
     ),
     "trials": (TRIALS,),
     "response": (
@@ -246,6 +249,7 @@ STAGES: dict[str, tuple[Schema, ...]] = {
         EFFECTS,
         PAIR_EFFECTS,
         TOWARD,
+        VECTOR_EFFECTS,
         BUDGETS,
         DOSE_RESPONSE,
         MISSING,

@@ -78,6 +78,23 @@ PAIR_EFFECTS = Schema(
     ),
 )
 
+VECTOR_EFFECTS = Schema(
+    "vector_effects",
+    1,
+    ("sae", "vector", "target", "token_set", "dose"),
+    (
+        c.SAE,
+        c.text("vector", "name of a steering vector of one's own"),
+        *(c.TARGET, c.TOKENS),
+        c.number("dose", "dose_unit", "absolute value; effects are odd parts over +dose and -dose"),
+        c.number("interference", "cosine", "of the vector with the target's direction", nullable=True),
+        *(column for outcome in OUTCOMES.values() for column in _effect(outcome)),
+        c.number("kl", "nats", "mean KL over both signs"),
+        c.N_PROMPTS,
+    ),
+    late=True,
+)
+
 TOWARD = Schema(
     "toward",
     1,

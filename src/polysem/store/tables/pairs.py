@@ -54,6 +54,29 @@ PAIRS = Schema(
     ),
 )
 
+NEAR = Schema(
+    "near",
+    1,
+    ("sae", "vector", "feature"),
+    (
+        SAE,
+        Column("vector", STRING, "", "name of a steering vector of one's own"),
+        FEATURE,
+        Column(
+            "interference",
+            F64,
+            "cosine",
+            "of the vector with the unit decoder row, at least the study's threshold in size",
+        ),
+        Column("z_isotropic", F64, "sd", "interference x sqrt(d_in)"),
+        Column(
+            "p_isotropic", F64, "probability", "exact two-sided chance of |cosine| for a random direction"
+        ),
+        Column("gloss", STRING, "", "primary gloss of the feature", nullable=True),
+    ),
+    late=True,
+)
+
 DENSITY = Schema(
     "density",
     2,

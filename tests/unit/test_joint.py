@@ -245,6 +245,17 @@ def test_hypotheses_are_told_from_planted_pairs():
     assert found["J3 Hessian of other prompts"] == pytest.approx(1)
     assert abs(found["J3 cosine, its sign held out by pair"]) < 0.4
     assert not [name for name in found if name.startswith("J2")]
+    noise = RNG.standard_normal(n)
+    by_cosine = [row | {"lift": abs(row["cosine"]) + 0.2 * e} for row, e in zip(rows, noise, strict=True)]
+    by_itself = [row | {"lift": -row["odd"] + e} for row, e in zip(rows, noise, strict=True)]
+    for row, e in zip(by_cosine, RNG.standard_normal(n), strict=True):
+        row["odd"] += 0.2 * e  # lift and interaction have nothing but the cosine in common
+    for row, e in zip(by_itself, noise, strict=True):
+        row["odd"] -= e
+    found = {name: value for name, value, *_ in hypotheses(by_cosine)}
+    assert found["J2 odd interaction and lift"] > 0.5
+    assert abs(found["J2 odd interaction and lift, |cosine| given"]) < 0.4
+    assert {n: v for n, v, *_ in hypotheses(by_itself)}["J2 odd interaction and lift, |cosine| given"] < -0.7
 
 
 # layers

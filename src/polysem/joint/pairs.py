@@ -24,7 +24,7 @@ from polysem.models.hf import HFModel
 from polysem.rank import rank_correlation
 from polysem.saes.base import SAE
 from polysem.side_effects.directions import Direction
-from polysem.side_effects.forecast import over_features
+from polysem.side_effects.forecast import over_features, partial_correlation
 from polysem.side_effects.measures import jackknife
 from polysem.side_effects.push import Sets
 
@@ -275,6 +275,9 @@ def hypotheses(rows: Sequence[dict[str, Any]]) -> list[tuple[str, float, float, 
         tell(f"J1 {part} interaction and |cosine|", rank_correlation, columns[part], cosine)
     for part in ("odd", "even"):
         tell(f"J2 {part} interaction and lift", rank_correlation, columns[part], columns["lift"])
+        tell(
+            f"J2 {part} interaction and lift, |cosine| given", _given, columns[part], columns["lift"], cosine
+        )
     y, told, near = columns["y_even"], columns["forecast"], columns["second_order"]
     tell("J3 Hessian of the same prompts", rank_correlation, near, y)
     tell("J3 Hessian of other prompts", rank_correlation, told, y)
@@ -288,6 +291,10 @@ def hypotheses(rows: Sequence[dict[str, Any]]) -> list[tuple[str, float, float, 
         *(told, columns["cosine"], y, halves),
     )
     return found
+
+
+def _given(x: np.ndarray, y: np.ndarray, other: np.ndarray) -> float:
+    return partial_correlation(x, y, other[:, None])
 
 
 def _r2(told: np.ndarray, y: np.ndarray) -> float:

@@ -365,14 +365,13 @@ def forecast_side_effects(
         fired = firing(scene.model, scene.dictionary, text, counted, chosen.tolist())
         for name, values in fired._asdict().items():
             known[name][chosen] = values
-    directions = scene.features(chosen.tolist())
+    directions, scene = scene.features(chosen.tolist()), scene.confirmed()
     pushed = scene.push(directions, dose=dose, reporter=reporter)
     measured = scene.measured(pushed, scene.all_own[chosen], scene.absent(directions))
     outcomes = [*MOST_FORECAST, *(("reach_features",) if scene.readout is not None else ())]
     deciles = density_deciles(np.exp(known["log_density"]))[chosen]
     rows: dict[str, Rows] = {"forecasts": [], "screened": []}
-    fresh = np.flatnonzero(scene.confirm)
-    halves = [np.isin(np.arange(len(scene.prompts)), fresh[k::2]) for k in (0, 1)]
+    halves = [np.arange(len(scene.prompts)) % 2 == k for k in (0, 1)]
     on = _labels(measured, "on_target", halves[0])
     for outcome in outcomes:
         labels = [_labels(measured, outcome, half) for half in (scene.confirm, *halves)]
@@ -389,7 +388,7 @@ def forecast_side_effects(
         told = labelled.told(labelled.first, PREDICTORS["all"], rng("folds"))
         each = np.array(
             [
-                [_single(measured, outcome, k, x) for x in np.flatnonzero(halves[1]).tolist()]
+                [_single(measured, outcome, k, x, halves[1]) for x in np.flatnonzero(halves[1]).tolist()]
                 for k in np.flatnonzero(good).tolist()
             ]
         )
@@ -410,13 +409,15 @@ def _labels(measured: Evidence, name: str, half: Bool[np.ndarray, " prompts"]) -
     return np.array(found)
 
 
-def _single(measured: Evidence, name: str, row: int, place: int) -> float:
-    """A measure on one prompt; stability is the cosine with the mean of the select prompts' own kind: all others."""
+def _single(
+    measured: Evidence, name: str, row: int, place: int, among: Bool[np.ndarray, " prompts"]
+) -> float:
+    """A measure on one prompt; stability is the cosine with the mean of the others among some."""
     if not measured.pushed.reached[row, place]:
         return np.nan
     if name == "stability":
         products = measured.pushed.products[row]
-        others = np.flatnonzero(measured.pushed.reached[row] & (np.arange(len(products)) != place))
+        others = np.flatnonzero(measured.pushed.reached[row] & among & (np.arange(len(products)) != place))
         size = products[place, place] * products[np.ix_(others, others)].sum()
         return float(products[place, others].sum() / np.sqrt(size)) if size > 0 else np.nan
     return measured.value(name, row, np.array([place]))

@@ -129,6 +129,11 @@ class Scene:
         """The other half."""
         return ~self.select
 
+    def confirmed(self) -> "Scene":
+        """The scene of the confirm prompts alone."""
+        some = np.flatnonzero(self.confirm).tolist()
+        return replace(self, prompts=[self.prompts[k] for k in some], select=np.zeros(len(some), dtype=bool))
+
     def features(self, ids: Iterable[int]) -> list[Direction]:
         """Decoder rows of the dictionary, each with its own tokens.
 

@@ -100,7 +100,7 @@ class FeatureIndex:
     contexts: Contexts = field(default_factory=lambda: Contexts({}, {}, {}))
     max_act: Float[np.ndarray, " d_sae"] = field(default_factory=lambda: np.empty(0))
     """largest activation seen of every feature; NaN where unknown"""
-    excluded: Kinds = field(default_factory=dict)
+    excluded: Kinds = field(default_factory=dict[tuple[int, int], str])
     """pairs that are not drawn for the relation that they have"""
 
     @classmethod

@@ -71,7 +71,7 @@ class Plan:
     neuron_degrees: pa.Table = field(default_factory=NEURON_DEGREES.empty)
     covariates: pa.Table = field(default_factory=COVARIATES.empty)
     near: pa.Table = field(default_factory=NEAR.empty)
-    left_out: Mapping[str, int] = field(default_factory=dict)
+    left_out: Mapping[str, int] = field(default_factory=dict[str, int])
     """relation -> candidate sources of the targets that were not drawn for it"""
 
     def tables(self) -> dict[str, pa.Table]:

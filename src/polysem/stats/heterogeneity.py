@@ -83,7 +83,7 @@ def between_saes(declared: Rows, rows: Rows, *, sites: Mapping[str, str] | None 
     for label, site in (sites or {}).items():
         by_site.setdefault(site, set()).add(label)
     several = {site: saes for site, saes in by_site.items() if len(saes) > 1 and len(by_site) > 1}
-    found = []
+    found: Rows = []
     for row in declared:
         mine = own.get((str(row["contrast"]), _but_sae(parse_group(str(row["group"])))), [])
         found.append(_row(row, mine) | {"site": POOLED})

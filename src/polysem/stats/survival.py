@@ -52,7 +52,7 @@ def effect_survival(replicated: pa.Table, *, level: float, seed: int) -> pa.Tabl
                 kept = np.isin(stable, wanted)
                 if not kept.any():
                     continue
-                rng = rng_for(seed, "survival", *key.values(), measure, stratum)
+                rng = rng_for(seed, "survival", *map(str, key.values()), measure, stratum)
                 found = _correlations(y[kept], targets[kept], level=level, rng=rng)
                 rows.append(key | {"measure": measure, "stratum": stratum, "level": level} | found)
     return EFFECT_SURVIVAL.of(rows)

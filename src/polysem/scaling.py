@@ -91,7 +91,7 @@ def apart(seen: Fired, *, fewest: int = 10) -> float:
         block = live[start : start + _BLOCK]
         cosine = np.abs(seen.units[block] @ seen.units[live].T)
         i, j = np.nonzero((cosine >= CLOSE) & (live[None, :] > block[:, None]))
-        both = (seen.fires[:, block].T @ seen.fires[:, live]).toarray()[i, j]
+        both = (seen.fires[:, block].T @ seen.fires[:, live]).toarray()[i, j].astype(np.int64)
         p = cofiring_tail(both, seen.n, seen.count[block[i]], seen.count[live[j]], above=True)
         n_close, n_apart = n_close + len(i), n_apart + int((p > 0.05).sum())
     return n_apart / n_close if n_close else float("nan")

@@ -80,7 +80,7 @@ class Following:
     def command(self, *arguments: str) -> str:
         """What a command prints; it ends well."""
         ended = CliRunner().invoke(app, list(arguments))
-        assert ended.exit_code == 0, ended.output
+        assert ended.exit_code == 0, f"{ended.output}{ended.exception!r}"
         return ended.stdout
 
 

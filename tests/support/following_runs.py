@@ -310,7 +310,7 @@ def stages(do: Following) -> None:
     folder, context = project(), _context()
     model, saes, table = context.model, context.saes, context.features.features
     at = table.column_names.index("tokens_out")
-    nothing = table.set_column(at, table.field(at), pa.nulls(len(table), table.field(at).type))
+    nothing = table.set_column(at, table.field(at), pa.array([[]] * len(table), table.field(at).type))
     half = with_parts(context, features=SimpleNamespace(features=nothing))
     assert "other token set" in do.hint(lambda: _sets(half, "early", model, "out"))
     assert _sets(half, "early", model, "in")

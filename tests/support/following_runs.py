@@ -420,9 +420,9 @@ def numbers_of_models(do: Following) -> None:
     assert "fetch the files of the SAE" in do.hint(lambda: harvested(damaged))
     assert harvested(stream)
 
+    context = _context()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pairing, "MOST_PAIRS", 40)
-        context = _context()
 
         def mapped(least: float) -> object:
             config = PairsConfig(min_interference=least)

@@ -40,6 +40,7 @@ from polysem.stats.regress import clustered_mean, clustered_ols, degrees_of_free
 from polysem.stats.reliability import instrumented, naive_bias, reliability
 from polysem.stats.replication import replicate
 from polysem.stats.similarity import correlated, loadings_between, one_factor
+from polysem.stats.survival import COMPONENTS, components_of
 from polysem.stats.units import pool_test, sentence_bootstrap, spending, stratified_test
 from polysem.store.tables import PLAN, TRIALS
 from support.synthetic import SyntheticStudy, synthetic_tables
@@ -140,6 +141,14 @@ def sentences(d: Data) -> Any:
     return vars(found) | {"note": f"{found.n_sentences} sentences" if found.n_sentences < 2 else ""}
 
 
+def variances(d: Data) -> Any:
+    """Every pair in two dictionaries."""
+    there = np.repeat([0, 1], len(d.y))
+    found = components_of(np.concatenate([d.y, d.x]), *np.concatenate([d.clusters] * 2).T, there)
+    note = "" if np.isfinite(found).all() else "not told apart"
+    return dict(zip(COMPONENTS, found.tolist(), strict=True)) | {"note": note}
+
+
 def rng() -> np.random.Generator:
     return rng_for(1, "degenerate")
 
@@ -159,6 +168,7 @@ ESTIMATORS: Mapping[str, tuple[Estimator, ...]] = {
         lambda d: held_out_r2(d.y, d.design, d.clusters[:, 0], level=0.95, rng=rng(), draws=99),
     ),
     "stats.replication.replicate": (lambda d: replicate(d.x, d.y, d.clusters, level=0.95, rng=rng()),),
+    "stats.survival.components_of": (variances,),
     "stats.reliability.reliability": (lambda d: reliability(d.y, d.x),),
     "stats.reliability.instrumented": (
         lambda d: instrumented(d.y, d.x, d.z, d.z + 0.1 * d.x, d.clusters),
@@ -215,6 +225,7 @@ TABLES = {
     *("stats.grades.claim_of", "stats.grades.grade_of", "stats.grades.graded"),
     *("stats.similarity.gloss_reliability", "stats.power.seen_power", "stats.replication.replications"),
     *("stats.similarity.latent_similarity", "stats.similarity.similarity_model"),
+    *("stats.survival.effect_survival", "stats.survival.variance_components"),
     *("stats.toward.toward", "stats.budgets.budgets", "stats.budgets.sizes"),
     *("stats.rows.effect_row", "stats.specification.specifications", "paper.optimism.optimism"),
     *("paper.scene.preset_row", "paper.grid.effects_of", "paper.grid.kl_at_best", "paper.grid.means_by_arm"),
@@ -251,6 +262,7 @@ NONE: Mapping[str, str] = {
     "paper.degree.degree_rows": "one neuron, none, no outcome, no variance: tests/unit/test_paper_degree.py",
     "paper.scene.lost": "counts rows",
     "stats.effects.views_of": "the views that `estimate` reads",
+    "stats.kinship.related_pairs": "counts rows",
     "stats.kinship.slopes_without": "the slopes of `estimate`, of some of the pairs: tests/unit/test_stats_kinship.py",
     "stats.units.looked_pool_test": "pool_test at every look: tests/unit/test_transfer_randomisation.py",
     **dict.fromkeys(

@@ -81,7 +81,7 @@ def components_of(
     source: Int[np.ndarray, " n"],
     dictionary: Int[np.ndarray, " n"],
 ) -> Float[np.ndarray, "7"]:
-    """Variances of `COMPONENTS`; nan where the design does not tell them apart.
+    """Variances of `COMPONENTS`; nan where the design does not tell them apart, or an effect is not finite.
 
     Args:
         y: effects, one of every pair and dictionary at most.
@@ -89,6 +89,8 @@ def components_of(
         source: of each.
         dictionary: of each.
     """
+    if not len(y) or not np.isfinite(y).all():
+        return np.full(len(COMPONENTS), np.nan)
     codes = [_code(*ids) for ids in (
         (target,), (source,), (target, source), (dictionary,), (target, dictionary), (source, dictionary), (np.arange(len(y)),)
     )]  # fmt: skip
@@ -193,7 +195,7 @@ def _excess(y: Float[np.ndarray, "n 3"], w: Float[np.ndarray, "draws n"]) -> Flo
     return np.array([r, null, r - null])
 
 
-def _groups(replicated: pa.Table) -> Iterator[tuple[dict[str, object], list[dict[str, Any]]]]:
+def _groups(replicated: pa.Table) -> Iterator[tuple[dict[str, str], list[dict[str, Any]]]]:
     groups: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
     for r in replicated.to_pylist():
         groups.setdefault((r["sae"], r["other"], r["token_set"]), []).append(r)

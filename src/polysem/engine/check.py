@@ -85,9 +85,9 @@ def check_study(study: Study, places: Places, out: Path) -> Checked:
             checked.attempt(lambda ref=ref: load_sae(ref))
     for measure in there.glosses.similarity:
         checked.attempt(lambda measure=measure: open_measure(measure))
-    if there.vectors and model:
-        at = next((sae.writes for sae in saes if sae), None)
-        checked.attempt(lambda: given_vectors(there, model, at))
+    first = next((sae for sae in saes if sae), None)
+    if there.vectors and model and first:
+        checked.attempt(lambda: given_vectors(there, model, first.writes))
     _texts(there, model, checked)
     checked.attempt(lambda: _thresholds(there, [sae.d_sae for sae in saes if sae]))
     checked.attempt(lambda: _disk(there, sum(sae.d_sae for sae in saes if sae), out))

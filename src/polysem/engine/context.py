@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 from polysem.config import SAEConfig, Study
 from polysem.engine.cache import SAECache
 from polysem.engine.sources import Pins, is_local
-from polysem.errors import ConfigError, MismatchError, StoreError
+from polysem.errors import MismatchError, StoreError
 from polysem.places import Places
 from polysem.store.manifest import Manifest
 from polysem.store.run import RunFolder
@@ -119,7 +119,7 @@ class StudyContext:
         return sae
 
 
-def given_vectors(study: Study, model: "WhiteBoxModel", site: "Site | None") -> "dict[str, SAE]":
+def given_vectors(study: Study, model: "WhiteBoxModel", site: "Site") -> "dict[str, SAE]":
     """The steering vectors of a study by name.
 
     Args:
@@ -140,12 +140,7 @@ def given_vectors(study: Study, model: "WhiteBoxModel", site: "Site | None") -> 
     found = {}
     for entry in study.vectors:
         own, vector = read_direction(Path(entry.ref), site=Site.parse(entry.site) if entry.site else None)
-        at = own or site
-        if at is None:
-            raise ConfigError(
-                f"{entry.ref} says no site", hint='set site = "blocks.N.hook_resid_post" in [[vectors]]'
-            )
-        found[entry.name] = as_dictionary(torch.from_numpy(vector), site=at, ref=entry.ref)
+        found[entry.name] = as_dictionary(torch.from_numpy(vector), site=own or site, ref=entry.ref)
         check_match(found[entry.name], model)
     return found
 

@@ -49,21 +49,22 @@ def linear_effects(
         responses: one for each prompt.
         dose: nats.
     """
-    effects, squares, costs, strengths, logits = [], [], [], [], []
+    effect, square = np.zeros(()), np.zeros(())
+    costs, strengths, logits = [], [], []
     for one in responses:
         fisher = np.einsum("nd,nd->n", directions @ one.fisher, directions)
         with np.errstate(divide="ignore", invalid="ignore"):
             a = np.sqrt(2 * dose / np.where(fisher > 0, fisher, np.nan))
         moved = a[:, None] * (directions @ one.gradients.T)
-        effects.append(moved)
-        squares.append(moved**2)
+        # sums, not lists: of all features on all their sets every prompt has gigabytes
+        effect, square = effect + moved, square + moved**2
         costs.append(fisher / 2)
         strengths.append(a / one.norm)
         logits.append(directions @ one.logits.T)
     stacked = np.stack(logits, axis=1)
     return LinearEffects(
-        effect=np.mean(effects, axis=0),
-        ratio=np.asarray(participation(np.mean(squares, axis=0))),
+        effect=effect / len(costs),
+        ratio=np.asarray(participation(square / len(costs))),
         kl=np.mean(costs, axis=0),
         strength=np.mean(strengths, axis=0),
         stability=np.asarray(stability(np.einsum("npv,nqv->npq", stacked, stacked))),

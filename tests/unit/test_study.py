@@ -593,7 +593,9 @@ def test_verify_finds_trials_that_the_plan_does_not_have(fakes: Fakes, study: St
         )
 
     monkeypatch.setattr("polysem.trials", SimpleNamespace(run_batches=forgets, Kept=object))
-    monkeypatch.setitem(__import__("sys").modules, "polysem.trials", SimpleNamespace(run_batches=forgets, Kept=object))
+    monkeypatch.setitem(
+        __import__("sys").modules, "polysem.trials", SimpleNamespace(run_batches=forgets, Kept=object)
+    )
     monkeypatch.setattr(
         fakes,
         "estimate",

@@ -12,10 +12,8 @@ Sources: arXiv 2505.11611 section 3 for c and w; log-odds because an equal shift
 changes it by that shift.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -33,6 +31,8 @@ bfloat16 does not"""
 _TINY = 1e-280
 """below this a sum of exponentials has lost digits to underflow, and the log-sum-exp over the set is taken
 instead"""
+_FAR = 300.0
+"""of log q - log p: from here on e^x is not formed, which could overflow, and p (e^x - 1 - x) is taken as q - p - p x"""
 _BLOCK = 8192
 """embedding rows in float64 at a time"""
 
@@ -126,13 +126,12 @@ def kl(
 
 
 def _divergence(log_p: Tensor, p: Tensor, edited: Tensor) -> Tensor:
-    x = edited.log_softmax(-1) - log_p
-    far = x > 1.0
-    terms = torch.expm1(x.clamp(max=1.0)).sub_(x).clamp_(min=0.0).mul_(p)
-    if bool(far.any()):  # where e^x could overflow, q - p - p x is the same
-        q = edited.log_softmax(-1).exp()
-        terms = torch.where(far, q - p - p * x, terms)
-    return terms.sum(-1)
+    log_q = edited.log_softmax(-1)
+    x = log_q - log_p
+    if not x.numel() or float(x.amax()) < _FAR:
+        return torch.expm1(x).sub_(x).clamp_(min=0.0).mul_(p).sum(-1)
+    terms = torch.expm1(x.clamp(max=_FAR)).sub_(x).clamp_(min=0.0).mul_(p)
+    return torch.where(x > _FAR, log_q.exp() - p - p * x, terms).sum(-1)
 
 
 def share_of_shift(
@@ -209,11 +208,6 @@ class TokenSets:
             _not_everything(row > 0)
         return cls(similarity=_similarities(sets, embedding), inside=inside)
 
-    @cached_property
-    def outside(self) -> Float[Tensor, "n_sets d_vocab"]:
-        """1 - inside."""
-        return 1.0 - self.inside
-
     def take(self, which: Sequence[int]) -> "TokenSets":
         """The sets at these positions."""
         rows = torch.as_tensor(list(which), dtype=torch.long)
@@ -244,18 +238,25 @@ def read_sets(logits: Float[Tensor, "rows d_vocab"], sets: TokenSets) -> SetRead
 def _read_rows(z: Float[Tensor, "rows d_vocab"], sets: TokenSets) -> SetReadouts:
     weights = (z - z.amax(-1, keepdim=True)).exp_()
     total = weights.sum(-1, keepdim=True)
-    within, odds = _odds(z, weights, sets.inside, sets.outside)
+    within, odds = _odds(z, weights, total, sets.inside)
     return SetReadouts(cosine=(weights @ sets.similarity.T) / total, mass=within / total, logodds=odds)
 
 
 def _odds(
     z: Float[Tensor, "rows d_vocab"],
     weights: Float[Tensor, "rows d_vocab"],
+    total: Float[Tensor, "rows 1"],
     inside: Float[Tensor, "n_sets d_vocab"],
-    outside: Float[Tensor, "n_sets d_vocab"],
 ) -> tuple[Float[Tensor, "rows n_sets"], Float[Tensor, "rows n_sets"]]:
     """Sums of the weights e^(z - max) inside each set, and its log-odds."""
-    within, without = weights @ inside.T, weights @ outside.T
+    within = weights @ inside.T
+    without = total - within
+    # A difference keeps its digits where the set holds no more than half; others are summed outside of it.
+    large = within > 0.5 * total
+    some = large.any(0).nonzero()[:, 0]
+    if len(some):
+        summed = weights @ (1.0 - inside[some]).T
+        without[:, some] = torch.where(large[:, some], summed, without[:, some])
     odds = within.log() - without.log()
     for row, column in ((within < _TINY) | (without < _TINY)).nonzero().tolist():
         own = inside[column] > 0
@@ -275,12 +276,11 @@ def log_odds_of_sets(
     Raises:
         NumericsError: if a logit is not finite.
     """
-    z, outside = _finite(logits, "logits"), 1.0 - inside
-    parts = [
-        _odds(rows, (rows - rows.amax(-1, keepdim=True)).exp_(), inside, outside)[1]
-        for rows in z.split(_ROWS)
-    ]
-    return torch.cat(parts) if parts else z.new_empty(0, len(inside))
+    parts = []
+    for rows in _finite(logits, "logits").split(_ROWS):
+        weights = (rows - rows.amax(-1, keepdim=True)).exp_()
+        parts.append(_odds(rows, weights, weights.sum(-1, keepdim=True), inside)[1])
+    return torch.cat(parts) if parts else inside.new_empty(0, len(inside))
 
 
 def _similarities(
@@ -400,11 +400,11 @@ def read_top(
 
 
 class Outcomes(NamedTuple):
-    """Every outcome of the finite rows of a batch, for every set read: plain numbers, by row and set."""
+    """Every outcome of the finite rows of a batch, for every set read."""
 
-    base: dict[str, list[float]]
-    edit: dict[str, list[list[float]]]
-    kl: list[float]
+    base: dict[str, Float[np.ndarray, " n_sets"]]
+    edit: dict[str, Float[np.ndarray, "rows n_sets"]]
+    kl: Float[np.ndarray, " rows"]
 
     @classmethod
     def of(
@@ -439,16 +439,21 @@ class Outcomes(NamedTuple):
         moved = torch.as_tensor(kl(base, edited))
         rho = share_of_shift(before["logodds"][0], after["logodds"], moved)
         return cls(
-            base={f"{name}_base": values[0].tolist() for name, values in before.items()},
-            edit={f"{name}_edit": values.tolist() for name, values in after.items()} | {"rho": rho.tolist()},
-            kl=moved.tolist(),
+            base={f"{name}_base": values[0].numpy() for name, values in before.items()},
+            edit={f"{name}_edit": values.numpy() for name, values in after.items()} | {"rho": rho.numpy()},
+            kl=moved.numpy(),
         )
 
-    def at(self, row: int, column: int) -> dict[str, float | None]:
-        """The outcomes of one row for one set; None where there is no number."""
-        found = {name: values[column] for name, values in self.base.items()}
-        found |= {name: values[row][column] for name, values in self.edit.items()}
-        return {name: None if math.isnan(v) else v for name, v in found.items()} | {"kl": self.kl[row]}
+    def at(
+        self, rows: Int[np.ndarray, " n"], columns: Int[np.ndarray, " n"]
+    ) -> dict[str, Float[np.ndarray, " n"]]:
+        """The outcomes of pairs of a row and a set, by column of TRIALS; NaN where there is no number."""
+        found = {name: values[columns] for name, values in self.base.items()}
+        return (
+            found
+            | {name: values[rows, columns] for name, values in self.edit.items()}
+            | {"kl": self.kl[rows]}
+        )
 
 
 def set_problem(ids: Sequence[int], W_E: Float[Tensor, "d_vocab d_model"]) -> str | None:
@@ -489,8 +494,7 @@ class CategoryWords:
 
     def change(
         self, base: Float[Tensor, "1 d_vocab"], edited: Float[Tensor, "rows d_vocab"]
-    ) -> list[dict[str, float]]:
-        """For every row the change in the log-odds (nats) of every category, by its column of TRIALS."""
+    ) -> dict[str, Float[np.ndarray, " rows"]]:
+        """The change in the log-odds (nats) of every category in every row, by its column of TRIALS."""
         moved = log_odds_of_sets(edited, self.inside) - log_odds_of_sets(base, self.inside)
-        columns = [CATEGORIES[name].column for name in self.names]
-        return [dict(zip(columns, row, strict=True)) for row in moved.tolist()]
+        return {CATEGORIES[name].column: moved[:, k].numpy() for k, name in enumerate(self.names)}

@@ -12,7 +12,9 @@ and no value is ever put in the place of one that is missing. Anything unexpecte
 
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
+from operator import itemgetter
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -51,7 +53,6 @@ from polysem.vocabulary import CONTROLS, DOSE_UNITS, REASONS, TOKEN_SETS, attrib
 
 log = logging.getLogger(__name__)
 
-_EMPTY: dict[str, None] = dict.fromkeys(TRIALS.arrow().names)
 _CACHED_PROMPTS = 256
 _COVARIANCE_PROMPTS = 64
 """prompts whose activations give the covariance control, by id (a hash, so they are a sample)"""
@@ -67,6 +68,7 @@ def run_batches(
     batches: Sequence[int],
     word_start: bool = True,
     reporter: Reporter = SILENT,
+    kept: "Kept | None" = None,
 ) -> pa.Table:
     """The TRIALS rows of some batches of a plan: one for every planned trial in them.
 
@@ -79,6 +81,7 @@ def run_batches(
         batches: numbers of the batches to run, each once, in any order.
         word_start: whether what comes next begins with a space, as it does but for answers in a chat.
         reporter: is told of every batch.
+        kept: from a call with the same plan, prompts, features, model and SAEs; changes no bit.
 
     Raises:
         MismatchError: if plan, prompts, features, SAEs and model do not belong together, or a batch is not in
@@ -95,15 +98,20 @@ def run_batches(
         raise ConfigError(f"a batch is asked for twice in {sorted(batches)}; expected each once")
     mine = plan.filter(pc.is_in(plan["batch"], pa.array(list(batches), pa.int32())))
     mine = mine.sort_by([("batch", "ascending"), ("trial_id", "ascending")])
-    run = _Running(mine, PROMPTS.conform(prompts), features.features, model, saes, word_start=word_start)
-    rows: list[dict[str, object]] = []
+    kept = kept or Kept()
+    run = kept.running = kept.running or _Running(
+        PROMPTS.conform(prompts), features.features, model, saes, word_start=word_start
+    )
+    run.begin(mine)
+    made = [TRIALS.empty()]
     numbers, starts = np.unique(mine["batch"].to_numpy(), return_index=True)
     spans = list(zip(starts, [*starts[1:], mine.num_rows], strict=True))
     for start, stop in reporter.track(spans, total=len(numbers), label="trials"):
-        rows += run.batch(mine.slice(start, stop - start).to_pylist())
-    missing = sum(row["status"] != "ok" for row in rows)
-    log.info("%d trials in %d batches, %d of them without an outcome", len(rows), len(numbers), missing)
-    return TRIALS.conform(pa.Table.from_pylist(rows, schema=TRIALS.arrow()))
+        made.append(run.batch(mine.slice(start, stop - start).to_pylist()))
+    rows = TRIALS.conform(pa.concat_tables(made))
+    missing = pc.sum(pc.not_equal(rows["status"], "ok")).as_py() or 0
+    log.info("%d trials in %d batches, %d of them without an outcome", rows.num_rows, len(numbers), missing)
+    return rows
 
 
 class _Key(NamedTuple):
@@ -130,6 +138,9 @@ class _Shared(NamedTuple):
     def bare(self) -> bool:
         """Whether the prompt is read without its BOS."""
         return self.positions == "all_no_bos"
+
+
+_PLACE = itemgetter("sae", "recipe", *_Shared._fields[2:])
 
 
 class _Unedited(NamedTuple):
@@ -189,12 +200,11 @@ class _Sets(NamedTuple):
 
 
 class _Running:
-    """What stays the same over the batches of one call. Each cached value is a function of the inputs
+    """What stays the same over the batches of a plan. Each cached value is a function of the inputs
     alone."""
 
     def __init__(
         self,
-        planned: pa.Table,
         prompts: pa.Table,
         features: pa.Table,
         model: WhiteBoxModel,
@@ -205,25 +215,31 @@ class _Running:
         self.model = model
         self.sweep = sweep_of(model)
         self.saes = saes
-        self.planned = planned
         self.features = features
         self.prompts = {row["prompt_id"]: tuple(row["token_ids"]) for row in prompts.to_pylist()}
         self.texts = dict(zip(prompts["prompt_id"].to_pylist(), prompts["text"].to_pylist(), strict=True))
         self.context = lru_cache(maxsize=None)(self._context)
-        self.token_sets = lru_cache(maxsize=2)(self._token_sets)  # batches come SAE by SAE
         self.words = CategoryWords.of(model.token_strings(range(model.spec.d_vocab)), word_start=word_start)
         self.base_logits = lru_cache(maxsize=_CACHED_PROMPTS)(self._base_logits)
         self.text_span = lru_cache(maxsize=_CACHED_PROMPTS)(self._text_span)
         self.norm = lru_cache(maxsize=_CACHED_PROMPTS)(self._norm)
         self.activations = lru_cache(maxsize=1)(self._activations)
         self.realise = lru_cache(maxsize=4096)(self._realise)
-        self.alignment = lru_cache(maxsize=None)(self._alignment)
+        self.alignment = lru_cache(maxsize=1 << 16)(self._alignment)
         self.captured = lru_cache(maxsize=2)(self._captured)
         self.coordinate = lru_cache(maxsize=4096)(self._coordinate)
 
-    def batch(self, trials: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """The rows of one batch."""
-        shared = {_shared(trial) for trial in trials}
+    def begin(self, planned: pa.Table) -> None:
+        """Batches of these rows come next; only the sets that they read are held."""
+        self.planned = planned
+        self.token_sets = lru_cache(maxsize=2)(self._token_sets)  # batches come SAE by SAE
+
+    def batch(self, trials: list[dict[str, Any]]) -> pa.Table:
+        """The TRIALS rows of one batch, in the order given."""
+        shared = {
+            _Shared(sae, Recipe.parse(text).dictionary(sae), *rest)
+            for sae, text, *rest in {*map(_PLACE, trials)}
+        }
         if len(shared) > 1:
             raise MismatchError(
                 f"batch {trials[0]['batch']} mixes {len(shared)} combinations of {', '.join(_Shared._fields)}; "
@@ -234,11 +250,11 @@ class _Running:
         try:
             unedited = self._unedited(where)
         except Refused as refusal:
-            return [self._without(trial, refusal.reason) for trial in trials]
+            return self._rows(trials, [refusal.reason] * len(trials), {})
         try:
             edited = self._forward(trials, where, unedited)
         except Refused as refusal:  # what none of the batch's rows can be given
-            return [self._without(trial, refusal.reason) for trial in trials]
+            return self._rows(trials, [refusal.reason] * len(trials), {})
         return self._read(trials, where, unedited, edited)
 
     def _unedited(self, where: _Shared) -> _Unedited:
@@ -291,7 +307,8 @@ class _Running:
                 run,
                 np.array([key.dose for key in keys]),
                 unedited.logits,
-                first=0.2 if acts.relative else 0.05 * unedited.norm,
+                first=0.2 if acts.relative else 0.08 * self._stream(where, context.sae.writes),
+                lines=np.unique([key.recipe for key in keys], return_inverse=True)[1],
             )
         else:
             logits, unreached = run(np.arange(len(keys)), strengths), np.zeros(len(keys), dtype=bool)
@@ -343,6 +360,7 @@ class _Running:
             base=unedited.logits,
             edited=logits,
             seen=lambda site: torch.as_tensor(self._captured(where.prompt_id, site, where.bare)),
+            sweep=self.sweep,
         )
 
     def _logits(
@@ -362,55 +380,70 @@ class _Running:
 
     def _read(
         self, trials: list[dict[str, Any]], where: _Shared, unedited: _Unedited, edited: _Edited
-    ) -> list[dict[str, Any]]:
+    ) -> pa.Table:
         known = self.token_sets(where.sae)
-        wanted = sorted({_read_key(t) for t in trials} & set(known.rows))
+        keys, reads = [_Key(t["recipe"], t["dose"]) for t in trials], [_read_key(t) for t in trials]
+        wanted = sorted(set(reads) & set(known.rows))
         column = {key: k for k, key in enumerate(wanted)}
         finite = torch.isfinite(edited.logits.sum(-1))  # a sum shows any entry that is not
         if not bool(finite.all()):
             finite = torch.isfinite(edited.logits).all(-1)
-        position = (finite.cumsum(0) - 1).tolist()
+        is_finite, position = finite.tolist(), (finite.cumsum(0) - 1).numpy()
         toward = self.words.change(unedited.logits, edited.logits[finite])
-        seen = None
-        if known.sets is not None and wanted and bool(finite.any()):
-            sets = known.sets.take([known.rows[key] for key in wanted])
-            top = DOSE_UNITS[where.dose_unit].top
-            direct = None if edited.direct is None else edited.direct[finite]
-            seen = Outcomes.of(unedited.logits, edited.logits[finite], sets, direct, top=top)
-        rows = []
-        for trial in trials:
-            key, target = _Key(trial["recipe"], trial["dose"]), _read_key(trial)
-            reason = edited.refused.get(key.recipe) or known.refused.get(target)
+        reasons: list[str | None] = []
+        for key, read in zip(keys, reads, strict=True):
+            reason = edited.refused.get(key.recipe) or known.refused.get(read)
             if reason is None and edited.unreached[edited.rows[key]]:
                 reason = "kl_not_reached"
-            if reason is None and not finite[edited.rows[key]]:
+            if reason is None and not is_finite[edited.rows[key]]:
                 reason = "non_finite_logits"
-            if reason is not None:
-                rows.append(self._without(trial, reason))
-                continue
-            assert seen is not None  # a trial without a reason has a finite row and a readable set
-            rows.append(
-                self._row(
-                    trial,
-                    status="ok",
-                    **seen.at(position[edited.rows[key]], column[target]),
-                    **toward[position[edited.rows[key]]],
-                    alignment=self.alignment(
-                        where.sae, where.edited, where.locus, key.recipe, trial["target"]
-                    ),
-                    dose_absolute=float(edited.strengths[edited.rows[key]]),
-                    push_norm=_known(edited.norms[edited.rows[key]]),
-                    resid_norm=unedited.norm,
-                    coordinate=self.coordinate(where, key.recipe),
-                )
-            )
-        return rows
+            reasons.append(reason)
+        ok = [k for k, reason in enumerate(reasons) if reason is None]
+        if not ok:
+            return self._rows(trials, reasons, {})
+        assert known.sets is not None  # a trial without a reason has a finite row and a readable set
+        sets = known.sets.take([known.rows[key] for key in wanted])
+        top = DOSE_UNITS[where.dose_unit].top
+        direct = None if edited.direct is None else edited.direct[finite]
+        seen = Outcomes.of(unedited.logits, edited.logits[finite], sets, direct, top=top)
+        row = np.array([edited.rows[keys[k]] for k in ok])
+        alignments = [
+            self.alignment(where.sae, where.edited, where.locus, keys[k].recipe, trials[k]["target"])
+            for k in ok
+        ]
+        numbers = seen.at(position[row], np.array([column[reads[k]] for k in ok]))
+        numbers |= {name: values[position[row]] for name, values in toward.items()}
+        numbers |= {
+            "alignment": np.array(alignments, dtype=np.float64),
+            "dose_absolute": edited.strengths[row],
+            "push_norm": np.where(np.isfinite(edited.norms), edited.norms, np.nan)[row],
+            "resid_norm": np.full(len(ok), unedited.norm),
+            "coordinate": np.array([self.coordinate(where, keys[k].recipe) for k in ok], dtype=np.float64),
+        }
+        return self._rows(trials, reasons, numbers)
 
-    def _without(self, trial: dict[str, Any], reason: str) -> dict[str, Any]:
-        return self._row(trial, status=REASONS[reason].status, reason=reason)
+    def _rows(
+        self,
+        trials: list[dict[str, Any]],
+        reasons: Sequence[str | None],
+        numbers: Mapping[str, Float[np.ndarray, " ok"]],
+    ) -> pa.Table:
+        """TRIALS rows: those without a reason are ok and have the numbers, by column; NaN is no number."""
+        ok = np.array([reason is None for reason in reasons])
 
-    def _row(self, trial: dict[str, Any], **values: object) -> dict[str, Any]:
-        return {**_EMPTY, "trial_id": trial["trial_id"], "dtype": self.model.spec.dtype, **values}
+        def column(name: str) -> pa.Array:
+            values = np.full(len(trials), np.nan)
+            values[ok] = numbers.get(name, np.nan)
+            return pa.array(values, from_pandas=True)
+
+        said = {
+            "trial_id": [trial["trial_id"] for trial in trials],
+            "status": ["ok" if reason is None else REASONS[reason].status for reason in reasons],
+            "reason": list(reasons),
+            "dtype": [self.model.spec.dtype] * len(trials),
+        }
+        schema = TRIALS.arrow()
+        return pa.table([said.get(name) or column(name) for name in schema.names], schema=schema)
 
     def _alignment(self, sae: str, edited: str, locus: str, recipe: str, target: int) -> float | None:
         """Cosine of a realised direction with the target's; None where one of the two has no direction, or they have
@@ -501,6 +534,12 @@ class _Running:
         norms = np.linalg.norm(self._captured(prompt_id, site, bare), axis=1)
         return mean_norm(norms, edited_positions(positions, len(norms)))
 
+    def _stream(self, where: _Shared, site: Site) -> float:
+        """Mean norm of what a push at the site is added to: of a sublayer's output, the stream behind it."""
+        behind = Site(site.layer, "hook_resid_post")
+        to_stream = site.point in ("hook_attn_out", "hook_mlp_out") and behind in self.model.sites()
+        return self.norm(where.prompt_id, behind if to_stream else site, where.positions, where.bare)
+
     def _activations(self, site: Site) -> Float[np.ndarray, "n d"]:
         """Activations of the site on the plan's prompts at the positions that are counted; prompts that cannot run give
         none."""
@@ -554,10 +593,8 @@ class _Running:
         return promoted(self.model.W_U, torch.as_tensor(row), n)
 
 
-def _shared(trial: Mapping[str, Any]) -> _Shared:
-    own = {name: trial[name] for name in _Shared._fields if name != "edited"}
-    return _Shared(edited=Recipe.parse(trial["recipe"]).dictionary(trial["sae"]), **own)
+@dataclass
+class Kept:
+    """What calls of `run_batches` on one plan hand on: directions, unedited prompts, words."""
 
-
-def _known(value: float) -> float | None:
-    return float(value) if np.isfinite(value) else None
+    running: _Running | None = None

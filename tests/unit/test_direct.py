@@ -1,5 +1,6 @@
 """What lies beyond the direct path: log-odds less what the same push does through final norm and unembedding."""
 
+import numpy as np
 import pytest
 import torch
 
@@ -98,14 +99,14 @@ def test_the_outcome_is_log_odds_less_the_direct_change():
     inside[0, [1, 2]] = inside[1, 5] = True
     seen = Outcomes.of(base, edited, sets, direct)
     odds = [[log_odds_of(x, inside[k]) for k in range(2)] for x in (base, edited, direct)]
-    for row in range(3):
-        for k in range(2):
-            got = seen.at(row, k)
-            beyond = (odds[1][k][row] - odds[0][k][0]) - (odds[2][k][row] - odds[0][k][0])
-            assert got["beyond_edit"] - got["beyond_base"] == pytest.approx(float(beyond), abs=1e-10)
-    unknown = Outcomes.of(base, edited, sets).at(0, 0)
-    assert unknown["beyond_edit"] is None
-    assert unknown["logodds_edit"] is not None
+    rows, columns = (axis.ravel() for axis in np.indices((3, 2)))
+    got = seen.at(rows, columns)
+    for at, (row, k) in enumerate(zip(rows, columns, strict=True)):
+        beyond = (odds[1][k][row] - odds[0][k][0]) - (odds[2][k][row] - odds[0][k][0])
+        assert got["beyond_edit"][at] - got["beyond_base"][at] == pytest.approx(float(beyond), abs=1e-10)
+    unknown = Outcomes.of(base, edited, sets).at(rows, columns)
+    assert np.isnan(unknown["beyond_edit"]).all()
+    assert np.isfinite(unknown["logodds_edit"]).all()
 
 
 def test_promoted_tokens_are_the_top_of_the_unembedding():

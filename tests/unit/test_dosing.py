@@ -38,6 +38,20 @@ def test_laws_that_bend_are_followed(scale, wanted, bend):
     assert law(None, found.strength)[0] == pytest.approx(wanted, rel=TOLERANCE)
 
 
+@given(st.floats(0.05, 20), st.sampled_from([0.01, 0.1, 1.0]), st.floats(0.3, 3))
+def test_laws_that_grow_steep_are_followed(scale, wanted, far):
+    """KL that grows as the sixth power: a fixed point of alpha = sqrt(KL / e^L) would swing around it."""
+
+    def law(_, a):
+        u = a / scale
+        return 0.01 * u**2 * (1 + 5 * u**4)
+
+    found = solved(law, wanted, far * scale)
+    assert found.reached[0]
+    assert found.steps[0] <= 6
+    assert law(None, found.strength)[0] == pytest.approx(wanted, rel=TOLERANCE)
+
+
 def test_rows_that_cannot_get_there_say_so():
     def law(rows, a):
         table = [
@@ -72,3 +86,38 @@ def test_a_row_does_not_depend_on_its_neighbours():
         alone = doses_at_kl(lambda rows, a, k=k: law(rows + k, a), wanted[k : k + 1], start[k : k + 1])
         assert alone.strength[0] == together.strength[k]
         assert alone.steps[0] == together.steps[k]
+
+
+LINES = np.repeat(np.arange(3), 4)
+DOSES = np.tile([-0.1, -0.01, 0.01, 0.1], 3)
+
+
+def bent(rows, strength):
+    """A push and its opposite differ, and KL is no parabola: three lines, of four rows each."""
+    fisher, u = np.array([0.5, 3.0, 40.0])[LINES[rows]], np.sign(DOSES[rows]) * strength
+    return 0.5 * fisher * u**2 * np.exp(0.9 * np.sqrt(fisher) * u - 0.5 * fisher * u**2)
+
+
+def test_rows_of_one_line_share_what_was_measured():
+    """Started within a factor of two, each dose of a line is found at the second look; alone it needs a third."""
+    wanted, signs = np.abs(DOSES), np.sign(DOSES)
+    exact = np.sqrt(2 * wanted / np.array([0.5, 3.0, 40.0])[LINES])
+    found = doses_at_kl(bent, wanted, 1.6 * exact, signs=signs, lines=LINES)
+    assert found.reached.all()
+    np.testing.assert_allclose(bent(np.arange(12), found.strength), wanted, rtol=TOLERANCE)
+    alone = doses_at_kl(bent, wanted, 1.6 * exact, signs=signs)
+    assert alone.reached.all()
+    assert found.steps.max() <= 2 < alone.steps.max()
+
+
+def test_a_line_does_not_depend_on_its_neighbours():
+    together = doses_at_kl(bent, np.abs(DOSES), np.ones(12), signs=np.sign(DOSES), lines=LINES)
+    for k in range(0, 12, 4):
+        own = slice(k, k + 4)
+        alone = doses_at_kl(
+            *(lambda rows, a, k=k: bent(rows + k, a), np.abs(DOSES[own]), np.ones(4)),
+            signs=np.sign(DOSES[own]),
+            lines=np.zeros(4, dtype=int),
+        )
+        assert alone.strength.tolist() == together.strength[own].tolist()
+        assert alone.steps.tolist() == together.steps[own].tolist()

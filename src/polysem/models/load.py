@@ -424,8 +424,8 @@ def _check_rotary(model: Any, checkpoint: Checkpoint, folder: Path) -> None:
     """Older files hold the rotary frequencies that they were trained with, which transformers makes anew of config.json."""
     import torch
 
-    scaled = [checkpoint.config.get(key) or {} for key in ("rope_scaling", "rope_parameters")]
-    if any(part.get("rope_type", part.get("type", "default")) != "default" for part in scaled):
+    scaled = [checkpoint.config.get(key) for key in ("rope_scaling", "rope_parameters")]
+    if any(p.get("rope_type", p.get("type", "default")) != "default" for p in scaled if isinstance(p, dict)):
         return  # which files hold before and others after scaling
     own = [b for name, b in model.named_buffers() if name.endswith("rotary_emb.inv_freq")]
     if len(own) != 1:

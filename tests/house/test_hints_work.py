@@ -18,6 +18,7 @@ assert following_runs
 ELSEWHERE = {
     "engine/check.py: set corpus.context": "pipeline/test_check.py::test_hints_that_name_a_setting_lead_to_a_study_that_passes",
     "engine/check.py: set plan.n_targets": "pipeline/test_check.py::test_hints_that_name_a_setting_lead_to_a_study_that_passes",
+    "engine/run.py: add a line": "pipeline/test_kinship.py::test_what_cannot_be_asked_is_an_error",
     "saes/load.py: set prepend_bos = false": "unit/test_positions.py::test_a_bos_that_there_is_not_is_an_error",
     "glosses/origin.py: name the SAE": "unit/test_glosses_as_people_have_them.py::test_hints_of_gloss_files_work",
     "boundary/text.py: iconv": "unit/test_models_checkpoint.py::test_text_of_another_kind_is_named_and_the_command_mends_it",

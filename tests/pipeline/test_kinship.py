@@ -220,7 +220,13 @@ def test_what_cannot_be_asked_is_an_error(
 ) -> None:
     study = folder / f"wrong-{abs(hash(relations))}.toml"
     study.write_text(STUDY.format(relations=relations), encoding="utf-8")
-    out = shutil.copytree(silent.root, tmp_path / "out") if verb == "run" else tmp_path / "out"
+    out = shutil.copytree(silent.root, tmp_path / "out")
     done = CliRunner().invoke(app, [verb, str(study), "--out", str(out)])
     assert done.exit_code in (1, 2)
     assert said in " ".join(done.output.split())
+    if "sibling" not in relations:  # as the hint says: with the section, and without that dictionary
+        study.write_text(
+            STUDY.format(relations="[relations]\nn_tokens = 1000\nprobes = 4\n"), encoding="utf-8"
+        )
+        done = CliRunner().invoke(app, ["kinship", str(study), "--out", str(out)])
+        assert done.exit_code == 0, done.output

@@ -83,7 +83,7 @@ def run_study(
     """
     base = study.parent if isinstance(study, Path) else Path.cwd()
     text, study = (to_toml(study), study) if isinstance(study, Study) else _read(study, parse_study, "study")
-    wanted = _wanted(study, stages, shard)
+    wanted = _wanted(stages, shard, study)
     fan_out = "trials" in wanted and (workers > 0 or engine == "ray" or workers < 0)
     if fan_out and shard is not None:
         raise ConfigError(
@@ -422,7 +422,7 @@ class _Runner:
 
 
 def _wanted(
-    study: Study, stages: Sequence[StageName] | None, shard: tuple[int, int] | None
+    stages: Sequence[StageName] | None, shard: tuple[int, int] | None, study: Study | None = None
 ) -> tuple[StageName, ...]:
     wanted = order_of(study) if stages is None else tuple(stages)
     unknown = [stage for stage in wanted if stage not in ORDER]
@@ -431,7 +431,7 @@ def _wanted(
     if lacking := [stage for stage in wanted if not has(study, stage)]:
         section = REGISTRY[lacking[0]].asked
         raise ConfigError(
-            f"{lacking[0]} is made where a study has the section [{section}], and {study.name} has none",
+            f"{lacking[0]} is made where a study has the section [{section}], and this one has none",
             hint=f"add a line [{section}] to the study; what it may hold: polysem init",
         )
     if shard is not None:

@@ -117,7 +117,7 @@ def make_plan(
     if excluded and relations is None:
         raise ConfigError(
             f"the study leaves out pairs that are {', '.join(excluded)}, and no relations are given",
-            hint="polysem kinship STUDY.toml",
+            hint="give `relations`, the table of every SAE",
         )
     parts: list[pa.Table] = []
     n_batches, left = 0, Counter[str]()

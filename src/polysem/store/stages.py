@@ -106,7 +106,7 @@ _STUDY = (
     ),
     Stage(
         "kinship",
-        "What features are to each other (duplicates, parts, parents ...), where the study has [relations].",
+        "What features are to each other (duplicates, parts, parents), where the study has [relations].",
         make="polysem.engine.making:kinship",
         inputs=("features", "pairs"),
         sections=("model", "sae_refs", "corpus", "relations"),

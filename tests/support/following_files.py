@@ -88,9 +88,8 @@ def options(do: Following) -> None:
     assert do.hint(JointOptions(protect=("sea",)).check) == f"--towards {words}"
     assert do.hint(DefendOptions(n_clean=1).check) == "raise --n-clean"
     DefendOptions().check()
-    study = parse_study(PLANTED)
-    part, parts = map(int, do.hint(lambda: _wanted(study, None, (1, 8))).partition("--shard ")[2].split("/"))
-    assert _wanted(study, ("trials",), (part, parts)) == ("trials",)
+    part, parts = map(int, do.hint(lambda: _wanted(None, (1, 8))).partition("--shard ")[2].split("/"))
+    assert _wanted(("trials",), (part, parts)) == ("trials",)
     assert "--less" in do.hint(SideEffectsOptions(more="m").check)
     SideEffectsOptions(more="m", less="n").check()
     assert "--features 12,40" in do.hint(SideEffectsOptions().check)

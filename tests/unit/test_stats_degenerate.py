@@ -208,6 +208,7 @@ TABLES = {
         "stats.contrasts.means",
     ),
     *("stats.contrasts.coefficient", "stats.contrasts.differences", "stats.contrasts.null_slopes"),
+    *("stats.contrasts.of_vectors", "stats.effects.vector_effects"),
     *("stats.contrasts.sign_agreement", "stats.contrasts.slopes", "stats.discovery.pair_tests"),
     *(
         "stats.dose.dose_response",
@@ -469,6 +470,15 @@ def few(plan, **wanted):
     return plan
 
 
+def given(plan):
+    """Every other pair as the push of a vector of one's own."""
+    rows = plan.to_pylist()
+    for row in rows:
+        if row["relation"] == "pair" and row["locus"] == "feature" and row["source"] % 2 == 0:
+            row |= {"relation": "given", "source_sae": f"mine {row['source']}"}
+    return pa.Table.from_pylist(rows, schema=plan.schema)
+
+
 STUDIES: Mapping[str, Callable[[pa.Table, pa.Table], tuple[pa.Table, pa.Table]]] = {
     "as planted": lambda p, t: (p, t),
     "nothing changes": lambda p, t: (p, changed(t, lambda base, edit: base)),
@@ -490,6 +500,9 @@ STUDIES: Mapping[str, Callable[[pa.Table, pa.Table], tuple[pa.Table, pa.Table]]]
     "one prompt": lambda p, t: (few(p, prompt_id=p["prompt_id"].to_pylist()[:1]), t),
     "select prompts alone": lambda p, t: (few(p, split=["select"]), t),
     "confirm prompts alone": lambda p, t: (few(p, split=["confirm"]), t),
+    "vectors of one's own": lambda p, t: (given(p), t),
+    "vectors alone": lambda p, t: (few(given(p), relation=["given"]), t),
+    "vectors change nothing": lambda p, t: (given(p), changed(t, lambda base, edit: base)),
     "one sign": lambda p, t: (p.filter(pc.greater(p["dose"], 0)), t),
 }
 SAID = {"effects": ("estimate", "lo"), "presets": ("estimate", "lo"), "checks": ("p",), "explained": ("r2",)}

@@ -117,7 +117,7 @@ def make_plan(
     if excluded and relations is None:
         raise ConfigError(
             f"the study leaves out pairs that are {', '.join(excluded)}, and no relations are given",
-            hint="give `relations`, the table of every SAE",
+            hint="polysem kinship STUDY.toml, whose table `relations` is given here",
         )
     parts: list[pa.Table] = []
     n_batches, left = 0, Counter[str]()

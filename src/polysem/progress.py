@@ -103,13 +103,13 @@ class Bars:
         )
         from rich.text import Text
 
-        class Rate(ProgressColumn):
+        class SpeedColumn(ProgressColumn):
             def render(self, task: Any) -> Text:
                 return Text(f"{task.speed:.3g}/s" if task.speed else "")
 
         console = Console(stderr=True)
         columns = (
-            SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), Rate(),
+            SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), SpeedColumn(),
             TimeElapsedColumn(), TimeRemainingColumn(),
         )  # fmt: skip
         with Progress(*columns, console=console, transient=True) as bars:

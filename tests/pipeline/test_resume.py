@@ -1,5 +1,5 @@
-"""A run that is killed at random points, and then finished, gives the bytes of a run that was left alone: a study, and several
-pushes at once beside it."""
+"""A run that is killed at random points, and then finished, gives the bytes of a run that was left alone: a study, and what is
+made beside it, several pushes at once and side effects."""
 
 import multiprocessing
 import shutil
@@ -11,14 +11,15 @@ import numpy as np
 import pytest
 
 from polysem.config import parse_study
-from polysem.engine import make_joint, run_study
+from polysem.engine import make_joint, make_side_effects, run_study
 from polysem.engine.joint import JointOptions
+from polysem.engine.side_effects import SideEffectsOptions
 from polysem.engine.verify import verify_run
 from polysem.models import load_model
 from support.sae_fixtures import WRITERS, planted
 from support.tiny import save_tiny_model
 
-N_KILLS, N_JOINT_KILLS = 20, 5
+N_KILLS, N_PUSH_KILLS = 20, 5
 TIMEOUT_S = 120
 
 STUDY = """
@@ -96,7 +97,7 @@ def processes():
 
 
 def bytes_of(out: Path) -> dict[str, bytes]:
-    files = [*out.rglob("*.parquet"), *out.rglob("embeddings.safetensors")]
+    files = [*out.rglob("*.parquet"), *out.rglob("*.safetensors")]
     return {str(path.relative_to(out)): path.read_bytes() for path in sorted(files)}
 
 
@@ -151,33 +152,39 @@ candidates = 2
 """
 
 
-def push_together(out: Path) -> None:
+def push(out: Path, stage: str) -> None:
     """What the killed processes do."""
-    make_joint(out, JointOptions())
+    if stage == "joint":
+        make_joint(out, JointOptions())
+    else:
+        make_side_effects(
+            out, SideEffectsOptions(features=(1, 5), sae="resid", n_null=6, tokens=500, repair=True)
+        )
 
 
-def test_several_pushes_that_are_killed_give_the_same_bytes_and_go_into_the_report(
-    study, processes, tmp_path
+@pytest.mark.parametrize(("stage", "table"), [("joint", "plans"), ("side-effects", "side_effects")])
+def test_pushes_that_are_killed_give_the_same_bytes_and_go_into_the_report(
+    stage, table, study, processes, tmp_path
 ):
     out = tmp_path / "untouched"
     run_study(parse_study(study + JOINT), out)
-    assert 'id="joint"' not in (out / "report.html").read_text(encoding="utf-8")
+    assert f'id="{stage}"' not in (out / "report.html").read_text(encoding="utf-8")
     shutil.copytree(out, tmp_path / "killed")
     started = time.monotonic()
-    push_together(out)
+    push(out, stage)
     lasts = time.monotonic() - started
-    assert '<section id="joint"' in (out / "report.html").read_text(encoding="utf-8")
+    assert f'<section id="{stage}"' in (out / "report.html").read_text(encoding="utf-8")
     expected, rng, kills = bytes_of(out), np.random.default_rng(2), 0
-    assert any(name.startswith("joint/plans") for name in expected)
-    while kills < N_JOINT_KILLS:
-        process = processes.Process(target=push_together, args=(tmp_path / "killed",))
+    assert any(name.startswith(f"{stage}/{table}") for name in expected)
+    while kills < N_PUSH_KILLS:
+        process = processes.Process(target=push, args=(tmp_path / "killed", stage))
         process.start()
         process.join(rng.uniform(0.05, 0.9) * lasts)
         process.kill()
         process.join()
         kills += 1
         assert process.exitcode in (0, -signal.SIGKILL)
-    push_together(tmp_path / "killed")
+    push(tmp_path / "killed", stage)
     assert bytes_of(tmp_path / "killed") == expected
     pages = [(folder / "report.html").read_bytes() for folder in (out, tmp_path / "killed")]
     assert pages[0] == pages[1]

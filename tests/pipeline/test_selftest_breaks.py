@@ -230,7 +230,7 @@ def test_a_direct_path_that_is_forgotten(monkeypatch):
     monkeypatch.setattr(effects, "study_of", lambda parts, **plan: real(parts, **plan | more))
     assert broken("dealt decoder") == set()
 
-    def none(model, rows, edits, *, base, edited, seen):
+    def none(model, rows, edits, *, base, edited, seen, sweep):
         return base.expand(len(edited), -1)
 
     monkeypatch.setattr(trials, "direct_logits", none)

@@ -83,7 +83,7 @@ def nearest(
     name = ("bf16" if probe("bf16", device) else "fp32") if screen == "auto" else screen
     second = None if among is None else unit_float32(others)
     made = make_screen(unit_float32(live), second, name=name, tile=tile, device=device, threshold=1.0)
-    held = _Held(live, others, made, min(k, able), signed)
+    held = _Nearest(live, others, made, min(k, able), signed)
     blocks = range(-(-live.n // tile))
     for block in blocks:
         held.start(block)
@@ -97,7 +97,7 @@ def nearest(
     return Neighbours(index, cosine)
 
 
-class _Held:
+class _Nearest:
     """Floors of rows, and the directed pairs (row, other) that may be among a row's k nearest."""
 
     def __init__(self, rows: Rows, others: Rows, screen: Screen, k: int, signed: bool):

@@ -134,7 +134,8 @@ def across(
     )
     columns = logit_columns(model, seen.scales.get("final"))
     jobs = [
-        _Pair(model, source, one, seen, plan, glosses or Glosses({}, {}), seed, reporter) for one in targets
+        _TwoEnds(model, source, one, seen, plan, glosses or Glosses({}, {}), seed, reporter)
+        for one in targets
     ]
     direct = _token_edges(seen, source, columns, seed)
     ids = sorted({token for tokens, _ in direct.values() for token in tokens.tolist()})
@@ -156,7 +157,7 @@ def _unlinked(source: Ends, target: Ends) -> dict[str, Any]:
     }  # fmt: skip
 
 
-class _Pair:
+class _TwoEnds:
     """One source and one target."""
 
     def __init__(

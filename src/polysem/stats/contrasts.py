@@ -208,7 +208,7 @@ def of_vectors(view: View, *, sae: str, tokens: str, outcome: str) -> Iterator[R
                 )
 
 
-class _Side(NamedTuple):
+class _Compared(NamedTuple):
     """What is compared: an effect per row, and whom it shares its target and its source with."""
 
     y: Float[np.ndarray, " n"]
@@ -222,16 +222,16 @@ class _Side(NamedTuple):
     """that it rests on"""
 
 
-def _each(view: View, arms: Bool[np.ndarray, " arms"], outcome: str) -> _Side:
+def _each(view: View, arms: Bool[np.ndarray, " arms"], outcome: str) -> _Compared:
     """A row per arm."""
     rows = np.flatnonzero(arms & np.isfinite(view.columns[outcome]))
     clusters = view.clusters[rows]
-    return _Side(
+    return _Compared(
         view.columns[outcome][rows], view.prompts(outcome)[rows], clusters, clusters[:, 0], rows, rows
     )
 
 
-def _by_pair(view: View, arms: Bool[np.ndarray, " arms"], outcome: str) -> _Side:
+def _by_pair(view: View, arms: Bool[np.ndarray, " arms"], outcome: str) -> _Compared:
     """A row per pair that has controls: their mean. It shares the pair's source, whose cosine and common part it has."""
     each = _each(view, arms, outcome)
     pair, code, count = np.unique(view.pair_of[each.arms], return_inverse=True, return_counts=True)
@@ -241,15 +241,15 @@ def _by_pair(view: View, arms: Bool[np.ndarray, " arms"], outcome: str) -> _Side
     target = each.clusters[first, 0]
     clusters = np.column_stack([target, view.clusters[pair, 1]])
     y = np.bincount(code, weights=each.y, minlength=len(pair)) / count
-    return _Side(y, prompts / count[:, None], clusters, target, pair, each.arms)
+    return _Compared(y, prompts / count[:, None], clusters, target, pair, each.arms)
 
 
 def _difference(
     view: View,
     contrast: str,
     group: str,
-    a: _Side,
-    b: _Side,
+    a: _Compared,
+    b: _Compared,
     *,
     planned: Bool[np.ndarray, " arms"],
     outcome: str,
@@ -285,7 +285,7 @@ def _difference(
     )
 
 
-def _owner(view: View, side: _Side) -> Int[np.ndarray, " n_arms"]:
+def _owner(view: View, side: _Compared) -> Int[np.ndarray, " n_arms"]:
     """Of every arm of a side, what its row calls its pair."""
     return (
         side.arms

@@ -39,7 +39,7 @@ def check_model(model: WhiteBoxModel, *, seed: int = 0) -> None:
     Raises:
         AssertionError: naming the promise, the site and the size of the difference.
     """
-    bench = _Bench(model, seed)
+    bench = _Drawn(model, seed)
     before = model.logits(bench.tokens)
     for check in (
         _check_shapes,
@@ -63,7 +63,7 @@ def check_model(model: WhiteBoxModel, *, seed: int = 0) -> None:
 
 
 @dataclass(frozen=True)
-class _Bench:
+class _Drawn:
     """A model with fixed tokens and draws."""
 
     model: WhiteBoxModel
@@ -114,7 +114,7 @@ def _require_close(seen: Tensor, expected: Tensor, promise: str, *, rtol: float 
     )
 
 
-def _check_shapes(bench: _Bench) -> None:
+def _check_shapes(bench: _Drawn) -> None:
     model, spec = bench.model, bench.model.spec
     logits = model.logits(bench.tokens)
     _require(
@@ -150,7 +150,7 @@ def _check_shapes(bench: _Bench) -> None:
     _require(model.capture(bench.tokens, []) == {}, "no sites, no captures")
 
 
-def _check_embedding(bench: _Bench) -> None:
+def _check_embedding(bench: _Drawn) -> None:
     model, spec = bench.model, bench.model.spec
     for name, matrix in (("W_E", model.W_E), ("W_U", model.W_U)):
         shape = tuple(matrix.shape)
@@ -159,7 +159,7 @@ def _check_embedding(bench: _Bench) -> None:
     _require_close(embedded, model.W_E[bench.tokens], "hook_embed of token t is W_E[t]")
 
 
-def _check_tokens(bench: _Bench) -> None:
+def _check_tokens(bench: _Drawn) -> None:
     model = bench.model
     text = "the sea and the old man"
     ids = model.tokenize(text, prepend_bos=False)
@@ -180,7 +180,7 @@ def _check_tokens(bench: _Bench) -> None:
     )
 
 
-def _check_refusals(bench: _Bench) -> None:
+def _check_refusals(bench: _Drawn) -> None:
     model, tokens = bench.model, bench.tokens
     absent = Site(model.spec.n_layers, "hook_resid_post")
     unwelcome = Add(absent, torch.zeros(BATCH, model.spec.d_model), bench.mask)
@@ -203,7 +203,7 @@ def _require_refused(error: type[PolysemError], call: Callable[[], object], prom
     raise AssertionError(f"not so: {promise} ({error.__name__} was not raised)")
 
 
-def _check_nothing_is_nothing(bench: _Bench) -> None:
+def _check_nothing_is_nothing(bench: _Drawn) -> None:
     model, plain = bench.model, bench.model.logits(bench.tokens)
     for site in model.sites():
         zero = Add(site, torch.zeros(BATCH, model.site_width(site)), torch.ones_like(bench.mask))
@@ -217,7 +217,7 @@ def _check_nothing_is_nothing(bench: _Bench) -> None:
         )
 
 
-def _check_edits_say_what_they_do(bench: _Bench) -> None:
+def _check_edits_say_what_they_do(bench: _Drawn) -> None:
     model, mask = bench.model, bench.mask
     for site in model.sites():
         width, h = model.site_width(site), bench.capture(site)
@@ -243,7 +243,7 @@ def _check_edits_say_what_they_do(bench: _Bench) -> None:
         _require(torch.equal(seen[~mask], h[~mask]), f"Add at {site} leaves masked positions alone")
 
 
-def _check_edits_compose(bench: _Bench) -> None:
+def _check_edits_compose(bench: _Drawn) -> None:
     model, mask = bench.model, bench.mask
     for site in model.sites():
         add = bench.add(site)
@@ -263,7 +263,7 @@ def _check_edits_compose(bench: _Bench) -> None:
         )
 
 
-def _check_rows_and_time(bench: _Bench) -> None:
+def _check_rows_and_time(bench: _Drawn) -> None:
     model, tokens = bench.model, bench.tokens
     plain = model.logits(tokens)
     for site in model.sites():
@@ -275,7 +275,7 @@ def _check_rows_and_time(bench: _Bench) -> None:
         _require(not torch.equal(edited[0, -1], plain[0, -1]), f"an edit at {site} reaches the last logits")
 
 
-def _check_residual_identities(bench: _Bench) -> None:
+def _check_residual_identities(bench: _Drawn) -> None:
     has = set(bench.model.sites())
     for layer in range(bench.model.spec.n_layers):
         pre, mid, post, attn, mlp = (
@@ -296,7 +296,7 @@ def _check_residual_identities(bench: _Bench) -> None:
             )
 
 
-def _check_edit_identities(bench: _Bench) -> None:
+def _check_edit_identities(bench: _Drawn) -> None:
     """A vector added to a contribution is a vector added to the stream that the contribution goes into."""
     model, has = bench.model, set(bench.model.sites())
     for layer in range(model.spec.n_layers):
@@ -321,7 +321,7 @@ def _check_edit_identities(bench: _Bench) -> None:
             _require(not same, f"layer {layer}: what is added at resid_mid is read by the MLP")
 
 
-def _check_gradients(bench: _Bench) -> None:
+def _check_gradients(bench: _Drawn) -> None:
     model, tokens = bench.model, bench.tokens
     cotangent = bench.draw(BATCH, model.spec.d_vocab, name="cotangent").to(tokens.device)
     everywhere = torch.ones_like(bench.mask)
@@ -346,7 +346,7 @@ def _check_gradients(bench: _Bench) -> None:
         )
 
 
-def _check_generation(bench: _Bench) -> None:
+def _check_generation(bench: _Drawn) -> None:
     """Drawn with whatever a model keeps between tokens, or read again for each: the same logits and texts."""
     model, tokens, n = bench.model, bench.tokens, 3
 

@@ -367,8 +367,8 @@ def test_importing_the_kernel_does_not_import_torch():
 def test_neighbours_of_equal_rows_are_bounded_in_memory_and_go_by_index(monkeypatch):
     monkeypatch.setattr("polysem.geometry.neighbours._CAP", 2000)
     held = []
-    thin = neighbours._Held.thin
-    monkeypatch.setattr(neighbours._Held, "thin", lambda self: thin(self) or held.append(self._n))
+    thin = neighbours._Nearest.thin
+    monkeypatch.setattr(neighbours._Nearest, "thin", lambda self: thin(self) or held.append(self._n))
     made = neighbours.nearest(np.ones((300, 16), np.float32), k=3, tile=64)
     assert made.index[:5].tolist() == [[1, 2, 3], [0, 2, 3], [0, 1, 3], [0, 1, 2], [0, 1, 2]]
     assert (made.index[4:] == [0, 1, 2]).all()

@@ -54,7 +54,7 @@ def test_what_is_no_recipe_is_refused(text):
 
 
 def test_a_recipe_of_another_kind_is_refused_by_the_locus(planted):
-    with pytest.raises(FormatError, match=r"nothing.* is of no kind in decoder, covariance"):
+    with pytest.raises(FormatError, match=r"nothing.* is of no kind in decoder, at_cosine, covariance"):
         intervention("feature").realise(Recipe.of("nothing"), bench_of(planted))
 
 

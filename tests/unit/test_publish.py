@@ -4,6 +4,7 @@ import contextlib
 import gzip
 import inspect
 import json
+import shutil
 import sys
 import types
 
@@ -82,9 +83,13 @@ def test_what_would_be_sent_is_said_and_nothing_is(run, hub):
     assert hub == []
 
 
-def test_an_unfinished_run_is_not_pushed(tmp_path):
-    with pytest.raises(StoreError, match="polysem report"):
+def test_an_unfinished_run_is_not_pushed(run, tmp_path):
+    with pytest.raises(StoreError, match="no run folder"):
         push_to_hub(tmp_path, "me/study")
+    begun = shutil.copytree(run, tmp_path / "begun")
+    (begun / "report.html").unlink()
+    with pytest.raises(StoreError, match="polysem report"):
+        push_to_hub(begun, "me/study")
 
 
 def test_a_hub_that_cannot_be_reached_is_said(run, monkeypatch):

@@ -21,6 +21,7 @@ MAX_PAIRS = 600
 """more would take minutes where every pair has its own source"""
 _LARGEST = 1e4
 """ratio of a component's variance to that of e, at most"""
+_EXACT: Any = {"ftol": 1e-13, "gtol": 1e-7, "maxiter": 500}
 _STARTS = (0.0, 0.1, 1.0, 10.0)
 _SLACK = 1e-3
 """slope of the criterion, per unit of log ratio, at which the top counts as found"""
@@ -73,14 +74,7 @@ def _fit(y: np.ndarray, design: np.ndarray, clusters: np.ndarray) -> Mixed:
     box = [(0.0, _LARGEST)] * 2
     for start in ((a, b) for a in _STARTS for b in _STARTS):
         if best is None or criterion(np.array(start))[0] < best.fun:
-            best = minimize(
-                criterion,
-                start,
-                jac=True,
-                method="L-BFGS-B",
-                bounds=box,
-                options={"ftol": 1e-13, "gtol": 1e-7, "maxiter": 500},
-            )
+            best = minimize(criterion, start, jac=True, method="L-BFGS-B", bounds=box, options=_EXACT)
     assert best is not None
     ratios = np.asarray(best.x)
     at = criterion.solved(ratios)

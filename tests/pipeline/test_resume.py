@@ -158,7 +158,10 @@ def push(out: Path, stage: str) -> None:
         make_joint(out, JointOptions())
     else:
         make_side_effects(
-            out, SideEffectsOptions(features=(1, 5), sae="blocks.0.hook_resid_post", n_null=6, tokens=500, repair=True)
+            out,
+            SideEffectsOptions(
+                features=(1, 5), sae="blocks.0.hook_resid_post", n_null=6, tokens=500, repair=True
+            ),
         )
 
 

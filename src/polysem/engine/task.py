@@ -11,7 +11,7 @@ import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import pyarrow as pa
 
@@ -48,6 +48,7 @@ class How:
     """of servers; None takes the usual ones"""
 
 
+@runtime_checkable
 class StageOptions(Protocol):
     """What a command asks of a stage: `AtlasOptions`, `JudgePanel`, ..."""
 

@@ -7,9 +7,7 @@ from typing import Any
 from markupsafe import Markup
 
 from polysem.report.charts import Bar, dot_plot
-from polysem.report.html import Column, interval, page, table
-from polysem.store import io
-from polysem.store.stages import REGISTRY, command
+from polysem.report.html import NOTE, Column, ends, interval, rows_of, section, table, write_page
 
 STAGE = "guard"
 SHOWN = 20
@@ -17,7 +15,7 @@ Row = Mapping[str, Any]
 _MONITORS: tuple[Column, ...] = (
     *("shift", "monitor", "made_of"),
     ("AUROC", lambda r: interval(r, "auroc")),
-    ("found at 1 %", lambda r: interval(r, "found", "found_lo", "found_hi")),
+    ends("found at 1 %", "found"),
     ("false alarms", "false_alarms"),
     ("calibration error", "ece"),
     ("with", "n_on"),
@@ -28,7 +26,7 @@ _ALARMS: tuple[Column, ...] = (
     "explained",
     ("share of the activation", "share"),
     "n",
-    ("note", lambda r: r["note"] or ""),
+    NOTE,
 )
 _RECOVERY: tuple[Column, ...] = (
     "arm",
@@ -55,7 +53,7 @@ _FINDINGS: tuple[Column, ...] = (
     "name",
     ("value", lambda r: interval(r, "value")),
     "n",
-    ("note", lambda r: r["note"] or ""),
+    NOTE,
 )
 
 
@@ -65,45 +63,34 @@ def write_guard_page(out: Path) -> Path:
     Raises:
         StoreError: if no concept was guarded, or a table is damaged.
     """
-    found = {
-        schema.name: io.read_table(
-            out / STAGE / f"{schema.name}.parquet", schema, rebuild=command(STAGE, out)
-        ).to_pylist()
-        for schema in REGISTRY[STAGE].tables
-    }
+    found = rows_of(out, STAGE)
     seen = [
         (f"{r['monitor']}, {r['shift']}", [Bar("pair", r["auroc"], r["lo"], r["hi"], f"{r['n_on']} with")])
         for r in found["guard_monitors"]
     ]
     evasion = sorted(found["guard_evasion"], key=lambda r: -r["seen"])
     parts = [
-        _section("Findings", "What is said below in numbers.", table(_FINDINGS, found["guard_findings"], caption="findings")),
-        _section(
+        section("Findings", "What is said below in numbers.", table(_FINDINGS, found["guard_findings"], caption="findings")),
+        section(
             "Monitors",
             "Fitted on one half of the documents, judged on the other, and on shifts. The random feature fires as often as the single one.",
             Markup("<figure>{}</figure>").format(dot_plot(seen, title="documents with and without", x_label="AUROC")),
             table(_MONITORS, found["guard_monitors"], caption="monitors"),
             table(_ALARMS, found["guard_alarms"], caption="false alarms of the single feature, at 5 %"),
         ),
-        _section(
+        section(
             "Clamp and recovery",
             "A move at the last position, on the clamped state. Handle: orthogonal to the clamped encoders, so that no clamped feature sees it.",
             table(_RECOVERY, sorted(found["guard_recovery"], key=lambda r: (r["arm"], r["radius"])), caption="recovered by radius"),
         ),
-        _section("Neurons one by one", "Set to 0; the largest by gradient, measured.", table(_NEURONS, sorted(found["guard_neurons"], key=lambda r: -abs(r["measured"]))[:SHOWN], caption="neurons")),
-        _section(
+        section("Neurons one by one", "Set to 0; the largest by gradient, measured.", table(_NEURONS, sorted(found["guard_neurons"], key=lambda r: -abs(r["measured"]))[:SHOWN], caption="neurons")),
+        section(
             "Pushes of equal effect",
             "Seen: how well the pre-activation of the target feature tells pushed prompts from others. Gap: how much less than the target's own push.",
             table(_EVASION, evasion, caption="pushes"),
         ),
     ]  # fmt: skip
-    path = out / "guard.html"
     lead = (
         "Is the feature a safe handle: does it see the concept, does its clamp hold, and what gets past it?"
     )
-    io.write_text(path, page("A concept and its handle", lead, Markup("").join(parts)))
-    return path
-
-
-def _section(title: str, said: str, *parts: Markup) -> Markup:
-    return Markup("<section><h2>{}</h2><p>{}</p>{}</section>").format(title, said, Markup("").join(parts))
+    return write_page(out, STAGE, "A concept and its handle", lead, Markup("").join(parts))

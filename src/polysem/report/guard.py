@@ -7,7 +7,9 @@ from typing import Any
 from markupsafe import Markup
 
 from polysem.report.charts import Bar, dot_plot
-from polysem.report.html import NOTE, Column, ends, interval, rows_of, section, table, write_page
+from polysem.report.html import Column, interval, page, table
+from polysem.store import io
+from polysem.store.stages import REGISTRY, command
 
 STAGE = "guard"
 SHOWN = 20
@@ -15,7 +17,7 @@ Row = Mapping[str, Any]
 _MONITORS: tuple[Column, ...] = (
     *("shift", "monitor", "made_of"),
     ("AUROC", lambda r: interval(r, "auroc")),
-    ends("found at 1 %", "found"),
+    ("found at 1 %", lambda r: interval(r, "found", "found_lo", "found_hi")),
     ("false alarms", "false_alarms"),
     ("calibration error", "ece"),
     ("with", "n_on"),
@@ -26,7 +28,7 @@ _ALARMS: tuple[Column, ...] = (
     "explained",
     ("share of the activation", "share"),
     "n",
-    NOTE,
+    ("note", lambda r: r["note"] or ""),
 )
 _RECOVERY: tuple[Column, ...] = (
     "arm",
@@ -53,7 +55,7 @@ _FINDINGS: tuple[Column, ...] = (
     "name",
     ("value", lambda r: interval(r, "value")),
     "n",
-    NOTE,
+    ("note", lambda r: r["note"] or ""),
 )
 
 
@@ -63,34 +65,45 @@ def write_guard_page(out: Path) -> Path:
     Raises:
         StoreError: if no concept was guarded, or a table is damaged.
     """
-    found = rows_of(out, STAGE)
+    found = {
+        schema.name: io.read_table(
+            out / STAGE / f"{schema.name}.parquet", schema, rebuild=command(STAGE, out)
+        ).to_pylist()
+        for schema in REGISTRY[STAGE].tables
+    }
     seen = [
         (f"{r['monitor']}, {r['shift']}", [Bar("pair", r["auroc"], r["lo"], r["hi"], f"{r['n_on']} with")])
         for r in found["guard_monitors"]
     ]
     evasion = sorted(found["guard_evasion"], key=lambda r: -r["seen"])
     parts = [
-        section("Findings", "What is said below in numbers.", table(_FINDINGS, found["guard_findings"], caption="findings")),
-        section(
+        _section("Findings", "What is said below in numbers.", table(_FINDINGS, found["guard_findings"], caption="findings")),
+        _section(
             "Monitors",
             "Fitted on one half of the documents, judged on the other, and on shifts. The random feature fires as often as the single one.",
             Markup("<figure>{}</figure>").format(dot_plot(seen, title="documents with and without", x_label="AUROC")),
             table(_MONITORS, found["guard_monitors"], caption="monitors"),
             table(_ALARMS, found["guard_alarms"], caption="false alarms of the single feature, at 5 %"),
         ),
-        section(
+        _section(
             "Clamp and recovery",
             "A move at the last position, on the clamped state. Handle: orthogonal to the clamped encoders, so that no clamped feature sees it.",
             table(_RECOVERY, sorted(found["guard_recovery"], key=lambda r: (r["arm"], r["radius"])), caption="recovered by radius"),
         ),
-        section("Neurons one by one", "Set to 0; the largest by gradient, measured.", table(_NEURONS, sorted(found["guard_neurons"], key=lambda r: -abs(r["measured"]))[:SHOWN], caption="neurons")),
-        section(
+        _section("Neurons one by one", "Set to 0; the largest by gradient, measured.", table(_NEURONS, sorted(found["guard_neurons"], key=lambda r: -abs(r["measured"]))[:SHOWN], caption="neurons")),
+        _section(
             "Pushes of equal effect",
             "Seen: how well the pre-activation of the target feature tells pushed prompts from others. Gap: how much less than the target's own push.",
             table(_EVASION, evasion, caption="pushes"),
         ),
     ]  # fmt: skip
+    path = out / "guard.html"
     lead = (
         "Is the feature a safe handle: does it see the concept, does its clamp hold, and what gets past it?"
     )
-    return write_page(out, STAGE, "A concept and its handle", lead, Markup("").join(parts))
+    io.write_text(path, page("A concept and its handle", lead, Markup("").join(parts)))
+    return path
+
+
+def _section(title: str, said: str, *parts: Markup) -> Markup:
+    return Markup("<section><h2>{}</h2><p>{}</p>{}</section>").format(title, said, Markup("").join(parts))

@@ -9,8 +9,9 @@
 Names resolve lazily; nothing here imports torch before a stage needs a model.
 """
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from polysem.registry import lazy_names
 
 if TYPE_CHECKING:
     from polysem.engine.check import check_study
@@ -30,12 +31,4 @@ __all__ = [
 
 _HOMES = {"check_study": "check", "run_status": "status", "study_status": "status", "verify_run": "verify"}
 
-
-def __getattr__(name: str) -> Any:
-    if name not in __all__:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_HOMES.get(name, 'run')}"), name)
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)
+__getattr__, __dir__ = lazy_names(__name__, {name: _HOMES.get(name, "run") for name in __all__})

@@ -17,13 +17,14 @@ def lazy_names(
 
     Args:
         package: `__name__` of the package.
-        homes: public name -> the module of the package that holds it.
+        homes: public name -> the module that holds it: of the package, or by its whole name.
     """
 
     def resolve(name: str) -> Any:
         if name not in homes:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
-        return getattr(importlib.import_module(f"{package}.{homes[name]}"), name)
+        home = homes[name] if "." in homes[name] else f"{package}.{homes[name]}"
+        return getattr(importlib.import_module(home), name)
 
     return resolve, lambda: sorted(homes)
 
@@ -34,83 +35,51 @@ def did_you_mean(name: str, known: Mapping[str, Any] | list[str]) -> str:
     return f"; did you mean {close[0]!r}?" if close else ""
 
 
+_ZOOS = {"zoo": "polysem-zoo", "zoo-real": "polysem-zoo-real"}
+"""what stands before the colon of a reference -> the distribution"""
+
+
 def zoo_path(kind: str, name: str) -> Path:
-    """The folder or file of a zoo entry.
+    """The folder or file of an entry of a zoo.
 
     Args:
-        kind: "models", "saes", "texts", "features" or "glosses".
-        name: what stands behind `zoo:`, e.g. `gpt2`, `gpt2/blocks.2.hook_resid_post`, `classics`.
+        kind: "models", "saes", "transcoders", "texts", "features" or "glosses".
+        name: what stands behind `zoo:`, e.g. `gpt2`, `gpt2/blocks.2.hook_resid_post`, `classics`; of polysem-zoo-real, the
+            dictionaries of real models, with `zoo-real:` before it.
 
     Raises:
         UnknownReferenceError: if the zoo is not installed or does not hold the name.
     """
-    polysem_zoo = _zoo(f"zoo:{name}")
-    known = polysem_zoo.names(kind)
-    if name not in known:
+    zoo, _, entry = name.partition(":")
+    if zoo not in _ZOOS:
+        zoo, entry = "zoo", name
+    found = _zoo(zoo, f"{zoo}:{entry}")
+    known = found.names(kind)
+    if entry not in known:
         raise UnknownReferenceError(
-            f"the zoo has no {kind} entry {name!r}; it has {', '.join(known)}{did_you_mean(name, known)}",
+            f"{_ZOOS[zoo]} has no {kind} entry {entry!r}; it has {', '.join(known)}{did_you_mean(entry, known)}",
             hint="polysem zoo",
         )
-    return polysem_zoo.path(kind, name)
+    return found.path(kind, entry)
 
 
-def zoo_names(kind: str) -> list[str]:
-    """Names of the zoo's entries of one kind, as they stand behind `zoo:`.
-
-    Raises:
-        UnknownReferenceError: if the zoo is not installed.
-    """
-    return list(_zoo("the zoo").names(kind))
-
-
-def zoo_real_path(kind: str, name: str) -> Path:
-    """The folder of an entry of polysem-zoo-real, the dictionaries of real models.
-
-    Args:
-        kind: "saes", "transcoders" or "glosses".
-        name: what stands behind `zoo-real:`, e.g. `smollm2/blocks.14.hook_resid_post`.
+def zoo_names(kind: str, zoo: str = "zoo") -> list[str]:
+    """Names of a zoo's entries of one kind, as they stand behind `zoo:` or `zoo-real:`.
 
     Raises:
-        UnknownReferenceError: if the package is not installed or does not hold the name.
+        UnknownReferenceError: if it is not installed.
     """
-    polysem_zoo_real = _zoo_real(f"zoo-real:{name}")
-    known = polysem_zoo_real.names(kind)
-    if name not in known:
-        raise UnknownReferenceError(
-            f"polysem-zoo-real has no {kind} entry {name!r}; it has {', '.join(known)}{did_you_mean(name, known)}",
-            hint="polysem zoo",
-        )
-    return polysem_zoo_real.path(kind, name)
+    return list(_zoo(zoo, f"the {zoo}").names(kind))
 
 
-def zoo_real_names(kind: str) -> list[str]:
-    """Names of polysem-zoo-real's entries of one kind, as they stand behind `zoo-real:`.
-
-    Raises:
-        UnknownReferenceError: if the package is not installed.
-    """
-    return list(_zoo_real("the zoo of real models").names(kind))
-
-
-def _zoo_real(wanted: str) -> Any:
+def _zoo(zoo: str, wanted: str) -> Any:
     try:
-        import polysem_zoo_real
+        return importlib.import_module(_ZOOS[zoo].replace("-", "_"))
     except ImportError as error:
         raise UnknownReferenceError(
-            f"{wanted} needs the package polysem-zoo-real, which is not installed",
-            hint="pip install polysem-zoo-real",
+            f"{wanted} needs the package {_ZOOS[zoo]}, which is not installed",
+            hint=f"pip install {_ZOOS[zoo]}",
         ) from error
-    return polysem_zoo_real
-
-
-def _zoo(wanted: str) -> Any:
-    try:
-        import polysem_zoo
-    except ImportError as error:
-        raise UnknownReferenceError(
-            f"{wanted} needs the package polysem-zoo, which is not installed", hint="pip install polysem-zoo"
-        ) from error
-    return polysem_zoo
 
 
 WEIGHED_SUFFIXES = (".json", ".safetensors", ".model", ".txt", ".npz", ".pt", ".pth")

@@ -38,7 +38,7 @@ NOT_HERE = {
             "glosses/lexical.py: pip install", "glosses/shipped.py: pip install", "models/gguf.py: pip install",
             "registry.py: pip install", "report/publish.py: pip install", "selftest/record.py: pip install",
             "store/result.py: pip install",
-            "vocabulary.py: pip uninstall", "worlds/training.py: pip install", "engine/ray.py: pip install",
+            "vocabulary/words.py: pip uninstall", "worlds/training.py: pip install", "engine/ray.py: pip install",
         ),
         _INSTALLS,
     ),

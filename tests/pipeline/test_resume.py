@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from polysem.config import parse_study
-from polysem.engine import make_joint, make_side_effects, run_study
+from polysem.engine import make_beside, run_study
 from polysem.engine.joint import JointOptions
 from polysem.engine.side_effects import SideEffectsOptions
 from polysem.engine.verify import verify_run
@@ -155,9 +155,10 @@ candidates = 2
 def push(out: Path, stage: str) -> None:
     """What the killed processes do."""
     if stage == "joint":
-        make_joint(out, JointOptions())
+        make_beside("joint", out, JointOptions())
     else:
-        make_side_effects(
+        make_beside(
+            "side-effects",
             out,
             SideEffectsOptions(
                 features=(1, 5), sae="blocks.0.hook_resid_post", n_null=6, tokens=500, repair=True

@@ -17,7 +17,7 @@ import torch
 
 from polysem.config import parse_study
 from polysem.engine import atlas as atlas_stage
-from polysem.engine import make_atlas, run_study, workers
+from polysem.engine import make_beside, run_study, workers
 from polysem.engine.atlas import AtlasOptions
 from polysem.engine.context import StudyContext
 from polysem.engine.cost import _per_block, _places, _Sample, _Stopwatch, _Stretch, estimate_cost
@@ -255,7 +255,8 @@ def atlas_files(out: Path) -> dict[str, bytes]:
 
 
 def test_the_atlas_of_a_run_folder(out, tmp_path):
-    fit = make_atlas(out, ATLAS).to_pylist()
+    make_beside("atlas", out, ATLAS)
+    fit = RunFolder(out).table("atlas_fit").to_pylist()
     label = fit[0]["sae"]
     gradients = io.read_arrays(out / "atlas" / "00-gradients.safetensors", rebuild="")
     top = io.read_table(out / "atlas" / "00-atlas_top.parquet", ATLAS_TOP, rebuild="").to_pylist()
@@ -276,29 +277,29 @@ def test_the_atlas_of_a_run_folder(out, tmp_path):
     assert all(row["n"] > 0 and row["r2"] is not None and row["sae"] == label for row in fit)
     again = copy(out, tmp_path / "again")
     shutil.rmtree(again / "atlas")
-    make_atlas(again, ATLAS)
+    make_beside("atlas", again, ATLAS)
     assert atlas_files(again) == atlas_files(out)
 
 
 def test_a_finished_atlas_is_left_alone_and_a_damaged_or_other_one_made_again(out, monkeypatch):
-    make_atlas(out, ATLAS)
+    make_beside("atlas", out, ATLAS)
     first = atlas_files(out)
     monkeypatch.setattr(atlas_stage, "compute", lambda *_: pytest.fail("made again"))
-    make_atlas(out, ATLAS)
+    make_beside("atlas", out, ATLAS)
     monkeypatch.undo()
     (out / "atlas" / "00-atlas_top.parquet").write_bytes(b"half")
-    make_atlas(out, ATLAS)
+    make_beside("atlas", out, ATLAS)
     assert atlas_files(out) == first
-    make_atlas(out, replace(ATLAS, token_set="in"))
+    make_beside("atlas", out, replace(ATLAS, token_set="in"))
     assert atlas_files(out) != first
 
 
 def test_an_atlas_without_a_plan_is_refused(out):
     (out / "plan" / "manifest.json").unlink()
     with pytest.raises(StoreError, match="atlas needs plan"):
-        make_atlas(out, ATLAS)
+        make_beside("atlas", out, ATLAS)
     with pytest.raises(ConfigError, match="token set 'both'"):
-        make_atlas(out, replace(ATLAS, token_set="both"))
+        make_beside("atlas", out, replace(ATLAS, token_set="both"))
 
 
 def test_atlas_on_the_command_line(out):

@@ -6,7 +6,7 @@ import pytest
 
 from polysem.categories import builtin, is_about
 from polysem.config import parse_study
-from polysem.engine import make_atlas, run_study
+from polysem.engine import make_beside, run_study
 from polysem.engine.atlas import STEERED_TOWARD, AtlasOptions
 from polysem.explore.steer import Asked, LiveSteer
 from polysem.models import load_model
@@ -48,7 +48,7 @@ def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("toward") / "run"
     study = parse_study(STUDY)
     run_study(study, folder)
-    make_atlas(folder, AtlasOptions(n_prompts=8, top=5, sample=0))
+    make_beside("atlas", folder, AtlasOptions(n_prompts=8, top=5, sample=0))
     return Run.open(folder)
 
 

@@ -12,7 +12,8 @@ import pytest
 
 pytest.importorskip("polysem_zoo", reason="polysem-zoo is not installed")
 
-from polysem.engine import defend, run_status, run_transfer, verify_run
+from polysem.engine import make_beside, run_status, run_transfer, verify_run
+from polysem.engine.making import DefendOptions
 from polysem.errors import ConfigError, StoreError
 from polysem.http import Retries
 from polysem.models import load_model
@@ -265,7 +266,7 @@ def test_defences_are_judged_on_the_studys_own_prompts(white_box):
     from polysem.store import io
     from polysem.store.tables import DEFENCES, PROTECTED
 
-    folder = defend(white_box[0], n_clean=40, say=lambda text: None)
+    folder = make_beside("defend", white_box[0], DefendOptions(40), say=lambda text: None)
     rows = io.read_table(folder / "defences.parquet", DEFENCES, rebuild="again").to_pylist()
     found = {(r["defence"], r["arm"], r["category"]): r for r in rows}
     assert {d for d, _, _ in found} == {"monitor", "filter"}

@@ -28,7 +28,7 @@ from polysem.cli.app import app
 from polysem.config import JointConfig, PairsConfig, parse_study
 from polysem.corpus import TokenRows
 from polysem.engine import guard as guarding
-from polysem.engine import make_joint, make_side_effects, run_study, run_transfer
+from polysem.engine import make_beside, run_study, run_transfer
 from polysem.engine.atlas import _sets
 from polysem.engine.context import StudyContext
 from polysem.engine.guard import ConceptConfig
@@ -348,13 +348,13 @@ def stages(do: Following) -> None:
     text = (other / "study.toml").read_text()
     small = "[joint]\npools = 2\npool = 3\nsizes = [2]\ndraws = 2\nsubsets = 8\npairs = 2\nlift_tokens = 0\nplans = 0\n"
     (other / "study.toml").write_text(f'{text}{small}sites = ["nowhere"]\n')
-    assert do.hint(lambda: make_joint(other, JointOptions())) == "name labels of [[saes]]"
+    assert do.hint(lambda: make_beside("joint", other, JointOptions())) == "name labels of [[saes]]"
     (other / "study.toml").write_text(f'{text}{small}sites = ["early"]\n')
-    assert make_joint(other, JointOptions()).is_dir()
+    assert make_beside("joint", other, JointOptions()).is_dir()
 
     asked = SideEffectsOptions(features=(1,), site="blocks.1.hook_resid_post", sae="early")
-    assert do.hint(lambda: make_side_effects(other, asked)) == "leave --site out"
-    assert make_side_effects(other, replace(asked, site="")).is_dir()
+    assert do.hint(lambda: make_beside("side-effects", other, asked)) == "leave --site out"
+    assert make_beside("side-effects", other, replace(asked, site="")).is_dir()
     rng, ids = np.random.default_rng(0), [prompts["token_ids"].to_pylist()[0]]
     wide = rng.standard_normal(model.site_width(Site(0, "mlp.hook_post")))
 

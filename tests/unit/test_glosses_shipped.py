@@ -7,25 +7,23 @@ import pytest
 from polysem.errors import ConfigError, MismatchError
 from polysem.glosses import shipped, shipped_glosses
 from polysem.glosses.failures import is_failure
-from polysem.registry import zoo_path, zoo_real_path
+from polysem.registry import zoo_path
 
 zoo = pytest.importorskip("polysem_zoo", reason="polysem-zoo is not installed")
 zoo_real = pytest.importorskip("polysem_zoo_real", reason="polysem-zoo-real is not installed")
 
-ENTRIES = [(zoo_path, f"zoo:{n}") for n in zoo.names("glosses")] + [
-    (zoo_real_path, f"zoo-real:{n}") for n in zoo_real.names("glosses")
-]
+ENTRIES = [f"zoo:{n}" for n in zoo.names("glosses")] + [f"zoo-real:{n}" for n in zoo_real.names("glosses")]
 
 
-def lines_of(path_of, ref):
-    path = path_of("glosses", ref.partition(":")[2])
+def lines_of(ref):
+    path = zoo_path("glosses", ref)
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
-@pytest.mark.parametrize(("path_of", "ref"), ENTRIES, ids=[ref for _, ref in ENTRIES])
-def test_every_line_is_read_or_says_unclear(path_of, ref):
-    lines = lines_of(path_of, ref)
-    config = json.loads((path_of("saes", ref.partition(":")[2]) / "cfg.json").read_text())
+@pytest.mark.parametrize("ref", ENTRIES)
+def test_every_line_is_read_or_says_unclear(ref):
+    lines = lines_of(ref)
+    config = json.loads((zoo_path("saes", ref) / "cfg.json").read_text())
     read = {g.feature: g.text for g in shipped_glosses(ref, d_sae=config["d_sae"])}
     assert read == {x["feature"]: x["gloss"] for x in lines if x["gloss"] != "unclear"}
     assert [x["feature"] for x in lines] == sorted({x["feature"] for x in lines})
@@ -38,7 +36,7 @@ def test_every_line_is_read_or_says_unclear(path_of, ref):
 
 
 def test_glosses_tell_what_features_fire_on_better_than_chance():
-    lines = [x for path_of, ref in ENTRIES for x in lines_of(path_of, ref)]
+    lines = [x for ref in ENTRIES for x in lines_of(ref)]
     assert len(lines) >= 600
     for name, least in (("detection", 0.7), ("marked", 0.8), ("auroc", 0.65)):
         known = [x[name] for x in lines if name in x]

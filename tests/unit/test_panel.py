@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from polysem.engine import explain_run, judge_run
+from polysem.engine import make_beside
 from polysem.errors import ConfigError, StoreError
 from polysem.glosses import read_glosses
 from polysem.http import Retries
@@ -80,14 +80,14 @@ def test_judges_annotate_agree_and_choose(run, tmp_path):
     said = []
     with Server(reply=honest) as a, Server(reply=moody) as b:
         panel = panel_of(tmp_path, a.url, b.url)
-        judge_run(run, panel, say=said.append, retries=ONCE)
+        make_beside("judge", run, panel, say=said.append, retries=ONCE)
         pairs, trials = chosen_pairs(run, panel)
         asked = len({q for p in pairs for q in (p.glosses, p.glosses[::-1])})
         assert a.received <= 2 * (len(pairs) + len(trials))
         assert a.received >= asked, "every distinct question of either order was asked"
         assert set(a.books.charged.values()) == {1}
         before = (a.received, b.received)
-        judge_run(run, panel, say=said.append, retries=ONCE)
+        make_beside("judge", run, panel, say=said.append, retries=ONCE)
         assert (a.received, b.received) == before, "a rerun costs nothing"
     assert any(line.startswith("ann: ") and "to send" in line for line in said)
     rows = read(run / "judge" / "annotations.parquet", JUDGED)
@@ -120,7 +120,7 @@ def test_a_model_that_cannot_write_json_is_said_and_its_retries_are_in_the_estim
     said = []
     with Server(reply=lambda messages: "Sure! They are related.") as server:
         panel = panel_of(tmp_path, server.url)
-        judge_run(copy, panel, say=said.append, retries=ONCE)
+        make_beside("judge", copy, panel, say=said.append, retries=ONCE)
         sent = server.received
         pairs, _ = chosen_pairs(copy, panel)
         assert sent % 3 == 0
@@ -131,7 +131,9 @@ def test_a_model_that_cannot_write_json_is_said_and_its_retries_are_in_the_estim
         fresh = tmp_path / "fresh"
         shutil.copytree(run, fresh, ignore=shutil.ignore_patterns("panel", "judge", "explain"))
         with pytest.raises(ConfigError, match=f"raise max_requests to {sent}"):
-            judge_run(fresh, panel_of(tmp_path, server.url, budget=sent - 1), say=said.append, retries=ONCE)
+            make_beside(
+                "judge", fresh, panel_of(tmp_path, server.url, budget=sent - 1), say=said.append, retries=ONCE
+            )
 
 
 def test_matched_pairs_are_matched(run, tmp_path):
@@ -159,7 +161,7 @@ def test_matched_pairs_are_matched(run, tmp_path):
 
 def test_explainers_write_glosses_that_a_study_can_read_and_others_score_them(run, tmp_path):
     with Server(reply=honest) as a, Server(reply=honest) as b:
-        explain_run(run, panel_of(tmp_path, a.url, b.url), say=lambda text: None, retries=ONCE)
+        make_beside("explain", run, panel_of(tmp_path, a.url, b.url), say=lambda text: None, retries=ONCE)
     rows = read(run / "explain" / "written_glosses.parquet", WRITTEN_GLOSSES)
     assert len(rows) == 2 * 6
     assert {(r["explainer"], r["judge"]) for r in rows} == {("ann", "bob"), ("bob", "ann")}
@@ -181,7 +183,7 @@ def test_explainers_write_glosses_that_a_study_can_read_and_others_score_them(ru
 
 def test_an_explainer_that_gives_no_gloss_is_counted_and_scored_by_nobody(run, tmp_path):
     with Server(reply=moody) as server:
-        explain_run(run, panel_of(tmp_path, server.url), say=lambda text: None, retries=ONCE)
+        make_beside("explain", run, panel_of(tmp_path, server.url), say=lambda text: None, retries=ONCE)
     rows = read(run / "explain" / "written_glosses.parquet", WRITTEN_GLOSSES)
     assert {r["gloss"] for r in rows} == {None}
     assert {r["detection"] for r in rows} == {None}
@@ -191,12 +193,22 @@ def test_an_explainer_that_gives_no_gloss_is_counted_and_scored_by_nobody(run, t
 def test_a_budget_that_is_too_small_and_what_is_not_there_are_said_before_anything_is_sent(run, tmp_path):
     with Server(reply=honest) as server:
         with pytest.raises(ConfigError, match="budget is too small"):
-            judge_run(run, panel_of(tmp_path, server.url, budget=3), say=lambda text: None, retries=ONCE)
+            make_beside(
+                "judge", run, panel_of(tmp_path, server.url, budget=3), say=lambda text: None, retries=ONCE
+            )
         few = KEYS.replace("min_interference = 0.3", "min_interference = 0.99")
         with pytest.raises(ConfigError, match=r"none of \d+ pairs has interference >= 0\.99"):
-            judge_run(run, panel_of(tmp_path, server.url, keys=few), say=lambda text: None, retries=ONCE)
+            make_beside(
+                "judge", run, panel_of(tmp_path, server.url, keys=few), say=lambda text: None, retries=ONCE
+            )
         with pytest.raises(StoreError):
-            judge_run(tmp_path / "none", panel_of(tmp_path, server.url), say=lambda text: None, retries=ONCE)
+            make_beside(
+                "judge",
+                tmp_path / "none",
+                panel_of(tmp_path, server.url),
+                say=lambda text: None,
+                retries=ONCE,
+            )
         assert server.received == 0
     for text, what in (
         ("", "judges"),

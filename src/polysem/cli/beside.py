@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -20,7 +20,10 @@ from polysem.cli.shell import (
     verb,
 )
 from polysem.errors import ConfigError
-from polysem.store.stages import REGISTRY, StageName
+from polysem.store.stages import REGISTRY, StageName, order_of
+
+if TYPE_CHECKING:
+    from polysem.engine.task import StageOptions
 
 Estimate = Annotated[
     bool, typer.Option("--estimate", help="Say what would be sent and cost, and send nothing.")
@@ -31,6 +34,31 @@ def _finish(stage: StageName, made: Path, *, as_json: bool, estimate: bool = Fal
     """Print the page of a stage, or its folder where nothing was made."""
     shown = made if estimate else REGISTRY[stage].load("page")(made.parent)
     result(shown, as_json=as_json, stage=stage, estimate=estimate)
+
+
+def _make(
+    stage: StageName,
+    study_file: Path,
+    out: Path | None,
+    options: "StageOptions",
+    *,
+    ignore_versions: bool,
+    as_json: bool,
+) -> None:
+    """Make what a stage beside a study reads, then the stage, and print its page."""
+    from polysem.config import load_study
+
+    options.check()
+    folder = folder_for(study_file, out)
+    from polysem.engine import make_beside, run_study
+    from polysem.progress import on_stderr
+
+    order = order_of(load_study(study_file))
+    needed = order[: order.index(REGISTRY[stage].inputs[-1]) + 1]
+    reporter = on_stderr()
+    run_study(study_file, folder, reporter=reporter, stages=needed, ignore_versions=ignore_versions)
+    made = make_beside(stage, folder, options, reporter=reporter, ignore_versions=ignore_versions)
+    _finish(stage, made, as_json=as_json)
 
 
 @verb
@@ -48,12 +76,14 @@ def _atlas(
     as_json: AsJson = False,
 ) -> None:
     folder = folder_for(study_file, out)
-    from polysem.engine import make_atlas
+    from polysem.engine import make_beside
     from polysem.engine.atlas import AtlasOptions
     from polysem.progress import on_stderr
+    from polysem.store import RunFolder
 
     options = AtlasOptions(token_set=token_set, n_prompts=prompts, top=top, sample=sample, kl=kl)
-    rows = make_atlas(folder, options, reporter=on_stderr(), ignore_versions=ignore_versions).to_pylist()
+    make_beside("atlas", folder, options, reporter=on_stderr(), ignore_versions=ignore_versions)
+    rows = RunFolder.open(folder).table("atlas_fit").to_pylist()
     if as_json:
         print_json(rows)
         return
@@ -124,17 +154,7 @@ def _side_effects(
         token_set=token_set, kl=kl, coefficient=coefficient, n_null=null, forecast=forecast, tokens=tokens,
         repair=repair,
     )  # fmt: skip
-    options.check()
-    folder = folder_for(study_file, out)
-    from polysem.engine import make_side_effects, run_study
-    from polysem.progress import on_stderr
-
-    run_study(
-        study_file, folder, reporter=on_stderr(), stages=["features", "pairs", "plan"],
-        ignore_versions=ignore_versions,
-    )  # fmt: skip
-    made = make_side_effects(folder, options, reporter=on_stderr(), ignore_versions=ignore_versions)
-    _finish("side-effects", made, as_json=as_json)
+    _make("side-effects", study_file, out, options, ignore_versions=ignore_versions, as_json=as_json)
 
 
 @verb
@@ -159,14 +179,7 @@ def _layers(
     options = LayersOptions(
         sources=sources, prompts=prompts, events=events, edges=edges, steered=steered, tokens=tokens
     )
-    options.check()
-    folder = folder_for(study_file, out)
-    from polysem.engine import make_layers, run_study
-    from polysem.progress import on_stderr
-
-    run_study(study_file, folder, reporter=on_stderr(), stages=["features"], ignore_versions=ignore_versions)
-    made = make_layers(folder, options, reporter=on_stderr(), ignore_versions=ignore_versions)
-    _finish("layers", made, as_json=as_json)
+    _make("layers", study_file, out, options, ignore_versions=ignore_versions, as_json=as_json)
 
 
 @verb
@@ -191,17 +204,7 @@ def _joint(
     from polysem.engine.joint import JointOptions
 
     options = JointOptions(tuple(towards or ()), tuple(protect or ()))
-    options.check()
-    folder = folder_for(study_file, out)
-    from polysem.engine import make_joint, run_study
-    from polysem.progress import on_stderr
-
-    run_study(
-        study_file, folder, reporter=on_stderr(), stages=["features", "pairs", "plan"],
-        ignore_versions=ignore_versions,
-    )  # fmt: skip
-    made = make_joint(folder, options, reporter=on_stderr(), ignore_versions=ignore_versions)
-    _finish("joint", made, as_json=as_json)
+    _make("joint", study_file, out, options, ignore_versions=ignore_versions, as_json=as_json)
 
 
 @verb
@@ -239,17 +242,7 @@ def _generate(
         pairs=pairs, prompts=prompts, tokens=tokens, draws=draws, kl=doses, scope=scope, temperature=temperature,
         sae=sae, token_set=token_set, tasks=tasks,
     )  # fmt: skip
-    options.check()
-    folder = folder_for(study_file, out)
-    from polysem.engine import make_generate, run_study
-    from polysem.progress import on_stderr
-
-    run_study(
-        study_file, folder, reporter=on_stderr(), stages=["features", "pairs", "plan"],
-        ignore_versions=ignore_versions,
-    )  # fmt: skip
-    made = make_generate(folder, options, reporter=on_stderr(), ignore_versions=ignore_versions)
-    _finish("generate", made, as_json=as_json)
+    _make("generate", study_file, out, options, ignore_versions=ignore_versions, as_json=as_json)
 
 
 @verb
@@ -275,13 +268,7 @@ def _guard(
     from polysem.engine.guard import load_concept
 
     concept = load_concept(concept_file)
-    folder = folder_for(study_file, out)
-    from polysem.engine import make_guard, run_study
-    from polysem.progress import on_stderr
-
-    run_study(study_file, folder, reporter=on_stderr(), stages=["features"], ignore_versions=ignore_versions)
-    made = make_guard(folder, concept, reporter=on_stderr(), ignore_versions=ignore_versions)
-    _finish("guard", made, as_json=as_json)
+    _make("guard", study_file, out, concept, ignore_versions=ignore_versions, as_json=as_json)
 
 
 def _panel(stage: StageName) -> Callable[..., None]:
@@ -308,12 +295,12 @@ def _panel(stage: StageName) -> Callable[..., None]:
                 f"polysem {stage} needs a run folder and a panel file",
                 hint=f"polysem {stage} --init > judges.toml",
             )
-        from polysem.engine import explain_run, judge_run
+        from polysem.engine import make_beside
         from polysem.progress import on_stderr
         from polysem.transfer.panel import load_panel
 
-        make = judge_run if stage == "judge" else explain_run
-        made = make(run, load_panel(panel_file), say=say, estimate_only=estimate, reporter=on_stderr())
+        panel = load_panel(panel_file)
+        made = make_beside(stage, run, panel, say=say, estimate_only=estimate, reporter=on_stderr())
         _finish(stage, made, as_json=as_json, estimate=estimate)
 
     return ask
@@ -353,10 +340,12 @@ def _defend(
     n_clean: Annotated[int, typer.Option("--n-clean", metavar="N", help="Clean inputs.")] = 200,
     as_json: AsJson = False,
 ) -> None:
-    from polysem.engine import defend
+    from polysem.engine import make_beside
+    from polysem.engine.making import DefendOptions
     from polysem.progress import on_stderr
 
-    _finish("defend", defend(out, n_clean=n_clean, say=say, reporter=on_stderr()), as_json=as_json)
+    made = make_beside("defend", out, DefendOptions(n_clean), say=say, reporter=on_stderr())
+    _finish("defend", made, as_json=as_json)
 
 
 STAGES: dict[StageName, Callable[..., None]] = {

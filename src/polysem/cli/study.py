@@ -362,11 +362,11 @@ def init(as_json: AsJson = False) -> None:
 def zoo(as_json: AsJson = False) -> None:
     """List the models, SAEs and texts that come with polysem-zoo and polysem-zoo-real, as they are written in a study."""
     from polysem.errors import UnknownReferenceError
-    from polysem.registry import zoo_names, zoo_real_names
+    from polysem.registry import zoo_names
 
     known = [(kind, f"zoo:{name}") for kind in ("models", "saes", "texts") for name in zoo_names(kind)]
     try:
-        known += [("saes", f"zoo-real:{name}") for name in zoo_real_names("saes")]
+        known += [("saes", f"zoo-real:{name}") for name in zoo_names("saes", "zoo-real")]
     except UnknownReferenceError as error:
         say(f"{error.args[0]}; {error.hint}")
     if as_json:

@@ -1,46 +1,27 @@
 """Stages made through a run folder: once, checked, and continued after a kill; each is a record of `store.stages`.
 
     run_study                           the stages of a study, in order, on processes or a Ray cluster where that is asked for
-    make_atlas, make_layers, make_side_effects, make_joint, make_generate, make_guard, judge_run, explain_run  what is made beside them
-    run_transfer, defend                a transfer study, and its audit
+    make_beside                         a stage that is made beside them when it is asked for
+    run_transfer                        a transfer study
     check_study                         what is wrong with a study, before anything is made
     run_status, verify_run              where every stage stands, and whether the folder holds what it says
 
 Names resolve lazily; nothing here imports torch before a stage needs a model.
 """
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from polysem.registry import lazy_names
 
 if TYPE_CHECKING:
     from polysem.engine.check import check_study
-    from polysem.engine.run import (
-        defend,
-        explain_run,
-        judge_run,
-        make_atlas,
-        make_generate,
-        make_guard,
-        make_joint,
-        make_layers,
-        make_side_effects,
-        run_study,
-        run_transfer,
-    )
+    from polysem.engine.run import make_beside, run_study, run_transfer
     from polysem.engine.status import run_status, study_status
     from polysem.engine.verify import verify_run
 
 __all__ = [
     "check_study",
-    "defend",
-    "explain_run",
-    "judge_run",
-    "make_atlas",
-    "make_generate",
-    "make_guard",
-    "make_joint",
-    "make_layers",
-    "make_side_effects",
+    "make_beside",
     "run_status",
     "run_study",
     "run_transfer",
@@ -50,12 +31,4 @@ __all__ = [
 
 _HOMES = {"check_study": "check", "run_status": "status", "study_status": "status", "verify_run": "verify"}
 
-
-def __getattr__(name: str) -> Any:
-    if name not in __all__:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_HOMES.get(name, 'run')}"), name)
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)
+__getattr__, __dir__ = lazy_names(__name__, {name: _HOMES.get(name, "run") for name in __all__})

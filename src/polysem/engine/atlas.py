@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 
 from polysem.categories import builtin, is_about
 from polysem.engine.context import StudyContext
-from polysem.engine.task import Made, Tables, Task
+from polysem.engine.task import Made, StageOptions, Tables, Task
 from polysem.errors import ConfigError
 from polysem.progress import Reporter
 from polysem.seeds import rng_for, short_hash
@@ -32,7 +32,7 @@ STEERED_TOWARD = 10
 
 
 @dataclass(frozen=True)
-class AtlasOptions:
+class AtlasOptions(StageOptions):
     """What the atlas of a study is made with."""
 
     token_set: str = "out"

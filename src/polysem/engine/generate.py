@@ -6,14 +6,14 @@ Arms are those of the plan at the locus `feature`: pairs, random features, and t
 by target, so that few arms are of many targets.
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pyarrow.compute as pc
 
 from polysem.boundary.files import local_path
-from polysem.engine.task import Made, Task
+from polysem.engine.task import Made, StageOptions, Task
 from polysem.errors import ConfigError
 from polysem.seeds import rng_for
 from polysem.store import io
@@ -23,7 +23,7 @@ RELATIONS = ("pair", "random_feature", "self")
 
 
 @dataclass(frozen=True)
-class GenerateOptions:
+class GenerateOptions(StageOptions):
     """How much is drawn, and of what."""
 
     pairs: int = 40
@@ -64,8 +64,7 @@ class GenerateOptions:
 
     def recorded(self) -> dict[str, Any]:
         """As it goes into the manifest: the file by content."""
-        found = {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(self).items()}
-        return found | ({"tasks": io.sha256_of(local_path(self.tasks))} if self.tasks else {})
+        return super().recorded() | ({"tasks": io.sha256_of(local_path(self.tasks))} if self.tasks else {})
 
 
 def make(task: Task) -> Made:
@@ -73,7 +72,7 @@ def make(task: Task) -> Made:
     from polysem.behaviour.generate import TextPlan, text_rows
     from polysem.transfer.capability import load_items
 
-    options: GenerateOptions = task.options or GenerateOptions()
+    options: GenerateOptions = task.options
     context, study = task.context, task.study
     label, arms = _arms(task, options)
     rows = sorted(task.run.table("prompts").to_pylist(), key=lambda row: row["prompt_id"])

@@ -41,6 +41,9 @@ class ConceptConfig(Section):
     prompts: int = Field(16, ge=3)
     effect: float = Field(0.5, gt=0)
 
+    def check(self) -> None:
+        """It was checked when it was read."""
+
     def recorded(self) -> dict[str, Any]:
         """As it goes into the manifest: files by content."""
         files = {name: getattr(self, name) for name in ("on", "off", "shift_on", "shift_off")}

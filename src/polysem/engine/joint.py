@@ -3,12 +3,12 @@
 joint/{joint_additivity,joint_sizes,joint_pairs,joint_layers,joint_findings,plans,plan_doses,plan_effects}.parquet
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from polysem.config import JointConfig
 from polysem.engine.side_effects import tokens_of
-from polysem.engine.task import Made, Task
+from polysem.engine.task import Made, StageOptions, Task
 from polysem.errors import ConfigError
 
 MOST_SITES = 3
@@ -16,7 +16,7 @@ MOST_SITES = 3
 
 
 @dataclass(frozen=True)
-class JointOptions:
+class JointOptions(StageOptions):
     """What a plan should reach."""
 
     towards: tuple[str, ...] = ()
@@ -43,7 +43,7 @@ class JointOptions:
 
     def recorded(self) -> dict[str, Any]:
         """As it goes into the manifest."""
-        return {name: list(value) for name, value in asdict(self).items() if value}
+        return {name: value for name, value in super().recorded().items() if value}
 
 
 def make(task: Task) -> Made:
@@ -54,7 +54,7 @@ def make(task: Task) -> Made:
     from polysem.positions import positions_of
     from polysem.side_effects.scene import Scene, readouts_after
 
-    context, study, options = task.context, task.study, task.options or JointOptions()
+    context, study, options = task.context, task.study, task.options
     config: JointConfig = study.joint
     model, saes = context.model, context.saes
     labels = list(config.sites) or list(saes)

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from polysem.engine.context import StudyContext
-from polysem.engine.task import Made, Tables, Task
+from polysem.engine.task import Made, StageOptions, Tables, Task
 from polysem.errors import ConfigError
 from polysem.progress import Reporter
 from polysem.store.run import Part
@@ -25,7 +25,7 @@ _AT_LEAST = {"sources": 2, "prompts": 3, "events": 1, "edges": 3, "steered": 0, 
 
 
 @dataclass(frozen=True)
-class LayersOptions:
+class LayersOptions(StageOptions):
     """How much is measured of every two dictionaries."""
 
     sources: int = 100

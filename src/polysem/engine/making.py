@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow.compute as pc
 
 from polysem.engine.context import StoredPairs
-from polysem.engine.task import How, Made, Tables, Task
+from polysem.engine.task import How, Made, StageOptions, Tables, Task
 from polysem.errors import ConfigError, MismatchError
 from polysem.progress import Reporter
 from polysem.store import io
@@ -224,7 +224,7 @@ def transfer(task: Task) -> Made | None:
 
 
 @dataclass(frozen=True)
-class DefendOptions:
+class DefendOptions(StageOptions):
     """What defences are judged on."""
 
     n_clean: int = 200

@@ -7,27 +7,18 @@ The model is loaded once, by the first stage that has something to compute with 
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-import pyarrow as pa
 from pydantic import BaseModel
 
 from polysem import profiling
 from polysem.config import Study, parse_study, read_text
-from polysem.engine.atlas import AtlasOptions
 from polysem.engine.check import check_study
 from polysem.engine.context import StudyContext
-from polysem.engine.generate import GenerateOptions
-from polysem.engine.guard import ConceptConfig
-from polysem.engine.joint import JointOptions
-from polysem.engine.layers import LayersOptions
-from polysem.engine.making import DefendOptions
-from polysem.engine.side_effects import SideEffectsOptions
 from polysem.engine.status import Standings, manifest_of
-from polysem.engine.task import How, Task
+from polysem.engine.task import How, StageOptions, Task
 from polysem.engine.toml import to_toml
 from polysem.engine.workers import check_workers, lock_name, run_workers
 from polysem.errors import ConfigError, StoreError
@@ -38,7 +29,6 @@ from polysem.store.manifest import StageInputs, StageStatus
 from polysem.store.run import REPORT, RunFolder, now
 from polysem.store.stages import ORDER, REGISTRY, StageName, command, has, inputs_of, order_of
 from polysem.transfer.config import TransferStudy, parse_transfer
-from polysem.transfer.panel import JudgePanel
 
 log = logging.getLogger(__name__)
 EngineName = Literal["processes", "ray"]
@@ -123,162 +113,38 @@ def _fan_out(run: RunFolder, workers: int, engine: EngineName, how: How) -> None
             run_workers(run.root, workers, reporter=how.reporter, options=options)
 
 
-def make_atlas(
+def make_beside(
+    stage: StageName,
     out: Path,
-    options: AtlasOptions | None = None,
+    options: StageOptions,
     *,
     reporter: Reporter = SILENT,
-    ignore_versions: bool = False,
-) -> pa.Table:
-    """The atlas of every SAE of a run folder whose features and plan are fresh; gives ATLAS_FIT of all SAEs.
-
-    Raises:
-        StoreError: if features or plan are not fresh, or a file cannot be written.
-        ConfigError: if an option cannot be, or no target of an SAE can be read.
-        MismatchError: if SAE, model and tables do not belong together.
-    """
-    options = options or AtlasOptions()
-    options.check()
-    how = How(reporter, ignore_versions=ignore_versions)
-    return _beside("atlas", RunFolder.open(out), how, options, asdict(options)).table("atlas_fit")
-
-
-def make_side_effects(
-    out: Path,
-    options: SideEffectsOptions,
-    *,
-    reporter: Reporter = SILENT,
-    ignore_versions: bool = False,
-) -> Path:
-    """Judge directions in a run folder whose features and plan are fresh; gives the folder of the tables.
-
-    Raises:
-        StoreError: if features or plan are not fresh, or a file cannot be written.
-        ConfigError: if what is asked for cannot be.
-        PolysemError: of files, models and SAEs.
-    """
-    options.check()
-    how = How(reporter, ignore_versions=ignore_versions)
-    run = _beside("side-effects", RunFolder.open(out), how, options, options.recorded())
-    return run.folder("side-effects")
-
-
-def make_layers(
-    out: Path,
-    options: LayersOptions | None = None,
-    *,
-    reporter: Reporter = SILENT,
-    ignore_versions: bool = False,
-) -> Path:
-    """Judge the weights between the dictionaries of a run folder whose features are fresh; gives the folder of the tables.
-
-    Raises:
-        StoreError: if the features are not fresh, or a file cannot be written.
-        ConfigError: if an option cannot be, or no dictionary is read by a later one.
-        PolysemError: of models, SAEs and corpora.
-    """
-    options = options or LayersOptions()
-    options.check()
-    how = How(reporter, ignore_versions=ignore_versions)
-    run = _beside("layers", RunFolder.open(out), how, options, asdict(options))
-    return run.folder("layers")
-
-
-def make_joint(
-    out: Path, options: JointOptions, *, reporter: Reporter = SILENT, ignore_versions: bool = False
-) -> Path:
-    """Push several features at once in a run folder whose features and plan are fresh; gives the folder of the tables.
-
-    Raises:
-        StoreError: if features or plan are not fresh, or a file cannot be written.
-        ConfigError: if what is asked for cannot be.
-        PolysemError: of files, models and SAEs.
-    """
-    options.check()
-    how = How(reporter, ignore_versions=ignore_versions)
-    return _beside("joint", RunFolder.open(out), how, options, options.recorded()).folder("joint")
-
-
-def make_generate(
-    out: Path,
-    options: GenerateOptions | None = None,
-    *,
-    reporter: Reporter = SILENT,
-    ignore_versions: bool = False,
-) -> Path:
-    """Draw texts under pushes of the plan in a run folder whose features and plan are fresh; gives the folder of the tables.
-
-    Raises:
-        StoreError: if features or plan are not fresh, or a file cannot be written.
-        ConfigError: if what is asked for cannot be.
-        PolysemError: of files, models and SAEs.
-    """
-    options = options or GenerateOptions()
-    options.check()
-    how = How(reporter, ignore_versions=ignore_versions)
-    return _beside("generate", RunFolder.open(out), how, options, options.recorded()).folder("generate")
-
-
-def make_guard(
-    out: Path, concept: ConceptConfig, *, reporter: Reporter = SILENT, ignore_versions: bool = False
-) -> Path:
-    """Judge a concept's handle in a run folder whose features are fresh; gives the folder of the tables.
-
-    Raises:
-        StoreError: if the features are not fresh, or a file cannot be written.
-        ConfigError: if what is asked for cannot be, or there are too few documents.
-        PolysemError: of files, models, SAEs and corpora.
-    """
-    how = How(reporter, ignore_versions=ignore_versions)
-    return _beside("guard", RunFolder.open(out), how, concept, concept.recorded()).folder("guard")
-
-
-def judge_run(
-    run: Path,
-    panel: JudgePanel,
-    *,
-    say: Say,
+    say: Say = log.info,
     estimate_only: bool = False,
     retries: Retries | None = None,
-    reporter: Reporter = SILENT,
+    ignore_versions: bool = False,
 ) -> Path:
-    """Annotate pairs of a study and let every judge choose between pairs; gives the folder of the tables.
-
-    Responses are kept below RUN/panel, so that a rerun costs nothing.
+    """Make a stage that is asked for beside a study, or a transfer study, in its run folder; gives the folder of the tables.
 
     Args:
-        run: a run folder.
-        panel: the judges, and which pairs.
-        say: is told what will be sent and cost before it is sent.
+        stage: what it does, what it reads and whether that must be fresh or only finished is in `store.stages`.
+        out: the run folder. Responses of judges are kept below it, so that a rerun costs nothing.
+        options: those of the stage: `AtlasOptions`, ..., a `JudgePanel` for judge and explain.
+        reporter: is told of progress.
+        say: is told what will be sent and cost before it is sent, and what is left out.
         estimate_only: say it and end.
         retries: of the servers.
-        reporter: is told of progress.
+        ignore_versions: keep what was made with other versions of packages.
 
     Raises:
-        StoreError: no run folder, or its stages features and pairs are not finished.
-        ConfigError: no such pair, or a budget that is too small.
-        PolysemError: of servers; what was answered is kept.
+        StoreError: no run folder, what the stage reads is not there, or a file cannot be written.
+        ConfigError: what is asked for cannot be, or a budget is too small.
+        MismatchError: SAE, model and tables do not belong together.
+        PolysemError: of models, SAEs, files and servers; what was answered is kept.
     """
-    return _ask("judge", run, panel, How(reporter, say, estimate_only=estimate_only, retries=retries))
-
-
-def explain_run(
-    run: Path,
-    panel: JudgePanel,
-    *,
-    say: Say,
-    estimate_only: bool = False,
-    retries: Retries | None = None,
-    reporter: Reporter = SILENT,
-) -> Path:
-    """Let every model of a panel write glosses of features and another score them; gives the folder. As `judge_run`.
-
-    Raises:
-        StoreError: no run folder, or its stage features is not finished.
-        ConfigError: no feature with enough contexts, or a budget that is too small.
-        PolysemError: of servers; what was answered is kept.
-    """
-    return _ask("explain", run, panel, How(reporter, say, estimate_only=estimate_only, retries=retries))
+    options.check()
+    how = How(reporter, say, ignore_versions=ignore_versions, estimate_only=estimate_only, retries=retries)
+    return _beside(stage, RunFolder.open(out), how, options, options.recorded()).folder(stage)
 
 
 def run_transfer(
@@ -311,30 +177,6 @@ def run_transfer(
     how = How(reporter, say, estimate_only=estimate_only, retries=retries)
     claim = (study, text, study_file.parent)
     return _beside("transfer", RunFolder(out), how, claim=claim).folder("transfer")
-
-
-def defend(out: Path, *, n_clean: int = 200, say: Say, reporter: Reporter = SILENT) -> Path:
-    """Judge the defences on a transfer study's local targets; gives the folder of the tables.
-
-    Args:
-        out: folder of a transfer study.
-        n_clean: clean inputs.
-        say: is told what is left out.
-        reporter: is told of progress.
-
-    Raises:
-        ConfigError: no study there, no local target, too few clean inputs.
-        StoreError: the transfer study is not finished.
-        PolysemError: of models, SAEs and files.
-    """
-    options = DefendOptions(n_clean)
-    options.check()
-    how = How(reporter, say)
-    return _beside("defend", RunFolder.open(out), how, options, asdict(options)).folder("defend")
-
-
-def _ask(stage: StageName, run: Path, panel: JudgePanel, how: How) -> Path:
-    return _beside(stage, RunFolder.open(run), how, panel, panel.model_dump(mode="json")).folder(stage)
 
 
 def _beside(

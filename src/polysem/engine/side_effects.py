@@ -7,7 +7,7 @@ A request takes the place of the one before; what it read is in the manifest by 
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ import numpy as np
 
 from polysem.boundary.files import local_path
 from polysem.categories import builtin
-from polysem.engine.task import Made, Task
+from polysem.engine.task import Made, StageOptions, Task
 from polysem.errors import ConfigError
 from polysem.store import io
 from polysem.store.manifest import Output
@@ -26,7 +26,7 @@ STAGE = "side-effects"
 
 
 @dataclass(frozen=True)
-class SideEffectsOptions:
+class SideEffectsOptions(StageOptions):
     """What is asked for."""
 
     features: tuple[int, ...] = ()
@@ -97,7 +97,7 @@ class SideEffectsOptions:
 
     def recorded(self) -> dict[str, Any]:
         """As it goes into the manifest: files by content."""
-        found = {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(self).items()}
+        found = super().recorded()
         files = [*self.vectors, *filter(None, (self.more, self.less))]
         content = [io.sha256_of(local_path(file)) for file in files]
         if self.other and (folder := local_path(self.other)).is_dir():

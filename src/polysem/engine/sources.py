@@ -15,7 +15,7 @@ from polysem.errors import PolysemError
 from polysem.glosses.shipped import SOURCE, shipped_file
 from polysem.models.gguf import files_of, is_gguf
 from polysem.places import Places
-from polysem.registry import zoo_path, zoo_real_path
+from polysem.registry import zoo_path
 from polysem.store import io
 from polysem.store.manifest import Manifest
 from polysem.store.stages import REGISTRY, StageName
@@ -220,10 +220,8 @@ def _model_path(ref: str) -> Path | None:
 
 
 def _sae_path(ref: str) -> Path | None:
-    if ref.startswith("zoo:"):
-        return zoo_path("saes", ref.removeprefix("zoo:"))
-    if ref.startswith("zoo-real:"):
-        return zoo_real_path("saes", ref.removeprefix("zoo-real:"))
+    if ref.startswith(("zoo:", "zoo-real:")):
+        return zoo_path("saes", ref)
     return None if ref.startswith(("saelens:", "hub:")) else _local(ref)
 
 

@@ -4,8 +4,9 @@ Names resolve lazily: opening a study imports DuckDB and a web server, never tor
 for `live`.
 """
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from polysem.registry import lazy_names
 
 if TYPE_CHECKING:
     from polysem.explore.book import Book
@@ -16,12 +17,4 @@ __all__ = ["Book", "export_static", "make_app", "serve"]
 
 _HOMES = {"Book": "book", "export_static": "export", "make_app": "server", "serve": "server"}
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)
+__getattr__, __dir__ = lazy_names(__name__, _HOMES)

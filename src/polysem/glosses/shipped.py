@@ -5,7 +5,6 @@ feature keeps its token gloss.
 """
 
 import logging
-from collections.abc import Callable
 from pathlib import Path
 
 from polysem.errors import ConfigError, MismatchError, UnknownReferenceError
@@ -13,12 +12,12 @@ from polysem.glosses.base import Gloss, ordered
 from polysem.glosses.failures import is_failure
 from polysem.glosses.raw import read_rows
 from polysem.glosses.rows import parse_glosses
-from polysem.registry import zoo_path, zoo_real_path
+from polysem.registry import zoo_path
 
 log = logging.getLogger(__name__)
 
 SOURCE = "zoo"
-_ZOOS: dict[str, Callable[[str, str], Path]] = {"zoo": zoo_path, "zoo-real": zoo_real_path}
+_ZOOS = ("zoo", "zoo-real")
 
 
 def shipped_file(ref: str) -> Path | None:
@@ -27,9 +26,8 @@ def shipped_file(ref: str) -> Path | None:
     Args:
         ref: of the SAE, of whatever kind.
     """
-    kind, _, name = ref.partition(":")
     try:
-        return _ZOOS[kind]("glosses", name) if kind in _ZOOS else None
+        return zoo_path("glosses", ref) if ref.partition(":")[0] in _ZOOS else None
     except UnknownReferenceError:
         return None
 

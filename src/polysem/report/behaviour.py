@@ -7,22 +7,14 @@ from typing import Any
 from markupsafe import Markup
 
 from polysem.report.charts import Bar, dot_plot, legend
-from polysem.report.html import Column, interval, page, probability, table
+from polysem.report.html import NOTE, Column, ends, interval, probability, rows_of, section, table, write_page
 from polysem.report.text import plural, visible
-from polysem.store import io
-from polysem.store.stages import REGISTRY, command
 
 STAGE = "generate"
 SHOWN, TEXTS_SHOWN = 40, 12
 """rows of a table; the files hold all"""
 Row = Mapping[str, Any]
 Tables = Mapping[str, Sequence[Row]]
-
-
-def _told(head: str, name: str) -> Column:
-    return head, lambda r: interval(r, name, f"{name}_lo", f"{name}_hi")
-
-
 _BRIDGE: tuple[Column, ...] = (
     *("dose", "outcome", "term"),
     ("slope", lambda r: interval(r)),
@@ -32,20 +24,20 @@ _BRIDGE: tuple[Column, ...] = (
     ("p of beyond", lambda r: probability(r, "p_equivalent")),
     ("R2 held out by target", "r2"),
     ("arms", "n"),
-    ("note", lambda r: r["note"] or ""),
+    NOTE,
 )
 _EFFECTS: tuple[Column, ...] = (
     *("dose", "relation", "target", "source", "interference"),
-    _told("next token", "next"),
-    _told("every token", "horizon"),
+    ends("next token", "next"),
+    ends("every token", "horizon"),
     ("falls by, a token", "decay"),
-    _told("log rate", "log_rate"),
+    ends("log rate", "log_rate"),
     ("per 100: none", "rate"),
     ("along", "rate_up"),
     ("against", "rate_down"),
-    _told("hits", "hits"),
-    _told("cross-entropy", "nats"),
-    _told("spent", "spent"),
+    ends("hits", "hits"),
+    ends("cross-entropy", "nats"),
+    ends("spent", "spent"),
     ("parts after", "same"),
 )
 _TEXTS: tuple[Column, ...] = (
@@ -58,7 +50,7 @@ _TASKS: tuple[Column, ...] = (
     *("dose", "relation", "target", "source"),
     ("way", "sign"),
     "right",
-    _told("change", "change"),
+    ends("change", "change"),
     ("answer over others, nats", "gap"),
     "n",
 )
@@ -70,22 +62,11 @@ def write_generate_page(out: Path) -> Path:
     Raises:
         StoreError: if no texts were drawn, or a table is damaged.
     """
-    found = {
-        schema.name: io.read_table(
-            out / STAGE / f"{schema.name}.parquet", schema, rebuild=command(STAGE, out)
-        ).to_pylist()
-        for schema in REGISTRY[STAGE].tables
-    }
+    found = rows_of(out, STAGE)
     arms = {row["arm"]: row for row in found["text_arms"]}
     parts = [_bridge(found), _effects(found, arms), _texts(found, arms), _tasks(found, arms)]
-    path = out / "generate.html"
     lead = "When does a push on the next token become a push on the text?"
-    io.write_text(path, page("Texts under pushes", lead, Markup("").join(parts)))
-    return path
-
-
-def _section(title: str, said: str, *parts: Markup) -> Markup:
-    return Markup("<section><h2>{}</h2><p>{}</p>{}</section>").format(title, said, Markup("").join(parts))
+    return write_page(out, STAGE, "Texts under pushes", lead, Markup("").join(parts))
 
 
 _KINDS = {"log_rate": "pair", "horizon": "self"}
@@ -107,7 +88,7 @@ def _bridge(found: Tables) -> Markup:
         "change of texts' cross-entropy on what the push spends. Targets' own directions are left out. R2 is of targets "
         "that the fit has not seen."
     )
-    return _section(
+    return section(
         "From the next token to the text",
         said,
         figure if rows else Markup(""),
@@ -124,7 +105,7 @@ def _effects(found: Tables, arms: Mapping[int, Row]) -> Markup:
         "the model without a push reads the text. Spent: sequence KL per token."
     )
     more = f"; the first {SHOWN}" if len(rows) > SHOWN else ""
-    return _section("Pushes", said, table(_EFFECTS, rows[:SHOWN], caption=plural(len(rows), "effect") + more))
+    return section("Pushes", said, table(_EFFECTS, rows[:SHOWN], caption=plural(len(rows), "effect") + more))
 
 
 def _texts(found: Tables, arms: Mapping[int, Row]) -> Markup:
@@ -139,7 +120,7 @@ def _texts(found: Tables, arms: Mapping[int, Row]) -> Markup:
     ]
     step = max(1, len(rows) // TEXTS_SHOWN)
     said = "At the largest dose; the three texts of a line share their chance, token by token."
-    return _section(
+    return section(
         "Texts side by side", said, table(_TEXTS, rows[::step][:TEXTS_SHOWN], caption="some texts")
     )
 
@@ -151,4 +132,4 @@ def _tasks(found: Tables, arms: Mapping[int, Row]) -> Markup:
     base = rows[0]
     mine = [dict(arms[r["arm"]]) | dict(r) for r in rows if r["arm"] >= 0]
     said = f"{base['n']} items; without a push {100 * base['right']:.0f} % are right."
-    return _section("Tasks", said, table(_TASKS, mine[:SHOWN], caption=f"{len(mine)} pushes"))
+    return section("Tasks", said, table(_TASKS, mine[:SHOWN], caption=f"{len(mine)} pushes"))

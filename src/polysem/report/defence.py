@@ -4,16 +4,13 @@ from pathlib import Path
 
 from markupsafe import Markup
 
-from polysem.report.html import Column, interval, page, table
-from polysem.store import io
-from polysem.store.stages import command
-from polysem.store.tables import DEFENCES, PROTECTED
+from polysem.report.html import Column, ends, interval, rows_of, table, write_page
 from polysem.transfer.result import DEFENCE
 
 _DETECTORS: tuple[Column, ...] = (
     *("target", "defence", "arm", "category"),
     ("AUROC", lambda r: interval(r, "auroc")),
-    ("found", lambda r: interval(r, "found", "found_lo", "found_hi")),
+    ends("found", "found"),
     ("false positives", lambda r: interval(r, "false_positives", "false_lo", "false_hi")),
     ("attacked", "n_attacked"),
     ("clean", "n_clean"),
@@ -40,10 +37,7 @@ def write_defence_page(out: Path) -> Path:
     Raises:
         StoreError: if nothing was judged, or a table is damaged.
     """
-    found, steered = (
-        io.read_table(out / DEFENCE / f"{name}.parquet", schema, rebuild=command("defend", out)).to_pylist()
-        for name, schema in (("defences", DEFENCES), ("protected", PROTECTED))
-    )
+    found, steered = rows_of(out, DEFENCE).values()
     noticing = Markup(
         "<h2>Noticing</h2><p><em>Filter</em>: cross-entropy of the input. <em>Monitor</em>: what active features write into "
         "others that are not meant, on the largest token. Found: share of attacked inputs above the threshold that flags 1&nbsp;% "
@@ -57,8 +51,5 @@ def write_defence_page(out: Path) -> Path:
     ).format(table(_PROTECTED, steered, caption="protected steering"))
     if not steered:
         protected = Markup("<h2>Protected steering</h2><p>Not measured: no local target has an SAE.</p>")
-    path = out / "defend.html"
-    io.write_text(
-        path, page("Defences", "What would notice or prevent it, and at what cost?", noticing + protected)
-    )
-    return path
+    lead = "What would notice or prevent it, and at what cost?"
+    return write_page(out, DEFENCE, "Defences", lead, noticing + protected)

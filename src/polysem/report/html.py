@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
 from markupsafe import Markup, escape
@@ -13,6 +14,8 @@ from markupsafe import Markup, escape
 from polysem.report import colours, text
 from polysem.report.charts import legend
 from polysem.report.source import schema_of
+from polysem.store import io
+from polysem.store.stages import REGISTRY, StageName, command
 
 MISSING = "–"
 LONG = 48
@@ -90,6 +93,31 @@ def page(title: str, lead: str, body: Markup) -> str:
     return str(whole.format(policy=policy(style, ""), style=style, title=title, lead=lead, body=body))
 
 
+def write_page(out: Path, stage: StageName, title: str, lead: str, body: Markup) -> Path:
+    """Write the page of a stage into its run folder; gives its path. Equal tables give equal bytes."""
+    path = out / f"{stage}.html"
+    io.write_text(path, page(title, lead, body))
+    return path
+
+
+def rows_of(out: Path, stage: StageName) -> dict[str, list[dict[str, Any]]]:
+    """The rows of a stage's tables, by the names of these.
+
+    Raises:
+        StoreError: if the stage was not made, or a table is damaged.
+    """
+    again, folder = command(stage, out), out / stage
+    return {
+        schema.name: io.read_table(folder / f"{schema.name}.parquet", schema, rebuild=again).to_pylist()
+        for schema in REGISTRY[stage].tables
+    }
+
+
+def section(title: str, said: str, *parts: Markup) -> Markup:
+    """A section of a page of one part."""
+    return Markup("<section><h2>{}</h2><p>{}</p>{}</section>").format(title, said, Markup("").join(parts))
+
+
 def part(name: str, title: str, lead: str, body: Markup) -> Markup:
     """What a page of one part shows, as a section of another page."""
     return Markup('<section id="{}" class="part"><h2>{}</h2><p>{}</p>{}</section>').format(
@@ -151,6 +179,14 @@ def interval(row: Row | None, name: str = "estimate", lo: str = "lo", hi: str = 
     if any(v is None or not math.isfinite(v) for v in ends):
         return shown
     return f"{shown} [{text.number(ends[0])}, {text.number(ends[1])}]"
+
+
+def ends(label: str, name: str) -> Column:
+    """The column of an estimate whose ends are `name`_lo and `name`_hi."""
+    return label, lambda r: interval(r, name, f"{name}_lo", f"{name}_hi")
+
+
+NOTE: Column = ("note", lambda r: r["note"] or "")
 
 
 def probability(row: Row | None, name: str = "p") -> str:

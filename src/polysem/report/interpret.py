@@ -7,10 +7,8 @@ from typing import Any
 from markupsafe import Markup
 
 from polysem.report import text
-from polysem.report.html import MISSING, Column, interval, page, table
+from polysem.report.html import MISSING, Column, interval, rows_of, table, write_page
 from polysem.seeds import rng_for
-from polysem.store import io
-from polysem.store.tables import JUDGED, JUDGEMENTS, WRITTEN_GLOSSES
 from polysem.transfer.interpret import EXPLAIN, JUDGE, mean_detection
 
 MOST = 200
@@ -84,12 +82,8 @@ def write_judge_page(run: Path) -> Path:
     Raises:
         StoreError: if nothing was judged, or a table is damaged.
     """
-    found, pairs = (
-        io.read_table(
-            run / JUDGE / f"{name}.parquet", schema, rebuild="polysem judge RUN JUDGES.toml"
-        ).to_pylist()
-        for name, schema in (("judgements", JUDGEMENTS), ("annotations", JUDGED))
-    )
+    read = rows_of(run, JUDGE)
+    found, pairs = read["judgements"], read["annotations"]
     parts = []
     for measure, (caption, told, columns) in _MEASURES.items():
         rows = [r for r in found if r["measure"] == measure]
@@ -100,10 +94,8 @@ def write_judge_page(run: Path) -> Path:
             else Markup(told) + table(columns, rows, caption=caption)
         )
     parts.append(_folded("annotations", _PAIRS, pairs, file="annotations.parquet"))
-    path = run / "judge.html"
     title, lead = "Pairs, judged by models", "Are interfering features related after all?"
-    io.write_text(path, page(title, lead, Markup("").join(parts)))
-    return path
+    return write_page(run, JUDGE, title, lead, Markup("").join(parts))
 
 
 def write_explain_page(run: Path) -> Path:
@@ -112,9 +104,7 @@ def write_explain_page(run: Path) -> Path:
     Raises:
         StoreError: if nothing was explained, or the table is damaged.
     """
-    rows = io.read_table(
-        run / EXPLAIN / "written_glosses.parquet", WRITTEN_GLOSSES, rebuild="polysem explain RUN JUDGES.toml"
-    ).to_pylist()
+    rows = rows_of(run, EXPLAIN)["written_glosses"]
     body = []
     for explainer in sorted({r["explainer"] for r in rows}):
         mine = [r for r in rows if r["explainer"] == explainer]
@@ -132,11 +122,8 @@ def write_explain_page(run: Path) -> Path:
         table(_EXPLAINERS, body, caption="explainers"),
         _folded("glosses", _GLOSSES, rows, file="written_glosses.parquet"),
     )
-    path = run / "explain.html"
-    io.write_text(
-        path, page("Glosses, written by models", "Does a gloss tell where its feature fires?", content)
-    )
-    return path
+    title, lead = "Glosses, written by models", "Does a gloss tell where its feature fires?"
+    return write_page(run, EXPLAIN, title, lead, content)
 
 
 def _folded(what: str, columns: Sequence[Column], rows: Rows, *, file: str) -> Markup:

@@ -7,10 +7,19 @@ from typing import Any
 from markupsafe import Markup
 
 from polysem.report.charts import Bar, dot_plot, legend
-from polysem.report.html import Column, interval, page, part, probability, table
+from polysem.report.html import (
+    NOTE,
+    Column,
+    ends,
+    interval,
+    part,
+    probability,
+    rows_of,
+    section,
+    table,
+    write_page,
+)
 from polysem.report.text import number, plural, visible
-from polysem.store import io
-from polysem.store.stages import REGISTRY, command
 
 STAGE = "joint"
 TITLE = "Several pushes at once"
@@ -37,13 +46,13 @@ _FINDINGS: tuple[Column, ...] = (
     *("sae", "name"),
     ("value", lambda r: interval(r, "value")),
     "n",
-    ("note", lambda r: r["note"] or ""),
+    NOTE,
 )
 _PAIRS: tuple[Column, ...] = (
     *("sae_i", "i", "j", "cosine", "lift", "odd", "even"),
-    ("y, odd", lambda r: interval(r, "y_odd", "y_odd_lo", "y_odd_hi")),
+    ends("y, odd", "y_odd"),
     ("p", lambda r: probability(r, "p_odd")),
-    ("y, even", lambda r: interval(r, "y_even", "y_even_lo", "y_even_hi")),
+    ends("y, even", "y_even"),
     ("p", lambda r: probability(r, "p_even")),
     ("second order", "second_order"),
     "forecast",
@@ -52,8 +61,8 @@ _LAYERS: tuple[Column, ...] = (
     *("sae_i", "i", "sae_j", "j", "cosine"),
     ("not said, live", "unexplained_live"),
     ("frozen", "unexplained_frozen"),
-    ("y, live", lambda r: interval(r, "y_live", "y_live_lo", "y_live_hi")),
-    ("y, frozen", lambda r: interval(r, "y_frozen", "y_frozen_lo", "y_frozen_hi")),
+    ends("y, live", "y_live"),
+    ends("y, frozen", "y_frozen"),
     ("i on j's tokens", "first"),
     ("not through j", "first_held"),
     *("survives", "matched"),
@@ -62,7 +71,7 @@ _LAYERS: tuple[Column, ...] = (
 )
 _PLANS: tuple[Column, ...] = (
     "arm",
-    ("KL, nats", lambda r: interval(r, "kl", "kl_lo", "kl_hi")),
+    ends("KL, nats", "kl"),
     ("forecast", "forecast_kl"),
     ("of the wish", "reached"),
     ("missed, nats", "missed"),
@@ -85,24 +94,12 @@ def write_joint_page(out: Path) -> Path:
     Raises:
         StoreError: if nothing was pushed together, or a table is damaged.
     """
-    path = out / "joint.html"
-    io.write_text(path, page(TITLE, LEAD, _body(out)))
-    return path
+    return write_page(out, STAGE, TITLE, LEAD, body(rows_of(out, STAGE)))
 
 
 def joint_section(out: Path) -> Markup:
     """The same as a section of the study's report. Raises as `write_joint_page`."""
-    return part(STAGE, TITLE, LEAD, _body(out))
-
-
-def _body(out: Path) -> Markup:
-    found = {
-        schema.name: io.read_table(
-            out / STAGE / f"{schema.name}.parquet", schema, rebuild=command(STAGE, out)
-        ).to_pylist()
-        for schema in REGISTRY[STAGE].tables
-    }
-    return body(found)
+    return part(STAGE, TITLE, LEAD, body(rows_of(out, STAGE)))
 
 
 def body(found: Tables) -> Markup:
@@ -113,10 +110,6 @@ def body(found: Tables) -> Markup:
 
 def _numbers(found: Tables) -> list[int]:
     return sorted({row["plan"] for row in found["plans"]})
-
-
-def _section(title: str, said: str, *parts: Markup) -> Markup:
-    return Markup("<section><h2>{}</h2><p>{}</p>{}</section>").format(title, said, Markup("").join(parts))
 
 
 def _sums(found: Tables) -> Markup:
@@ -144,7 +137,7 @@ def _sums(found: Tables) -> Markup:
             ),
             legend([(kind, f"{part} part") for part, kind in _KINDS.items()], plain=True),
         )
-    return _section(
+    return section(
         "Sums",
         said,
         drawn,
@@ -169,7 +162,7 @@ def _interactions(found: Tables) -> Markup:
         "first feature's tokens, nats, on the confirm prompts; second order is the Hessian's word for its even part on the "
         "same prompts, forecast that of the others."
     )
-    return _section("Pairs", said, table(_PAIRS, rows[:SHOWN], caption=_some(rows)))
+    return section("Pairs", said, table(_PAIRS, rows[:SHOWN], caption=_some(rows)))
 
 
 def _layers(found: Tables) -> Markup:
@@ -180,7 +173,7 @@ def _layers(found: Tables) -> Markup:
         "One feature at a site, another at a later one. Frozen: the later coordinate is held against what the earlier push "
         "does to it. Survives: how much of the push is found along itself at the later site."
     )
-    return _section("Across layers", said, table(_LAYERS, rows[:SHOWN], caption=_some(rows)))
+    return section("Across layers", said, table(_LAYERS, rows[:SHOWN], caption=_some(rows)))
 
 
 def _some(rows: Sequence[Row]) -> str:
@@ -197,7 +190,7 @@ def _plan(found: Tables, plan: int) -> Markup:
     planned = {
         name: [r for r in mine[name] if r["arm"] == "planned"] for name in ("plan_doses", "plan_effects")
     }
-    return _section(
+    return section(
         f"Plan {plan}",
         f"Wanted: {asked}. Made on the select prompts, measured on the confirm prompts.",
         table(_PLANS, mine["plans"], caption="ways to the same"),

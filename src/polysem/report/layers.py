@@ -6,9 +6,8 @@ from typing import Any
 
 from markupsafe import Markup
 
-from polysem.report.html import Column, interval, page, table
+from polysem.report.html import NOTE, Column, interval, section, table, write_page
 from polysem.report.text import fixed, number, plural, visible
-from polysem.store import io
 from polysem.store.run import RunFolder
 from polysem.vocabulary_findings import LAYER_HYPOTHESES
 
@@ -33,7 +32,7 @@ _FINDINGS: tuple[Column, ...] = (
     ("value", lambda r: interval(r, "value")),
     ("chance", lambda r: _range(r)),
     ("over", lambda r: plural(r["n"], r["over"].removesuffix("s"))),
-    ("note", lambda r: r["note"] or ""),
+    NOTE,
 )
 _EDGES: tuple[Column, ...] = (
     ("from", lambda r: _feature(r["i"], r["gloss_i"])),
@@ -64,14 +63,12 @@ def write_layers_page(out: Path) -> Path:
         StoreError: if the stage is not finished, or a table is damaged.
     """
     found = {name: one.to_pylist() for name, one in RunFolder.open(out).tables(STAGE).items()}
-    path = out / "layers.html"
     blocks = [r for r in found["layer_blocks"] if r["why"] is None]
     lead = (
         "Features write where later features read. Do those weights act by themselves, or only when somebody steers? "
         f"{plural(len(blocks), 'pair')} of dictionaries."
     )
-    io.write_text(path, page("Interference across layers", lead, body(found)))
-    return path
+    return write_page(out, STAGE, "Interference across layers", lead, body(found))
 
 
 def body(found: Mapping[str, Sequence[Mapping[str, Any]]]) -> Markup:
@@ -174,7 +171,7 @@ def _tokens(found: Mapping[str, Sequence[Mapping[str, Any]]]) -> Markup:
         return Markup("")
     said = "Direct edges from features to tokens, helpfulness in closed form; the most effective."
     shown = table(_TOKENS, rows, caption="edges to tokens")
-    return Markup("<section><h2>Tokens</h2><p>{}</p>{}</section>").format(said, shown)
+    return section("Tokens", said, shown)
 
 
 def _feature(number_: int, gloss: str | None) -> str:

@@ -8,10 +8,8 @@ import pyarrow as pa
 from markupsafe import Markup
 
 from polysem.report.charts import Bar, dot_plot, legend
-from polysem.report.html import Column, interval, page, part, probability, table
+from polysem.report.html import NOTE, Column, interval, part, probability, rows_of, section, table, write_page
 from polysem.report.text import fixed, number, plural, visible
-from polysem.store import io
-from polysem.store.stages import REGISTRY, command
 from polysem.vocabulary import SIDE_EFFECTS
 
 STAGE = "side-effects"
@@ -58,7 +56,7 @@ _FORECAST: tuple[Column, ...] = (
     ("p", probability),
     ("p, equivalent", lambda r: probability(r, "p_equivalent")),
     ("features", "n_features"),
-    ("note", lambda r: r["note"] or ""),
+    NOTE,
 )
 _SCREEN: tuple[Column, ...] = (
     *("sae", "outcome", "dirtiest", "cleanest"),
@@ -82,9 +80,7 @@ def write_side_effects_page(out: Path) -> Path:
     Raises:
         StoreError: if nothing was judged, or a table is damaged.
     """
-    path = out / "side-effects.html"
-    io.write_text(path, page(TITLE, *_parts(out, CARDS)))
-    return path
+    return write_page(out, STAGE, TITLE, *_parts(out, CARDS))
 
 
 def side_effects_section(out: Path) -> Markup:
@@ -94,12 +90,7 @@ def side_effects_section(out: Path) -> Markup:
 
 def _parts(out: Path, cards: int) -> tuple[str, Markup]:
     """The lead, and what follows it."""
-    found = {
-        schema.name: io.read_table(
-            out / STAGE / f"{schema.name}.parquet", schema, rebuild=command(STAGE, out)
-        ).to_pylist()
-        for schema in REGISTRY[STAGE].tables
-    }
+    found = rows_of(out, STAGE)
     n = len(found["directions"])
     said = f"{plural(n, 'direction')} judged." + (f" Cards of the first {cards}." if n > cards else "")
     lead = f"What does steering move besides its target, and which direction does the same with less? {said}"
@@ -218,9 +209,7 @@ def _all_features(rows: Sequence[Mapping[str, Any]]) -> Markup:
     known = sorted((r for r in rows if r["cleanliness"] is not None), key=lambda r: -r["cleanliness"])
     shown = [*known[:10], *known[-10:]] if len(known) > 20 else known
     said = f"{plural(len(rows), 'feature')} by gradient; the cleanest and the least clean."
-    return Markup("<section><h2>All features</h2><p>{}</p>{}</section>").format(
-        said, table(_LINEAR, shown, caption="by cleanliness on their own tokens")
-    )
+    return section("All features", said, table(_LINEAR, shown, caption="by cleanliness on their own tokens"))
 
 
 def _label(measure: str) -> str:

@@ -11,12 +11,10 @@ from markupsafe import Markup
 from polysem.paper import tables as paper
 from polysem.report import text
 from polysem.report.charts import Bar, dot_plot
-from polysem.report.html import MISSING, Column, Figure, Row, interval, page, probability, table
+from polysem.report.html import MISSING, Column, Figure, Row, interval, probability, table, write_page
 from polysem.report.words import ARMS
-from polysem.store import io
 from polysem.transfer.result import FOLDER, read_transfer
 
-NAME = "transfer.html"
 STEPS = 4
 """shades of each sign"""
 Rows = Sequence[Mapping[str, Any]]
@@ -30,10 +28,8 @@ def write_transfer_report(out: Path) -> Path:
     Raises:
         StoreError: if there is no finished study, or a table is not what was written.
     """
-    path = out / NAME
     lead = "Does what two small models share move another one?"
-    io.write_text(path, page("Cross-model transfer", lead, section(out)))
-    return path
+    return write_page(out, FOLDER, "Cross-model transfer", lead, section(out))
 
 
 def section(out: Path) -> Markup:

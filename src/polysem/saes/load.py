@@ -15,7 +15,7 @@ from polysem.boundary.files import exists, local_path, steady
 from polysem.errors import MismatchError, UnknownReferenceError
 from polysem.positions import Tokenized, positions_of
 from polysem.profiling import counts_as
-from polysem.registry import check_links, zoo_path, zoo_real_path
+from polysem.registry import check_links, zoo_path
 from polysem.saes import releases
 from polysem.saes.base import SAE
 from polysem.saes.dialects import read_parts
@@ -171,7 +171,7 @@ def resolve(ref: str) -> WeightFiles:
     if kind == "hub":
         return _from_hub(ref, _parse_hub(ref, rest))
     if kind in ("zoo", "zoo-real"):
-        path = zoo_path("saes", rest) if kind == "zoo" else zoo_real_path("saes", rest)
+        path = zoo_path("saes", ref)
         return WeightFiles(ref=ref, path=path, label=str(path))
     path = local_path(ref, door=_REFERENCE)
     if path.is_symlink():

@@ -8,8 +8,9 @@
 Names resolve lazily; importing this imports no torch.
 """
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from polysem.registry import lazy_names
 
 if TYPE_CHECKING:
     from polysem.stats.units import pool_test, sentence_bootstrap
@@ -29,21 +30,13 @@ __all__ = [
 ]
 
 _HOMES = {
-    "TransferStudy": "polysem.transfer.config",
-    "match_features": "polysem.transfer.matching",
-    "parse_transfer": "polysem.transfer.config",
+    "TransferStudy": "config",
+    "match_features": "matching",
+    "parse_transfer": "config",
     "pool_test": "polysem.stats.units",
-    "read_transfer": "polysem.transfer.result",
+    "read_transfer": "result",
     "sentence_bootstrap": "polysem.stats.units",
-    "shared_structure": "polysem.transfer.shared",
+    "shared_structure": "shared",
 }
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(_HOMES[name]), name)
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)
+__getattr__, __dir__ = lazy_names(__name__, _HOMES)

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -63,6 +63,13 @@ class JudgePanel(Section):
         if len(set(names)) < len(names):
             raise ValueError(f"judges need different names, got {', '.join(names)}")
         return self
+
+    def check(self) -> None:
+        """It was checked when it was read."""
+
+    def recorded(self) -> dict[str, Any]:
+        """As it stands in the manifest."""
+        return self.model_dump(mode="json")
 
 
 def load_panel(path: Path) -> JudgePanel:

@@ -9,7 +9,7 @@ from polysem.boundary.door import Door
 from polysem.boundary.files import exists, listing, local_path
 from polysem.errors import FormatError, MismatchError, UnknownReferenceError
 from polysem.positions import positions_of
-from polysem.registry import zoo_path, zoo_real_path
+from polysem.registry import zoo_path
 from polysem.saes.fidelity import ActivationSource, sample_rows
 from polysem.saes.load import check_match
 from polysem.saes.transcoder import TranscoderSet
@@ -72,7 +72,7 @@ def load_transcoders(
 def _path(ref: str) -> Path:
     kind, _, rest = ref.partition(":")
     if kind in ("zoo", "zoo-real"):
-        return zoo_path("transcoders", rest) if kind == "zoo" else zoo_real_path("transcoders", rest)
+        return zoo_path("transcoders", ref)
     if kind in ("hub", "saelens", "hf"):
         where = rest.removeprefix("//")
         owner_name, inside = "/".join(where.split("/")[:2]), "/".join(where.split("/")[2:])

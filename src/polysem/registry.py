@@ -38,7 +38,7 @@ def zoo_path(kind: str, name: str) -> Path:
     """The folder or file of a zoo entry.
 
     Args:
-        kind: "models", "saes", "texts", "features" or "glosses".
+        kind: "models", "saes", "transcoders", "texts", "features" or "glosses".
         name: what stands behind `zoo:`, e.g. `gpt2`, `gpt2/blocks.2.hook_resid_post`, `classics`.
 
     Raises:

@@ -113,7 +113,10 @@ def _scene(task: Task) -> Any:
 
     long = corpus(min(2 * concept.length, model.spec.n_ctx), 4 * concept.documents)
     rng = rng_for(study.seed, STAGE, "rows")
-    prompts, others = split_prompts(rng.permutation(long), inside, n=concept.prompts, length=concept.length)
+    # as many again for the choice of the writer
+    prompts, others = split_prompts(
+        rng.permutation(long), inside, n=2 * concept.prompts, length=concept.length
+    )
 
     def rows_of(file: str) -> list[list[int]]:
         kept = [
@@ -141,6 +144,6 @@ def _scene(task: Task) -> Any:
     if concept.shift_on:
         shifts["files"] = labelled(concept.shift_on, concept.shift_off)
     return GuardScene(
-        model, sae, tokens, shifts, prompts, others, features=concept.features, k=concept.k,
+        model, sae, tokens, shifts, prompts, others[: concept.prompts], features=concept.features, k=concept.k,
         effect=concept.effect, seed=study.seed,
     )  # fmt: skip

@@ -70,11 +70,15 @@ class GuardScene:
     documents: Mapping[str, tuple[Sequence[Sequence[int]], Bool[np.ndarray, " n"]]]
     """by shift: rows of tokens, and whether they have the concept; `none` has those of the fit, too"""
     prompts: Sequence[Sequence[int]]
-    """behind which a token of the concept stood: a half for the choice of the writer, a half for the report"""
+    """behind which a token of the concept stood"""
+    choice: Sequence[Sequence[int]]
+    """others of that kind, for the choice of the writers"""
     off_prompts: Sequence[Sequence[int]]
     """behind which none stood"""
     features: tuple[int, ...] = ()
-    """that are clamped; the writer if left out"""
+    """that are clamped; the writers if left out"""
+    clamped: int = 1
+    """writers that are clamped"""
     k: int = 8
     effect: float = 0.5
     """nats, of covert pushes"""
@@ -103,62 +107,58 @@ def guard_rows(scene: GuardScene, *, reporter: Reporter = SILENT) -> dict[str, R
     few = min(
         int((on & half).sum()), int((on & ~half).sum()), int((~on & half).sum()), int((~on & ~half).sum())
     )
-    if few < 8 or len(scene.prompts) < 6 or len(scene.off_prompts) < 4:
+    if few < 8 or len(scene.prompts) < 4 or len(scene.choice) < 4 or len(scene.off_prompts) < 4:
         raise ConfigError(
-            f"{int(on.sum())} documents with the concept and {int((~on).sum())} without, {len(scene.prompts)} and "
-            f"{len(scene.off_prompts)} prompts; expected at least 16 of each, and 6 and 4 prompts",
+            f"{int(on.sum())} documents with the concept and {int((~on).sum())} without, {len(scene.prompts)} prompts, {len(scene.choice)} "
+            f"for the choice and {len(scene.off_prompts)} others; expected at least 16 of each, and 4 of each",
             hint="raise documents in the concept file, or name another concept",
         )
     with reporter.stage("monitors"):
         fit, chosen = _monitors(scene, rows, half)
     _alarms(scene, rows, fit, chosen, half)
-    report = scene.prompts[1::2]
     with reporter.stage("clamp"):
-        features = scene.features or (writer_feature(scene, scene.prompts[::2]),)
+        features = scene.features or writers(scene)
         handle = Handle(scene.model, scene.sae, features, scene.tokens)
-        _find(
-            rows,
-            "reader",
-            None,
-            len(fit.on),
-            "feature that tells the documents of the fit best",
-            value=float(chosen),
-        )
-        said = (
-            "the first of the clamped features"
-            if scene.features
-            else "feature whose clamp takes most on the prompts of the choice"
-        )
-        _find(rows, "writer", None, len(scene.prompts) - len(report), said, value=float(features[0]))
-        _recovery(scene, handle, report, rows)
+        said = "feature that tells the documents of the fit best"
+        _find(rows, "reader", None, len(fit.on), said, value=float(chosen))
+        how = "given" if scene.features else "those whose clamp takes most on the prompts of the choice"
+        said = f"first of the clamped features: {', '.join(map(str, features))}, {how}"
+        _find(rows, "writer", None, len(scene.choice), said, value=float(features[0]))
+        _recovery(scene, handle, scene.prompts, rows)
     if isinstance(scene.model, HFModel):
         with reporter.stage("neurons"):
-            _neurons(scene, handle, report, rows)
+            _neurons(scene, handle, scene.prompts, rows)
     with reporter.stage("covert pushes"):
         _evasion(scene, handle, rows, fit, chosen)
     return rows
 
 
-def writer_feature(scene: GuardScene, prompts: Sequence[Sequence[int]]) -> int:
-    """The feature whose clamp to 0 takes most from the log-odds of the concept's tokens: measured for those that take most by
-    gradient, mean over prompts."""
+def writers(scene: GuardScene) -> tuple[int, ...]:
+    """The features whose clamps to 0 take most from the log-odds of the concept's tokens: measured one by one for those that take
+    most by gradient, mean over the prompts of the choice."""
     model, sae = scene.model, scene.sae
     told = np.zeros(sae.d_sae)
     D = sae.W_dec.detach().cpu().double().numpy()
-    for ids in prompts:
+    for ids in scene.choice:
         row = torch.tensor([list(ids)], device=model.spec.device)
         h = model.capture(row, [sae.reads])[sae.reads][0, 1:].cpu()
         acts = sae.encode(h).detach().double().numpy()
         _, slope = Handle(model, sae, (0,), scene.tokens).slopes(ids, [], sae.writes, scene.tokens)
-        told += (acts * (slope[0, 1:] @ D.T)).sum(0) / len(prompts)
-    few = np.argsort(-told, kind="stable")[:CANDIDATES]
+        told += (acts * (slope[0, 1:] @ D.T)).sum(0) / len(scene.choice)
+    few = np.argsort(-told, kind="stable")[: max(CANDIDATES, 2 * scene.clamped)]
     drops = np.zeros(len(few))
     for k, feature in enumerate(few.tolist()):
         handle = Handle(model, sae, (feature,), scene.tokens)
-        for ids in prompts:
-            ends = [handle.odds(handle.logits(ids, edits))[0] for edits in ([], handle.clamp(ids))]
-            drops[k] += (ends[0] - ends[1]) / len(prompts)
-    return int(few[drops.argmax()])
+        drops[k] = np.mean([_taken(handle, ids) for ids in scene.choice])
+    return tuple(few[np.argsort(-drops, kind="stable")][: scene.clamped].tolist())
+
+
+def _taken(handle: Handle, ids: Sequence[int]) -> float:
+    """Nats of log-odds that the clamp takes."""
+    edits = handle.clamp(ids)
+    if not edits:
+        return 0.0
+    return float(handle.odds(handle.logits(ids, []))[0] - handle.odds(handle.logits(ids, edits))[0])
 
 
 def read_documents(

@@ -14,7 +14,7 @@ LEVEL = 0.95
 
 
 def mean_interval(x: Float[np.ndarray, " n"]) -> Estimate:
-    """A mean and its 95 % interval, corrected for skewness; without an interval below three numbers."""
+    """A mean and its 95 % interval, corrected for skewness; without an interval below three numbers, or where all are equal."""
     from scipy import stats
 
     n = len(x)
@@ -24,7 +24,7 @@ def mean_interval(x: Float[np.ndarray, " n"]) -> Estimate:
     spread = float(x.std(ddof=1))
     se = spread / np.sqrt(n)
     if not spread > 0:
-        return Estimate(mean, mean, mean, 0.0)
+        return Estimate(mean, np.nan, np.nan, 0.0)
     skew = float((((x - mean) / spread) ** 3).mean()) / np.sqrt(n)
     far = float(stats.t.ppf(0.5 + LEVEL / 2, n - 1))
 

@@ -34,8 +34,8 @@ WORDS = ("sea", "road", "bread", "king", "rain", "song", "war", "horse", "ship",
 """few features have a gloss: embedding all would take longer than all the rest"""
 CONCEPT = """
 words = "he, she, his, her"
-documents = 200
-length = 16
+documents = 120
+length = 12
 prompts = 4
 k = 3
 """

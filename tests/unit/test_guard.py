@@ -237,7 +237,7 @@ def test_intervals_hold_their_estimate_and_those_of_aurocs_stay_within_their_end
     assert mean.lo < mean.value < mean.hi
     clean, pushed = rng.integers(0, 5, 9).astype(float), rng.integers(1, 7, 9).astype(float)
     one = auroc_interval(clean, pushed)
-    both = paired_auroc(paired_placements(clean, pushed, np.zeros(9)))
+    both = paired_auroc(paired_placements(clean, pushed, np.zeros(9, dtype=np.int64)))
     assert one.value == pytest.approx(auroc(clean, pushed)) == pytest.approx(both.value)
     for found in (one, both):
         assert 0 <= found.lo <= found.value <= found.hi <= 1

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from polysem.behaviour.handle import Handle, lengths_to_effect
@@ -53,7 +53,7 @@ class Scores:
     kl: Float[np.ndarray, " prompts"]
     clean: Float[np.ndarray, " prompts"]
     pushed: Float[np.ndarray, " prompts"]
-    folds: Float[np.ndarray, " prompts"]
+    folds: Int[np.ndarray, " prompts"]
 
     def values(self, some: Bool[np.ndarray, " prompts"]) -> Float[np.ndarray, " n"]:
         """Whose mean is the AUROC (`paired_placements`)."""
@@ -164,7 +164,8 @@ class Covert:
     ) -> Scores:
         p = len(self.prompts)
         ok = np.flatnonzero([one is not None for one in seen])
-        clean, pushed, folds = np.full(p, np.nan), np.full(p, np.nan), np.zeros(p)
+        clean, pushed = np.full(p, np.nan), np.full(p, np.nan)
+        folds = np.zeros(p, dtype=np.int64)
         made = Scores(self.arms[a], name, effect, length, cost, clean, pushed, folds)
         if len(ok) < LEAST:
             return made

@@ -49,7 +49,7 @@ def auroc_interval(clean: Float[np.ndarray, " n"], pushed: Float[np.ndarray, " m
     weights = [
         part**2 / (len(values) - 1) for part, values in zip(parts, (over, under), strict=True) if part > 0
     ]
-    df = sum(parts) ** 2 / sum(weights) if weights else min(len(clean), len(pushed)) - 1
+    df = sum(parts) ** 2 / sum(weights) if weights else min(len(clean), len(pushed)) - 1.0
     return _on_log_odds(float(over.mean()), sum(parts), df, len(clean) * len(pushed))
 
 
@@ -70,7 +70,7 @@ def paired_auroc(values: Float[np.ndarray, " n"]) -> Estimate:
     """AUROC and interval from `paired_placements`."""
     n = len(values)
     variance = float(values.var(ddof=1)) / n if n > 1 else np.nan
-    return _on_log_odds(float(np.clip(values.mean(), 0.0, 1.0)), variance, n - 1, n * n)
+    return _on_log_odds(float(np.clip(values.mean(), 0.0, 1.0)), variance, n - 1.0, n * n)
 
 
 def _on_log_odds(auroc: float, variance: float, df: float, pairs: int) -> Estimate:

@@ -193,7 +193,7 @@ def _coverage(size: RunSize) -> Iterator[Measured]:
         truth = float(stats.norm.cdf(step / np.sqrt(2)))
         found = [auroc_interval(rng.standard_normal(80), rng.standard_normal(40) + step) for _ in range(n)]
         yield line(f"the AUROC of 40 documents, {truth:.2f}", sum(one.lo <= truth <= one.hi for one in found))
-    folds, close = np.zeros(16), 0.9
+    folds, close = np.zeros(16, dtype=np.int64), 0.9
     for step in (1.0, 2.0):
         # the same prompt pushed and not: compared with itself it is told better
         truth = (15 * stats.norm.cdf(step / np.sqrt(2)) + stats.norm.cdf(step / np.sqrt(2 - 2 * close))) / 16

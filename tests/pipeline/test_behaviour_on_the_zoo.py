@@ -34,8 +34,8 @@ WORDS = ("sea", "road", "bread", "king", "rain", "song", "war", "horse", "ship",
 """few features have a gloss: embedding all would take longer than all the rest"""
 CONCEPT = """
 words = "he, she, his, her"
-documents = 120
-length = 12
+documents = 160
+length = 16
 prompts = 4
 k = 3
 """

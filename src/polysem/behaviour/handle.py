@@ -232,7 +232,7 @@ def recover(
         norm,
         best,
         float((np.abs(best_move @ E.T) / sizes).max()),
-        _share(inside, best_move),
+        _share(inside, best_move).clip(min=0.0),  # a square, to rounding
         _share(_seen_change(handle, ids, best_move), best_move) if site == own else np.full(n, np.nan),
         _neuron_share(handle.model, site, best_move),
     )

@@ -177,7 +177,9 @@ def lateness(
         if at >= 0 and len(over := np.flatnonzero(scores > threshold))
     ]
     late = np.array([k for k in flagged if k >= 0], dtype=np.float64)
-    return Late(mean_interval(late), len(late), len(flagged) - len(late), float((rest > threshold).mean()))
+    told = mean_interval(late)
+    told = told._replace(lo=max(told.lo, 0.0) if np.isfinite(told.lo) else told.lo)  # no delay is negative
+    return Late(told, len(late), len(flagged) - len(late), float((rest > threshold).mean()))
 
 
 def calibration_error(p: Float[np.ndarray, " n"], on: Bool[np.ndarray, " n"]) -> float:

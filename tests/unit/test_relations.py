@@ -128,6 +128,29 @@ def test_what_leaks_is_no_relation(monkeypatch) -> None:
     assert shares[0] <= 0.05 < shares[1]
 
 
+def test_pairs_block_by_block_are_those_of_dense_counts(monkeypatch) -> None:
+    """A dictionary of several blocks: every written pair, its cosine and how often it meets."""
+    rng = np.random.default_rng(1)
+    rows = rng.standard_normal((150, 12))
+    sae = planted_sae(rows / np.linalg.norm(rows, axis=1, keepdims=True), 0.4 * rows)
+    x = rng.standard_normal((400, 12)).astype(np.float32)
+    monkeypatch.setattr("polysem.hierarchy.relations.BLOCK", 16)
+    made = relations_of(sae, x, label="dense", probes=1).relations
+    on = (sae.encode(torch.from_numpy(x)) > 0).double().numpy()
+    units = sae.W_dec.double().numpy()
+    cosine, both = units @ units.T, on.T @ on
+    close = {
+        (i, j)
+        for i, j in np.argwhere(np.triu(np.abs(cosine) >= 0.3, 1)).tolist()
+        if on[:, i].any() and on[:, j].any()
+    }
+    i, j = (made[name].to_numpy() for name in ("i", "j"))
+    assert close <= set(zip(i.tolist(), j.tolist(), strict=True))
+    assert np.array_equal(made["both"].to_numpy(), both[i, j])
+    assert np.allclose(made["interference"].to_numpy(), cosine[i, j], atol=1e-6)
+    assert np.array_equal(made["fires_i"].to_numpy(), on.sum(0)[i])
+
+
 def test_two_directions_of_one_cause_are_on_the_same_tokens() -> None:
     rng = np.random.default_rng(0)
     directions = np.linalg.qr(rng.standard_normal((24, 24)))[0]

@@ -436,7 +436,7 @@ def test_single_pairs_that_no_plan_could_name_are_called_untestable():
     (untestable,) = said(30)
     assert untestable.startswith("Not testable with this plan")
     assert "406 random features" in untestable
-    assert "to name a single one, 6\u2009499" in untestable
+    assert "to name a single one, 6\u202f499" in untestable
     assert "0 pairs" not in untestable
     assert "0 pairs of 325 move" in said(406)[0]
 
@@ -478,7 +478,7 @@ def test_numbers_in_words():
     assert number(0.00001234) == "1.23e-05"
     assert interval(-0.1234, 1.5) == "−0.12 to +1.50"
     assert interval(None, 1.0) == "no interval"
-    assert [count(v) for v in (0, 7, 1234567, 0.25)] == ["0", "7", "1\u2009234\u2009567", "0.25"]
+    assert [count(v) for v in (0, 7, 1234567, 0.25)] == ["0", "7", "1\u202f234\u202f567", "0.25"]
     assert [p_value(v) for v in (0.0, 0.0123, 0.5, None)] == ["< 0.0001", "0.0123", "0.50", "–"]
     assert p_value(1e-9, name="p") == "p < 0.0001"
     assert fixed(-0.0004, places=3) == "−0.000"

@@ -25,15 +25,15 @@ from typer.testing import CliRunner
 from polysem import pairs as pairing
 from polysem.act.mlp import mlp_writes
 from polysem.cli.app import app
-from polysem.config import JointConfig, PairsConfig, parse_study
+from polysem.config import JointConfig, PairsConfig, TranscoderConfig, parse_study
 from polysem.corpus import TokenRows
 from polysem.engine import guard as guarding
 from polysem.engine import make_beside, run_study, run_transfer
 from polysem.engine.atlas import _sets
-from polysem.engine.context import StudyContext
+from polysem.engine.context import StudyContext, given_transcoders
 from polysem.engine.guard import ConceptConfig
 from polysem.engine.joint import JointOptions
-from polysem.engine.layers import _check
+from polysem.engine.layers import _check, _groups
 from polysem.engine.side_effects import SideEffectsOptions
 from polysem.engine.task import How, Task
 from polysem.explore.book import Book
@@ -319,7 +319,9 @@ def relations_of_a_study(do: Following) -> None:
 @followed(
     "engine/atlas.py: polysem features STUDY.toml, or the other token set",
     "engine/joint.py: name labels of [[saes]]",
+    "engine/context.py: edit layers in [[transcoders]]",
     "engine/layers.py: add a dictionary of the residual stream of a later layer to [[saes]]",
+    "engine/layers.py: give the transcoders a label of their own: label in [[transcoders]]",
     "engine/side_effects.py: leave --site out",
     "engine/guard.py: set sae in the concept file",
     "side_effects/push.py: give the site that the vector is of: --site",
@@ -341,8 +343,18 @@ def stages(do: Following) -> None:
     assert scene_of().prompts
 
     alone = with_parts(context, saes={"late": saes["late"]})
-    assert "[[saes]]" in do.hint(lambda: _check(alone))
-    _check(context)
+
+    def writing(of: StudyContext) -> list[Any]:
+        return [one for group in _groups(of, list(of.saes)) for one in group]
+
+    assert "[[saes]]" in do.hint(lambda: _check(writing(alone)))
+    both = writing(context)
+    _check(both)
+    assert "label in [[transcoders]]" in do.hint(lambda: _check([*both, both[0]]))
+    _check([*both, replace(both[0], label="another")])
+    odd = TranscoderConfig(ref="zoo:gpt2/plt", layers=(9,))
+    assert "edit layers" in do.hint(lambda: given_transcoders(odd, None))
+    assert len(given_transcoders(odd.model_copy(update={"layers": (1,)}), None).layers) == 1
     other = do.folder / "run"
     shutil.copytree(folder / "run", other)
     text = (other / "study.toml").read_text()

@@ -287,9 +287,14 @@ def everywhere(kept: Kept) -> list[Line]:
         for r in rows_in(kept, "heterogeneity", study="sites")
         if r["contrast"] in names and r["mean"] is not None
     ]
-    told = "another dictionary of the kind: {}; {}"
+    told = "another dictionary {}: {}; {}"
+    of = {r["site"]: "of the kind" if r["site"] == POOLED else f"of block {place(r['site'])}" for r in rows}
     return alone + [
-        _line(told.format(DECLARED[r["contrast"]], tokens_of(r)), r | {"n_pairs": None}, value="mean")
+        _line(
+            told.format(of[r["site"]], DECLARED[r["contrast"]], tokens_of(r)),
+            r | {"n_pairs": None},
+            value="mean",
+        )
         for r in rows
     ]
 

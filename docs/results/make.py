@@ -163,7 +163,7 @@ KEPT: dict[str, tuple[Callable[[Run], Iterator[Row]], tuple[str, ...]]] = {
         "locus", "operation", "outcome", "term", "estimate", "lo", "hi", "p", "n_neurons", "n_prompts", "unit", "note",
     )),
     "heterogeneity": (rows_of("heterogeneity"), (
-        "contrast", "tokens", "n_saes", "mean", "lo", "hi", "i2", "i2_lo", "i2_hi", "q", "p", "unit", "note",
+        "contrast", "site", "tokens", "n_saes", "mean", "lo", "hi", "i2", "i2_lo", "i2_hi", "q", "p", "unit", "note",
     )),
     "replication": (rows_of("replication"), (
         "sae", "other", "tokens", "measure", "matched", "best_cosine", "correlation", "lo", "hi", "sign_agreement", "sign_lo",

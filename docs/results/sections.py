@@ -308,7 +308,7 @@ def _making(kept: Kept) -> str:
         )
     return (
         f"## Making it again\n\n{_MAKING}\n{_table(('study', 'command', 'minutes', 'of them'), rows)}\n"
-        f"Minutes of the clock, {total / 60:.0f} in all: up to three processes of one thread at a time, on two cores that did other work as well; those of the CPU stand in `studies/real/README.md`. "
+        f"Minutes of the clock, {total / 60:.0f} in all, one thread on a machine whose other core did other work; those of the CPU stand in `studies/real/README.md`. "
         "Tables: the `.csv` files beside this page, columns as in the [reference](../reference/tables.md).\n"
     )
 

@@ -106,6 +106,26 @@ class VectorConfig(Section):
         return self.label or Path(self.ref).stem
 
 
+class TranscoderConfig(Section):
+    ref: FileRef
+    """zoo:NAME/SET, zoo-real:NAME/SITE, or a local folder or file of transcoders; read by `polysem layers` alone"""
+    label: Annotated[str, Field(max_length=200, pattern=r"^[^\x00-\x1f\x7f]+$")] | None = None
+    """name of the set in tables, the layer behind a dot; default: the last part of the reference"""
+    reads: str | None = None
+    """point of the block that is read, where the files do not say it or say it wrongly: mlp.hook_in, hook_resid_mid, ..."""
+    layers: tuple[Annotated[int, Field(ge=0)], ...] = ()
+    """of the set that are judged; empty: all"""
+    max_fvu: Annotated[float, Field(gt=0)] = 0.7
+    """fidelity gate: refuse above this fraction of variance unexplained, at any written site"""
+    allow_other_model: bool = False
+    """take a set that names another model"""
+
+    @property
+    def name(self) -> str:
+        """What tables call the set."""
+        return self.label or Path(self.ref).name
+
+
 class CorpusConfig(Section):
     ref: FileRef = "zoo:samples"
     """zoo:samples, or a .txt, .jsonl (key `text`) or .json (list of strings) file, or a folder of .txt/.md
@@ -328,6 +348,8 @@ class Study(Section):
     saes: Annotated[tuple[SAEConfig, ...], Field(min_length=1)]
     vectors: tuple[VectorConfig, ...] = ()
     """steering vectors of one's own, each pushed for every target"""
+    transcoders: tuple[TranscoderConfig, ...] = ()
+    """sets whose features `polysem layers` judges beside those of the SAEs; no other stage reads them"""
     corpus: CorpusConfig = CorpusConfig()
     features: FeaturesConfig = FeaturesConfig()
     glosses: GlossesConfig = GlossesConfig()
@@ -351,6 +373,13 @@ class Study(Section):
             raise ValueError(
                 f'vectors are pushed at the locus "feature", and plan.loci has {", ".join(self.plan.loci)}'
             )
+        return self
+
+    @model_validator(mode="after")
+    def _sets_have_names(self):
+        names = [one.name for one in self.transcoders]
+        if repeated := sorted({n for n in names if names.count(n) > 1}):
+            raise ValueError(f"two of the transcoders are called {repeated[0]!r}: give a label of its own")
         return self
 
     @model_validator(mode="after")

@@ -23,7 +23,7 @@ from polysem.saes.base import SAE
 from polysem.worlds.codes import codes_world
 from polysem.worlds.tree import planted_sae, tree_world
 
-DEVELOPMENT, FRESH, TOKENS = (0, 1, 2), (3, 4, 5, 6), 30_000
+DEVELOPMENT, FRESH, TOKENS = (0, 1, 2), tuple(range(3, 11)), 30_000
 KINDS = ("parent", "split", "absorbed", "duplicate", "antipodal", "hedge")
 BIAS = -0.3
 """of the encoder that reads by the transpose: less than any magnitude, more than most of what leaks"""

@@ -3,8 +3,8 @@
     python studies/scaling/family.py [--work FOLDER]
 
 Of zoo GPT-2's middle stream on the text the zoo ships (395,000 tokens, each seen two and a half times). Three seeds at k = 16; one at
-k = 8 and 32, so that widths can be compared at one reconstruction. 25 in all, a quarter of an hour of one core; each is kept when it
-is done, and a training goes on from its checkpoint.
+k = 8 and 32, so that widths can be compared at one reconstruction. 25 in all, narrow ones first; each is kept when it is done, and a
+training goes on from its checkpoint.
 """
 
 import argparse
@@ -39,8 +39,8 @@ def main() -> None:
     about = {"model": MODEL, "revision": model.spec.revision, "dtype": "float32", "corpus": CORPUS, "context": CONTEXT}  # fmt: skip
     site, report = Site.parse(SITE), on_stderr()
     kept = harvest(model, rows.tokens, [site], work / "activations", n_special=positions.n_first, about=about)
-    for k, seed in ARMS:
-        for width in WIDTHS:
+    for width in WIDTHS:
+        for k, seed in ARMS:
             out = work / f"w{width}-k{k}-seed{seed}"
             if (out / "card.json").is_file():
                 continue

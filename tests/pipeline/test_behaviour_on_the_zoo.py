@@ -34,7 +34,7 @@ WORDS = ("sea", "road", "bread", "king", "rain", "song", "war", "horse", "ship",
 """few features have a gloss: embedding all would take longer than all the rest"""
 CONCEPT = """
 words = "he, she, his, her"
-documents = 200
+documents = 160
 length = 16
 prompts = 4
 k = 3
@@ -102,7 +102,18 @@ def test_a_concept_is_guarded_and_shown(folder):
         ("none", "probe"),
         ("frame", "feature"),
     }
-    assert all(r["drift"] < 1e-6 for r in found["guard_recovery"] if r["arm"] == "handle")
+    held = [r for r in found["guard_recovery"] if r["arm"] == "handle"]
+    assert len({r["site"] for r in held}) == 2
+    assert all(r["drift"] < 1e-6 for r in held)
+    assert {r["detector"] for r in found["guard_evasion"]} == {
+        "target",
+        "reader",
+        "site",
+        "later",
+        "output",
+        "text",
+    }
+    assert all(r["gap"] == 0 for r in found["guard_evasion"] if r["kind"] == "target")
     page = (folder / "run" / "guard.html").read_text(encoding="utf-8")
     for row in found["guard_findings"]:
         assert row["name"] in page

@@ -71,6 +71,29 @@ def test_one_command_judges_the_weights_and_a_killed_run_goes_on(folder):
     assert page.read_text(encoding="utf-8") == text
 
 
+def test_transcoders_are_judged_beside_the_dictionaries_of_a_study(folder, tmp_path):
+    sets = '[[transcoders]]\nref = "zoo:gpt2/{}"\nlayers = {}\n'
+    only = STUDY.replace(f'[[saes]]\nref = "zoo:gpt2/{FIRST}"\n', "").replace("3000", "2000")
+    text = only + sets.format("plt", [0, 3]) + sets.format("clt", [1])
+    (tmp_path / "study.toml").write_text(text, encoding="utf-8")
+    said = asked(tmp_path, "--sources", 3, "--prompts", 3, "--events", 1, "--edges", 3, "--steered", 2)
+    assert said.exit_code == 0, said.output
+    found = {name: one.to_pylist() for name, one in RunFolder.open(tmp_path / "run").tables("layers").items()}
+    blocks = {(r["source"], r["target"]): r for r in found["layer_blocks"]}
+    linked = {pair for pair, row in blocks.items() if row["why"] is None}
+    # sets are models of the same layers: nothing is asked between them
+    assert linked == {("plt.0", SECOND), ("plt.0", "plt.3"), ("clt.1", SECOND), (SECOND, "plt.3")}
+    assert "layer norm" in blocks["plt.0", "plt.3"]["norm"]
+    steered = {(r["source"], r["target"]) for r in found["layer_findings"] if r["hypothesis"] == "X2"}
+    assert steered == linked
+    told = RunFolder.open(tmp_path / "run").manifest("layers").facts["transcoders"]
+    assert 0 < told["plt"]["fvu blocks.3.hook_mlp_out"] < 0.5
+    (tmp_path / "study.toml").write_text(only + sets.format("plt", [9]), encoding="utf-8")
+    said = asked(tmp_path)
+    assert said.exit_code == 2
+    assert "have no layer 9; they have 0, 1, 2, 3" in said.output
+
+
 def test_dictionaries_of_one_layer_alone_are_refused_and_other_options_judged(folder, tmp_path):
     alone = STUDY.replace(SECOND, FIRST.replace("resid_post", "mlp_out"))
     (tmp_path / "study.toml").write_text(alone, encoding="utf-8")

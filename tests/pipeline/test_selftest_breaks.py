@@ -268,6 +268,18 @@ def test_the_sign_of_help_turned_round(monkeypatch):
     assert broken("edges") == {"edges: sign of helpfulness beyond 3 standard errors"}
 
 
+def test_an_edge_measured_at_the_wrong_token(monkeypatch):
+    """The loss from the position before on: the edge's own next token is then not the last that counts."""
+    from polysem.layers import worth
+
+    real = worth._losses
+    monkeypatch.setattr(
+        worth, "_losses", lambda model, tokens, edits, where: real(model, tokens, edits, where + 1)
+    )
+    found = broken("interference")
+    assert found == {"interference: help of an edge against its closed form, largest difference"}
+
+
 def test_edges_judged_without_the_targets_own_threshold(monkeypatch):
     """A weight taken for what it does: silent interference is then half as effective as what makes a neuron fire."""
     from polysem.layers import worth

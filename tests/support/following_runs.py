@@ -509,6 +509,14 @@ def transfers(do: Following) -> None:
         large = changed(study, "pools", n_tokens=1000, size=1000)
         assert "pools.n_tokens" in do.hint(lambda: prepare(large))
         assert prepared.pools
+        of_another = _sae(do.folder / "another", metadata={"model_name": "gpt2-large"})
+
+        def sources(**more: object) -> TransferStudy:
+            named = tuple(s.model_copy(update={"sae": str(of_another), **more}) for s in study.sources)
+            return study.model_copy(update={"sources": named})
+
+        assert "allow_other_model = true" in do.hint(lambda: prepare(sources()))
+        assert prepare(sources(allow_other_model=True)).pools
         kept = do.folder / "kept"
         text = f"{TRANSFER.partition('[[targets]]')[0]}{SERVED}[corpus]{TRANSFER.partition('[corpus]')[2]}"
         away = parse_transfer(text)

@@ -342,8 +342,8 @@ def test_check_as_json_names_problem_and_next_step(tmp_path):
 def test_zoo_lists_what_a_study_may_name():
     pytest.importorskip("polysem_zoo", reason="polysem-zoo is not installed")
     listed = polysem("zoo").stdout.splitlines()
-    assert "models  zoo:gpt2" in listed
-    assert any(line.startswith("saes    zoo:gpt2/blocks.2.hook_resid_post") for line in listed)
+    assert "models      zoo:gpt2" in listed
+    assert any(line.startswith("saes        zoo:gpt2/blocks.2.hook_resid_post") for line in listed)
 
 
 TRAIN = (

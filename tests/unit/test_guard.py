@@ -9,22 +9,28 @@ from scipy import stats
 from statsmodels.api import Logit, add_constant
 
 from polysem.act.clamp import clamp_change
-from polysem.behaviour.guard import split_prompts
+from polysem.behaviour.guard import GuardScene, later_site, read_documents, split_prompts, writers
 from polysem.behaviour.handle import (
     RADII,
     Handle,
     gini,
     half_of,
+    lengths_to_effect,
     neuron_slopes,
     neurons_removed,
     projector,
     recover,
 )
-from polysem.behaviour.monitors import aurocs, calibration_error, logistic
+from polysem.behaviour.intervals import auroc_interval, mean_interval, paired_auroc, paired_placements
+from polysem.behaviour.monitors import aurocs, calibration_error, lateness, logistic
+from polysem.edits import Add
 from polysem.engine.guard import load_concept
 from polysem.errors import ConfigError
+from polysem.models.gradients import pull_back_edited
+from polysem.models.sweep import sweep_of
 from polysem.transfer.defence import auroc
 from polysem.types import Site
+from polysem.worlds.linear import LinearWorld
 from polysem.worlds.tables import plain_sae
 from polysem.worlds.tiny import tiny_model
 
@@ -136,3 +142,111 @@ def test_a_wrong_concept_is_refused_with_its_key(tmp_path, text, said):
     (tmp_path / "c.toml").write_text(text, encoding="utf-8")
     with pytest.raises(ConfigError, match=said):
         load_concept(tmp_path / "c.toml")
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama", "gpt_neox"])
+@pytest.mark.parametrize(
+    "point", [Site(1, "hook_resid_post"), Site(1, "hook_mlp_out"), Site(2, "hook_resid_post")]
+)
+def test_gradients_from_the_first_edited_block_are_those_of_the_whole_pass(family, point):
+    model = tiny_model(family, n_layers=3)
+    tokens = torch.tensor([[1, 2, 3, 4]]).expand(2, -1)
+    generator = torch.Generator().manual_seed(0)
+    edits = [
+        Add(
+            site,
+            torch.randn(2, model.site_width(site), generator=generator),
+            torch.tensor([[False, True, k, True]] * 2),
+        )
+        for k, site in ((True, Site(0, "hook_resid_post")), (False, point))
+    ]
+    wanted = torch.randn(2, model.spec.d_vocab, generator=generator)
+    clean = sweep_of(model).clean(model, tokens[:1])
+    logits, slope = pull_back_edited(model, clean, tokens, edits, point, lambda z: wanted.to(z))
+    torch.testing.assert_close(
+        logits, model.logits(tokens, edits, last_only=True)[:, -1], rtol=1e-4, atol=1e-4
+    )
+    torch.testing.assert_close(slope, model.vjp(tokens, point, wanted, edits), rtol=1e-4, atol=1e-5)
+
+
+def test_moves_at_a_later_site_leave_what_arrives_of_the_clamped_features_alone():
+    """The Jacobian against pushes ten times as short, and the move against both that and the encoder's rows."""
+    one, ids = handle(), [1, 2, 3, 4]
+    site = later_site(one.model, one.sae.writes)
+    assert site == Site(1, "hook_resid_post")
+    assert later_site(one.model, site) is None
+    arrives = one.carried(ids, site)
+    clamp, row = one.clamp(ids), torch.tensor([ids])
+    mask = torch.tensor([[False, True, True, True]])
+    for k, d in enumerate(one.decoders):
+        ends = [
+            one.model.capture(
+                row, [site], [*clamp, Add(one.sae.writes, torch.tensor(s * d)[None].float(), mask)]
+            )[site]
+            for s in (1e-2, -1e-2)
+        ]
+        expected = (ends[0] - ends[1])[0, -1].double().numpy() / 2e-2
+        assert np.abs(arrives[k] - expected).max() < 1e-2 * np.abs(expected).max()
+    held = recover(one, ids, arm="handle", rng=np.random.default_rng(0), site=site)
+    free = recover(one, ids, arm="free", rng=np.random.default_rng(0), site=site)
+    assert held.drift < 1e-6
+    assert held.in_decoders == pytest.approx(np.zeros(len(RADII)), abs=1e-9)
+    assert (free.gain >= held.gain - 2e-2).all()
+    assert (free.in_decoders > 1e-3).all()
+    assert ((held.in_neuron > 0) & (held.in_neuron < 1)).all()
+
+
+def test_lengths_to_an_effect_are_those_of_the_closed_form_and_lost_where_nothing_does():
+    """One token is pushed by one logit: its log-odds rise by what the logit does."""
+    E = torch.from_numpy(np.random.default_rng(2).standard_normal((9, 3)))
+    W = torch.zeros(9, 3, dtype=torch.float64)
+    W[4, 0], W[4, 1] = 2.0, -0.5
+    one = Handle(LinearWorld(E, W), plain_sae(np.eye(3)), (0,), (4,))
+    found = lengths_to_effect(one, [0, 1], np.eye(3), 0.6)
+    assert found[:2] == pytest.approx([0.3, -1.2], rel=2e-3)
+    assert np.isnan(found[2])
+
+
+def test_a_writer_is_the_feature_whose_clamp_takes_most():
+    """Feature 0 fires most and writes nothing of the concept; feature 1 carries it where it fires."""
+    rng = np.random.default_rng(0)
+    E = np.column_stack([3 + rng.random(12), rng.random(12), rng.random(12)])
+    W = np.zeros((12, 3))
+    W[[7, 8], 1] = 1.0
+    W[[7, 8], 2] = 0.3
+    model, sae = LinearWorld(torch.from_numpy(E), torch.from_numpy(W)), plain_sae(np.eye(3))
+    prompts = [[0, k] for k in range(1, 7)]
+    scene = GuardScene(model, sae, (7, 8), {}, [], prompts, [], clamped=2)
+    assert writers(scene) == (1, 2)
+
+
+def test_delay_by_hand():
+    """A threshold of 1; the concept begins at token 1; one is early, one is never flagged."""
+    quiet = [np.array([0.0, 1.0, 1.0, 1.0])] * 8
+    loud = [np.array([0.0, 2.0, 2.0, 2.0]), np.array([0.0, 0.0, 0.0, 2.0]), np.array([0.0, 1.0, 2.0, 0.0])]
+    others = [np.array([3.0, 3.0, 3.0, 3.0]), np.zeros(4)]
+    starts = np.array([-1] * 8 + [1] * 5)
+    late = lateness([*quiet, *loud, *others], starts, rng=np.random.default_rng(0))
+    assert (late.tokens.value, late.n, late.early, late.false_alarms) == (1.0, 3, 1, 0.0)
+
+
+@given(st.integers(0, 10**6))
+def test_intervals_hold_their_estimate_and_those_of_aurocs_stay_within_their_ends(seed):
+    rng = np.random.default_rng(seed)
+    mean = mean_interval(rng.exponential(size=12))
+    assert mean.lo < mean.value < mean.hi
+    clean, pushed = rng.integers(0, 5, 9).astype(float), rng.integers(1, 7, 9).astype(float)
+    one = auroc_interval(clean, pushed)
+    both = paired_auroc(paired_placements(clean, pushed, np.zeros(9, dtype=np.int64)))
+    assert one.value == pytest.approx(auroc(clean, pushed)) == pytest.approx(both.value)
+    for found in (one, both):
+        assert 0 <= found.lo <= found.value <= found.hi <= 1
+
+
+def test_a_document_is_read_up_to_each_token_as_its_beginning_is():
+    one = handle()
+    ids = [[1, 2, 3, 4, 5], [1, 2, 3]]
+    whole = read_documents(one.model, one.sae, ids, np.array([True, False]))
+    codes = one.sae.encode(one.model.capture(torch.tensor(ids[:1]), [one.sae.reads])[one.sae.reads][0, 1:])
+    assert whole.codes[0] == pytest.approx(codes.max(0).values.numpy(), abs=1e-6)
+    assert not np.allclose(whole.mean[0], whole.mean[1])

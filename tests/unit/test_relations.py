@@ -1,6 +1,7 @@
 """Relations of features: on a planted tree, where nothing is planted, and against scipy's exact tails."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,10 +13,11 @@ from typer.testing import CliRunner
 
 from polysem.cli.app import app
 from polysem.errors import ConfigError, MismatchError
-from polysem.hierarchy.firing import cofiring_tail, fired
+from polysem.hierarchy.firing import Fired, cofiring_tail, fired
 from polysem.hierarchy.relations import Kinship, between_levels, by_interference, relations_of
 from polysem.store.tables import RELATIONS
-from polysem.worlds.tree import PlantedRelations, TreeWorld, tree_world
+from polysem.worlds.codes import codes_world
+from polysem.worlds.tree import PlantedRelations, TreeWorld, planted_sae, tree_world
 
 
 @pytest.fixture(scope="module")
@@ -95,6 +97,68 @@ def test_what_is_taken_away_raises_the_error_as_it_does_in_full(planted) -> None
         without[:, feature] = 0
         after = (inputs - world.wide.decode(without)).pow(2).sum(1)
         assert raises[feature] == pytest.approx(float((after - full)[tokens].mean()), abs=1e-5)
+
+
+def test_a_feature_is_needed_where_the_error_is_larger_without_it(planted) -> None:
+    world, x, _ = planted
+    seen = fired(world.wide, x[:200])
+    acts = world.wide.encode(torch.from_numpy(x[:200]))
+    full = (torch.from_numpy(x[:200]) - world.wide.decode(acts)).pow(2).sum(1)
+    for feature in range(0, world.wide.d_sae, 9):
+        without = acts.clone()
+        without[:, feature] = 0
+        after = (torch.from_numpy(x[:200]) - world.wide.decode(without)).pow(2).sum(1)
+        expected = ((after > full) & (acts[:, feature] > 0)).nonzero().ravel().numpy()
+        assert np.array_equal(seen.needed(feature), expected)
+
+
+def test_what_leaks_is_no_relation(monkeypatch) -> None:
+    """128 independent features in 64 dimensions, read by the transpose of what is written: four in five of the firings are leaks,
+    and look like absorption and common tokens to whom does not ask whether a feature is needed."""
+    world = codes_world(n_features=128, d=64, n_pairs=24, seed=11)
+    sae = replace(world.sae, b_enc=torch.full((128,), -0.3))
+    x = world.sample(4000, torch.Generator().manual_seed(0))[0].numpy()
+    shares = []
+    for asks in (True, False):
+        if not asks:
+            monkeypatch.setattr(Fired, "needed", Fired.at)
+        close = relations_of(sae, x, label="leaks", probes=40).relations.to_pylist()
+        close = [r for r in close if abs(r["interference"]) >= 0.3]
+        shares.append(np.mean([r["relation"] != "unrelated" for r in close]))
+    assert shares[0] <= 0.05 < shares[1]
+
+
+def test_pairs_block_by_block_are_those_of_dense_counts(monkeypatch) -> None:
+    """A dictionary of several blocks: every written pair, its cosine and how often it meets."""
+    rng = np.random.default_rng(1)
+    rows = rng.standard_normal((150, 12))
+    sae = planted_sae(rows / np.linalg.norm(rows, axis=1, keepdims=True), 0.4 * rows)
+    x = rng.standard_normal((400, 12)).astype(np.float32)
+    monkeypatch.setattr("polysem.hierarchy.relations.BLOCK", 16)
+    made = relations_of(sae, x, label="dense", probes=1).relations
+    on = (sae.encode(torch.from_numpy(x)) > 0).double().numpy()
+    units = sae.W_dec.double().numpy()
+    cosine, both = units @ units.T, on.T @ on
+    close = {
+        (i, j)
+        for i, j in np.argwhere(np.triu(np.abs(cosine) >= 0.3, 1)).tolist()
+        if on[:, i].any() and on[:, j].any()
+    }
+    i, j = (made[name].to_numpy() for name in ("i", "j"))
+    assert close <= set(zip(i.tolist(), j.tolist(), strict=True))
+    assert np.array_equal(made["both"].to_numpy(), both[i, j])
+    assert np.allclose(made["interference"].to_numpy(), cosine[i, j], atol=1e-6)
+    assert np.array_equal(made["fires_i"].to_numpy(), on.sum(0)[i])
+
+
+def test_two_directions_of_one_cause_are_on_the_same_tokens() -> None:
+    rng = np.random.default_rng(0)
+    directions = np.linalg.qr(rng.standard_normal((24, 24)))[0]
+    present = rng.random((3000, 24)) < 0.05
+    present[:, 1] = present[:, 0] & (rng.random(3000) < 0.9)
+    x = (present * (0.5 + rng.random(present.shape))) @ directions
+    made = relations_of(planted_sae(directions, directions), x.astype(np.float32), label="twins")
+    assert _found(made, "same_tokens") == {(0, 1)}
 
 
 @settings(deadline=None)

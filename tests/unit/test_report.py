@@ -432,7 +432,7 @@ def test_single_pairs_that_no_plan_could_name_are_called_untestable():
     (untestable,) = said(30)
     assert untestable.startswith("Not testable with this plan")
     assert "406 random features" in untestable
-    assert "to name a single one, 6\u2009499" in untestable
+    assert "to name a single one, 6\u202f499" in untestable
     assert "0 pairs" not in untestable
     assert "0 pairs of 325 move" in said(406)[0]
 

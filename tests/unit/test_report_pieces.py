@@ -47,7 +47,7 @@ def test_numbers_in_words():
     assert number(0.00001234) == "1.23e-05"
     assert interval(-0.1234, 1.5) == "−0.12 to +1.50"
     assert interval(None, 1.0) == "no interval"
-    assert [count(v) for v in (0, 7, 1234567, 0.25)] == ["0", "7", "1\u2009234\u2009567", "0.25"]
+    assert [count(v) for v in (0, 7, 1234567, 0.25)] == ["0", "7", "1\u202f234\u202f567", "0.25"]
     assert [p_value(v) for v in (0.0, 0.0123, 0.5, None)] == ["< 0.0001", "0.0123", "0.50", "–"]
     assert p_value(1e-9, name="p") == "p < 0.0001"
     assert fixed(-0.0004, places=3) == "−0.000"

@@ -31,7 +31,7 @@ from polysem.paper.selection import best_of_grid, null_inflation, relative_chang
 from polysem.seeds import rng_for
 from polysem.stats import estimate
 from polysem.stats.discovery import conformal_p, nameable
-from polysem.stats.explain import held_out_r2
+from polysem.stats.explain import held_out_r2, held_out_r2s
 from polysem.stats.mixed import mixed_model
 from polysem.stats.multiple import adjust_p, equivalence_p
 from polysem.stats.permute import permute_within, qap
@@ -166,6 +166,12 @@ ESTIMATORS: Mapping[str, tuple[Estimator, ...]] = {
     ),
     "stats.explain.held_out_r2": (
         lambda d: held_out_r2(d.y, d.design, d.clusters[:, 0], level=0.95, rng=rng(), draws=99),
+    ),
+    "stats.explain.held_out_r2s": tuple(
+        lambda d, k=k: held_out_r2s(
+            d.y, [d.design[:, :1], d.design], d.clusters[:, 0], level=0.95, rng=rng(), draws=99
+        )[k]
+        for k in (0, 1)
     ),
     "stats.replication.replicate": (lambda d: replicate(d.x, d.y, d.clusters, level=0.95, rng=rng()),),
     "stats.survival.components_of": (variances,),

@@ -105,6 +105,23 @@ def test_relabelling_respects_blocks_and_finds_what_is_there():
     assert qap(masked, x, draws=999, rng=rng).p < 0.05
 
 
+@pytest.mark.parametrize("holes", [0, 1, 9, 60])
+def test_fixed_effects_of_rows_and_columns_are_those_of_their_dummies(holes):
+    """Whether few cells are missing, which are filled in, or many."""
+    rng = rng_for(holes, "dummies")
+    n, m = 9, 14
+    y, x, z = rng.standard_normal((3, n, m))
+    y.ravel()[rng.permutation(n * m)[:holes]] = np.nan
+    row, column = (axis.ravel() for axis in np.indices((n, m)))
+    dummies = [row == k for k in range(n)] + [column == k for k in range(1, m)]
+    seen = np.isfinite(y).ravel()
+    X = np.column_stack([x.ravel(), z.ravel(), *dummies])[seen].astype(float)
+    fit, rest = np.linalg.lstsq(X, y.ravel()[seen], rcond=None)[:2]
+    variance = rest[0] / (len(X) - X.shape[1]) * np.linalg.inv(X.T @ X)[0, 0]
+    found = qap(y, x, given=(z,), draws=19, rng=rng, fixed_effects=True, statistic="classical")
+    np.testing.assert_allclose([found.estimate, found.t], [fit[0], fit[0] / variance**0.5], rtol=1e-9)
+
+
 def test_permutations_that_cannot_reach_the_level_are_refused_in_words():
     rng = rng_for(0, "few")
     y, x = matrix(rng, 8)

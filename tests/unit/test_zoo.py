@@ -10,6 +10,7 @@ polysem_zoo = pytest.importorskip("polysem_zoo", reason="polysem-zoo is not inst
 from polysem.models import load_model  # noqa: E402  (only where the zoo is)
 from polysem.registry import zoo_names, zoo_path  # noqa: E402
 from polysem.saes import load_sae  # noqa: E402
+from polysem.saes.transcoders import load_transcoders  # noqa: E402
 
 PACKAGE = Path(polysem_zoo.__file__).parent
 CARD = json.loads((PACKAGE / "card.json").read_text())
@@ -17,7 +18,7 @@ CARD = json.loads((PACKAGE / "card.json").read_text())
 
 def test_it_stays_within_its_budget():
     size = sum(f.stat().st_size for f in PACKAGE.rglob("*") if f.is_file() and f.suffix != ".pyc")
-    assert size <= 60e6
+    assert size <= 72e6
 
 
 def test_families_sizes_and_tokenizers():
@@ -52,3 +53,15 @@ def test_every_sae_reconstructs_as_its_card_says(name):
     assert measured["fvu"] == pytest.approx(CARD["saes"][name]["fvu"], abs=0.1)
     assert measured["l0"] == pytest.approx(CARD["saes"][name]["l0"], rel=0.25)
     assert zoo_path("features", name).is_dir()
+
+
+@pytest.mark.parametrize("name", sorted(CARD["transcoders"]))
+def test_every_set_of_transcoders_writes_as_its_card_says(name):
+    model = load_model(f"zoo:{name.split('/')[0]}", device="cpu")
+    found = load_transcoders(f"zoo:{name}", model=model, max_fvu=0.5)
+    assert len(found.layers) == model.spec.n_layers
+    assert found.cross_layer == name.endswith("clt")
+    for layer, one in enumerate(CARD["transcoders"][name]["layers"]):
+        assert found.provenance.measured[f"fvu blocks.{layer}.hook_mlp_out"] == pytest.approx(
+            one["fvu"], abs=0.1
+        )

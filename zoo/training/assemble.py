@@ -1,4 +1,4 @@
-"""Copy what was trained into the package: models, autoencoders, feature tables, text, card. Refuses a zoo
+"""Copy what was trained into the package: models, autoencoders, transcoders, feature tables, text, card. Refuses a zoo
 over its size budget.
 
 python assemble.py --work WORK
@@ -9,14 +9,14 @@ import shutil
 from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parents[1] / "src" / "polysem_zoo"
-BUDGET_MB = 60
+BUDGET_MB = 72
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--work", type=Path, required=True)
     work = parser.parse_args().work
-    for kind in ("models", "saes", "features"):
+    for kind in ("models", "saes", "transcoders", "features"):
         shutil.rmtree(PACKAGE / kind, ignore_errors=True)
         ignored = shutil.ignore_patterns("training.json", "*.partial")
         shutil.copytree(work / kind, PACKAGE / kind, ignore=ignored)

@@ -27,12 +27,15 @@ class Book:
         return int(hashlib.sha256(self.name.encode()).hexdigest(), 16) % HELD_OUT_SHARE == 0
 
 
-def read_books(archive: Path) -> list[Book]:
-    """Every book of the archive, sorted by name, without its Markdown header (up to the first rule)."""
+def read_books(archive: Path, *, held_out: bool | None = None) -> list[Book]:
+    """Every book of the archive, or those of one side of the split, sorted by name, without its Markdown header (up to the
+    first rule)."""
     books = []
     with tarfile.open(archive, "r:xz") as tar:
         for member in sorted(tar.getmembers(), key=lambda m: m.name):
             if not member.isfile() or not member.name.endswith(".md"):
+                continue
+            if held_out is not None and Book(Path(member.name).name, "").held_out != held_out:
                 continue
             handle = tar.extractfile(member)
             assert handle is not None

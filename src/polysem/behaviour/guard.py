@@ -3,6 +3,10 @@
 Documents are rows of a corpus, with the concept where one of its tokens stands in them, or a user's own texts. Monitors are
 fitted on the first half of them and judged on the second. Prompts are beginnings of documents behind which a token of the
 concept stands. Concepts that ship are the built-in categories of words.
+
+Two features are chosen, each where nothing is reported: the *reader* tells the documents of the fit best, and the *writer* is the
+one whose clamp takes most from the concept's tokens on the prompts of the choice. A feature that fires on words need not be one
+that brings them about: monitors are of the reader, clamp, recovery and covert pushes of the writer.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,28 +17,31 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 
+from polysem.behaviour.covert import Arm, Covert, Scores, evasion_rows, gaps
 from polysem.behaviour.handle import (
     RADII,
     Handle,
+    Recovered,
     gini,
     half_of,
+    neuron_rows,
     neuron_slopes,
     neurons_removed,
-    odds_slope,
     pre_activation_shares,
-    pushed_to_effect,
     recover,
 )
-from polysem.behaviour.monitors import Documents, Monitor, fit_monitors, judged
+from polysem.behaviour.intervals import mean_interval
+from polysem.behaviour.monitors import Documents, Monitor, fit_monitors, judged, lateness
 from polysem.errors import ConfigError
 from polysem.models.base import WhiteBoxModel
 from polysem.models.hf import HFModel
 from polysem.progress import SILENT, Reporter
 from polysem.rank import rank_correlation
+from polysem.readouts import kl
 from polysem.saes.base import SAE
 from polysem.seeds import rng_for
-from polysem.side_effects.measures import jackknife
-from polysem.transfer.defence import auroc
+from polysem.side_effects.measures import Estimate
+from polysem.stats.regress import clustered_mean
 from polysem.types import Site
 
 INTERFERES = 0.2
@@ -43,6 +50,10 @@ MEASURED = 50
 """neurons of the scan that are removed one by one"""
 SOURCES = 8
 """interfering features that are pushed, and as many drawn ones"""
+CANDIDATES = 8
+"""features that the choice of the writer measures, the largest by gradient"""
+EFFECTS = (0.5, 1.0, 2.0)
+"""of covert pushes, in units of the concept file's"""
 LEAST_DROP = 0.05
 """nats: below it the clamp takes nothing that could be brought back"""
 Rows = list[dict[str, Any]]
@@ -60,10 +71,14 @@ class GuardScene:
     """by shift: rows of tokens, and whether they have the concept; `none` has those of the fit, too"""
     prompts: Sequence[Sequence[int]]
     """behind which a token of the concept stood"""
+    choice: Sequence[Sequence[int]]
+    """others of that kind, for the choice of the writers"""
     off_prompts: Sequence[Sequence[int]]
     """behind which none stood"""
     features: tuple[int, ...] = ()
-    """that are clamped; the best one on the documents of the fit if left out"""
+    """that are clamped; the writers if left out"""
+    clamped: int = 1
+    """writers that are clamped"""
     k: int = 8
     effect: float = 0.5
     """nats, of covert pushes"""
@@ -92,78 +107,135 @@ def guard_rows(scene: GuardScene, *, reporter: Reporter = SILENT) -> dict[str, R
     few = min(
         int((on & half).sum()), int((on & ~half).sum()), int((~on & half).sum()), int((~on & ~half).sum())
     )
-    if few < 8 or len(scene.prompts) < 3 or len(scene.off_prompts) < 3:
+    if few < 8 or len(scene.prompts) < 4 or len(scene.choice) < 4 or len(scene.off_prompts) < 4:
         raise ConfigError(
-            f"{int(on.sum())} documents with the concept and {int((~on).sum())} without, {len(scene.prompts)} and "
-            f"{len(scene.off_prompts)} prompts; expected at least 16 and 3 of each",
+            f"{int(on.sum())} documents with the concept and {int((~on).sum())} without, {len(scene.prompts)} prompts, {len(scene.choice)} "
+            f"for the choice and {len(scene.off_prompts)} others; expected at least 16 of each, and 4 of each",
             hint="raise documents in the concept file, or name another concept",
         )
     with reporter.stage("monitors"):
         fit, chosen = _monitors(scene, rows, half)
-    features = scene.features or (chosen,)
-    handle = Handle(scene.model, scene.sae, features, scene.tokens)
     _alarms(scene, rows, fit, chosen, half)
     with reporter.stage("clamp"):
-        _recovery(scene, handle, rows)
+        features = scene.features or writers(scene)
+        handle = Handle(scene.model, scene.sae, features, scene.tokens)
+        said = "feature that tells the documents of the fit best"
+        _find(rows, "reader", None, len(fit.on), said, value=float(chosen))
+        how = "given" if scene.features else "those whose clamp takes most on the prompts of the choice"
+        said = f"first of the clamped features: {', '.join(map(str, features))}, {how}"
+        _find(rows, "writer", None, len(scene.choice), said, value=float(features[0]))
+        _recovery(scene, handle, scene.prompts, rows)
     if isinstance(scene.model, HFModel):
         with reporter.stage("neurons"):
-            _neurons(scene, handle, rows)
+            _neurons(scene, handle, scene.prompts, rows)
     with reporter.stage("covert pushes"):
-        _evasion(scene, handle, rows, fit)
+        _evasion(scene, handle, rows, fit, chosen)
     return rows
+
+
+def writers(scene: GuardScene) -> tuple[int, ...]:
+    """The features whose clamps to 0 take most from the log-odds of the concept's tokens: measured one by one for those that take
+    most by gradient, mean over the prompts of the choice."""
+    model, sae = scene.model, scene.sae
+    told = np.zeros(sae.d_sae)
+    D = sae.W_dec.detach().cpu().double().numpy()
+    for ids in scene.choice:
+        row = torch.tensor([list(ids)], device=model.spec.device)
+        h = model.capture(row, [sae.reads])[sae.reads][0, 1:].cpu()
+        acts = sae.encode(h).detach().double().numpy()
+        _, slope = Handle(model, sae, (0,), scene.tokens).slopes(ids, [], sae.writes, scene.tokens)
+        told += (acts * (slope[0, 1:] @ D.T)).sum(0) / len(scene.choice)
+    few = np.argsort(-told, kind="stable")[: max(CANDIDATES, 2 * scene.clamped)]
+    drops = np.zeros(len(few))
+    for k, feature in enumerate(few.tolist()):
+        handle = Handle(model, sae, (feature,), scene.tokens)
+        drops[k] = np.mean([_taken(handle, ids) for ids in scene.choice])
+    return tuple(few[np.argsort(-drops, kind="stable")][: scene.clamped].tolist())
+
+
+def _taken(handle: Handle, ids: Sequence[int]) -> float:
+    """Nats of log-odds that the clamp takes."""
+    edits = handle.clamp(ids)
+    if not edits:
+        return 0.0
+    return float(handle.odds(handle.logits(ids, []))[0] - handle.odds(handle.logits(ids, edits))[0])
 
 
 def read_documents(
     model: WhiteBoxModel, sae: SAE, ids: Sequence[Sequence[int]], on: Bool[np.ndarray, " n"]
 ) -> Documents:
     """Documents as monitors read them; the first position is not counted."""
+    read = [read_up_to(model, sae, one) for one in ids]
+    codes, mean, missed, neurons = (
+        np.stack([getattr(one, name)[-1] for one in read]) for name in ("codes", "mean", "missed", "neurons")
+    )
+    return Documents(codes, mean, missed, neurons, on)
+
+
+def read_up_to(model: WhiteBoxModel, sae: SAE, ids: Sequence[int]) -> Documents:
+    """One document, read up to each of its positions but the first."""
     layer = sae.reads.layer
     mlp = Site(layer, "mlp.hook_post")
     sites = [sae.reads, *([mlp] if layer is not None and mlp in model.sites() else [])]
-    parts: list[tuple[np.ndarray, ...]] = []
-    for one in ids:
-        row = torch.tensor([list(one)], device=model.spec.device)
-        seen = model.capture(row, sites)
-        h = seen[sae.reads][0, 1:].cpu()
-        acts = sae.encode(h).detach()
-        unsaid = h - sae.decode(acts, like=h).detach() if sae.reads == sae.writes else torch.zeros(1, 1)
-        fires = seen[mlp][0, 1:].max(0).values if mlp in seen else torch.zeros(1)
-        made = (acts.max(0).values, h.double().mean(0), unsaid.double().mean(0), fires)
-        parts.append(tuple(one.double().cpu().numpy() for one in made))
-    codes, mean, missed, neurons = (np.stack([part[k] for part in parts]) for k in range(4))
-    return Documents(codes, mean, missed, neurons, on)
+    seen = model.capture(torch.tensor([list(ids)], device=model.spec.device), sites)
+    h = seen[sae.reads][0, 1:].cpu()
+    acts = sae.encode(h).detach()
+    unsaid = h - sae.decode(acts, like=h).detach() if sae.reads == sae.writes else torch.zeros(len(h), 1)
+    fires = seen[mlp][0, 1:] if mlp in seen else torch.zeros(len(h), 1)
+    many = np.arange(1, len(h) + 1)[:, None]
+    most = [np.maximum.accumulate(x.double().cpu().numpy()) for x in (acts, fires)]
+    mean = [np.cumsum(x.double().cpu().numpy(), axis=0) / many for x in (h, unsaid)]
+    return Documents(most[0], mean[0], mean[1], most[1], np.zeros(len(h), dtype=bool))
 
 
 def _monitors(
     scene: GuardScene, rows: dict[str, Rows], half: Bool[np.ndarray, " n"]
 ) -> tuple[Documents, int]:
     """Fit on one half, judge on the other and on every shift; gives the documents of the fit and the best feature."""
-    fit: Documents | None = None
-    monitors: list[Monitor] = []
-    best = -1
+    ids, on = scene.documents["none"]
+    fit = read_documents(scene.model, scene.sae, [ids[k] for k in np.flatnonzero(half).tolist()], on[half])
+    single = scene.features[0] if len(scene.features) == 1 else None
+    monitors = fit_monitors(
+        fit, k=scene.k, rng=rng_for(scene.seed, "guard", "random feature"), feature=single
+    )
     for shift, (ids, on) in scene.documents.items():
-        docs = read_documents(scene.model, scene.sae, ids, on)
-        if fit is None:
-            fit = docs.take(np.flatnonzero(half))
-            single = scene.features[0] if len(scene.features) == 1 else None
-            monitors = fit_monitors(
-                fit, k=scene.k, rng=rng_for(scene.seed, "guard", "random feature"), feature=single
-            )
-            best = int(monitors[0].made_of)
-        # a shift shows the documents that the fit has not seen, too
-        test = docs.take(np.flatnonzero(~half)) if len(docs.on) == len(half) else docs
+        # a shift of the same documents shows those that the fit has not seen
+        some = np.flatnonzero(~half) if len(on) == len(half) else np.arange(len(on))
+        _judge(scene, rows, fit, monitors, shift, [ids[k] for k in some.tolist()], on[some])
+    return fit, int(monitors[0].made_of)
+
+
+def _judge(
+    scene: GuardScene,
+    rows: dict[str, Rows],
+    fit: Documents,
+    monitors: Sequence[Monitor],
+    shift: str,
+    ids: Sequence[Sequence[int]],
+    on: Bool[np.ndarray, " n"],
+) -> None:
+    test = read_documents(scene.model, scene.sae, ids, on)
+    running: dict[str, list[np.ndarray]] = {monitor.name: [] for monitor in monitors}
+    for one in ids:
+        read = read_up_to(scene.model, scene.sae, one)
         for monitor in monitors:
-            found = judged(monitor, fit, test, rng=rng_for(scene.seed, "guard", shift, monitor.name))
-            d = found.detector
-            rows["guard_monitors"].append(
-                {
-                    "shift": shift, "monitor": monitor.name, "made_of": monitor.made_of, "auroc": d.auroc, "lo": d.lo,
-                    "hi": d.hi, "found": d.found.share, "found_lo": d.found.lo, "found_hi": d.found.hi,
-                    "false_alarms": d.flagged.share, "ece": found.ece, "n_on": int(test.on.sum()), "n_off": int((~test.on).sum()),
-                }
-            )  # fmt: skip
-    assert fit is not None
-    return fit, best
+            running[monitor.name].append(monitor.score(read))
+    # the concept begins at its first token; a text of one's own without any of them is the concept from its beginning
+    hits = [np.flatnonzero(np.isin(one[1:], scene.tokens)) for one in ids]
+    starts = np.array([(hit[0] if len(hit) else 0) if o else -1 for hit, o in zip(hits, on, strict=True)])
+    for monitor in monitors:
+        rng = rng_for(scene.seed, "guard", shift, monitor.name)
+        found = judged(monitor, fit, test, rng=rng)
+        late, d = lateness(running[monitor.name], starts, rng=rng), found.detector
+        rows["guard_monitors"].append(
+            {
+                "shift": shift, "monitor": monitor.name, "made_of": monitor.made_of, "auroc": found.auroc.value,
+                "lo": found.auroc.lo, "hi": found.auroc.hi, "found": d.found.share, "found_lo": d.found.lo, "found_hi": d.found.hi,
+                "false_alarms": d.flagged.share, "ece": found.ece, "delay": late.tokens.value, "delay_lo": late.tokens.lo,
+                "delay_hi": late.tokens.hi, "n_late": late.n, "n_early": late.early, "alarms": late.false_alarms,
+                "n_on": int(on.sum()), "n_off": int((~on).sum()),
+            }
+        )  # fmt: skip
 
 
 def _unit(sae: SAE) -> Float[np.ndarray, "d_sae d"]:
@@ -206,118 +278,137 @@ def _alarms(
         )  # fmt: skip
 
 
-def _recovery(scene: GuardScene, handle: Handle, rows: dict[str, Rows]) -> None:
-    """What the clamp takes and costs, and how far moves bring it back."""
-    d_vocab = scene.model.spec.d_vocab
+def later_site(model: WhiteBoxModel, site: Site) -> Site | None:
+    """The stream half-way from a site to the end; None behind the last block."""
+    if site.layer is None or site.layer >= model.spec.n_layers - 1:
+        return None
+    return Site(max(site.layer + 1, (site.layer + model.spec.n_layers) // 2), "hook_resid_post")
+
+
+def _recovery(
+    scene: GuardScene, handle: Handle, prompts: Sequence[Sequence[int]], rows: dict[str, Rows]
+) -> None:
+    """What the clamp takes and costs, and how far moves bring it back, at the site and at a later one."""
     rng = rng_for(scene.seed, "guard", "recovery")
-    outside = np.setdiff1d(np.arange(d_vocab), scene.tokens)
+    outside = np.setdiff1d(np.arange(scene.model.spec.d_vocab), scene.tokens)
     drawn = tuple(sorted(rng.permutation(outside)[: len(scene.tokens)].tolist()))
-    found = {
-        arm: [
-            recover(handle, ids, arm=arm, rng=rng, tokens=drawn if arm == "other" else None)
-            for ids in scene.prompts
-        ]
-        for arm in ("handle", "free", "random", "other")
-    }
-    drops = np.array([one.drop for one in found["handle"]])
-    every = np.arange(len(drops))
+    ends = [(handle.logits(ids, []), handle.logits(ids, handle.clamp(ids))) for ids in prompts]
+    drops = np.array([handle.odds(plain)[0] - handle.odds(held)[0] for plain, held in ends])
+    priced = [_price(handle, ids) for ids in scene.off_prompts]
+    costs = np.array([_kl(plain, held) for plain, held in ends])
+    n = len(prompts)
     _find(
         rows,
         "suppression",
-        jackknife(lambda some: float(drops[some].mean()), every),
-        len(drops),
+        mean_interval(drops),
+        n,
         "nats of log-odds that the clamp takes; n counts prompts",
     )
-    costs = np.array([one.cost for one in found["handle"]])
-    _find(
-        rows,
-        "price on prompts of the concept",
-        jackknife(lambda some: float(costs[some].mean()), every),
-        len(costs),
-        "nats of KL of the next token",
-    )
-    beside = np.array([recover(handle, ids, arm="random", rng=rng).cost for ids in scene.off_prompts])
+    _find(rows, "price on prompts of the concept", mean_interval(costs), n, "nats of KL of the next token")
     _find(
         rows,
         "price on other prompts",
-        jackknife(lambda some: float(beside[some].mean()), np.arange(len(beside))),
-        len(beside),
+        mean_interval(np.array(priced)),
+        len(priced),
         "nats of KL of the next token",
     )
-    able = np.flatnonzero(drops > LEAST_DROP)
+    able = np.flatnonzero(drops > LEAST_DROP).tolist()
     _find(
         rows,
         "prompts on which the clamp takes something",
         None,
-        len(drops),
+        n,
         f"more than {LEAST_DROP} nats",
         value=float(len(able)),
     )
     if not len(able):
         return
-    curves = {}
+    later = later_site(scene.model, handle.sae.writes)
+    for site in [handle.sae.writes, *([later] if later else [])]:
+        found = {
+            arm: [
+                recover(
+                    handle, prompts[k], arm=arm, rng=rng, tokens=drawn if arm == "other" else None, site=site
+                )
+                for k in able
+            ]
+            for arm in ("handle", "free", "random", "other")
+        }
+        _recovered(site, "" if site == handle.sae.writes else ", later site", found, drops[able], rows)
+
+
+def _kl(plain: torch.Tensor, held: torch.Tensor) -> float:
+    return float(np.asarray(kl(plain, held)).ravel()[0])
+
+
+def _price(handle: Handle, ids: Sequence[int]) -> float:
+    return _kl(handle.logits(ids, []), handle.logits(ids, handle.clamp(ids)))
+
+
+def _recovered(
+    site: Site, where: str, found: Mapping[str, Sequence[Recovered]], drops: Float[np.ndarray, " n"], rows: dict[str, Rows]
+) -> None:  # fmt: skip
+    """Rows of one site, and what is said of them."""
+    curves: dict[str, np.ndarray] = {}
     for arm, some in found.items():
-        gain = np.stack([some[k].gain for k in able])
-        share = gain / drops[able, None]
+        share = np.stack([one.gain for one in some]) / drops[:, None]
         share = share if arm == "other" else np.minimum(share, 1.0)
         curves[arm] = share.mean(0)
+        split = {
+            name: np.stack([getattr(one, name) for one in some]).mean(0)
+            for name in ("in_decoders", "in_dictionary", "in_neuron")
+        }
         for r, radius in enumerate(RADII):
-            told = jackknife(lambda at, s=share[:, r]: float(s[at].mean()), np.arange(len(able)))
+            told = mean_interval(share[:, r])
             rows["guard_recovery"].append(
                 {
-                    "arm": arm, "radius": radius, "recovered": told.value, "lo": told.lo, "hi": told.hi,
-                    "drift": max(some[k].drift for k in able), "in_decoders": float(np.mean([some[k].in_decoders for k in able])),
-                    "n_prompts": len(able),
+                    "site": str(site), "arm": arm, "radius": radius, "recovered": told.value, "lo": told.lo, "hi": told.hi,
+                    "drift": max(one.drift for one in some), **{name: float(x[r]) for name, x in split.items()},
+                    "n_prompts": len(some),
                 }
             )  # fmt: skip
-    radii = np.array(RADII)
+    radii, n = np.array(RADII), len(drops)
     reached = np.flatnonzero(curves["other"] >= 1)
-    at = radii[reached[0]] if len(reached) else np.nan
-    rho = float(curves["handle"][reached[0]]) if len(reached) else np.nan
-    _find(
-        rows,
-        "sufficiency of the handle",
-        None,
-        len(able),
-        f"1 - recovered at {at:g} norms, where a free move raises as many drawn tokens by as much"
-        if len(reached)
-        else "no radius raises drawn tokens by as much",
-        value=1 - rho,
-    )
+    if len(reached):
+        at = reached[0]
+        share = np.minimum([one.gain[at] for one in found["handle"]] / drops, 1.0)
+        told = mean_interval(1 - share)
+        note = (
+            f"1 - recovered at {radii[at]:g} norms, where a free move raises as many drawn tokens by as much"
+        )
+        _find(rows, f"sufficiency of the handle{where}", told, n, note)
+    else:
+        note = "no radius raises drawn tokens by as much"
+        _find(rows, f"sufficiency of the handle{where}", None, n, note)
     back = np.flatnonzero(curves["handle"] >= 0.95)
-    _find(
-        rows,
-        "smallest move that recovers",
-        None,
-        len(able),
+    note = (
         "norms of the site at the last position; 95 % on average"
         if len(back)
-        else f"none up to {RADII[-1]:g} norms",
-        value=float(radii[back[0]]) if len(back) else np.nan,
+        else f"none up to {RADII[-1]:g} norms"
     )
+    value = float(radii[back[0]]) if len(back) else np.nan
+    _find(rows, f"smallest move that recovers{where}", None, n, note, value=value)
 
 
-def _neurons(scene: GuardScene, handle: Handle, rows: dict[str, Rows]) -> None:
+def _neurons(
+    scene: GuardScene, handle: Handle, prompts: Sequence[Sequence[int]], rows: dict[str, Rows]
+) -> None:
     """Every neuron by gradient, the largest ones measured; how concentrated, against drawn tokens."""
-    slopes = neuron_slopes(handle, scene.prompts, scene.tokens)
+    slopes = neuron_slopes(handle, prompts, scene.tokens)
     rng = rng_for(scene.seed, "guard", "neurons")
     outside = np.setdiff1d(np.arange(scene.model.spec.d_vocab), scene.tokens)
-    null = neuron_slopes(handle, scene.prompts, tuple(rng.permutation(outside)[: len(scene.tokens)].tolist()))
+    null = neuron_slopes(handle, prompts, tuple(rng.permutation(outside)[: len(scene.tokens)].tolist()))
     order = np.argsort(-np.abs(slopes), axis=None)[:MEASURED]
     chosen = [(int(k // slopes.shape[1]), int(k % slopes.shape[1])) for k in order]
-    measured = np.stack([neurons_removed(handle, ids, chosen) for ids in scene.prompts], axis=1)
-    for k, (layer, neuron) in enumerate(chosen):
-        told = jackknife(lambda some, m=measured[k]: float(m[some].mean()), np.arange(measured.shape[1]))
+    measured = np.stack([neurons_removed(handle, ids, chosen) for ids in prompts], axis=1)
+    for (layer, neuron), values in zip(chosen, measured, strict=True):
+        told = mean_interval(values)
         rows["guard_neurons"].append(
             {
-                "layer": layer,
-                "neuron": neuron,
-                "forecast": float(slopes[layer, neuron]),
-                "measured": told.value,
-                "lo": told.lo,
-                "hi": told.hi,
+                "layer": layer, "neuron": neuron, "forecast": float(slopes[layer, neuron]), "measured": told.value,
+                "lo": told.lo, "hi": told.hi,
             }
-        )
+        )  # fmt: skip
     said = "of all neurons' changes by gradient; drawn tokens: "
     _find(
         rows,
@@ -327,14 +418,8 @@ def _neurons(scene: GuardScene, handle: Handle, rows: dict[str, Rows]) -> None:
         f"{said}{gini(null.ravel()):.3f}",
         value=gini(slopes.ravel()),
     )
-    _find(
-        rows,
-        "neurons that have half",
-        None,
-        slopes.size,
-        f"{said}{half_of(null.ravel())}",
-        value=float(half_of(slopes.ravel())),
-    )
+    half = float(half_of(slopes.ravel()))
+    _find(rows, "neurons that have half", None, slopes.size, f"{said}{half_of(null.ravel())}", value=half)
     r = rank_correlation(slopes.ravel()[order], measured.mean(1))
     _find(
         rows,
@@ -346,84 +431,89 @@ def _neurons(scene: GuardScene, handle: Handle, rows: dict[str, Rows]) -> None:
     )
 
 
-def _evasion(scene: GuardScene, handle: Handle, rows: dict[str, Rows], fit: Documents) -> None:
-    """Pushes of equal effect on prompts without the concept, and how well the target's monitor tells them."""
+def _evasion(scene: GuardScene, handle: Handle, rows: dict[str, Rows], fit: Documents, reader: int) -> None:
+    """Pushes of equal effect on prompts without the concept, and how well detectors tell them."""
+    arms = _arms(scene, handle, fit)
+    target = _unit(scene.sae)[handle.features[0]]
+    bench = Covert(
+        handle,
+        reader,
+        scene.off_prompts,
+        arms,
+        later=later_site(scene.model, handle.sae.writes),
+        seed=scene.seed,
+    )
+    cosines = {
+        id(arm): np.nan if arm.vector is None else float(arm.vector @ target / np.linalg.norm(arm.vector))
+        for arm in arms
+    }
+    scores = [one for times in EFFECTS for one in bench.scores(times * scene.effect)]
+    rows["guard_evasion"] = evasion_rows(scores, [cosines[id(one.arm)] for one in scores])
+    main = [one for one in scores if one.effect == scene.effect]
+    own = {one.detector: one for one in main if one.arm.kind == "target"}
+    for detector, mine in own.items():
+        for kind, name in (("interfering", "interfering"), ("random_feature", "random")):
+            others = [one for one in main if (one.detector, one.arm.kind) == (detector, kind)]
+            _gap(rows, f"evasion gap, {name}, {detector}", mine, others, scene.effect)
+    table = [r for r in rows["guard_evasion"] if r["effect"] == scene.effect and r["detector"] == "target"]
+    pairs = [
+        (abs(r["interference"]), r["gap"])
+        for r in table
+        if r["kind"] == "interfering" and np.isfinite(r["gap"])
+    ]
+    if len(pairs) >= 3:
+        r = rank_correlation(*np.array(pairs).T)
+        said = "Spearman over interfering features, detector target"
+        _find(rows, "evasion gap and |cosine|", None, len(pairs), said, value=float(r))
+
+
+def _gap(rows: dict[str, Rows], name: str, mine: Scores, others: Sequence[Scores], effect: float) -> None:
+    """Mean gap over features and prompts, with errors clustered by both."""
+    found = [gaps(mine, one) for one in others]
+    found = [(places, values) for places, values in found if len(values)]
+    said = f"AUROC of the target's own push minus that of {name.split(', ')[1]} features' at {effect:g} nats; n counts features"
+    if len(found) < 3:
+        _find(rows, name, None, len(found), f"{said}; fewer than 3 reach the effect")
+        return
+    clusters = np.array([(k, p) for k, (places, _) in enumerate(found) for p in places.tolist()])
+    told = clustered_mean(np.concatenate([values for _, values in found]), clusters, level=0.95)
+    ends = (float(getattr(told, end)[0]) for end in ("estimate", "lo", "hi", "se"))
+    _find(rows, name, Estimate(*ends), len(found), said)
+
+
+def _arms(scene: GuardScene, handle: Handle, fit: Documents) -> list[Arm]:
+    """What is pushed: the target first, features that interfere most, random ones, and directions of other kinds."""
     unit, target = _unit(scene.sae), handle.features[0]
     rng = rng_for(scene.seed, "guard", "evasion")
     cosine = unit @ unit[target]
     alive = np.abs(unit).max(1) > 0
-    near = np.argsort(-np.abs(cosine), kind="stable")
-    near = [int(k) for k in near if k != target and alive[k] and abs(cosine[k]) > INTERFERES][:SOURCES]
+    near = [int(k) for k in np.argsort(-np.abs(cosine), kind="stable") if k != target and alive[k]]
+    near = [k for k in near if abs(cosine[k]) > INTERFERES][:SOURCES]
     far = rng.permutation(np.flatnonzero(alive & (np.abs(cosine) <= INTERFERES / 2)))[:SOURCES].tolist()
-    width = unit.shape[1]
-    arms = [("target", target, unit[target])]
-    arms += [("interfering", k, unit[k]) for k in near]
-    arms += [("random_feature", k, unit[k]) for k in far]
-    arms += [("isotropic", k, rng.standard_normal(width)) for k in range(SOURCES)]
-    if fit.mean.shape[1] == width:
-        arms.append(("means", 0, fit.mean[fit.on].mean(0) - fit.mean[~fit.on].mean(0)))
-    arms.append(("gradient", 0, _mean_gradient(scene, handle)))
-    vectors = np.stack([v for *_, v in arms])
-    seen = [pushed_to_effect(handle, ids, vectors, scene.effect) for ids in scene.off_prompts]
-    clean = np.array([one.clean for one in seen])
-    pushed = np.stack([one.seen for one in seen])
-    ok = np.isfinite(pushed)
-    gaps = []
-    for k, (kind, number, vector) in enumerate(arms):
-        places = np.flatnonzero(ok[:, k])
-        if len(places) < 3:
-            continue
-        told = jackknife(lambda some, k=k: auroc(clean[some], pushed[some, k]), places)
-        shared = np.flatnonzero(ok[:, k] & ok[:, 0])
-        gap = (
-            auroc(clean[shared], pushed[shared, 0]) - auroc(clean[shared], pushed[shared, k])
-            if len(shared) >= 3
-            else np.nan
-        )
-        interference = float(vector @ unit[target] / np.linalg.norm(vector))
-        rows["guard_evasion"].append(
-            {
-                "kind": kind, "feature": number, "interference": interference,
-                "length": float(np.mean([seen[p].length[k] for p in places])), "kl": float(np.mean([seen[p].kl[k] for p in places])),
-                "seen": told.value, "lo": told.lo, "hi": told.hi, "gap": gap, "n_prompts": len(places),
-            }
-        )  # fmt: skip
-        gaps.append((kind, abs(interference), gap))
-    mine = np.array([(c, g) for kind, c, g in gaps if kind == "interfering" and np.isfinite(g)]).reshape(
-        -1, 2
+    slope = np.mean(
+        [
+            handle.slopes(ids, [], handle.sae.writes, handle.tokens)[1][0, 1:].sum(0)
+            for ids in scene.off_prompts
+        ],
+        axis=0,
     )
-    said = f"AUROC of the target's own push minus that of interfering features at {scene.effect:g} nats; n counts features"
-    if len(mine) >= 3:
-        _find(
-            rows,
-            "evasion gap",
-            jackknife(lambda some: float(mine[some, 1].mean()), np.arange(len(mine))),
-            len(mine),
-            said,
-        )
-        r = rank_correlation(mine[:, 0], mine[:, 1])
-        _find(
-            rows,
-            "evasion gap and |cosine|",
-            None,
-            len(mine),
-            "Spearman over interfering features",
-            value=float(r),
-        )
-    else:
-        _find(rows, "evasion gap", None, len(mine), f"{said}; fewer than 3 reach the effect", value=np.nan)
+    arms = [Arm("target", target, unit[target])]
+    arms += [Arm("interfering", k, unit[k]) for k in near]
+    arms += [Arm("random_feature", k, unit[k]) for k in far]
+    arms += [Arm("isotropic", k, rng.standard_normal(unit.shape[1])) for k in range(SOURCES)]
+    arms.append(Arm("gradient", 0, slope))
+    if fit.mean.shape[1] == len(slope):
+        arms.append(Arm("means", 0, fit.mean[fit.on].mean(0) - fit.mean[~fit.on].mean(0)))
+    neurons = neuron_rows(scene.model, handle.sae.writes)
+    if neurons is not None and neurons.shape[1] == len(slope):
+        best = int(np.abs(neurons @ slope).argmax())
+        arms.append(Arm("neuron", best, neurons[best]))
+    return [*arms, Arm("words", 0, None)]
 
 
-def _mean_gradient(scene: GuardScene, handle: Handle) -> Float[np.ndarray, " d"]:
-    found = np.zeros(handle.sae.d_out)
-    for ids in scene.off_prompts:
-        row = torch.tensor([list(ids)], device=scene.model.spec.device)
-        slope = odds_slope(handle.logits(ids, []), handle.tokens).to(row.device)
-        found += scene.model.vjp(row, handle.sae.writes, slope)[0, 1:].sum(0).double().cpu().numpy()
-    return found
-
-
-def _find(rows: dict[str, Rows], name: str, told: Any, n: int, note: str, *, value: float = np.nan) -> None:
+def _find(
+    rows: dict[str, Rows], name: str, told: Estimate | None, n: int, note: str, *, value: float = np.nan
+) -> None:
     ends = {"value": value} if told is None else {"value": told.value, "lo": told.lo, "hi": told.hi}
     rows["guard_findings"].append({"name": name, **ends, "n": n, "note": note})
 

@@ -1,13 +1,15 @@
-"""A feature as a handle: clamped, and what brings the behaviour back; neurons one by one; and pushes that a monitor does not see.
+"""A feature as a handle: clamped, and what brings the behaviour back; neurons one by one; and pushes to one effect.
 
 Behaviour is the log-odds of the concept's tokens as the next one, on prompts behind which such a token stood. The clamp holds
 features at a value at every position but the first. Recovery adds a move at the last position, on the clamped state: of least
 length by radii, along the gradient there, taken again at every step, orthogonal to the clamped features' encoder rows, so that
-none of their pre-activations changes. For a readout that is linear in the site this is the best move there is.
+none of their pre-activations changes. For a readout that is linear in the site this is the best move there is. At a later site
+it is orthogonal to what arrives there of what the clamped features write, too: the Jacobian of the blocks between, times their
+decoder rows, on the clamped state.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -17,6 +19,9 @@ from torch import Tensor
 from polysem.act.clamp import clamp_change
 from polysem.edits import Add, Edit, Scale
 from polysem.models.base import WhiteBoxModel
+from polysem.models.gradients import pull_back_edited, scale_slopes
+from polysem.models.hf import HFModel
+from polysem.models.sweep import sweep_of
 from polysem.readouts import kl
 from polysem.saes.base import SAE, decoder_norms
 from polysem.side_effects.push import Sets
@@ -25,9 +30,15 @@ from polysem.types import Site
 RADII = (0.02, 0.05, 0.1, 0.2, 0.4, 0.8)
 """of a move, in norms of the site at the last position"""
 STEPS = 6
+STEP = 0.02
+"""of the Jacobian's central difference, in norms of the site"""
 MOST = 3.0
 """longest push, in norms of the site"""
-HALVINGS = 12
+FIRST = 0.05
+"""the first one tried"""
+TRIES = 14
+CLOSE = 1e-3
+"""of the effect: near enough"""
 ROWS = 64
 
 
@@ -75,7 +86,54 @@ class Handle:
     ) -> Float[Tensor, "rows d_vocab"]:
         """Of the last position, float64."""
         tokens = torch.tensor([list(ids)], device=self.model.spec.device).expand(rows, -1)
-        return self.model.logits(tokens, edits, last_only=True)[:, -1].double().cpu()
+        if edits:
+            return sweep_of(self.model).logits(tokens, edits).double().cpu()
+        return self.model.logits(tokens, last_only=True)[:, -1].double().cpu()
+
+    def slopes(
+        self, ids: Sequence[int], edits: Sequence[Edit], site: Site, tokens: Sequence[int], *, rows: int = 1
+    ) -> tuple[Float[Tensor, "rows d_vocab"], Float[np.ndarray, "rows pos d"]]:
+        """(logits of the last position, gradient of the log-odds of some tokens with respect to a site)."""
+        model = self.model
+        row = torch.tensor([list(ids)], device=model.spec.device)
+        wide = row.expand(rows, -1)
+        if isinstance(model, HFModel):
+            clean = sweep_of(model).clean(model, row)
+            logits, slope = pull_back_edited(
+                model, clean, wide, edits, site, lambda z: odds_slope(z.cpu(), tokens).to(z)
+            )
+        else:
+            logits = model.logits(wide, edits, last_only=True)[:, -1]
+            slope = model.vjp(wide, site, odds_slope(logits.cpu(), tokens).to(wide.device), edits)
+        return logits.double().cpu(), slope.double().cpu().numpy()
+
+    def carried(self, ids: Sequence[int], to: Site) -> Float[np.ndarray, "k d"]:
+        """What arrives at the last position of a later site of a unit that each clamped feature writes at every position but the
+        first, on the clamped state: by central differences."""
+        row = torch.tensor([list(ids)], device=self.model.spec.device)
+        site, D, k = self.sae.writes, self.decoders, len(self.features)
+        mask = torch.ones_like(row, dtype=torch.bool)
+        mask[:, 0] = False
+        size = STEP * float(self.model.capture(row, [site])[site][0, 1:].norm(dim=-1).mean())
+        unit = D / np.maximum(np.linalg.norm(D, axis=1, keepdims=True), 1e-300)
+        push = Add(site, self.tensor(size * np.concatenate([unit, -unit])), mask.expand(2 * k, -1))
+        edits = [*widened(self.clamp(ids), 2 * k), push]
+        seen = self.model.capture(row.expand(2 * k, -1), [to], edits)[to][:, -1].double().cpu().numpy()
+        return (seen[:k] - seen[k:]) / (2 * size)
+
+    def tensor(self, x: Float[np.ndarray, "rows d"]) -> Tensor:
+        """As the model adds it."""
+        dtype = torch.float64 if self.model.spec.dtype == "float64" else torch.float32
+        return torch.as_tensor(x, dtype=dtype, device=self.model.spec.device)
+
+
+def widened(edits: Sequence[Edit], rows: int) -> list[Edit]:
+    """The additions of one row, for several."""
+    return [
+        replace(e, vector=e.vector.expand(rows, -1), mask=e.mask.expand(rows, -1))
+        for e in edits
+        if isinstance(e, Add)
+    ]
 
 
 def projector(rows: Float[np.ndarray, "k d"]) -> Float[np.ndarray, "d d"]:
@@ -87,7 +145,7 @@ def projector(rows: Float[np.ndarray, "k d"]) -> Float[np.ndarray, "d d"]:
 
 @dataclass(frozen=True)
 class Recovered:
-    """One prompt: what the clamp took, and what moves brought back."""
+    """One prompt: what the clamp took, and what moves brought back. Shares are of a move's squared length."""
 
     drop: float
     """nats"""
@@ -98,7 +156,13 @@ class Recovered:
     gain: Float[np.ndarray, " radii"]
     """nats"""
     drift: float
-    in_decoders: float
+    """largest change of what the move may not touch, over the lengths of move and row"""
+    in_decoders: Float[np.ndarray, " radii"]
+    """in the span of what the clamped features write"""
+    in_dictionary: Float[np.ndarray, " radii"]
+    """along the change of the reconstruction; the rest is what the dictionary does not see. NaN at a later site"""
+    in_neuron: Float[np.ndarray, " radii"]
+    """along what one neuron of the layer's MLP writes, the most of any; NaN where the model has none"""
 
 
 def recover(
@@ -108,6 +172,7 @@ def recover(
     arm: str,
     rng: np.random.Generator,
     tokens: Sequence[int] | None = None,
+    site: Site | None = None,
 ) -> Recovered:
     """The best moves of every radius from the clamped state.
 
@@ -117,35 +182,40 @@ def recover(
         arm: handle | free | random | other.
         rng: of random moves.
         tokens: what the move is towards; the behaviour's own if left out.
+        site: where the move is made; the dictionary's own if left out.
     """
-    wanted = handle.tokens if tokens is None else tokens
-    site, n = handle.sae.writes, len(RADII)
+    wanted, own = handle.tokens if tokens is None else tokens, handle.sae.writes
+    site, n = site or own, len(RADII)
     clamp = handle.clamp(ids)
     plain, clamped = handle.logits(ids, []), handle.logits(ids, clamp)
     row = torch.tensor([list(ids)], device=handle.model.spec.device)
     norm = float(handle.model.capture(row, [site])[site][0, -1].norm())
     length = norm * np.array(RADII)
-    keep = projector(handle.encoders) if arm in ("handle", "random") else np.eye(handle.sae.d_out)
-    start = rng.standard_normal(handle.sae.d_out) @ keep
-    move = np.tile(start / np.linalg.norm(start), (n, 1)) if arm == "random" else np.zeros((n, len(keep)))
-    rows = row.expand(n, -1)
-    wide = [
-        type(e)(e.site, e.vector.expand(n, -1), e.mask.expand(n, -1)) for e in clamp if isinstance(e, Add)
-    ]
+    E, D = handle.encoders, handle.decoders if site == own else handle.carried(ids, site)
+    if site != own:  # the stream is added to: what a feature reads can be read later, too
+        E = np.concatenate([D, E]) if E.shape[1] == D.shape[1] else D
+    width = D.shape[1]
+    keep = projector(E) if arm in ("handle", "random") else np.eye(width)
+    start = rng.standard_normal(width) @ keep
+    move = np.tile(start / np.linalg.norm(start), (n, 1)) if arm == "random" else np.zeros((n, width))
+    wide = widened(clamp, n)
     best, best_move = np.full(n, -np.inf), move * length[:, None]
     for step in range(1 if arm == "random" else STEPS + 1):
-        edits = [*wide, *_last(site, move * length[:, None], rows, handle.model)]
-        logits = handle.logits(ids, edits, rows=n)
+        last = arm == "random" or step == STEPS
+        edits = [*wide, _last(site, handle.tensor(move * length[:, None]), row.expand(n, -1))]
+        if last:
+            logits, gradient = handle.logits(ids, edits, rows=n), None
+        else:
+            logits, gradient = handle.slopes(ids, edits, site, wanted, rows=n)
         gain = handle.odds(logits, wanted) - handle.odds(clamped, wanted)
         better = gain > best
         best, best_move = (
             np.where(better, gain, best),
             np.where(better[:, None], move * length[:, None], best_move),
         )
-        if arm == "random" or step == STEPS:
+        if gradient is None:
             break
-        gradient = handle.model.vjp(rows, site, odds_slope(logits, wanted).to(rows.device), edits)[:, -1]
-        g = gradient.double().cpu().numpy() @ keep
+        g = gradient[:, -1] @ keep
         size = np.linalg.norm(g, axis=1, keepdims=True)
         towards = move + np.divide(g, size, out=np.zeros_like(g), where=size > 0)
         long = np.linalg.norm(towards, axis=1, keepdims=True)
@@ -154,20 +224,60 @@ def recover(
         for r in range(1, n):  # a longer radius allows the shorter move
             if best[r - 1] > best[r]:
                 best[r], best_move[r] = best[r - 1], best_move[r - 1]
-    E, D = handle.encoders, handle.decoders
     sizes = np.maximum(np.linalg.norm(best_move, axis=1)[:, None] * np.linalg.norm(E, axis=1), 1e-300)
     inside = best_move - best_move @ projector(D)
-    share = (inside**2).sum() / max(float((best_move**2).sum()), 1e-300)
-    drop = float(handle.odds(plain)[0] - handle.odds(clamped)[0])
-    cost = float(np.asarray(kl(plain, clamped)).ravel()[0])
-    return Recovered(drop, cost, norm, best, float((np.abs(best_move @ E.T) / sizes).max()), float(share))
+    return Recovered(
+        float(handle.odds(plain)[0] - handle.odds(clamped)[0]),
+        float(np.asarray(kl(plain, clamped)).ravel()[0]),
+        norm,
+        best,
+        float((np.abs(best_move @ E.T) / sizes).max()),
+        _share(inside, best_move).clip(min=0.0),  # a square, to rounding
+        _share(_seen_change(handle, ids, best_move), best_move) if site == own else np.full(n, np.nan),
+        _neuron_share(handle.model, site, best_move),
+    )
 
 
-def _last(site: Site, moves: Float[np.ndarray, "rows d"], rows: Tensor, model: WhiteBoxModel) -> list[Edit]:
+def _share(part: Float[np.ndarray, "n d"], move: Float[np.ndarray, "n d"]) -> Float[np.ndarray, " n"]:
+    return (part * move).sum(1) / np.maximum((move**2).sum(1), 1e-300)
+
+
+def _seen_change(
+    handle: Handle, ids: Sequence[int], moves: Float[np.ndarray, "n d"]
+) -> Float[np.ndarray, "n d"]:
+    """What moves at the last position change of the reconstruction, on the clamped state."""
+    row = torch.tensor([list(ids)], device=handle.model.spec.device)
+    site = handle.sae.writes
+    h = handle.model.capture(row, [site], handle.clamp(ids))[site][0, -1:].cpu()
+    both = torch.cat([h, h + torch.as_tensor(moves, dtype=h.dtype)])
+    read = handle.sae.decode(handle.sae.encode(both), like=both).detach().double().cpu().numpy()
+    return read[1:] - read[:1]
+
+
+def neuron_rows(model: WhiteBoxModel, site: Site) -> Float[np.ndarray, "d_mlp d"] | None:
+    """Unit rows of what the neurons of a layer's MLP write; None where the model has none."""
+    point = Site(site.layer, "mlp.hook_post")
+    if not isinstance(model, HFModel) or point not in model.sites():
+        return None
+    module = model.model.get_submodule(model.tap(point).path)
+    weight = module.weight.detach().cpu().double().numpy()  # type: ignore[union-attr]
+    rows = weight.T if isinstance(module, torch.nn.Linear) else weight
+    return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-300)
+
+
+def _neuron_share(
+    model: WhiteBoxModel, site: Site, moves: Float[np.ndarray, "n d"]
+) -> Float[np.ndarray, " n"]:
+    rows = neuron_rows(model, site)
+    if rows is None or rows.shape[1] != moves.shape[1]:
+        return np.full(len(moves), np.nan)
+    return ((moves @ rows.T) ** 2).max(1) / np.maximum((moves**2).sum(1), 1e-300)
+
+
+def _last(site: Site, moves: Float[Tensor, "rows d"], rows: Int[Tensor, "rows pos"]) -> Edit:
     mask = torch.zeros_like(rows, dtype=torch.bool)
     mask[:, -1] = True
-    dtype = torch.float64 if model.spec.dtype == "float64" else torch.float32
-    return [Add(site, torch.as_tensor(moves, dtype=dtype, device=rows.device), mask)]
+    return Add(site, moves, mask)
 
 
 def odds_slope(logits: Float[Tensor, "rows d_vocab"], tokens: Sequence[int]) -> Float[Tensor, "rows d_vocab"]:
@@ -184,15 +294,15 @@ def neuron_slopes(
 ) -> Float[np.ndarray, "layers d_mlp"]:
     """Change of the log-odds of some tokens if a neuron is set to 0, by gradient: every neuron of every MLP, mean over prompts."""
     model = handle.model
+    assert isinstance(model, HFModel)
     sites = [Site(layer, "mlp.hook_post") for layer in range(model.spec.n_layers)]
     found = np.zeros((len(sites), model.site_width(sites[0])))
     for ids in prompts:
         row = torch.tensor([list(ids)], device=model.spec.device)
-        slope = odds_slope(handle.logits(ids, []), tokens).to(row.device)
-        seen = model.capture(row, sites)
-        for k, site in enumerate(sites):
-            gradient = model.vjp(row, site, slope)
-            found[k] -= (seen[site] * gradient)[0, 1:].sum(0).double().cpu().numpy() / len(prompts)
+        slope = odds_slope(handle.logits(ids, []), tokens)[0].to(row.device)
+        edited = torch.arange(len(ids), device=row.device) > 0
+        told = scale_slopes(model, sweep_of(model).clean(model, row), sites, edited, slope)
+        found -= np.stack([told[site].double().cpu().numpy() for site in sites]) / len(prompts)
     return found
 
 
@@ -229,66 +339,55 @@ def half_of(x: Float[np.ndarray, " n"]) -> int:
     return int(np.searchsorted(size, size[-1] / 2) + 1)
 
 
-@dataclass(frozen=True)
-class ToEffect:
-    """Directions pushed on one prompt to one effect; NaN where it is not reached."""
-
-    length: Float[np.ndarray, " n"]
-    kl: Float[np.ndarray, " n"]
-    seen: Float[np.ndarray, " n"]
-    """the monitored feature's pre-activation at the last position, pushed"""
-    clean: float
-
-
-def pushed_to_effect(
+def lengths_to_effect(
     handle: Handle, ids: Sequence[int], vectors: Float[np.ndarray, "n d"], effect: float
-) -> ToEffect:
-    """Every direction at the length, either way, that raises the log-odds by `effect` on a prompt; all positions but the first.
+) -> Float[np.ndarray, " n"]:
+    """Signed lengths at which directions, added at every position but the first, raise the log-odds by `effect`; NaN where none does.
 
-    The smaller of the two ways is taken: twice as long until the effect is passed, then by halving.
+    The way is that of the slope at length 0. The length is doubled until the effect is passed, and then found by regula falsi
+    (Illinois) between the last two.
     """
     model, site, n = handle.model, handle.sae.writes, len(vectors)
     row = torch.tensor([list(ids)], device=model.spec.device)
     mask = torch.ones_like(row, dtype=torch.bool)
     mask[:, 0] = False
-    h = model.capture(row, [site])[site][0]
-    norm = float(h[1:].norm(dim=-1).mean())
+    norm = float(model.capture(row, [site])[site][0, 1:].norm(dim=-1).mean())
+    plain, slope = handle.slopes(ids, [], site, handle.tokens)
+    base = handle.odds(plain)[0]
     unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
-    both = np.concatenate([unit, -unit])
-    dtype = torch.float64 if model.spec.dtype == "float64" else torch.float32
+    rises = unit @ slope[0, 1:].sum(0)
+    unit = unit * np.where(rises < 0, -1.0, 1.0)[:, None]
 
-    def run(length: np.ndarray) -> Tensor:
-        push = torch.as_tensor(both * length[:, None], dtype=dtype, device=row.device)
-        return handle.logits(ids, [Add(site, push, mask.expand(2 * n, -1))], rows=2 * n)
+    def over(length: np.ndarray, some: np.ndarray) -> np.ndarray:
+        push = Add(site, handle.tensor(unit[some] * length[some, None]), mask.expand(len(some), -1))
+        return handle.odds(handle.logits(ids, [push], rows=len(some))) - base - effect
 
-    base_logits = handle.logits(ids, [])
-    base = handle.odds(base_logits)[0]
-    low, high = np.zeros(2 * n), np.full(2 * n, np.nan)
-    length = norm * 0.02
-    while length <= MOST * norm and np.isnan(high).any():
-        over = handle.odds(run(np.full(2 * n, length))) - base >= effect
-        high = np.where(np.isnan(high) & over, length, high)
-        low = np.where(np.isnan(high), length, low)
-        length *= 2
-    for _ in range(HALVINGS):
-        middle = np.where(np.isnan(high), 0.0, (low + high) / 2)
-        over = handle.odds(run(middle)) - base >= effect
-        high, low = (
-            np.where(over & ~np.isnan(high), middle, high),
-            np.where(over | np.isnan(high), low, middle),
-        )
-    ends = high.reshape(2, n)
-    way = np.nan_to_num(ends, nan=np.inf).argmin(0)
-    signed = np.where(way == 0, 1.0, -1.0) * ends[way, np.arange(n)]
-    logits = run(np.concatenate([np.nan_to_num(signed), np.zeros(n)]))[:n]
-    cost = np.asarray(kl(base_logits, logits), dtype=np.float64).reshape(n)
-    reader = handle.encoders[0]
-    last = h[-1].double().cpu().numpy()
-    seen = (last + unit * np.nan_to_num(signed)[:, None]) @ reader
-    lost = np.isnan(signed)
-    return ToEffect(
-        np.abs(signed), np.where(lost, np.nan, cost), np.where(lost, np.nan, seen), float(last @ reader)
-    )
+    low, high = np.zeros(n), np.full(n, np.nan)
+    at_low, at_high = np.full(n, -effect), np.full(n, np.nan)
+    length = np.full(n, FIRST * norm)
+    some = np.arange(n)
+    while len(some) and length[some[0]] <= MOST * norm:
+        told = over(length, some)
+        passed = told >= 0
+        high[some[passed]], at_high[some[passed]] = length[some[passed]], told[passed]
+        low[some[~passed]], at_low[some[~passed]] = length[some[~passed]], told[~passed]
+        some = some[~passed]
+        length[some] *= 2
+    found = np.where(np.isfinite(high), high, np.nan)
+    some, side = np.flatnonzero(np.isfinite(high)), np.zeros(n)
+    for _ in range(TRIES):
+        if not len(some):
+            break
+        found[some] = (low[some] * at_high[some] - high[some] * at_low[some]) / (at_high[some] - at_low[some])
+        told = over(found, some)
+        up, down = some[told >= 0], some[told < 0]
+        # Illinois: an end that stays twice counts half, so that both close in
+        at_low[up[side[up] > 0]] /= 2
+        at_high[down[side[down] < 0]] /= 2
+        high[up], at_high[up], side[up] = found[up], told[told >= 0], 1
+        low[down], at_low[down], side[down] = found[down], told[told < 0], -1
+        some = some[np.abs(told) > CLOSE * effect]
+    return np.where(rises < 0, -1.0, 1.0) * found
 
 
 def pre_activation_shares(

@@ -2,17 +2,22 @@
 
 A document is a row for each reader: the largest activation of every feature and neuron, and the means of the site and of what
 the dictionary does not explain of it. A monitor is a score of documents; none has seen the documents that it is judged on.
+A document read up to a token is a document, too: so a monitor scores a text as it comes, and is late or not.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+from polysem.behaviour.intervals import auroc_interval, mean_interval
+from polysem.side_effects.measures import Estimate
 from polysem.transfer.defence import Detector, detector
 
 L2 = 1.0
+FALSE = 0.01
+"""documents without the concept that may be flagged"""
 BINS = 10
 
 
@@ -120,6 +125,7 @@ def fit_monitors(
 class Judged:
     """A monitor on documents that it has not seen."""
 
+    auroc: Estimate
     detector: Detector
     ece: float
 
@@ -131,10 +137,49 @@ def judged(monitor: Monitor, fit: Documents, test: Documents, *, rng: np.random.
         ConfigError: too few documents.
     """
     scores = monitor.score(test)
-    found = detector(scores[~test.on], scores[test.on], level=0.95, rng=rng, draws=400)
+    found = detector(scores[~test.on], scores[test.on], level=0.95, rng=rng, false_positives=FALSE, draws=1)
     weight, constant = logistic(monitor.score(fit)[:, None], fit.on, l2=1e-3)
     p = 1 / (1 + np.exp(-np.clip(scores * weight[0] + constant, -500, 500)))
-    return Judged(found, calibration_error(p, test.on))
+    told = auroc_interval(scores[~test.on], scores[test.on])
+    return Judged(told, found, calibration_error(p, test.on))
+
+
+@dataclass(frozen=True)
+class Late:
+    """How long after the concept's first token a monitor flags a text that it reads token by token."""
+
+    tokens: Estimate
+    """from the concept's first token to the first one flagged, over documents that are flagged there or later"""
+    n: int
+    early: int
+    """documents flagged before the concept's first token"""
+    false_alarms: float
+    """documents without the concept that are flagged at any token, of the half that did not set the threshold"""
+
+
+def lateness(
+    running: Sequence[Float[np.ndarray, " pos"]], starts: Int[np.ndarray, " n"], *, rng: np.random.Generator
+) -> Late:
+    """The threshold is the one that flags 1 % of one half of the documents without the concept at any of their tokens.
+
+    Args:
+        running: score of every document, read up to each of its tokens.
+        starts: place of the concept's first token; -1 in documents without it.
+        rng: halves the documents without it.
+    """
+    worst = np.array([scores.max() for scores, at in zip(running, starts, strict=True) if at < 0])
+    order = rng.permutation(len(worst))
+    setting, rest = worst[order[: len(worst) // 2]], worst[order[len(worst) // 2 :]]
+    threshold = float(np.quantile(setting, 1 - FALSE, method="higher"))
+    flagged = [
+        int(over[0]) - int(at)
+        for scores, at in zip(running, starts, strict=True)
+        if at >= 0 and len(over := np.flatnonzero(scores > threshold))
+    ]
+    late = np.array([k for k in flagged if k >= 0], dtype=np.float64)
+    told = mean_interval(late)
+    told = told._replace(lo=max(told.lo, 0.0) if np.isfinite(told.lo) else told.lo)  # no delay is negative
+    return Late(told, len(late), len(flagged) - len(late), float((rest > threshold).mean()))
 
 
 def calibration_error(p: Float[np.ndarray, " n"], on: Bool[np.ndarray, " n"]) -> float:

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from polysem.cli.shell import AsJson, print_json, result, verb, working
+from polysem.cli.shell import AsJson, finite, print_json, result, verb, working
 
 
 @verb
@@ -87,7 +87,7 @@ def scaling(
         "at_one_fvu": _matched(measured, at_matched),
     }  # fmt: skip
     if out is not None:
-        write_json(out, told)
+        write_json(out, {name: finite(value) for name, value in told.items()})
     if as_json:
         print_json({"fits": fits, "at_one_fvu": told["at_one_fvu"], "path": out})
         return

@@ -132,17 +132,18 @@ def say(text: str) -> None:
 
 def print_json(value: object) -> None:
     """A result as JSON; numbers that are not finite are null."""
-    print(json.dumps(_finite(value), indent=1, ensure_ascii=False, default=str))
+    print(json.dumps(finite(value), indent=1, ensure_ascii=False, default=str))
 
 
-def _finite(value: object) -> object:
+def finite(value: object) -> object:
+    """A value for JSON: numbers that are not finite are null."""
     match value:
         case float():
             return value if math.isfinite(value) else None
         case Mapping():
-            return {key: _finite(own) for key, own in value.items()}
+            return {key: finite(own) for key, own in value.items()}
         case list() | tuple():
-            return [_finite(own) for own in value]
+            return [finite(own) for own in value]
     return value
 
 

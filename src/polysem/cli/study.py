@@ -360,16 +360,21 @@ def init(as_json: AsJson = False) -> None:
 
 @verb
 def zoo(as_json: AsJson = False) -> None:
-    """List the models, SAEs and texts that come with polysem-zoo and polysem-zoo-real, as they are written in a study."""
+    """List the models, SAEs, transcoders and texts that come with polysem-zoo and polysem-zoo-real, as they are written in a study."""
     from polysem.errors import UnknownReferenceError
     from polysem.registry import zoo_names
 
-    known = [(kind, f"zoo:{name}") for kind in ("models", "saes", "texts") for name in zoo_names(kind)]
+    known = [
+        (kind, f"zoo:{name}")
+        for kind in ("models", "saes", "transcoders", "texts")
+        for name in zoo_names(kind)
+    ]
     try:
-        known += [("saes", f"zoo-real:{name}") for name in zoo_names("saes", "zoo-real")]
+        real = ("saes", "transcoders")
+        known += [(kind, f"zoo-real:{name}") for kind in real for name in zoo_names(kind, "zoo-real")]
     except UnknownReferenceError as error:
         say(f"{error.args[0]}; {error.hint}")
     if as_json:
         print_json([{"kind": kind, "ref": ref} for kind, ref in known])
     else:
-        print("\n".join(f"{kind:<7} {ref}" for kind, ref in known))
+        print("\n".join(f"{kind:<11} {ref}" for kind, ref in known))

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from polysem.config import SAEConfig, Study
 from polysem.engine.cache import sae_labels
-from polysem.engine.context import given_vectors
+from polysem.engine.context import given_transcoders, given_vectors
 from polysem.errors import ConfigError, MismatchError, PolysemError, StoreError
 from polysem.places import Places
 from polysem.positions import PLAIN
@@ -88,6 +88,8 @@ def check_study(study: Study, places: Places, out: Path) -> Checked:
     first = next((sae for sae in saes if sae), None)
     if there.vectors and model and first:
         checked.attempt(lambda: given_vectors(there, model, first.writes))
+    for entry in there.transcoders:
+        checked.attempt(lambda entry=entry: given_transcoders(entry, None))
     _texts(there, model, checked)
     checked.attempt(lambda: _thresholds(there, [sae.d_sae for sae in saes if sae]))
     checked.attempt(lambda: _disk(there, sum(sae.d_sae for sae in saes if sae), out))

@@ -11,10 +11,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from polysem.config import SAEConfig, Study
+from polysem.config import SAEConfig, Study, TranscoderConfig
 from polysem.engine.cache import SAECache
 from polysem.engine.sources import Pins, is_local
-from polysem.errors import MismatchError, StoreError
+from polysem.errors import ConfigError, MismatchError, StoreError
 from polysem.places import Places
 from polysem.store.manifest import Manifest
 from polysem.store.run import RunFolder
@@ -22,6 +22,7 @@ from polysem.store.run import RunFolder
 if TYPE_CHECKING:
     from polysem.models import WhiteBoxModel
     from polysem.saes import SAE
+    from polysem.saes.transcoder import TranscoderSet
     from polysem.types import Site
 
 
@@ -66,6 +67,12 @@ class StudyContext:
         )
 
     @cached_property
+    def transcoders(self) -> "dict[str, TranscoderSet]":
+        """The study's sets of transcoders by name, in its order, each checked against the model; of each the layers asked for."""
+        there = self.places.settings(self.study)
+        return {entry.name: given_transcoders(entry, self.model) for entry in there.transcoders}
+
+    @cached_property
     def dictionaries(self) -> "Mapping[str, SAE]":
         """What plans steer along: the SAEs, read when they are asked for, and the vectors."""
         return ChainMap(self.vectors, self.saes) if self.study.vectors else self.saes  # pyright: ignore[reportArgumentType]  (is only read)
@@ -91,6 +98,15 @@ class StudyContext:
             found["threads"] = torch.get_num_threads()
         if "saes" in vars(self):
             found["saes"] = self.saes.facts
+        if self.study.transcoders and "transcoders" in vars(self):
+            found["transcoders"] = {
+                name: {
+                    "revision": one.provenance.revision,
+                    "dialect": one.provenance.dialect,
+                    **one.provenance.measured,
+                }
+                for name, one in self.transcoders.items()
+            }
         return found
 
     def _sae(self, entry: SAEConfig) -> "SAE":
@@ -143,6 +159,31 @@ def given_vectors(study: Study, model: "WhiteBoxModel", site: "Site") -> "dict[s
         found[entry.name] = as_dictionary(torch.from_numpy(vector), site=own or site, ref=entry.ref)
         check_match(found[entry.name], model)
     return found
+
+
+def given_transcoders(entry: TranscoderConfig, model: Any) -> "TranscoderSet":
+    """A set of transcoders of a study, the layers asked for.
+
+    Args:
+        entry: with its path found.
+        model: that it must fit; None: it is only read.
+
+    Raises:
+        ConfigError: a layer that the set does not have.
+        PolysemError: of `load_transcoders`.
+    """
+    from polysem.saes.transcoders import load_transcoders
+
+    found = load_transcoders(
+        entry.ref, reads=entry.reads, model=model, max_fvu=entry.max_fvu, allow_other_model=entry.allow_other_model
+    )  # fmt: skip
+    known = {one.reads.layer: one for one in found.layers}
+    if missing := sorted(set(entry.layers) - set(known)):
+        raise ConfigError(
+            f"transcoders {entry.ref} have no layer {missing[0]}; they have {', '.join(map(str, sorted(known)))}",
+            hint="edit layers in [[transcoders]]",
+        )
+    return replace(found, layers=tuple(known[n] for n in entry.layers)) if entry.layers else found
 
 
 class StoredFeatures:

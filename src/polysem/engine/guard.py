@@ -20,6 +20,8 @@ from polysem.seeds import rng_for
 from polysem.store import io
 
 STAGE = "guard"
+CHOICE = 4
+"""prompts of the choice for each of the report, where the corpus has them"""
 FRAME = "Voici un texte : "
 """of another language than what follows: the shift that every concept has"""
 
@@ -35,10 +37,11 @@ class ConceptConfig(Section):
     shift_off: FileRef = ""
     sae: str = ""
     features: tuple[int, ...] = ()
+    clamped: int = Field(1, ge=1, le=64)
     k: int = Field(8, ge=1)
     documents: int = Field(400, ge=40)
     length: int = Field(24, ge=6)
-    prompts: int = Field(16, ge=3)
+    prompts: int = Field(16, ge=4)
     effect: float = Field(0.5, gt=0)
 
     def check(self) -> None:
@@ -116,7 +119,10 @@ def _scene(task: Task) -> Any:
 
     long = corpus(min(2 * concept.length, model.spec.n_ctx), 4 * concept.documents)
     rng = rng_for(study.seed, STAGE, "rows")
-    prompts, others = split_prompts(rng.permutation(long), inside, n=concept.prompts, length=concept.length)
+    prompts, others = split_prompts(
+        rng.permutation(long), inside, n=(1 + CHOICE) * concept.prompts, length=concept.length
+    )
+    n_report = min(concept.prompts, len(prompts) // 2)
 
     def rows_of(file: str) -> list[list[int]]:
         kept = [
@@ -144,6 +150,7 @@ def _scene(task: Task) -> Any:
     if concept.shift_on:
         shifts["files"] = labelled(concept.shift_on, concept.shift_off)
     return GuardScene(
-        model, sae, tokens, shifts, prompts, others, features=concept.features, k=concept.k,
+        model, sae, tokens, shifts, prompts[:n_report], prompts[n_report:], others[: concept.prompts],
+        features=concept.features, clamped=concept.clamped, k=concept.k,
         effect=concept.effect, seed=study.seed,
     )  # fmt: skip

@@ -1,12 +1,15 @@
-"""`polysem layers`: the weights from every dictionary of a study to those of later layers, one part for each that writes.
+"""`polysem layers`: the weights from every dictionary of a study to those of later layers, in parts by who writes.
 
     layers/NN-{layer_blocks,layer_density,layer_edges,layer_tokens,layer_findings}.parquet
 
-NN is the place of the dictionary among the sorted labels. A run that is killed costs the dictionary it was at.
+NN is the place of an SAE among the sorted labels, or behind them that of a set of transcoders, all of whose layers are one
+part. SAEs write to SAEs and to transcoders, transcoders to SAEs and to later layers of their own set. A run that is killed
+costs the part it was at.
 """
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -18,6 +21,9 @@ from polysem.errors import ConfigError
 from polysem.progress import Reporter
 from polysem.store.run import Part
 from polysem.store.stages import REGISTRY
+
+if TYPE_CHECKING:
+    from polysem.layers.ends import Ends
 
 LONGEST = 64
 """tokens of a row at most: events are run again row by row"""
@@ -48,48 +54,91 @@ class LayersOptions(StageOptions):
                 raise ConfigError(f"{name} {getattr(self, name)}; expected at least {least}")
 
 
+@dataclass(frozen=True)
+class _Writes:
+    """A dictionary that may write, read when it is asked for."""
+
+    label: str
+    family: str
+    """the set it belongs to; "" for an SAE"""
+    ends: Callable[[], "Ends"]
+
+
 def make(task: Task) -> Made | None:
-    """The tables, one part per dictionary that writes."""
+    """The tables, one part for each SAE and set of transcoders that writes."""
     context = task.context
-    _check(context)
+    groups = _groups(context, sorted(context.saes))
+    _check([one for group in groups for one in group])
 
     def one(part: Part, reporter: Reporter) -> Tables:
-        return compute(context, sorted(context.saes)[part.k], task.options)
+        return compute(context, groups[part.k], task.options)
 
     return task.in_parts(one)
 
 
-def compute(context: StudyContext, label: str, options: LayersOptions) -> dict[str, pa.Table]:
-    """The tables of one source."""
+def compute(context: StudyContext, sources: Sequence[_Writes], options: LayersOptions) -> dict[str, pa.Table]:
+    """The tables of some sources."""
     from polysem.corpus import token_rows
-    from polysem.layers.ends import Ends
     from polysem.layers.run import LayersPlan, across
     from polysem.positions import positions_of
 
-    study, saes, model = context.study, context.saes, context.model
-    corpus = study.corpus
-    rows = token_rows(
-        corpus.ref, model, n_tokens=options.tokens or corpus.n_tokens, context=min(corpus.context, LONGEST),
-        positions=positions_of(model, saes[label]),
-    )  # fmt: skip
+    study, model = context.study, context.model
+    corpus, glosses = study.corpus, _glosses(context)
     plan = LayersPlan(
         n_sources=options.sources, n_prompts=options.prompts, n_events=options.events, n_edges=options.edges,
         n_steered=options.steered,
     )  # fmt: skip
-    found = across(
-        model, Ends.of(label, saes[label]), [Ends.of(other, saes[other]) for other in saes if other != label], rows,
-        plan=plan, glosses=_glosses(context), seed=study.seed,
-    )  # fmt: skip
+    every = [one for group in _groups(context, list(context.saes)) for one in group]
+    found: dict[str, list[dict[str, Any]]] = {schema.name: [] for schema in REGISTRY["layers"].tables}
+    for source in sources:
+        own = source.ends()
+        rows = token_rows(
+            corpus.ref, model, n_tokens=options.tokens or corpus.n_tokens, context=min(corpus.context, LONGEST),
+            positions=positions_of(model, own.encoder),
+        )  # fmt: skip
+        others = [
+            one.ends() for one in every if one.label != source.label and _may(source.family, one.family)
+        ]
+        made = across(model, own, others, rows, plan=plan, glosses=glosses, seed=study.seed)
+        for name, more in made.items():
+            found[name] += more
     return {schema.name: schema.of_rows(found[schema.name]) for schema in REGISTRY["layers"].tables}
 
 
-def _check(context: StudyContext) -> None:
-    """Raises ConfigError where no dictionary is read by a later one."""
-    from polysem.layers.ends import Ends, linked
+def _groups(context: StudyContext, labels: Sequence[str]) -> list[list[_Writes]]:
+    """The dictionaries of a study by part: each SAE, in the order of its labels, then each set of transcoders."""
+    from polysem.layers.ends import Ends
 
-    ends = [Ends.of(label, sae) for label, sae in context.saes.items()]
-    if not any(linked(a, b) for a in ends for b in ends):
-        sites = ", ".join(f"{one.label} ({one.first} -> {one.reads})" for one in ends)
+    saes = [[_Writes(label, "", lambda label=label: Ends.of(label, context.saes[label]))] for label in labels]
+    sets = [
+        [
+            _Writes(label, name, lambda label=label, one=one: Ends.of(label, one))
+            for one in found.layers
+            for label in [f"{name}.{one.reads.layer}"]
+        ]
+        for name, found in context.transcoders.items()
+    ]
+    return saes + sets
+
+
+def _may(source: str, target: str) -> bool:
+    """Whether weights are asked for: sets of transcoders are models of the same layers, and do not write to each other."""
+    return not (source and target) or source == target
+
+
+def _check(every: Sequence[_Writes]) -> None:
+    """Raises ConfigError where no dictionary is read by a later one, or two have one label."""
+    from polysem.layers.ends import linked
+
+    labels = [one.label for one in every]
+    if repeated := sorted({label for label in labels if labels.count(label) > 1}):
+        raise ConfigError(
+            f"two dictionaries have the label {repeated[0]!r}; expected each label once",
+            hint="give the transcoders a label of their own: label in [[transcoders]]",
+        )
+    ends = [(one.family, one.ends()) for one in every]
+    if not any(linked(a, b) for own, a in ends for other, b in ends if _may(own, other)):
+        sites = ", ".join(f"{one.label} ({one.first} -> {one.reads})" for _, one in ends)
         raise ConfigError(
             f"no dictionary of the study is read by one of a later layer: {sites}",
             hint="add a dictionary of the residual stream of a later layer to [[saes]]",

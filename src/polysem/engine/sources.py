@@ -157,6 +157,8 @@ def _all(settings: Settings, places: Places) -> Iterator[StudySource]:
         yield where.file("prompts", study.prompts.source)
     for vector in study.vectors:
         yield where.file("vectors", vector.ref)
+    for one in study.transcoders:
+        yield where.transcoders(one.ref)
 
 
 def _of_transfer(study: TransferStudy, where: "_Where") -> Iterator[StudySource]:
@@ -192,6 +194,9 @@ class _Where:
     def sae(self, ref: str) -> StudySource:
         return StudySource("saes", ref, _sae_path(self.places.find(ref)))
 
+    def transcoders(self, ref: str) -> StudySource:
+        return StudySource("transcoders", ref, _sae_path(self.places.find(ref), kind="transcoders"))
+
     def corpus(self, ref: str) -> StudySource:
         revision = dataset_of(ref)[1]["revision"] if ref.startswith(DATASETS) else None
         return StudySource("corpus", ref, _corpus_path(self.places.find(ref)), revision=revision)
@@ -219,9 +224,9 @@ def _model_path(ref: str) -> Path | None:
     return _local(ref) if _local(ref).is_dir() else None
 
 
-def _sae_path(ref: str) -> Path | None:
+def _sae_path(ref: str, *, kind: str = "saes") -> Path | None:
     if ref.startswith(("zoo:", "zoo-real:")):
-        return zoo_path("saes", ref)
+        return zoo_path(kind, ref)
     return None if ref.startswith(("saelens:", "hub:")) else _local(ref)
 
 

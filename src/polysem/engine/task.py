@@ -170,6 +170,8 @@ def parts_of(study: Study, run: RunFolder, stage: StageName) -> list[Part]:
     match REGISTRY[stage].parts:
         case "saes":
             n = len(study.saes)
+        case "writers":
+            n = len(study.saes) + len(study.transcoders)
         case "batches":
             n = len(trial_parts(run.table("plan")))
         case _:

@@ -6,7 +6,7 @@ from typing import Any
 
 from polysem.config import Study
 
-_LISTS = ("saes", "vectors")
+_LISTS = ("saes", "vectors", "transcoders")
 
 
 def to_toml(study: Study) -> str:

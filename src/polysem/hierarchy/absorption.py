@@ -5,7 +5,8 @@ Whether it should fire, a probe says, learnt from the feature's own tokens again
 child fires (a child: decoder cosine above `NEAR`); so what may be absorbed teaches the probe nothing. Its direction is that of
 linear discriminant analysis, its threshold a logistic regression on that one number. A direction that merely leans towards the
 feature's moves the probe in step with itself; so on a child's tokens, what grows with the child is taken off first. What is
-left is the feature's own, and comes and goes by itself. A probe may err where it has learnt nothing: so features of like density
+left is the feature's own, and comes and goes by itself. A child that took the feature over writes its part, too; so a token counts
+only where the child is needed: without its part the error there would be larger. A probe may err where it has learnt nothing: so features of like density
 without a cosine are kept from it and read by it in the same way, and a child counts only where its share is above what 5 %
 of those reach.
 A logistic regression in all dimensions would cost hours for thousands of features; on the planted tree this one finds the
@@ -46,7 +47,7 @@ class Absorbed(NamedTuple):
     p: Float[np.ndarray, " m"]
     q: Float[np.ndarray, " m"]
     share: Float[np.ndarray, " m"]
-    """of the child's tokens without the feature: probe on"""
+    """of the child's tokens without the feature: probe on, and the child needed"""
     feature: Int[np.ndarray, " k"]
     n_on: Int[np.ndarray, " k"]
     f1: Float[np.ndarray, " k"]
@@ -130,6 +131,7 @@ def absorption(seen: Fired, *, most: int | None = None) -> Absorbed:
             if len(alone) < FEW:
                 continue
             hit = alone[_beyond(score[alone], seen.activation(child, alone)) > limit]
+            hit = np.intersect1d(hit, seen.needed(child), assume_unique=True)
             if child in others:
                 beside.append(len(hit) / len(alone))
                 continue

@@ -25,6 +25,8 @@ else:
 
 BATCH = 32
 """rows of a forward pass"""
+TOKENS_AT_ONCE = 1024
+"""whose active features' rows are held"""
 _ENOUGH = 1e-17
 """terms of a tail below this share of it are left out"""
 
@@ -73,13 +75,30 @@ class Fired:
 
     def raises(self, tokens: Int[np.ndarray, " m"]) -> Float[np.ndarray, " d_sae"]:
         """By how much taking each feature's part away raises the squared error, mean over some tokens."""
+        part, gain = self._raised(tokens)
+        return np.bincount(part.indices, weights=gain, minlength=self.d_sae) / max(len(tokens), 1)
+
+    def needed(self, feature: int) -> Int[np.ndarray, " n_needed"]:
+        """Tokens on which a feature fires and its part lowers the error, rising: elsewhere it fires by what leaks into it."""
+        return self._needed.indices[self._needed.indptr[feature] : self._needed.indptr[feature + 1]]
+
+    @cached_property
+    def _needed(self) -> Any:
+        on = self.fires.copy()
+        for start in range(0, self.n, TOKENS_AT_ONCE):
+            tokens = np.arange(start, min(start + TOKENS_AT_ONCE, self.n))
+            on.data[on.indptr[start] : on.indptr[tokens[-1] + 1]] = self._raised(tokens)[1] > 0
+        on.eliminate_zeros()
+        return on.tocsc()
+
+    def _raised(self, tokens: Int[np.ndarray, " m"]) -> tuple[Any, Float[np.ndarray, " n_active"]]:
+        """Activations on some tokens; by how much the squared error rises without each of them."""
         part = self.acts[tokens]
         place = np.repeat(np.arange(len(tokens)), np.diff(part.indptr))
         moved = part.data * self.scale[tokens][place]
         rows = self.rows[part.indices]
         along = np.einsum("nd,nd->n", self.error[tokens][place], rows)
-        gain = 2 * moved * along + moved**2 * np.einsum("nd,nd->n", rows, rows)
-        return np.bincount(part.indices, weights=gain, minlength=self.d_sae) / max(len(tokens), 1)
+        return part, 2 * moved * along + moved**2 * np.einsum("nd,nd->n", rows, rows)
 
 
 def fired(sae: SAE, x: Float[np.ndarray, "n d_in"]) -> Fired:

@@ -227,12 +227,22 @@ def _candidates(seen: Fired, least: float) -> dict[str, _Rows]:
     for name, some in parts.items():
         i, j, both = (np.concatenate(column) for column in zip(*some, strict=True))
         found[name] = {"i": i, "j": j, "both": both}
+    alike = found["same_tokens"]
+    found["same_tokens"] = _taken(alike, _both_needed(seen, alike) > SAME_TOKENS)
     covers = found["covers"]
     n_tests = int((seen.count >= FEWEST).sum()) * max(int(live.sum()) - 1, 1)
     p = cofiring_tail(covers["both"], seen.n, seen.count[covers["i"]], seen.count[covers["j"]], above=True)
     q = benjamini_hochberg(p, n_tests=n_tests)
     found["covers"] = _taken(covers | {"p": p, "q": q}, q <= LEVEL)
     return found
+
+
+def _both_needed(seen: Fired, pairs: _Rows) -> Float[np.ndarray, " m"]:
+    """Of the tokens on which either of two fires, the share on which both are needed."""
+    i, j = pairs["i"].tolist(), pairs["j"].tolist()
+    both = [len(np.intersect1d(seen.needed(a), seen.needed(b), assume_unique=True)) for a, b in zip(i, j, strict=True)]  # fmt: skip
+    either = seen.count[pairs["i"]] + seen.count[pairs["j"]] - pairs["both"]
+    return np.array(both, dtype=np.float64) / either
 
 
 def _parents(seen: Fired, covers: _Rows) -> _Rows:

@@ -7,5 +7,7 @@ influence   what a push does later, and what taking a feature's own contribution
 worth       effectiveness and helpfulness of an edge, in nats
 hypotheses  X1 to X4 with their controls and chance
 run         all of it for two dictionaries
+splice      the model with its MLPs replaced by transcoders: what that costs
+steer       pushing a transcoder's feature, written or seen, and the difference
 graph       graphs of circuit-tracer and Neuronpedia, out and in
 """

@@ -68,9 +68,14 @@ class Ends:
         return self.encoder.reads
 
     @property
+    def order(self) -> list[Site]:
+        """The written sites in the order of a forward pass."""
+        return sorted(self.rows, key=_written_at)
+
+    @property
     def first(self) -> Site:
         """The first site that is written."""
-        return min(self.rows, key=_written_at)
+        return self.order[0]
 
     def columns(self) -> Float[Tensor, "d_sae d_in"]:
         """What a pre-activation takes per unit of what is read, no norm folded."""

@@ -260,9 +260,7 @@ class _TwoEnds:
         told = {"weight": weight, "ERA": era, "TWERA": twera, "co-firing": cofire, "cosine": cosine, **beside}
         findings += hypotheses.natural(lost, told, cells=cells, rng=self._rng("chance"))
         worth = effectiveness(self.seen, read, self.source, self.target, self.weights, sources=s, targets=t)
-        findings += (
-            self._steered(s[: plan.n_steered]) if plan.n_steered and len(self.source.rows) == 1 else []
-        )
+        findings += self._steered(s[: plan.n_steered]) if plan.n_steered else []
         chosen = self._chosen(worth.nats, weight)
         places = list(chosen)
         edges = [(s[a], int(t[b])) for a, b in places]
@@ -337,14 +335,18 @@ class _TwoEnds:
     def _steered(self, sources: Sequence[int]) -> Rows:
         """X2 and X3."""
         live = np.flatnonzero(self.all.fires_j > 0)
-        rows_of = next(iter(self.source.rows.values())).double().numpy()
-        site = self.source.first
+        site, *also = self.source.order
+        rows_of = torch.cat([self.source.rows[one] for one in (site, *also)], 1).double().numpy()
         prompts = [r[:STEERED_AT].tolist() for r in self.seen.rows.tokens[: self.plan.steered_prompts]]
         readout = Readout(self.target.label, self.target.encoder, 0.0)
-        directions = [Direction(f"feature {i}", "feature", site, rows_of[i]) for i in sources]
+        directions = [
+            Direction(f"feature {i}", "feature", site, rows_of[i], also=tuple(also)) for i in sources
+        ]
         rng = self._rng("isotropic")
         random = [
-            Direction(f"isotropic {k}", "isotropic", site, rng.standard_normal(rows_of.shape[1]))
+            Direction(
+                f"isotropic {k}", "isotropic", site, rng.standard_normal(rows_of.shape[1]), also=tuple(also)
+            )
             for k in range(self.plan.n_null)
         ]
         similarity = self.glosses.similarity(self.source.label, self.target.label)

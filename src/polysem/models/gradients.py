@@ -4,6 +4,8 @@
 token gradients as in arXiv 2505.11611 section 3.2). Contexts of one length share a forward and a backward
 pass; only the wanted logit is formed, as one dot product with its unembedding row; parameters are frozen.
 `pushed_gradients`: of functions of the logits, with respect to vectors added at several sites at once, where they stand.
+`pull_back_edited`: one function of the logits of rows of one prompt under any edits, from the first edited block on, with
+the logits themselves; `scale_slopes`: of factors on the coordinates of several sites, all at once.
 `hessian_products`: how those gradients change along directions, at one site or from one to another.
 `pull_back`: many functions of one prompt's logits, with respect to one site; the part before the site is run
 once, and the unembedding is applied to cotangents, not to rows of activations; `pull_back_pushed`: where pushes have brought it.
@@ -18,6 +20,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from polysem.edits import Edit
 from polysem.errors import MismatchError
 from polysem.models.anatomy import Tap, logit_cap
 from polysem.models.base import WhiteBoxModel
@@ -230,6 +233,72 @@ def pull_back_pushed(
         wanted = cotangent(logits.detach()).to(logits)
         (gradient,) = torch.autograd.grad(logits, leaf, grad_outputs=wanted)
     return _checked(model, gradient, site, edited=True)
+
+
+@counts_as("model")
+def pull_back_edited(
+    model: HFModel,
+    clean: CleanRun,
+    tokens: Int[Tensor, "rows pos"],
+    edits: Sequence[Edit],
+    site: Site,
+    cotangent: Callable[[Tensor], Tensor],
+) -> tuple[Float[Tensor, "rows d_vocab"], Float[Tensor, "rows pos d"]]:
+    """(last-position logits, gradient with respect to `site`) under edits: one pass forward, one back.
+
+    Args:
+        model: whose clean run it is.
+        clean: of the prompt.
+        tokens: the prompt, a row for each.
+        edits: of blocks; at `site` none but `Add`.
+        site: not the embedding.
+        cotangent: logits [rows d_vocab] -> what of them is wanted, same shape.
+
+    Raises:
+        SiteError, MismatchError, NumericsError: as `WhiteBoxModel.vjp`.
+    """
+    leaves: list[Tensor] = []
+    tap = _written(model, site)
+    actions = model.edit_actions(tokens, edits)
+    actions[tap] = [*actions.get(tap, []), cut_into(leaves)]
+    start = min(first_block(at) for at in (site, *(edit.site for edit in edits)))
+    door = actions.pop(model.tap(Site(start - 1, "hook_resid_post")), []) if start else []
+    with FrozenLinears(), torch.enable_grad():
+        h = clean.pre[start].expand(len(tokens), -1, -1)
+        for action in door:
+            h = action(h)
+        logits = last_logits(model, run_blocks(model, clean, h, start=start, actions=actions))
+        wanted = cotangent(logits.detach()).to(logits)
+        (gradient,) = torch.autograd.grad(logits, leaves[-1], grad_outputs=wanted)
+    return logits.detach(), _checked(model, gradient, site, edited=bool(edits))
+
+
+@counts_as("model")
+def scale_slopes(
+    model: HFModel,
+    clean: CleanRun,
+    sites: Sequence[Site],
+    edited: Bool[Tensor, " pos"],
+    cotangent: Float[Tensor, " d_vocab"],
+) -> dict[Site, Float[Tensor, " d"]]:
+    """Slope of cotangent . last-position logits in a factor on every coordinate of every site, over the edited positions.
+
+    Raises:
+        SiteError, NumericsError: as `WhiteBoxModel.vjp`.
+    """
+    like = clean.pre[0]
+    where = edited.to(like)[None, :, None]
+    more = {
+        site: torch.zeros(model.site_width(site), dtype=like.dtype, device=like.device, requires_grad=True)
+        for site in sites
+    }
+    actions: dict[Tap, list[Action]] = {
+        model.tap(site): [lambda h, one=one: h * (1 + where * one)] for site, one in more.items()
+    }
+    with FrozenLinears(), torch.enable_grad():
+        logits = last_logits(model, run_blocks(model, clean, like, start=0, actions=actions))
+        found = torch.autograd.grad(logits, list(more.values()), grad_outputs=cotangent[None].to(logits))
+    return {site: _checked(model, one, site, edited=False) for site, one in zip(sites, found, strict=True)}
 
 
 def _behind(model: HFModel, clean: CleanRun, site: Site, leaf: Float[Tensor, "rows pos d"]) -> Tensor:

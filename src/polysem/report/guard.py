@@ -1,6 +1,6 @@
 """The page of `polysem guard`: what sees a concept, what the clamp of its features takes, what brings it back, and what hides."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,10 @@ _MONITORS: tuple[Column, ...] = (
     ("found at 1 %", lambda r: interval(r, "found", "found_lo", "found_hi")),
     ("false alarms", "false_alarms"),
     ("calibration error", "ece"),
+    ("delay, tokens", lambda r: interval(r, "delay", "delay_lo", "delay_hi")),
+    ("of documents", "n_late"),
+    ("flagged before", "n_early"),
+    ("alarms at any token", "alarms"),
     ("with", "n_on"),
     ("without", "n_off"),
 )
@@ -31,11 +35,13 @@ _ALARMS: tuple[Column, ...] = (
     ("note", lambda r: r["note"] or ""),
 )
 _RECOVERY: tuple[Column, ...] = (
-    "arm",
+    *("site", "arm"),
     ("norms", "radius"),
     ("recovered", lambda r: interval(r, "recovered")),
     ("drift", "drift"),
     ("in clamped decoders", "in_decoders"),
+    ("seen by the dictionary", "in_dictionary"),
+    ("in one neuron", "in_neuron"),
     ("prompts", "n_prompts"),
 )
 _NEURONS: tuple[Column, ...] = (
@@ -45,12 +51,15 @@ _NEURONS: tuple[Column, ...] = (
     ("measured", lambda r: interval(r, "measured")),
 )
 _EVASION: tuple[Column, ...] = (
-    *("kind", "feature", "interference", "length"),
+    ("nats", "effect"),
+    *("kind", "feature", "detector", "interference", "length"),
     ("KL, nats", "kl"),
     ("seen (AUROC)", lambda r: interval(r, "seen")),
-    ("gap", "gap"),
+    ("gap", lambda r: interval(r, "gap", "gap_lo", "gap_hi")),
     ("prompts", "n_prompts"),
 )
+DETECTORS = ("target", "reader", "site", "later", "output", "text")
+_KINDS: tuple[Column, ...] = (("nats", "effect"), "kind", ("pushes", "n"), ("KL, nats", "kl"), *DETECTORS)
 _FINDINGS: tuple[Column, ...] = (
     "name",
     ("value", lambda r: interval(r, "value")),
@@ -75,7 +84,7 @@ def write_guard_page(out: Path) -> Path:
         (f"{r['monitor']}, {r['shift']}", [Bar("pair", r["auroc"], r["lo"], r["hi"], f"{r['n_on']} with")])
         for r in found["guard_monitors"]
     ]
-    evasion = sorted(found["guard_evasion"], key=lambda r: -r["seen"])
+    evasion = sorted(found["guard_evasion"], key=lambda r: (r["effect"], r["detector"], -r["seen"]))
     parts = [
         _section("Findings", "What is said below in numbers.", table(_FINDINGS, found["guard_findings"], caption="findings")),
         _section(
@@ -87,13 +96,14 @@ def write_guard_page(out: Path) -> Path:
         ),
         _section(
             "Clamp and recovery",
-            "A move at the last position, on the clamped state. Handle: orthogonal to the clamped encoders, so that no clamped feature sees it.",
-            table(_RECOVERY, sorted(found["guard_recovery"], key=lambda r: (r["arm"], r["radius"])), caption="recovered by radius"),
+            "A move at the last position, on the clamped state. Handle: orthogonal to the clamped encoders, so that no clamped feature sees it; later on to what arrives of their decoders, too.",
+            table(_RECOVERY, sorted(found["guard_recovery"], key=lambda r: (r["site"], r["arm"], r["radius"])), caption="recovered by radius"),
         ),
         _section("Neurons one by one", "Set to 0; the largest by gradient, measured.", table(_NEURONS, sorted(found["guard_neurons"], key=lambda r: -abs(r["measured"]))[:SHOWN], caption="neurons")),
         _section(
             "Pushes of equal effect",
-            "Seen: how well the pre-activation of the target feature tells pushed prompts from others. Gap: how much less than the target's own push.",
+            "Seen: how well a detector tells pushed prompts from the same ones without a push. Gap: how much less than the target's own push.",
+            table(_KINDS, _by_kind(evasion), caption="seen, mean over pushes of a kind"),
             table(_EVASION, evasion, caption="pushes"),
         ),
     ]  # fmt: skip
@@ -103,6 +113,20 @@ def write_guard_page(out: Path) -> Path:
     )
     io.write_text(path, page("A concept and its handle", lead, Markup("").join(parts)))
     return path
+
+
+def _by_kind(rows: Sequence[Row]) -> list[Row]:
+    """A row for every effect and kind, a column for every detector."""
+    made: list[Row] = []
+    for effect, kind in dict.fromkeys((r["effect"], r["kind"]) for r in rows):
+        mine = [r for r in rows if (r["effect"], r["kind"]) == (effect, kind)]
+        seen = {d: [r["seen"] for r in mine if r["detector"] == d] for d in DETECTORS}
+        means = {d: sum(x) / len(x) if x else None for d, x in seen.items()}
+        kl = sum(r["kl"] for r in mine) / len(mine)
+        made.append(
+            {"effect": effect, "kind": kind, "kl": kl, "n": len({r["feature"] for r in mine}), **means}
+        )
+    return made
 
 
 def _section(title: str, said: str, *parts: Markup) -> Markup:

@@ -188,17 +188,17 @@ def _tiles(run: Run, density: pa.Table, n_listed: int) -> list[tuple[str, str]]:
 
 
 def _asked(run: Run) -> list[tuple[str, str]]:
-    """The settings in words."""
+    """The settings in words; what others wrote made visible."""
     s = run.study
     doses = ", ".join(f"±{d:g}" for d in s.plan.doses)
     revision = f" at revision {s.model.revision}" if s.model.revision else ""
-    read = f"{count(s.corpus.n_tokens)} tokens of {s.corpus.ref}, in contexts of {s.corpus.context}"
+    read = f"{count(s.corpus.n_tokens)} tokens of {visible(s.corpus.ref)}, in contexts of {s.corpus.context}"
     low, high = s.pairs.min_interference, s.pairs.max_similarity
     return [
-        ("Model", f"{s.model.ref}{revision}, {s.model.dtype}"),
-        ("SAEs", "; ".join(f"{sae.label}: {sae.ref}" if sae.label else sae.ref for sae in s.saes)),
-        ("Features from", read if s.features.source == "harvest" else s.features.source),
-        ("Glosses from", f"{s.glosses.source}; compared by the embedder {s.glosses.embedder}"),
+        ("Model", visible(f"{s.model.ref}{revision}, {s.model.dtype}")),
+        ("SAEs", "; ".join(visible(f"{sae.label}: {sae.ref}" if sae.label else sae.ref) for sae in s.saes)),
+        ("Features from", read if s.features.source == "harvest" else visible(s.features.source)),
+        ("Glosses from", visible(f"{s.glosses.source}; compared by the embedder {s.glosses.embedder}")),
         ("A pair is listed if", f"|interference| ≥ {low:g} and gloss similarity < {high:g}"),
         ("Interference bins", ", ".join(panels.bin_label(s, k) for k in range(len(s.pairs.bins) - 1))),
         (
@@ -209,7 +209,7 @@ def _asked(run: Run) -> list[tuple[str, str]]:
         ("Doses", f"{doses} ({_dose_words(run)}), added at {POSITIONS[s.plan.positions].label}"),
         (
             "Prompts",
-            f"{s.prompts.n} from {s.prompts.source}; {100 * s.prompts.confirm_fraction:g} % of them "
+            f"{s.prompts.n} from {visible(s.prompts.source)}; {100 * s.prompts.confirm_fraction:g} % of them "
             "for the results, the rest only for choosing the dose",
         ),
         ("Seed", str(s.seed)),

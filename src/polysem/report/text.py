@@ -91,13 +91,13 @@ def interval(lo: Real | None, hi: Real | None, *, digits: int = 3) -> str:
 
 
 def count(value: Real | None) -> str:
-    """A count with thousands separated; a fraction of one as such."""
+    """A count, thousands apart by a narrow space at which no line breaks; a fraction of one as such."""
     if value is None or math.isnan(value):
         return "–"
     if math.isinf(value):
         return _endless(value, sign=False)
     if value >= 100 or value == int(value):
-        return f"{value:,.0f}".replace(",", "\u2009")
+        return f"{value:,.0f}".replace(",", "\u202f")
     return number(value, digits=2)
 
 

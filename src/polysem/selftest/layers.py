@@ -1,4 +1,5 @@
-"""GT7: edges between layers of known kind are told apart by what they do, not by their weight; two hops written as one show."""
+"""GT7: edges between layers of known kind are told apart by what they do, not by their weight; interference that training left
+does what its closed form says; two hops written as one show."""
 
 from collections.abc import Iterator
 
@@ -19,6 +20,7 @@ from polysem.selftest.lines import Measured, at_least, at_most, exactly, near, r
 from polysem.selftest.runner import RunSize
 from polysem.worlds.chain import WRITES, chain_world, compiled, per_layer, trained
 from polysem.worlds.edges import EdgesWorld, edges_world
+from polysem.worlds.interference import interference_world
 
 SURE = 3.0
 """standard errors beyond which the sign of helpfulness is judged"""
@@ -80,6 +82,60 @@ def planted(size: RunSize) -> Iterator[Measured]:
     )
     yield exactly("edges that ERA credits although their ends never co-fire", wrong, 0)
     yield at_most("a push against the virtual weight, largest difference", push, 1e-3)
+
+
+def interference(size: RunSize) -> Iterator[Measured]:
+    """Weights that training left between features that have nothing to do with each other: what they do is their closed form."""
+    told, sized, apart, off, wrong, acting, harms = [], [], [], [], 0, 0, []
+    seeds = size.of(1, 6)
+    for k in range(seeds):
+        world = interference_world(seed=size.seed + k, n_rows=size.of(120, 400))
+        source, target = Ends.of("first", world.source), Ends.of("outputs", world.target)
+        seen = corpus_pass(world.model, world.rows, [source, target], {})
+        weights, every = virtual_weights(source, target, None), np.arange(len(world.b))
+        read = readings(
+            world.model, seen, [(target, every)], logit_columns(world.model, None),
+            rng=rng_for(size.seed, "selftest interference", k),
+        )  # fmt: skip
+        worth = effectiveness(seen, read, source, target, weights, sources=every.tolist(), targets=every)
+        saved, nats = world.saved()
+        real = np.eye(len(every), dtype=bool)
+        told.append(auroc(worth.nats, real))
+        sized.append(auroc(np.abs(weights.of(slice(None))), real))
+        off.append(float(np.abs(worth.nats - nats).max() / nats.max()))
+        acts = np.isfinite(saved)
+        wrong += int(((worth.acts > 0) != acts).sum())
+        edges = np.argwhere(acts)
+        found = helpful_features(
+            world.model, seen, read, source, target, weights, edges=[(int(i), int(j)) for i, j in edges],
+            n_events=len(seen.rows.tokens) * len(seen.rows.tokens[0]), rng=rng_for(size.seed, "selftest help", k),
+        )  # fmt: skip
+        mean = np.array([found.saved[found.edge == n].mean() for n in range(len(edges))])
+        expected = saved[tuple(edges.T)]
+        apart.append(float(np.abs(mean - expected).max()))
+        between = edges[:, 0] != edges[:, 1]
+        acting += int(between.sum())
+        harms += (expected[between] < 0).tolist()
+    note = f"{seeds} trained toys"
+    yield at_most(
+        "help of an edge against its closed form, largest difference",
+        max(apart),
+        1e-4,
+        unit="nats",
+        note=note,
+    )
+    yield at_most(
+        "effectiveness against its closed form, largest difference over the largest", max(off), 1e-4
+    )
+    yield exactly("edges that act in one and not in the other", wrong, 0)
+    yield reported(
+        "AUROC of effectiveness, features onto themselves against others", float(np.mean(told)), note=note
+    )
+    yield reported("AUROC of |weight|, against the same", float(np.mean(sized)), note=note)
+    yield reported(
+        "interference that acts and raises the loss", float(np.mean(harms)) if harms else float("nan"), unit="share",
+        note=f"{acting} of {seeds * len(every) * (len(every) - 1)} weights between features act on any token",
+    )  # fmt: skip
 
 
 def hops(size: RunSize) -> Iterator[Measured]:

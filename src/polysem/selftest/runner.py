@@ -91,6 +91,7 @@ CHECKS = (
     Check("GT6", "nothing shared", "transfer:unshared"),
     Check("GT6", "pools", "transfer:pools"),
     Check("GT7", "edges", "layers:planted"),
+    Check("GT7", "interference", "layers:interference"),
     Check("GT7", "hops", "layers:hops"),
     Check("GT8", "texts", "texts:planted"),
     Check("GT8", "handles", "handles:planted"),

@@ -56,6 +56,8 @@ class Direction:
     """what it is meant to move; empty where nobody said"""
     sae: str | None = None
     feature: int | None = None
+    also: tuple[Site, ...] = ()
+    """further sites that are written at once: the vector holds the stretch of each, as wide as the first, one behind another"""
 
     def __post_init__(self) -> None:
         if not np.isfinite(self.vector).all() or not np.linalg.norm(self.vector) > 0:

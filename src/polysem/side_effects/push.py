@@ -121,7 +121,7 @@ def push(
     Args:
         model: which model.
         prompts: token ids.
-        directions: all at one site.
+        directions: all at one site, or all at the same ones.
         sets: token ids whose log-odds are read.
         dose: nats, or how many times the vector as given is added; one, or one for each direction and prompt.
         unit: kl | coefficient.
@@ -133,14 +133,15 @@ def push(
         MismatchError: directions of several sites or another width, a prompt without an edited position.
         SiteError: a readout that comes before the site.
     """
-    sites = sorted({d.site for d in directions})
-    if len(sites) != 1:
+    places = sorted({(d.site, *d.also) for d in directions})
+    if len(places) != 1:
         raise MismatchError(
-            f"directions at {', '.join(map(str, sites)) or 'no site'}; expected one site",
+            f"directions at {', '.join(map(str, (p[0] for p in places))) or 'no site'}; expected one site",
             hint="judge directions of one site after those of another",
         )
+    (sites,) = places
     vectors = np.stack([d.vector for d in directions])
-    if vectors.shape[1] != model.site_width(sites[0]):
+    if vectors.shape[1] != sum(model.site_width(site) for site in sites):
         raise MismatchError(
             f"vectors of {vectors.shape[1]} numbers for {model.site_width(sites[0])} coordinates at {sites[0]}",
             hint="give the site that the vector is of: --site",
@@ -152,7 +153,7 @@ def push(
         )
     doses = np.broadcast_to(np.asarray(dose, dtype=np.float64), (len(vectors), len(prompts)))
     many = Sets(sets, model.spec.d_vocab)
-    benches = [_Bench(model, sites[0], ids, positions, unit, many, readout) for ids in prompts]
+    benches = [_Bench(model, sites, ids, positions, unit, many, readout) for ids in prompts]
     blocks = [slice(start, start + ROWS) for start in range(0, len(vectors), ROWS)]
     steps = iter(
         reporter.track(range(len(blocks) * len(benches)), total=len(blocks) * len(benches), label="pushes")
@@ -183,11 +184,26 @@ def follows(model: WhiteBoxModel, site: Site, later: Site) -> bool:
 
 
 def _in_order(model: WhiteBoxModel) -> list[Site]:
-    """The sites of the stream in the order of a forward pass."""
-    points = ("hook_resid_pre", "hook_attn_out", "hook_resid_mid", "hook_mlp_out", "hook_resid_post")
+    """The sites of the stream, and where parts read it behind a norm, in the order of a forward pass. Where attention and MLP
+    read the stream side by side there is no middle, and neither sees what the other adds."""
+    points = (
+        "hook_resid_pre",
+        "attn.hook_in",
+        "hook_attn_out",
+        "hook_resid_mid",
+        "mlp.hook_in",
+        "hook_mlp_out",
+        "hook_resid_post",
+    )
     rank = {point: k for k, point in enumerate(points)}
     known = [s for s in model.sites() if s.layer is not None and s.point in rank]
-    return sorted(known, key=lambda s: (s.layer, rank[s.point]))
+    middles = {s.layer for s in known if s.point == "hook_resid_mid"}
+
+    def place(site: Site) -> tuple[int | None, float]:
+        aside = site.point == "mlp.hook_in" and site.layer not in middles
+        return site.layer, rank["attn.hook_in"] + 0.5 if aside else rank[site.point]
+
+    return sorted(known, key=place)
 
 
 class _Bench:
@@ -196,14 +212,14 @@ class _Bench:
     def __init__(
         self,
         model: WhiteBoxModel,
-        site: Site,
+        sites: Sequence[Site],
         ids: Sequence[int],
         positions: str,
         unit: str,
         sets: Sets,
         readout: Readout | None,
     ):
-        self.model, self.site, self.sets, self.readout, self.unit = model, site, sets, readout, unit
+        self.model, self.sites, self.sets, self.readout, self.unit = model, sites, sets, readout, unit
         self.tokens = torch.tensor([list(ids)], dtype=torch.long, device=model.spec.device)
         mask = edited_positions(positions, len(ids))
         if not mask.any():
@@ -212,7 +228,7 @@ class _Bench:
                 hint="use longer prompts",
             )
         self.mask = torch.as_tensor(mask, device=model.spec.device)
-        seen = model.capture(self.tokens, [site])[site][0].double().cpu().numpy()
+        seen = model.capture(self.tokens, sites[:1])[sites[0]][0].double().cpu().numpy()
         self.norm = mean_norm(np.linalg.norm(seen, axis=1), mask)
         whole = model.logits(self.tokens)[0].double().cpu()
         self.base = whole[-1:]
@@ -252,15 +268,15 @@ class _Bench:
             share_of_shift(self.base_sets[0], odd, torch.from_numpy(cost))
             for odd, cost in zip(odds, costs, strict=True)
         ]
-        edit = self._edit(vectors / norms[:, None] * strengths[0][:, None])
+        edits = self._edits(vectors / norms[:, None] * strengths[0][:, None])
         made = {
             "length": np.mean(strengths, axis=0),
             "strength": np.mean(strengths, axis=0) / self.norm,
             "kl": np.mean(costs, axis=0),
             "sets": ((odds[0] - odds[1]) / 2).numpy(),
             "rho": ((shares[0] - shares[1]) / 2).numpy(),
-            "text": self._text(self.model.logits(self._rows(n), [edit]).double().cpu()) - self.base_text,
-            **self._readout(n, edit),
+            "text": self._text(self.model.logits(self._rows(n), edits).double().cpu()) - self.base_text,
+            **self._readout(n, edits),
         }
         for values in made.values():
             values[bad] = np.nan
@@ -271,7 +287,7 @@ class _Bench:
     ) -> tuple[Float[np.ndarray, " rows"], Float[np.ndarray, " rows"]]:
         """KL at the last position, and change of cross-entropy, of pushes of known lengths; NaN where that is 0."""
         pushes = vectors / np.linalg.norm(vectors, axis=1, keepdims=True) * lengths[:, None]
-        whole = self.model.logits(self._rows(len(vectors)), [self._edit(pushes)]).double().cpu()
+        whole = self.model.logits(self._rows(len(vectors)), self._edits(pushes)).double().cpu()
         seen = np.asarray(kl(self.base, whole[:, -1]), dtype=np.float64).reshape(len(vectors))
         none = lengths == 0
         return np.where(none, np.nan, seen), np.where(none, np.nan, self._text(whole) - self.base_text)
@@ -279,16 +295,19 @@ class _Bench:
     def _rows(self, n: int) -> Tensor:
         return self.tokens.expand(n, -1)
 
-    def _edit(self, pushes: Float[np.ndarray, "rows d"]) -> Add:
+    def _edits(self, pushes: Float[np.ndarray, "rows d"]) -> list[Add]:
+        """One at every site."""
         dtype = torch.float64 if self.model.spec.dtype == "float64" else torch.float32
         vector = torch.as_tensor(pushes, dtype=dtype, device=self.model.spec.device)
-        return Add(self.site, vector, self.mask.expand(len(vector), -1))
+        mask = self.mask.expand(len(vector), -1)
+        parts = vector.split([self.model.site_width(site) for site in self.sites], dim=1)
+        return [Add(site, part, mask) for site, part in zip(self.sites, parts, strict=True)]
 
     def _logits(self, pushes: Float[np.ndarray, "rows d"]) -> Float[Tensor, "rows d_vocab"]:
-        rows, edit = self._rows(len(pushes)), [self._edit(pushes)]
+        rows, edits = self._rows(len(pushes)), self._edits(pushes)
         if self.sweep is not None:
-            return self.sweep.logits(rows, edit).double().cpu()
-        return self.model.logits(rows, edit, last_only=True)[:, -1].double().cpu()
+            return self.sweep.logits(rows, edits).double().cpu()
+        return self.model.logits(rows, edits, last_only=True)[:, -1].double().cpu()
 
     def _text(self, logits: Float[Tensor, "rows pos d_vocab"]) -> Float[np.ndarray, " rows"]:
         """Cross-entropy of the prompt's own tokens, nats per token."""
@@ -303,7 +322,7 @@ class _Bench:
         seen = self.model.capture(self._rows(n), [sae.reads], edits)[sae.reads][:, -1].cpu()
         return seen, sae.encode(seen).detach()
 
-    def _readout(self, n: int, edit: Add) -> dict[str, Float[np.ndarray, "n ..."]]:
+    def _readout(self, n: int, edits: list[Add]) -> dict[str, Float[np.ndarray, "n ..."]]:
         if self.readout is None or self.base_read is None:
             return {
                 "latents": np.empty((n, 0)),
@@ -311,7 +330,7 @@ class _Bench:
                 "moved": np.full(n, np.nan),
             }
         sae, (before, codes) = self.readout.sae, self.base_read
-        after, moved_codes = self._read(n, [edit])
+        after, moved_codes = self._read(n, edits)
         change = (after - before).double()
         missed = np.full(n, np.nan)
         if sae.reads == sae.writes:

@@ -92,20 +92,22 @@ def join_trials(plan: pa.Table, trials: pa.Table) -> pa.Table:
         NumericsError: if an ok trial has an outcome that is not a finite number.
     """
     plan, trials = PLAN.conform(plan), TRIALS.conform(trials)
-    known = pc.is_in(trials["trial_id"], plan["trial_id"].combine_chunks())
-    if trials.num_rows and not pc.all(known).as_py():
-        strange = trials.filter(pc.invert(known))["trial_id"]
+    place = pc.index_in(trials["trial_id"], plan["trial_id"].combine_chunks())
+    if place.null_count:
+        strange = trials.filter(pc.is_null(place))["trial_id"]
         raise MismatchError(
             f"{len(strange)} trials are not in the plan, the first {strange[0].as_py()}; expected none",
             hint="polysem trials STUDY.toml (the trials belong to another plan)",
         )
-    row = pc.index_in(plan["trial_id"], trials["trial_id"].combine_chunks())
+    found = np.full(plan.num_rows, -1)
+    found[place.to_numpy()[::-1]] = np.arange(trials.num_rows)[::-1]
+    row = pa.array(found, mask=found < 0)
     joined = plan
     for name in trials.column_names[1:]:
         joined = joined.append_column(name, trials[name].take(row))
     status = pc.fill_null(joined["status"], "absent")
     joined = joined.set_column(joined.column_names.index("status"), "status", status)
-    ok = joined.filter(equals(joined, status="ok"))
+    ok = joined.select(["trial_id", *_MEASURED]).filter(equals(joined, status="ok"))
     for name in _MEASURED:
         bad = ~np.isfinite(floats(ok[name]))
         if bad.any():

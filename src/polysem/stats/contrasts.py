@@ -133,21 +133,29 @@ def means(view: View, *, sae: str, tokens: str, outcome: str) -> Iterator[Row]:
         )
 
 
-def differences(view: View, *, sae: str, tokens: str, outcome: str) -> Iterator[Row]:
+def differences(view: View, *, sae: str, tokens: str, outcome: str, only: str = "") -> Iterator[Row]:
     """Pairs minus each control that they are compared with, over all bins and by bin, and the geometry effect.
 
     A control that was drawn for one pair (or neuron) is compared with that pair and no other; several draws for one
     pair are averaged first. All other controls are compared inside the same targets: effect on "is a pair" with a fixed
     effect of every target, which is nested in the clusters and not counted in the small-sample factor. The geometry effect
     is that of the matched controls minus that of random features, inside the same targets: what the angle alone does.
+
+    Args:
+        view: the arms.
+        sae: of this SAE; `*` takes all.
+        tokens: the token set.
+        outcome: of this outcome.
+        only: the one contrast that is wanted; "" takes all.
     """
     chosen = view.where(sae=sae, token_set=tokens)
     pairs = chosen & view.where(relation="pair")
     parts = {"sae": sae, "outcome": outcome, "tokens": tokens}
-    for control in (name for name, relation in RELATIONS.items() if relation.role == "reference"):
+    references = (name for name, relation in RELATIONS.items() if relation.role == "reference")
+    for control in (name for name in references if only in ("", f"pair_minus_{name}")):
         controls = chosen & view.where(relation=control)
         for index, mine in (("all", pairs), *_bins(view, pairs)) if controls.any() else ():
-            own = controls & np.isin(view.pair_of, np.flatnonzero(mine))
+            own = controls & _drawn_for(view, mine)
             matched = bool((view.pair_of[controls] >= 0).any())
             a = _each(view, mine, outcome)
             b = _by_pair(view, own, outcome) if matched else _each(view, controls, outcome)
@@ -162,9 +170,11 @@ def differences(view: View, *, sae: str, tokens: str, outcome: str) -> Iterator[
                 inside="pairs" if matched else "targets",
                 names=("pairs", "controls"),
             )
+    if only not in ("", "geometry_effect"):
+        return
     matched, random = (chosen & view.where(relation=name) for name in GEOMETRY)
     for index, mine in (("all", pairs), *_bins(view, pairs)) if matched.any() and random.any() else ():
-        own = matched & np.isin(view.pair_of, np.flatnonzero(mine))
+        own = matched & _drawn_for(view, mine)
         yield _difference(
             view,
             "geometry_effect",
@@ -257,18 +267,21 @@ def _difference(
     names: tuple[str, str],
 ) -> Row:
     """a minus b inside strata; strata without both say nothing and are left out."""
-    common = np.intersect1d(a.stratum, b.stratum)
-    keep = [np.isin(side.stratum, common) for side in (a, b)]
+    span = int(max(a.stratum.max(initial=-1), b.stratum.max(initial=-1))) + 1
+    common = np.all([np.bincount(side.stratum, minlength=span) > 0 for side in (a, b)], axis=0)
+    keep = [common[side.stratum] for side in (a, b)]
     y, prompts, clusters, stratum = (
         np.concatenate([getattr(side, name)[k] for side, k in zip((a, b), keep, strict=True)])
         for name in ("y", "prompts", "clusters", "stratum")
     )
     n, m = (int(k.sum()) for k in keep)
     is_a = np.repeat([1.0, 0.0], [n, m])
-    effect, design = (within(v[:, None], stratum) for v in (y, is_a))
+    effect, design = within(np.column_stack([y, is_a]), stratum).T
     used = np.zeros_like(planned)
     for side, k in zip((a, b), keep, strict=True):
-        used[side.arms[np.isin(_owner(view, side), side.pair[k])]] = True
+        entered = np.zeros_like(planned)
+        entered[side.pair[k]] = True
+        used[side.arms[entered[_owner(view, side)]]] = True
     return effect_row(
         view,
         contrast,
@@ -276,13 +289,18 @@ def _difference(
         planned=planned,
         used=used,
         regression=clustered_ols(
-            effect[:, 0], design, clusters, level=view.level, errors=links(clusters), prompts=prompts
+            effect, design[:, None], clusters, level=view.level, errors=links(clusters), prompts=prompts
         ),
         method=f"difference inside {inside}",
         unit=unit_of(outcome),
         notes=(f"{n} {names[0]} against {m} {names[1]}",),
         margin=_margin(view, outcome),
     )
+
+
+def _drawn_for(view: View, pairs: Bool[np.ndarray, " arms"]) -> Bool[np.ndarray, " arms"]:
+    """Controls that were drawn for one of these pairs."""
+    return (view.pair_of >= 0) & pairs[view.pair_of]
 
 
 def _owner(view: View, side: _Compared) -> Int[np.ndarray, " n_arms"]:

@@ -20,7 +20,8 @@ def dose_response(joined: pa.Table, *, level: float) -> pa.Table:
     (targets - 1) degrees of freedom; null for a single target. The pooled rows (`sae` = *) come on top of
     those of each SAE.
     """
-    ok = joined.filter(equals(joined, status="ok", split="confirm"))
+    read = [*_KEY, "target", "kl", f"{PRIMARY}_edit", f"{PRIMARY}_base"]
+    ok = joined.select(read).filter(equals(joined, status="ok", split="confirm"))
     change = floats(ok[f"{PRIMARY}_edit"]) - floats(ok[f"{PRIMARY}_base"])
     kl = floats(ok["kl"])
     target = group_codes(ok, ("sae", "target"))

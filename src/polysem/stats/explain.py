@@ -13,7 +13,7 @@ mean of the training rows)^2; it can be negative. The interval resamples the lef
 `validity` compares linear response with the measured effects dose by dose, nothing fitted.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -74,10 +74,13 @@ def explained(view: View, linear: Float[np.ndarray, " arms"], metrics: pa.Table,
         used = complete & np.isfinite(y) & view.where(token_set=tokens, relation="pair")
         for unseen, column in (("targets", 0), ("sources", 1)):
             groups = view.clusters[used, column]
-            for model, names in models.items():
-                X = np.column_stack([np.ones(int(used.sum())), *(columns[n][used] for n in names)])
-                rng = rng_for(seed, "explained", view.locus, tokens, unseen)
-                row = held_out_r2(y[used], X, groups, level=view.level, rng=rng)
+            designs = [
+                np.column_stack([np.ones(int(used.sum())), *(columns[n][used] for n in names)])
+                for names in models.values()
+            ]
+            rng = rng_for(seed, "explained", view.locus, tokens, unseen)
+            told = held_out_r2s(y[used], designs, groups, level=view.level, rng=rng)
+            for model, row in zip(models, told, strict=True):
                 key = {"locus": view.locus, "token_set": tokens, "model": model, "unseen": unseen}
                 rows.append(key | row | {"level": view.level, "n_pairs": int(used.sum())})
     return rows
@@ -96,27 +99,52 @@ def held_out_r2(
 
     Each group is a fold of its own; more than 20 groups are dealt to 20 folds in the order of `groups`.
     """
+    return held_out_r2s(y, [design], groups, level=level, rng=rng, draws=draws)[0]
+
+
+def held_out_r2s(
+    y: Float[np.ndarray, " n"],
+    designs: Sequence[Float[np.ndarray, "n _"]],
+    groups: Int[np.ndarray, " n"],
+    *,
+    level: float,
+    rng: np.random.Generator,
+    draws: int = DRAWS,
+) -> Rows:
+    """`held_out_r2` of several models of the same effects, with the same resampled groups."""
     names, code = np.unique(groups, return_inverse=True)
     nothing: Row = {"r2": None, "lo": None, "hi": None}
-    if len(names) < 3 or len(y) < design.shape[1] + 3:
-        return nothing | {"note": f"only {len(names)} groups and {len(y)} pairs: nothing can be left out"}
+    few = nothing | {"note": f"only {len(names)} groups and {len(y)} pairs: nothing can be left out"}
+    enough = [len(names) >= 3 and len(y) >= design.shape[1] + 3 for design in designs]
+    if not any(enough):
+        return [few for _ in designs]
     if not np.isfinite(y).all():
-        return nothing | {"note": "some of the effects are not finite"}
+        return [nothing | {"note": "some of the effects are not finite"} if e else few for e in enough]
     fold = code % MAX_FOLDS
-    error, spread = np.zeros(len(y)), np.zeros(len(y))
-    for k in np.unique(fold):
-        test = fold == k
-        fit = np.linalg.lstsq(design[~test], y[~test], rcond=None)[0]
-        error[test] = (y[test] - design[test] @ fit) ** 2
-        spread[test] = (y[test] - y[~test].mean()) ** 2
-    sums = np.column_stack([np.bincount(code, weights=v) for v in (error, spread)])
-    if not sums[:, 1].sum() > 0:
-        return nothing | {"note": "the effects do not vary"}
+    folds = [(fold == k, fold != k) for k in np.unique(fold)]
+    spread = np.zeros(len(y))
+    for test, rest in folds:
+        spread[test] = (y[test] - y[rest].mean()) ** 2
+    spreads = np.bincount(code, weights=spread)
+    if not spreads.sum() > 0:
+        return [nothing | {"note": "the effects do not vary"} if e else few for e in enough]
     weights = rng.multinomial(len(names), np.full(len(names), 1 / len(names)), size=draws)
-    drawn = weights @ sums
-    r2 = 1 - drawn[:, 0] / np.maximum(drawn[:, 1], 1e-300)
-    lo, hi = np.quantile(r2, [(1 - level) / 2, (1 + level) / 2]).tolist()
-    return {"r2": float(1 - sums[:, 0].sum() / sums[:, 1].sum()), "lo": lo, "hi": hi, "note": None}
+    found: Rows = []
+    for design, e in zip(designs, enough, strict=True):
+        if not e:
+            found.append(few)
+            continue
+        error = np.zeros(len(y))
+        for test, rest in folds:
+            fit = np.linalg.lstsq(design[rest], y[rest], rcond=None)[0]
+            error[test] = (y[test] - design[test] @ fit) ** 2
+        sums = np.column_stack([np.bincount(code, weights=error), spreads])
+        drawn = weights @ sums
+        r2 = 1 - drawn[:, 0] / np.maximum(drawn[:, 1], 1e-300)
+        lo, hi = np.quantile(r2, [(1 - level) / 2, (1 + level) / 2]).tolist()
+        known = float(1 - sums[:, 0].sum() / sums[:, 1].sum())
+        found.append({"r2": known, "lo": lo, "hi": hi, "note": None})
+    return found
 
 
 def validity(arms: Arms, linear: Float[np.ndarray, " arms"], path: pa.Table) -> pa.Table:

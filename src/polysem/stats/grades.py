@@ -299,7 +299,7 @@ def _again(view: View, contrast: str, group: str) -> Row:
     elif contrast == "sign_agreement":
         made = iter([sign_agreement(view, **asked)])
     else:
-        made = differences(view, **asked)
+        made = differences(view, **asked, only=contrast)
     nothing: Row = {"estimate": None, "lo": None, "hi": None, "p": None}
     return next((r for r in made if (r["contrast"], r["group"]) == (contrast, group)), nothing)
 

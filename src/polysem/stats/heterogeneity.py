@@ -110,4 +110,6 @@ def _row(row: Row, own: Rows) -> Row:
         return made | {"note": why}
     estimate, se = (np.array(column) for column in zip(*known, strict=True))
     found = heterogeneity(estimate, se, level=float(str(row["level"])))
+    if row["unit"] == "share of pairs":
+        found = found._replace(lo=max(0.0, found.lo), hi=min(1.0, found.hi))
     return made | {k: number(v) for k, v in found._asdict().items()} | {"note": None}

@@ -6,7 +6,7 @@ two answer the same question by different assumptions; where one finds a slope a
 Given the two ratios of variance to that of e, everything else has a closed form, so only they are searched for, in a box
 whose lower corner is "no variance": a component may be nothing, and then is exactly that, on any processor. (A general
 optimiser over unbounded components, as statsmodels has, stops beside the boundary at a place that hangs on the last bits.)
-Cost: algebra of (targets + sources) squared per step, whatever the number of pairs.
+Cost: a few products of targets x sources numbers per step, whatever the number of pairs.
 """
 
 from dataclasses import dataclass
@@ -115,8 +115,12 @@ class _Criterion:
 
     def __init__(self, y: np.ndarray, X: np.ndarray, clusters: np.ndarray):
         codes = [np.unique(column, return_inverse=True)[1] for column in clusters.T]
-        Z = np.concatenate([np.eye(code.max() + 1)[code] for code in codes], axis=1)
-        self.owner = np.repeat([0, 1], [code.max() + 1 for code in codes])
+        ways = [np.eye(code.max() + 1)[code] for code in codes]
+        # The way with more clusters first: its block of Z'Z is diagonal and is eliminated one by one.
+        order = (1, 0) if ways[1].shape[1] >= ways[0].shape[1] else (0, 1)
+        Z = np.concatenate([ways[j] for j in order], axis=1)
+        self.owner = np.repeat(order, [ways[j].shape[1] for j in order])
+        self.many = ways[order[0]].shape[1]
         self.free = len(y) - X.shape[1]
         w = np.column_stack([X, y])
         self.ZZ, self.Zw, self.ww = Z.T @ Z, Z.T @ w, w.T @ w
@@ -128,22 +132,27 @@ class _Criterion:
     def solved(self, ratios: np.ndarray) -> _Solved:
         # V = 1 + Z D Z', so V^-1 = 1 - Z R (1 + R Z'Z R)^-1 R Z' with R = D^1/2 (Woodbury).
         R = np.sqrt(ratios)[self.owner]
-        inner = np.eye(len(R)) + R[:, None] * self.ZZ * R
-        root = np.linalg.cholesky(inner)
-        half = np.linalg.solve(root, R[:, None] * np.column_stack([self.ZZ, self.Zw]))
-        q = len(R)
-        A = self.ZZ - half[:, :q].T @ half[:, :q]  # Z' V^-1 Z
+        q, m = len(R), self.many
+        inner = np.eye(q) + R[:, None] * self.ZZ * R
+        # Its Cholesky factor by blocks: [[diagonal, 0], [across, root]].
+        diagonal = np.sqrt(np.diag(inner)[:m])
+        across = inner[m:, :m] / diagonal
+        root = np.linalg.cholesky(inner[m:, m:] - across @ across.T)
+        half = R[:, None] * np.column_stack([self.ZZ, self.Zw])
+        half[:m] /= diagonal[:, None]
+        half[m:] = np.linalg.solve(root, half[m:] - across @ half[:m])
+        own = np.diag(self.ZZ) - np.einsum("ij,ij->j", half[:, :q], half[:, :q])  # diagonal of Z' V^-1 Z
         B = self.Zw - half[:, :q].T @ half[:, q:]  # Z' V^-1 (X, y)
         C = self.ww - half[:, q:].T @ half[:, q:]  # (X, y)' V^-1 (X, y)
         information = C[:-1, :-1]
         estimate = np.linalg.solve(information, C[:-1, -1])
         quadratic = float(C[-1, -1] - C[:-1, -1] @ estimate)
         sigma2 = quadratic / self.free
-        logdets = 2 * np.log(np.diag(root)).sum() + np.linalg.slogdet(information)[1]
+        logdets = (
+            2 * (np.log(diagonal).sum() + np.log(np.diag(root)).sum()) + np.linalg.slogdet(information)[1]
+        )
         left = B[:, -1] - B[:, :-1] @ estimate  # Z' P y
-        spent = np.diag(A) - (B[:, :-1] * np.linalg.solve(information, B[:, :-1].T).T).sum(
-            axis=1
-        )  # of Z' P Z
+        spent = own - (B[:, :-1] * np.linalg.solve(information, B[:, :-1].T).T).sum(axis=1)  # of Z' P Z
         slope = [
             float(spent[self.owner == j].sum() - (left[self.owner == j] ** 2).sum() / sigma2) for j in (0, 1)
         ]

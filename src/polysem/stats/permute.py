@@ -22,8 +22,10 @@ from jaxtyping import Bool, Float, Int
 from polysem.errors import MismatchError
 
 Statistic = Literal["robust", "classical"]
-_BATCH_CELLS = 2_000_000
-"""numbers of one array at a time"""
+_BATCH_CELLS = 200_000
+"""numbers of one array at a time: a few of them stay in the processor's cache"""
+_FILLED_RTOL = 1e-9
+"""singular values of the cells that are filled in below this, relative to the largest, are rounding"""
 
 
 @dataclass(frozen=True)
@@ -82,21 +84,19 @@ def qap(
         reason = "effects of only one target or one source are known; at least two of each are needed"
     if reason:
         return Permutation(np.nan, np.nan, np.nan, draws, reason)
-    others = _others(given, n, m, fixed_effects=fixed_effects)
-    left = _left_of(np.where(np.isfinite(x), x, 0.0), others, _everywhere(nodes, n, m))
-    basis = np.linalg.qr(others[seen.ravel()])[0]
-    outcome = y[seen]
-    outcome = outcome - basis @ (basis.T @ outcome)
+    x = np.where(np.isfinite(x), x, 0.0)
+    left = _Others(given, _everywhere(nodes, n, m), fixed_effects=fixed_effects).taken_out(x[None])[0]
+    others = _Others(given, seen, fixed_effects=fixed_effects)
+    outcome = others.taken_out(y[None])[0]
     relabel = _relabellings(groups, m, draws=draws, rng=rng, nodes=nodes)
-    cells = np.argwhere(seen)
-    first = _t_values(left[None, seen], outcome, basis, cells, (n, m), statistic)
+    first = _t_values(left[None], outcome, others, statistic)
     if not np.isfinite(first.t[0]):
         return Permutation(np.nan, np.nan, np.nan, draws, "x does not vary beyond what the others give")
-    extreme, step = 0, max(1, _BATCH_CELLS // max(1, len(cells)))
+    extreme, step = 0, max(1, _BATCH_CELLS // max(1, n * m))
     for start in range(0, draws, step):
         rows, columns = (part[start : start + step] for part in relabel)
-        drawn = left[rows[:, cells[:, 0]], columns[:, cells[:, 1]]]
-        t = _t_values(drawn, outcome, basis, cells, (n, m), statistic).t
+        drawn = left[rows[:, :, None], columns[:, None, :]]
+        t = _t_values(drawn, outcome, others, statistic).t
         extreme += int((np.abs(t) >= np.abs(first.t[0]) * (1 - 1e-12)).sum())
     return Permutation(
         estimate=float(first.slope[0]),
@@ -126,57 +126,87 @@ class _Fits:
     t: np.ndarray
 
 
-def _t_values(
-    x: np.ndarray,
-    y: np.ndarray,
-    basis: np.ndarray,
-    cells: np.ndarray,
-    shape: tuple[int, int],
-    statistic: Statistic,
-) -> _Fits:
-    """Slope and t of y on each row of x, both without what `basis` spans (y already is)."""
-    x = x - (x @ basis) @ basis.T
-    square = np.einsum("bc,bc->b", x, x)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        slope = (x @ y) / np.where(square > 1e-18 * len(y), square, np.nan)
-        residual = y - slope[:, None] * x
-        if statistic == "classical":
-            df = x.shape[1] - basis.shape[1] - 1
-            variance = np.einsum("bc,bc->b", residual, residual) / df / square
+class _Others:
+    """What else may explain numbers of the seen cells: a constant or effects of all rows and columns, and given ones."""
+
+    def __init__(self, given: tuple[np.ndarray, ...], seen: np.ndarray, *, fixed_effects: bool):
+        n, m = seen.shape
+        self.seen, self.count = seen, int(seen.sum())
+        given = tuple(np.where(np.isfinite(g), g, 0.0) for g in given)
+        self.rank = len(given) + (n + m - 1 if fixed_effects else 1)
+        self._unseen = np.argwhere(~seen)
+        # Effects of rows and columns are means where every cell is there. Where few are not, these are filled in so
+        # that nothing is left of them; where many are not, the effects are columns like others.
+        self._means = fixed_effects and len(self._unseen) <= n + m
+        if self._means:
+            row, column = self._unseen.T
+            same = (row[:, None] == row) - 1 / n, (column[:, None] == column) - 1 / m
+            self._fill = np.linalg.pinv(same[0] * same[1], rcond=_FILLED_RTOL, hermitian=True)
+            columns = [self._centred(g[None])[0][seen] for g in given]
         else:
-            variance = _two_way(x * residual, cells, shape) / square**2
+            columns = [np.ones(self.count), *(g[seen] for g in given)]
+            if fixed_effects:
+                row, column = (axis[seen] for axis in np.indices((n, m)))
+                columns += [row == k for k in range(1, n)] + [column == k for k in range(1, m)]
+        self._basis = np.linalg.qr(np.column_stack([np.empty((self.count, 0)), *columns]))[0]
+
+    def taken_out(self, x: np.ndarray) -> np.ndarray:
+        """What they leave of each matrix; 0 where a cell is not seen. [matrices n m]"""
+        if self._means:
+            x = self._centred(x)
+        if self._basis.shape[1] or not self._means:
+            cells = x[:, self.seen]
+            x = np.zeros(x.shape)
+            x[:, self.seen] = cells - (cells @ self._basis) @ self._basis.T
+        return x
+
+    def _centred(self, x: np.ndarray) -> np.ndarray:
+        x = np.where(self.seen, x, 0.0)
+        row, column = self._unseen.T
+        if len(row):
+            x[:, row, column] = -_double_centred(x)[:, row, column] @ self._fill
+        x = _double_centred(x)
+        x[:, row, column] = 0.0
+        return x
+
+
+def _double_centred(x: np.ndarray) -> np.ndarray:
+    rows, columns = x.mean(axis=2, keepdims=True), x.mean(axis=1, keepdims=True)
+    return x - rows - (columns - columns.mean(axis=2, keepdims=True))
+
+
+@dataclass(frozen=True)
+class _Fits:
+    slope: np.ndarray
+    t: np.ndarray
+
+
+def _t_values(x: np.ndarray, y: np.ndarray, others: _Others, statistic: Statistic) -> _Fits:
+    """Slope and t of y on each matrix x, both without what the others explain (y already is)."""
+    x = others.taken_out(x)
+    square = np.einsum("bij,bij->b", x, x)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        slope = np.einsum("bij,ij->b", x, y) / np.where(square > 1e-18 * others.count, square, np.nan)
+        residual = y - slope[:, None, None] * x
+        if statistic == "classical":
+            df = others.count - others.rank - 1
+            variance = np.einsum("bij,bij->b", residual, residual) / df / square
+        else:
+            variance = _two_way(np.multiply(x, residual, out=residual), others.count) / square**2
         return _Fits(slope, slope / np.sqrt(variance))
 
 
-def _two_way(scores: np.ndarray, cells: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
-    """Clustered by row and by column of the matrix, by the max rule of `regress`."""
-    whole = np.zeros((len(scores), *shape))
-    whole[:, cells[:, 0], cells[:, 1]] = scores
-    rows, columns = ((whole.sum(axis) ** 2).sum(1) for axis in (2, 1))
-    rows *= shape[0] / (shape[0] - 1)
-    columns *= shape[1] / (shape[1] - 1)
-    own = (scores**2).sum(1) * scores.shape[1] / (scores.shape[1] - 1)
+def _two_way(scores: np.ndarray, count: int) -> np.ndarray:
+    """Clustered by row and by column of the matrix, by the max rule of `regress`; `count` cells are seen."""
+    _, n, m = scores.shape
+    rows = (scores.sum(2) ** 2).sum(1) * n / (n - 1)
+    columns = (scores.sum(1) ** 2).sum(1) * m / (m - 1)
+    own = np.einsum("bij,bij->b", scores, scores) * count / (count - 1)
     return np.maximum.reduce([rows + columns - own, rows, columns])
-
-
-def _others(given: tuple[np.ndarray, ...], n: int, m: int, *, fixed_effects: bool) -> np.ndarray:
-    columns = [np.ones(n * m), *(np.where(np.isfinite(g), g, 0.0).ravel() for g in given)]
-    if fixed_effects:
-        row, column = (axis.ravel() for axis in np.indices((n, m)))
-        columns += [row == k for k in range(1, n)] + [column == k for k in range(1, m)]
-    return np.column_stack(columns).astype(np.float64)
 
 
 def _everywhere(nodes: str, n: int, m: int) -> Bool[np.ndarray, "n m"]:
     return ~np.eye(n, dtype=bool) if nodes == "one_set" else np.ones((n, m), dtype=bool)
-
-
-def _left_of(x: np.ndarray, others: np.ndarray, where: np.ndarray) -> np.ndarray:
-    """x minus its projection on the others, over all cells that a relabelling can bring in."""
-    basis = np.linalg.qr(others[where.ravel()])[0]
-    left = np.zeros_like(x)
-    left[where] = x[where] - basis @ (basis.T @ x[where])
-    return left
 
 
 def _relabellings(

@@ -11,7 +11,7 @@ each term is by default the jackknife over its clusters (CV3; MacKinnon, Nielsen
 and t has G* - 1 degrees of freedom, G* being the effective number of clusters (Carter, Schnepel and
 Steigerwald, Review of Economics and Statistics 99, 2017). `crv1` gives the terms of Stata, R's sandwich and
 statsmodels, with min(G) - 1; `docs/effects.md` has the error rates of both. Cost: one fit per cluster, from
-sums.
+sums. What a design and its clusters decide by themselves is worked out once for all outcomes that follow (`_Layout`).
 
 Prompts are a sample too, shared by all pairs, and averaging over them hides that they are. An estimate is a weighted sum
 of the effects, so it has a value for every prompt; the variance of those, less what targets and sources already account
@@ -24,10 +24,14 @@ without an interval, and says so.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, NamedTuple
+from functools import cached_property, lru_cache
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int
+
+if TYPE_CHECKING:
+    from scipy.sparse import csr_array
 
 FEW_CLUSTERS = 10
 """with fewer clusters in either direction, cluster-robust intervals are known to be too short"""
@@ -37,6 +41,8 @@ _ROUNDING = 1e-9
 """of the length of a regressor: less than this of it is rounding"""
 _MANY = 64
 """columns from which on one sparse product adds them up faster than column by column, in the same order, to the same bits"""
+_KEPT_ROWS = 20_000
+"""designs of more rows are not kept: their memory would be felt, and the fit takes longer than what it saves"""
 _RESIDUAL_RTOL = 1e-10
 """residuals below this, relative to the outcome, are rounding: there is nothing to judge noise by"""
 
@@ -123,41 +129,41 @@ def clustered_ols(
             the row has no such prompt; each row sums to 0. Without it prompts count as fixed.
     """
     k = design.shape[1]
-    if reason := refusal(y, design):
+    made = _layout_of(design, clusters, errors)
+    if reason := made.reason if np.isfinite(y).all() else refusal(y, design):
         return Regression.none(k, reason)
-    estimate = np.linalg.lstsq(design, y, rcond=None)[0]
-    groups = [len(np.unique(column)) for column in clusters.T]
+    estimate = made.inverse @ y
     residual = y - design @ estimate
-    if remark := _no_interval(y, residual, k, groups):
+    if remark := _no_interval(y, residual, k, made.groups):
         return Regression.bare(estimate, remark)
-    ways = _ways(clusters, errors)
-    term = {"jackknife": _jackknife, "crv1": _crv1}[correction]
-    variances = {name: term(design, residual, members) for name, members in ways.items()}
+    if correction == "jackknife":
+        variances = {name: way.jackknife(design, residual) for name, way in made.ways.items()}
+    else:
+        variances = {name: _crv1(design, residual, way) for name, way in made.ways.items()}
     linked = variances["target"] + variances["source"] - variances["both"]
     if errors == "dyadic":
         linked = variances["feature"] - variances["dyad"]
     largest = [linked, variances["target"], variances["source"]]
-    df = np.full(k, min(groups) - 1.0) if correction == "crv1" else degrees_of_freedom(design, clusters)
-    few = f"few clusters ({groups[0]} targets, {groups[1]} sources): the interval may be too short"
-    remark = few if min(groups) < FEW_CLUSTERS else ""
+    df = np.full(k, min(made.groups) - 1.0) if correction == "crv1" else made.df
+    few = f"few clusters ({made.groups[0]} targets, {made.groups[1]} sources): the interval may be too short"
+    remark = few if min(made.groups) < FEW_CLUSTERS else ""
     variance = np.maximum.reduce(largest)
     if prompts is not None:
-        variance, df = _with_prompts(variance, df, design, clusters, prompts)
+        variance, df = _with_prompts(variance, df, made, prompts)
     return Regression.of(estimate, np.sqrt(variance), df, level=level, remark=remark)
 
 
 def _with_prompts(
-    variance: np.ndarray, df: np.ndarray, design: np.ndarray, clusters: np.ndarray, prompts: np.ndarray
+    variance: np.ndarray, df: np.ndarray, made: "_Layout", prompts: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """Variance and degrees of freedom with prompts as a third way of clustering."""
     n = int((prompts != 0).any(axis=0).sum())
     if n < 2:
         return variance, df
-    target, source = (np.unique(column, return_inverse=True)[1] for column in clusters.T)
     extra = np.zeros_like(variance)
-    for k, weights in enumerate(np.linalg.pinv(design)):
+    for k, weights in enumerate(made.inverse):
         moves = weights[:, None] * prompts
-        linked = sum(float((sums(moves, code) ** 2).sum()) for code in (target, source))
+        linked = sum(float(((made.ways[who].adds @ moves) ** 2).sum()) for who in ("target", "source"))
         whole, cells = float((moves.sum(axis=0) ** 2).sum()), float((moves**2).sum())
         extra[k] = max(0.0, n / (n - 1) * (whole - linked + cells))
     both = variance + extra
@@ -178,13 +184,7 @@ def degrees_of_freedom(
 ) -> Float[np.ndarray, " k"]:
     """G* - 1 for every coefficient, at least 1: G* = (sum of the clusters' weights)^2 / sum of their squares, the
     smaller over targets and sources."""
-    bread = np.linalg.inv(design.T @ design)
-    ways = _ways(clusters, "two_way")
-    effective: list[np.ndarray] = []
-    for name in ("target", "source"):
-        weights = np.einsum("ki,gij,kj->gk", bread, _squares(design, ways[name]), bread)
-        effective.append(weights.sum(0) ** 2 / (weights**2).sum(0))
-    return np.maximum(np.minimum(*effective) - 1, 1.0)
+    return _layout_of(design, clusters, "two_way").df
 
 
 def within(values: Float[np.ndarray, "n k"], groups: Int[np.ndarray, " n"]) -> Float[np.ndarray, "n k"]:
@@ -225,6 +225,103 @@ class _Members(NamedTuple):
     cluster: np.ndarray
 
 
+@dataclass(frozen=True)
+class _Way:
+    """One way in which the rows of a design are grouped."""
+
+    design: np.ndarray
+    members: _Members
+
+    @cached_property
+    def squares(self) -> np.ndarray:
+        """X_g'X_g of every cluster."""
+        n, k = self.design.shape
+        products = (self.design[:, :, None] * self.design[:, None, :]).reshape(n, k * k)
+        return sums(products[self.members.rows], self.members.cluster).reshape(-1, k, k)
+
+    @cached_property
+    def without(self) -> np.ndarray:
+        """(X'X - X_g'X_g)^-1 of every cluster; the generalised inverse serves where a coefficient rests on one alone."""
+        left = self.design.T @ self.design - self.squares
+        if left.shape[1] == 1:
+            return np.divide(1.0, left, out=np.zeros_like(left), where=left != 0)
+        return np.linalg.pinv(left, rcond=_RANK_RTOL, hermitian=True)
+
+    @cached_property
+    def adds(self) -> "csr_array":
+        """What adds up the rows of every cluster, in their order."""
+        from scipy.sparse import csr_array
+
+        cluster, rows = self.members.cluster, self.members.rows
+        order = np.argsort(cluster, kind="stable")
+        bounds = np.searchsorted(cluster[order], np.arange(int(cluster.max(initial=-1)) + 2))
+        shape = (len(bounds) - 1, len(self.design))
+        return csr_array((np.ones(len(rows)), rows[order], bounds), shape=shape)
+
+    def scores(self, design: np.ndarray, residual: np.ndarray) -> np.ndarray:
+        """X_g'u_g of every cluster."""
+        return sums((design * residual[:, None])[self.members.rows], self.members.cluster)
+
+    def jackknife(self, design: np.ndarray, residual: np.ndarray) -> np.ndarray:
+        """(G - 1) / G x sum over clusters of (estimate without it - estimate)^2."""
+        scores = self.scores(design, residual)
+        # Without cluster g the estimate moves by -(X'X - X_g'X_g)^-1 X_g'u_g.
+        moves = np.einsum("gij,gj->gi", self.without, scores)
+        return np.einsum("gi,gi->i", moves, moves) / _factor(len(scores))
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """What a design and its clusters decide whatever the outcome is."""
+
+    design: np.ndarray
+    clusters: np.ndarray
+    errors: Errors
+
+    @cached_property
+    def reason(self) -> str:
+        """Why nothing can be regressed on the design; "" if it can."""
+        return refusal(np.zeros(len(self.design)), self.design)
+
+    @cached_property
+    def inverse(self) -> np.ndarray:
+        """[k n]"""
+        return np.linalg.pinv(self.design, rcond=float(np.finfo(float).eps) * max(self.design.shape))
+
+    @cached_property
+    def groups(self) -> list[int]:
+        """Number of targets and of sources."""
+        return [int(self.ways[who].members.cluster.max()) + 1 for who in ("target", "source")]
+
+    @cached_property
+    def ways(self) -> dict[str, _Way]:
+        return {name: _Way(self.design, way) for name, way in _ways(self.clusters, self.errors).items()}
+
+    @cached_property
+    def df(self) -> np.ndarray:
+        """See `degrees_of_freedom`."""
+        bread = np.linalg.inv(self.design.T @ self.design)
+        effective: list[np.ndarray] = []
+        for who in ("target", "source"):
+            weights = np.einsum("ki,gij,kj->gk", bread, self.ways[who].squares, bread)
+            effective.append(weights.sum(0) ** 2 / (weights**2).sum(0))
+        return np.maximum(np.minimum(*effective) - 1, 1.0)
+
+
+def _layout_of(design: np.ndarray, clusters: np.ndarray, errors: Errors) -> _Layout:
+    """The layout; that of a design that was asked for lately is kept."""
+    design, clusters = np.ascontiguousarray(design, np.float64), np.ascontiguousarray(clusters, np.int64)
+    if len(design) > _KEPT_ROWS:
+        return _Layout(design, clusters, errors)
+    return _kept(design.tobytes(), design.shape, clusters.tobytes(), errors)
+
+
+@lru_cache(maxsize=256)
+def _kept(design: bytes, shape: tuple[int, int], clusters: bytes, errors: Errors) -> _Layout:
+    numbers = np.frombuffer(clusters, np.int64).reshape(-1, 2)
+    return _Layout(np.frombuffer(design, np.float64).reshape(shape), numbers, errors)
+
+
 def _ways(clusters: np.ndarray, errors: Errors) -> dict[str, _Members]:
     """Every way in which rows are grouped."""
     rows = np.arange(len(clusters))
@@ -244,30 +341,12 @@ def _ways(clusters: np.ndarray, errors: Errors) -> dict[str, _Members]:
     return found
 
 
-def _crv1(design: np.ndarray, residual: np.ndarray, members: _Members) -> np.ndarray:
+def _crv1(design: np.ndarray, residual: np.ndarray, way: _Way) -> np.ndarray:
     """Diagonal of the clustered covariance, times G / (G - 1) x (n - 1) / (n - k)."""
     n, k = design.shape
-    scores = sums((design * residual[:, None])[members.rows], members.cluster)
+    scores = way.scores(design, residual)
     influence = scores @ np.linalg.inv(design.T @ design)
     return _factor(len(scores)) * (n - 1) / (n - k) * np.einsum("gi,gi->i", influence, influence)
-
-
-def _jackknife(design: np.ndarray, residual: np.ndarray, members: _Members) -> np.ndarray:
-    """(G - 1) / G x sum over clusters of (estimate without it - estimate)^2."""
-    scores = sums((design * residual[:, None])[members.rows], members.cluster)
-    squares = _squares(design, members)
-    # Without cluster g the estimate moves by -(X'X - X_g'X_g)^-1 X_g'u_g; the generalised inverse serves
-    # where a coefficient rests on one cluster alone.
-    left = np.linalg.pinv(design.T @ design - squares, rcond=_RANK_RTOL, hermitian=True)
-    moves = np.einsum("gij,gj->gi", left, scores)
-    return np.einsum("gi,gi->i", moves, moves) / _factor(len(scores))
-
-
-def _squares(design: np.ndarray, members: _Members) -> np.ndarray:
-    """X_g'X_g of every cluster."""
-    k = design.shape[1]
-    products = (design[:, :, None] * design[:, None, :]).reshape(len(design), k * k)
-    return sums(products[members.rows], members.cluster).reshape(-1, k, k)
 
 
 def _factor(g: int) -> float:

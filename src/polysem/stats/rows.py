@@ -217,7 +217,8 @@ def effect_row(
     """
     r = {name: getattr(regression, name)[which] for name in ("estimate", "se", "lo", "hi", "p", "df")}
     equal = equivalence_p(r["estimate"] - null, r["se"], r["df"], margin=margin)
-    linked = len(_in_both_roles(view.clusters[used]))
+    mine = view.clusters[used]
+    linked = _in_both_roles(mine)
     said = [
         f"not estimated: {regression.reason}" if regression.reason else "",
         regression.remark,
@@ -239,8 +240,8 @@ def effect_row(
         "method": f"{method}; {clustering.format(' and prompt' * prompts)}",
         "n_trials": int(2 * c["n_prompts"][used].sum()),
         "n_pairs": int(used.sum()),
-        "n_targets": len(np.unique(view.clusters[used, 0])),
-        "n_sources": len(np.unique(view.clusters[named, 1])),
+        "n_targets": int((np.bincount(mine[:, 0]) > 0).sum()),
+        "n_sources": int((np.bincount(view.clusters[named, 1]) > 0).sum()),
         "n_prompts": int(view.cells[used].any(axis=0).sum()),
         "n_missing": int((c["n_planned"] - c["n_ok"])[planned].sum()),
         "p_adj": None,
@@ -263,11 +264,14 @@ def nodes(part: pa.Table) -> Int[np.ndarray, "arms 2"]:
 
 def links(clusters: Int[np.ndarray, "n 2"]) -> Errors:
     """dyadic where a feature is a target here and a source there, two_way otherwise."""
-    return "dyadic" if len(_in_both_roles(clusters)) else "two_way"
+    return "dyadic" if _in_both_roles(clusters) else "two_way"
 
 
-def _in_both_roles(clusters: Int[np.ndarray, "n 2"]) -> Int[np.ndarray, " features"]:
-    return np.intersect1d(clusters[:, 0], clusters[:, 1])
+def _in_both_roles(clusters: Int[np.ndarray, "n 2"]) -> int:
+    """How many features are a target here and a source there."""
+    span = int(clusters.max(initial=-1)) + 1
+    target, source = (np.bincount(column, minlength=span) > 0 for column in clusters.T)
+    return int((target & source).sum())
 
 
 def number(value: float) -> float | None:

@@ -28,6 +28,11 @@ from polysem.vocabulary import CATEGORIES, RELATIONS
 _PUSH = ("dictionary", "locus", "recipe", "size")
 _SPLITS = {"select": "select", "confirm": "effect"}
 """split -> name of its mean"""
+_READ = [
+    *("sae", "source_sae", "locus", "relation", "recipe", "source", "dose", "coordinate", "prompt_id"),
+    *("split", "status", "kl", *(kind.column for kind in CATEGORIES.values())),
+]
+"""columns of plan and trials"""
 
 
 def toward(joined: pa.Table) -> pa.Table:
@@ -36,11 +41,10 @@ def toward(joined: pa.Table) -> pa.Table:
     Raises:
         MismatchError: if the plan holds one push, dose and prompt twice under one relation and target.
     """
-    table = joined.filter(equals(joined, status="ok"))
+    table = joined.select(_READ).filter(equals(joined, status="ok"))
     if not table.num_rows:
         return TOWARD.empty()
-    table = _once(table)
-    push, prompt = group_codes(table, _PUSH), group_codes(table, ("prompt_id",))
+    table, push, prompt = _once(table)
     ok = np.ones(table.num_rows, dtype=bool)
     plus, minus = both_signs(push, prompt, floats(table["dose"]), ok)
     n = int(push.max(initial=-1)) + 1
@@ -65,8 +69,9 @@ def toward(joined: pa.Table) -> pa.Table:
     )
 
 
-def _once(table: pa.Table) -> pa.Table:
-    """Each push, signed dose and prompt once: under the relation that comes first in the vocabulary."""
+def _once(table: pa.Table) -> tuple[pa.Table, Int[np.ndarray, " n"], Int[np.ndarray, " n"]]:
+    """Each push, signed dose and prompt once: under the relation that comes first in the vocabulary; number of the push
+    and of the prompt of every row."""
     source = table["source"].combine_chunks()
     size = pc.abs(table["dose"])
     dictionary = pc.coalesce(table["source_sae"], table["sae"])
@@ -74,11 +79,14 @@ def _once(table: pa.Table) -> pa.Table:
         table = table.append_column(name, values)
     table = table.set_column(table.column_names.index("source"), "source", pc.fill_null(source, -1))
     order = {name: k for k, name in enumerate(RELATIONS)}
-    rank = np.array([order[name] for name in table["relation"].to_pylist()])
-    row = group_codes(table, (*_PUSH, "dose", "prompt_id"))
+    relation = table["relation"].combine_chunks().dictionary_encode()
+    rank = np.array([order[name] for name in relation.dictionary.to_pylist()])[relation.indices.to_numpy()]
+    push, prompt = group_codes(table, _PUSH), group_codes(table, ("prompt_id",))
+    dose = np.unique(floats(table["dose"]), return_inverse=True)[1]
+    row = (push * (int(dose.max()) + 1) + dose) * (int(prompt.max()) + 1) + prompt
     by_rank = np.lexsort((np.arange(len(row)), rank, row))
-    first = np.unique(row[by_rank], return_index=True)[1]
-    return table.take(pa.array(by_rank[first]))
+    kept = by_rank[np.flatnonzero(np.diff(row[by_rank], prepend=-1))]
+    return table.take(pa.array(kept)), push[kept], prompt[kept]
 
 
 def _of_category(

@@ -39,7 +39,7 @@ class Stage:
     """parts of the settings that decide it; () is all of them; `sae_refs` is the SAEs without what concerns features
     only, `gloss_vectors` the glosses without the further measures of similarity"""
     sources: tuple[str, ...] = ()
-    """files and weights outside the run folder, by role: model, saes, vectors, corpus, features, glosses, prompts, similarity,
+    """files and weights outside the run folder, by role: model, saes, transcoders, vectors, corpus, features, glosses, prompts, similarity,
     words, text (the corpus, read again), narrow (dictionaries that show relations of features)"""
     packages: tuple[str, ...] = ()
     """distributions whose version can change a number"""
@@ -47,8 +47,9 @@ class Stage:
     """a section without which a study does not have the stage; "" for those that every study has"""
     plug_ins: tuple[str, ...] = ()
     """kinds of things (loci, controls, outcomes, saes) of which other distributions may bring some; those count, too"""
-    parts: Literal["", "saes", "batches"] = ""
-    """made in parts that are kept when it is interrupted: one for each SAE, or each run of batches of the plan"""
+    parts: Literal["", "saes", "writers", "batches"] = ""
+    """made in parts that are kept when it is interrupted: one for each SAE, each SAE and set of transcoders, or each run of
+    batches of the plan"""
     part_file: str = "{table}-{k}-of-{n}.parquet"
     digits: int = 5
     """of k and n in the names of its parts' files"""
@@ -209,11 +210,11 @@ _BESIDE = (
         "Weights between features of different layers: which act, help and harm, and whether steering switches them on. Prints the path of the page.",
         make="polysem.engine.layers:make",
         inputs=("features",),
-        sections=("seed", "model", "sae_refs", "corpus"),
-        sources=("model", "saes", "corpus"),
+        sections=("seed", "model", "sae_refs", "transcoders", "corpus"),
+        sources=("model", "saes", "transcoders", "corpus"),
         packages=(*_MODEL, "scipy"),
         plug_ins=("saes",),
-        parts="saes",
+        parts="writers",
         part_file="{k}-{table}.parquet",
         digits=2,
         page="polysem.report.layers:write_layers_page",
@@ -336,8 +337,9 @@ def parameters(
         whole["sae_refs"] = [
             begun | {name: sae[name] for name in wanted if name in sae} for sae in whole["saes"]
         ]
-        if not whole["vectors"]:
-            del whole["vectors"]  # none: no other study than before there was the setting
+        for name in ("vectors", "transcoders"):
+            if not whole[name]:
+                del whole[name]  # none: no other study than before there was the setting
     sections = REGISTRY[stage].sections or type(settings).model_fields
     found = {name: whole[name] for name in sections if name in whole}
     return found | ({"options": dict(options)} if options else {})

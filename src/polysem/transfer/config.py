@@ -68,6 +68,8 @@ class SourceConfig(Section):
     """auto (cuda, then mps, then cpu) or a torch device"""
     max_fvu: Annotated[float, Field(gt=0)] = 0.7
     """refuse the SAE above this fraction of variance unexplained"""
+    allow_other_model: bool = False
+    """take an SAE that names another model, e.g. one of a base model on its instruct version"""
 
 
 class TargetConfig(Section):
@@ -80,6 +82,8 @@ class TargetConfig(Section):
     """of a local target, as saes.ref of a study: then directions of its features are tried, too"""
     max_fvu: Annotated[float, Field(gt=0)] = 0.7
     """of that SAE"""
+    allow_other_model: bool = False
+    """take that SAE though it names another model"""
     url: Annotated[str, AfterValidator(checked_address)] | None = None
     """of the server, e.g. http://localhost:8000/v1"""
     known_as: str | None = None

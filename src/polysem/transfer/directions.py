@@ -112,7 +112,9 @@ def open_white_box(
     from polysem.saes import load_sae
 
     model: Any = target.model
-    sae = load_sae(str(config.sae), model=model, max_fvu=config.max_fvu)
+    sae = load_sae(
+        str(config.sae), model=model, max_fvu=config.max_fvu, allow_other_model=config.allow_other_model
+    )
     seen = see(model, sae, matched_rows(prepared.study), name=config.name, reporter=reporter)
     triples = find_triples(prepared, seen)
     found = tuple(directions_of(kind, triples, seen, model, sae) for kind in prepared.study.directions.kinds)

@@ -61,7 +61,9 @@ def prepare(
     counters: list[Callable[[str], int | None]] = [count_tokens] if count_tokens else []
     for n, config in enumerate(study.sources):
         model = load_model(config.model, revision=config.revision, device=config.device)
-        sae = load_sae(config.sae, model=model, max_fvu=config.max_fvu)
+        sae = load_sae(
+            config.sae, model=model, max_fvu=config.max_fvu, allow_other_model=config.allow_other_model
+        )
         name = f"{config.model}#{n}" if alike else config.model
         seen.append(see(model, sae, rows, name=name, reporter=reporter))
         counters.append(lambda text, m=model: len(m.tokenize(text, prepend_bos=False)))

@@ -50,7 +50,7 @@ class EdgesWorld:
 
 
 class TwoLayers(WorldModel):
-    """Token features, then neurons that need two of them."""
+    """Token features, then neurons that read them."""
 
     def __init__(
         self,
@@ -59,14 +59,15 @@ class TwoLayers(WorldModel):
         *,
         W_in: Float[Tensor, "neurons d"],
         W_out: Float[Tensor, "neurons d"],
+        bias: Float[Tensor, " neurons"],
     ):
         widths = dict.fromkeys((FIRST, READ, WRITTEN), W_E.shape[1])
         super().__init__(W_E, W_U, name="edges", widths=widths, n_ctx=ROW)
-        self.W_in, self.W_out = W_in, W_out
+        self.W_in, self.W_out, self.bias = W_in, W_out, bias
 
     def run(self, tokens: Tensor, tap: Tap) -> Float[Tensor, "batch pos d_vocab"]:
         h = tap(READ, tap(FIRST, self.W_E[tokens]))
-        neurons = torch.relu(h @ self.W_in.T - THRESHOLD)
+        neurons = torch.relu(h @ self.W_in.T + self.bias)
         return (h + tap(WRITTEN, neurons @ self.W_out)) @ self.W_U.T
 
 
@@ -105,11 +106,14 @@ def edges_world(
         *(torch.tensor(x, dtype=torch.float32) for x in (W_E, W_U)),
         W_in=torch.tensor(W_in, dtype=torch.float32),
         W_out=torch.tensor(WRITES * axes, dtype=torch.float32),
+        bias=torch.full((n_neurons,), -THRESHOLD),
     )
     rows = np.zeros((d, 2 * n))
     rows[: 3 * n] = np.linalg.pinv(R)
-    source = _dictionary(rows, np.pad(R, ((0, 0), (0, n_neurons))), FIRST, FIRST, bias=0.0, least=0.5)
-    target = _dictionary(W_in.T, WRITES * axes, READ, WRITTEN, bias=-THRESHOLD, least=None)
+    source = dictionary(
+        rows, np.pad(R, ((0, 0), (0, n_neurons))), FIRST, FIRST, bias=np.zeros(2 * n), least=0.5
+    )
+    target = dictionary(W_in.T, WRITES * axes, READ, WRITTEN, bias=np.full(n_neurons, -THRESHOLD))
     neurons = np.arange(n_neurons)
     real = np.concatenate([np.column_stack([2 * neurons + k, neurons]) for k in (0, 1)])
     twins = np.column_stack([n + 2 * neurons, neurons])
@@ -155,15 +159,23 @@ def _text(kinds: np.ndarray, own: np.ndarray, n_rows: int, rng: np.random.Genera
     return TokenRows(tokens, tuple(f"row {k}" for k in range(n_rows)), starts, 1)
 
 
-def _dictionary(
-    W_enc: np.ndarray, W_dec: np.ndarray, reads: Site, writes: Site, *, bias: float, least: float | None
+def dictionary(
+    W_enc: Float[np.ndarray, "d f"],
+    W_dec: Float[np.ndarray, "f d"],
+    reads: Site,
+    writes: Site,
+    *,
+    bias: Float[np.ndarray, " f"],
+    least: float | None = None,
+    k: int | None = None,
 ) -> SAE:
+    """A planted dictionary: a ReLU, a JumpReLU with one threshold `least`, or the k largest."""
     encoder = torch.tensor(W_enc, dtype=torch.float32).contiguous()
     decoder = torch.tensor(W_dec, dtype=torch.float32).contiguous()
     n = len(decoder)
     return SAE(
-        W_enc=encoder, W_dec=decoder, b_enc=torch.full((n,), bias), b_dec=torch.zeros(decoder.shape[1]),
-        activation="relu" if least is None else "jumprelu", reads=reads, writes=writes, model_id=None,
+        W_enc=encoder, W_dec=decoder, b_enc=torch.tensor(bias, dtype=torch.float32), b_dec=torch.zeros(decoder.shape[1]),
+        activation="topk" if k else "relu" if least is None else "jumprelu", k=k, reads=reads, writes=writes, model_id=None,
         model_revision=None, provenance=Provenance(ref="planted", revision="memory", dialect="memory"),
         threshold=None if least is None else torch.full((n,), least), subtract_b_dec=False,
     )  # fmt: skip

@@ -8,7 +8,7 @@ _HI = number("hi", "as value", "upper end", nullable=True)
 
 GUARD_MONITORS = Schema(
     "guard_monitors",
-    1,
+    2,
     ("shift", "monitor"),
     (
         text(
@@ -18,8 +18,8 @@ GUARD_MONITORS = Schema(
         text("monitor", "feature | features | means | probe | neuron | residual | random"),
         text("made_of", "features or neuron that it reads"),
         number("auroc", "probability", "that a document with the concept scores above one without"),
-        number("lo", "probability", "95 % interval, bootstrap over documents"),
-        number("hi", "probability", "upper end"),
+        number("lo", "probability", "95 % interval, DeLong on the scale of the log-odds", nullable=True),
+        number("hi", "probability", "upper end", nullable=True),
         number(
             "found",
             "fraction",
@@ -33,6 +33,18 @@ GUARD_MONITORS = Schema(
             "probability",
             "expected calibration error, ten bins, scores made probabilities on the documents of the fit",
         ),
+        number(
+            "delay",
+            "tokens",
+            "from the concept's first token to the first one flagged, reading token by token at a threshold that flags 1 % of "
+            "one half of the others at any token; mean over documents flagged there or later",
+            nullable=True,
+        ),
+        number("delay_lo", "tokens", "95 % interval, Hall's transformed t over documents", nullable=True),
+        number("delay_hi", "tokens", "upper end", nullable=True),
+        count("n_late", "documents", "that the delay is of"),
+        count("n_early", "documents", "with the concept, flagged before its first token"),
+        number("alarms", "fraction", "documents without it flagged at any token, of the other half"),
         count("n_on", "documents", "with the concept"),
         count("n_off", "documents", "without it"),
     ),
@@ -63,12 +75,14 @@ GUARD_ALARMS = Schema(
 )
 GUARD_RECOVERY = Schema(
     "guard_recovery",
-    1,
-    ("arm", "radius"),
+    2,
+    ("site", "arm", "radius"),
     (
+        text("site", "where the move is made: the dictionary's, or a later one"),
         text(
             "arm",
-            "handle: orthogonal to the clamped features' encoders; free; random: orthogonal, drawn; other: free, towards drawn tokens",
+            "handle: orthogonal to the clamped features' encoders, at a later site to what arrives of their decoders, too; free; "
+            "random: as handle, drawn; other: free, towards drawn tokens",
         ),
         number("radius", "norms of the site", "longest move"),
         number(
@@ -76,17 +90,29 @@ GUARD_RECOVERY = Schema(
             "fraction",
             "of what the clamp took from the log-odds, at most 1; of other: its rise over what the clamp took",
         ),
-        number("lo", "fraction", "95 % interval, jackknife over prompts", nullable=True),
+        number("lo", "fraction", "95 % interval, Hall's transformed t over prompts", nullable=True),
         number("hi", "fraction", "upper end", nullable=True),
         number(
             "drift",
             "fraction",
-            "largest change of a clamped pre-activation, over the lengths of move and encoder",
+            "largest product of move and a row that it may not touch, over their lengths",
         ),
         number(
             "in_decoders",
             "fraction",
-            "of the move's squared length that lies in the span of the clamped decoder rows",
+            "of the move's squared length: in the span of what the clamped features write, mean",
+        ),
+        number(
+            "in_dictionary",
+            "fraction",
+            "along what the move changes of the reconstruction; the rest the dictionary does not see",
+            nullable=True,
+        ),
+        number(
+            "in_neuron",
+            "fraction",
+            "along what one neuron of the layer's MLP writes, the most of any",
+            nullable=True,
         ),
         count("n_prompts", "prompts", "on which the clamp takes something"),
     ),
@@ -108,16 +134,26 @@ GUARD_NEURONS = Schema(
 )
 GUARD_EVASION = Schema(
     "guard_evasion",
-    1,
-    ("kind", "feature"),
+    2,
+    ("effect", "kind", "feature", "detector"),
     (
-        text("kind", "target | interfering | random_feature | gradient | means | isotropic"),
-        index(FEATURE.name, "row of W_dec, or number of the draw; 0 for others"),
-        number("interference", "cosine", "of the push with the target's decoder row"),
-        number("length", "activation", "of the push, mean over prompts"),
+        number("effect", "nats", "rise of the concept's log-odds that every push has"),
+        text("kind", "target | interfering | random_feature | gradient | means | neuron | isotropic | words"),
+        index(FEATURE.name, "row of W_dec, number of the neuron or of the draw; 0 for others"),
+        text(
+            "detector",
+            "target, reader: pre-activation of the pushed feature, and of the one that tells documents best; site, later, output: linear, "
+            "of the last position's activations at the site and at a later one, and of entropy and largest log-probability of the next "
+            "token; text: linear, of what eight drawn tokens cost the model without a push. Linear ones are fitted to this push on one half "
+            "of the prompts and judged on the other, both ways",
+        ),
+        number("interference", "cosine", "of the push with the target's decoder row", nullable=True),
+        number("length", "activation", "of the push, mean over prompts; of words: how many", nullable=True),
         number("kl", "nats", "of the next token, mean over prompts"),
-        number("seen", "probability", "AUROC of the target's pre-activation, pushed against not pushed"),
-        number("lo", "probability", "95 % interval, jackknife over prompts", nullable=True),
+        number("seen", "probability", "AUROC of the detector, pushed against not pushed"),
+        number(
+            "lo", "probability", "95 % interval, over prompts, on the scale of the log-odds", nullable=True
+        ),
         number("hi", "probability", "upper end", nullable=True),
         number(
             "gap",
@@ -125,6 +161,8 @@ GUARD_EVASION = Schema(
             "seen of the target's own push minus this one's, on the prompts of both",
             nullable=True,
         ),
+        number("gap_lo", "probability", "95 % interval, over prompts", nullable=True),
+        number("gap_hi", "probability", "upper end", nullable=True),
         count("n_prompts", "prompts", "on which the effect was reached"),
     ),
 )

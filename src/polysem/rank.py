@@ -1,17 +1,13 @@
-"""Rank correlation of two orders of tokens: the right one, and the paper's.
+"""Rank correlation of two orders of tokens, the right one and the paper's; and how well a score tells two groups apart.
 
-The right one correlates ranks: token t's place in one order with its place in the other. The code released with
+The right correlation correlates ranks: token t's place in one order with its place in the other. The code released with
 arXiv 2505.11611 correlates the two *lists of token ids* in those orders instead, which asks whether the id at
 place k of one list resembles the id at place k of the other: swapping neighbours, which leaves the order all but
 the same, destroys it.
 """
 
-from collections.abc import Sequence
-
 import numpy as np
-import torch
-from jaxtyping import Float
-from torch import Tensor
+from jaxtyping import Bool, Float
 
 
 def rank_correlation(a: Float[np.ndarray, " n"], b: Float[np.ndarray, " n"]) -> float:
@@ -31,29 +27,13 @@ def id_list_correlation(a: Float[np.ndarray, " n"], b: Float[np.ndarray, " n"]) 
     return _pearson(first, second)
 
 
-class SetRanks:
-    """Both correlations of many rows of logits with the similarity to many target sets, as matrix products."""
+def auroc(score: Float[np.ndarray, "..."], positive: Bool[np.ndarray, "..."]) -> float:
+    """Chance that a positive scores above a negative, ties counted half."""
+    from scipy.stats import rankdata
 
-    def __init__(self, similarity: Float[Tensor, "n_sets d_vocab"]):
-        from scipy.stats import rankdata
-
-        values = similarity.numpy()
-        self._ranks = _standard(np.stack([rankdata(row) for row in values]))
-        self._ids = _standard(np.argsort(-values, axis=1, kind="stable").astype(np.float64))
-
-    def of(
-        self, logits: Float[Tensor, "rows d_vocab"], sets: Sequence[int]
-    ) -> tuple[Float[np.ndarray, "rows n_sets"], Float[np.ndarray, "rows n_sets"]]:
-        """(rank correlation, the paper's) of every row with the chosen sets; rows are taken to have no ties."""
-        order = torch.argsort(logits, dim=-1, descending=True, stable=True).numpy()
-        n = order.shape[1]
-        ranks = np.empty(order.shape)
-        np.put_along_axis(ranks, order, np.broadcast_to(np.arange(n, 0, -1.0), order.shape), axis=1)
-        chosen = list(sets)
-        return (
-            _standard(ranks) @ self._ranks[chosen].T,
-            _standard(order.astype(np.float64)) @ self._ids[chosen].T,
-        )
+    ranks, label = rankdata(score.ravel()), positive.ravel()
+    n = int(label.sum())
+    return float((ranks[label].sum() - n * (n + 1) / 2) / (n * (len(label) - n)))
 
 
 def _standard(rows: np.ndarray) -> np.ndarray:

@@ -4,12 +4,11 @@ import json
 
 import numpy as np
 import pytest
-import torch
 from scipy.stats import kendalltau, spearmanr
 from tokenizers import Tokenizer
 
 from polysem.paper.selection import PAPER_GRID, null_inflation, select
-from polysem.rank import SetRanks, id_list_correlation, rank_correlation
+from polysem.rank import id_list_correlation, rank_correlation
 
 SETS = {  # target, high, medium, random, high&medium, random&high, random&medium
     "location": (2705, 654, 41797, 20143, 321, 77, 6547),
@@ -60,20 +59,6 @@ def test_rank_correlations_are_scipys():
     assert rank_correlation(a, b) == pytest.approx(spearmanr(a, b).statistic, abs=1e-12)
     ids = [np.argsort(-x, kind="stable") for x in (a, b)]
     assert id_list_correlation(a, b) == pytest.approx(spearmanr(*ids).statistic, abs=1e-12)
-
-
-def test_many_rank_correlations_at_once_are_the_single_ones():
-    rng = np.random.default_rng(2)
-    logits, similarity = rng.standard_normal((4, 300)), np.round(rng.uniform(-1, 1, (3, 300)), 2)
-    ranks, ids = SetRanks(torch.from_numpy(similarity)).of(torch.from_numpy(logits), [2, 0])
-    for row in range(4):
-        for column, which in enumerate((2, 0)):
-            assert ranks[row, column] == pytest.approx(
-                rank_correlation(logits[row], similarity[which]), abs=1e-12
-            )
-            assert ids[row, column] == pytest.approx(
-                id_list_correlation(logits[row], similarity[which]), abs=1e-12
-            )
 
 
 def test_a_null_direction_gains_42_percent_by_the_papers_selection():

@@ -13,6 +13,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
+import polysem.stats.kinship  # noqa: F401  (stays real where its package is replaced)
 from polysem.config import SAEConfig, Study, parse_study
 from polysem.engine import run_study, study_status
 from polysem.engine.cache import SAECache, sae_labels

@@ -7,9 +7,7 @@ from typing import Any
 from markupsafe import Markup
 
 from polysem.report.charts import Bar, dot_plot
-from polysem.report.html import Column, interval, page, table
-from polysem.store import io
-from polysem.store.stages import REGISTRY, command
+from polysem.report.html import NOTE, Column, ends, interval, rows_of, section, table, write_page
 
 STAGE = "guard"
 SHOWN = 20
@@ -17,7 +15,7 @@ Row = Mapping[str, Any]
 _MONITORS: tuple[Column, ...] = (
     *("shift", "monitor", "made_of"),
     ("AUROC", lambda r: interval(r, "auroc")),
-    ("found at 1 %", lambda r: interval(r, "found", "found_lo", "found_hi")),
+    ends("found at 1 %", "found"),
     ("false alarms", "false_alarms"),
     ("calibration error", "ece"),
     ("delay, tokens", lambda r: interval(r, "delay", "delay_lo", "delay_hi")),
@@ -32,7 +30,7 @@ _ALARMS: tuple[Column, ...] = (
     "explained",
     ("share of the activation", "share"),
     "n",
-    ("note", lambda r: r["note"] or ""),
+    NOTE,
 )
 _RECOVERY: tuple[Column, ...] = (
     *("site", "arm"),
@@ -64,7 +62,7 @@ _FINDINGS: tuple[Column, ...] = (
     "name",
     ("value", lambda r: interval(r, "value")),
     "n",
-    ("note", lambda r: r["note"] or ""),
+    NOTE,
 )
 
 
@@ -74,45 +72,38 @@ def write_guard_page(out: Path) -> Path:
     Raises:
         StoreError: if no concept was guarded, or a table is damaged.
     """
-    found = {
-        schema.name: io.read_table(
-            out / STAGE / f"{schema.name}.parquet", schema, rebuild=command(STAGE, out)
-        ).to_pylist()
-        for schema in REGISTRY[STAGE].tables
-    }
+    found = rows_of(out, STAGE)
     seen = [
         (f"{r['monitor']}, {r['shift']}", [Bar("pair", r["auroc"], r["lo"], r["hi"], f"{r['n_on']} with")])
         for r in found["guard_monitors"]
     ]
     evasion = sorted(found["guard_evasion"], key=lambda r: (r["effect"], r["detector"], -r["seen"]))
     parts = [
-        _section("Findings", "What is said below in numbers.", table(_FINDINGS, found["guard_findings"], caption="findings")),
-        _section(
+        section("Findings", "What is said below in numbers.", table(_FINDINGS, found["guard_findings"], caption="findings")),
+        section(
             "Monitors",
             "Fitted on one half of the documents, judged on the other, and on shifts. The random feature fires as often as the single one.",
             Markup("<figure>{}</figure>").format(dot_plot(seen, title="documents with and without", x_label="AUROC")),
             table(_MONITORS, found["guard_monitors"], caption="monitors"),
             table(_ALARMS, found["guard_alarms"], caption="false alarms of the single feature, at 5 %"),
         ),
-        _section(
+        section(
             "Clamp and recovery",
             "A move at the last position, on the clamped state. Handle: orthogonal to the clamped encoders, so that no clamped feature sees it; later on to what arrives of their decoders, too.",
             table(_RECOVERY, sorted(found["guard_recovery"], key=lambda r: (r["site"], r["arm"], r["radius"])), caption="recovered by radius"),
         ),
-        _section("Neurons one by one", "Set to 0; the largest by gradient, measured.", table(_NEURONS, sorted(found["guard_neurons"], key=lambda r: -abs(r["measured"]))[:SHOWN], caption="neurons")),
-        _section(
+        section("Neurons one by one", "Set to 0; the largest by gradient, measured.", table(_NEURONS, sorted(found["guard_neurons"], key=lambda r: -abs(r["measured"]))[:SHOWN], caption="neurons")),
+        section(
             "Pushes of equal effect",
             "Seen: how well a detector tells pushed prompts from the same ones without a push. Gap: how much less than the target's own push.",
             table(_KINDS, _by_kind(evasion), caption="seen, mean over pushes of a kind"),
             table(_EVASION, evasion, caption="pushes"),
         ),
     ]  # fmt: skip
-    path = out / "guard.html"
     lead = (
         "Is the feature a safe handle: does it see the concept, does its clamp hold, and what gets past it?"
     )
-    io.write_text(path, page("A concept and its handle", lead, Markup("").join(parts)))
-    return path
+    return write_page(out, STAGE, "A concept and its handle", lead, Markup("").join(parts))
 
 
 def _by_kind(rows: Sequence[Row]) -> list[Row]:
@@ -127,7 +118,3 @@ def _by_kind(rows: Sequence[Row]) -> list[Row]:
             {"effect": effect, "kind": kind, "kl": kl, "n": len({r["feature"] for r in mine}), **means}
         )
     return made
-
-
-def _section(title: str, said: str, *parts: Markup) -> Markup:
-    return Markup("<section><h2>{}</h2><p>{}</p>{}</section>").format(title, said, Markup("").join(parts))

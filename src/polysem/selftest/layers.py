@@ -5,7 +5,6 @@ from collections.abc import Iterator
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
 
 from polysem.layers.coactivity import Pass, corpus_pass
 from polysem.layers.ends import Ends, logit_columns
@@ -14,6 +13,7 @@ from polysem.layers.hypotheses import edge_interval
 from polysem.layers.influence import pushed_later
 from polysem.layers.weights import VirtualWeights, virtual_weights
 from polysem.layers.worth import Readings, effectiveness, helpful_features, readings
+from polysem.rank import auroc
 from polysem.saes.transcoder import TranscoderSet
 from polysem.seeds import rng_for
 from polysem.selftest.lines import Measured, at_least, at_most, exactly, near, reported
@@ -179,12 +179,3 @@ def _signs(
             judged += 1
             good += (one.value > 0) == (k < len(world.real))
     return good, judged
-
-
-def auroc(score: Float[np.ndarray, "..."], positive: Bool[np.ndarray, "..."]) -> float:
-    """Probability that a positive outranks a negative, ties a half."""
-    from scipy.stats import rankdata
-
-    ranks, label = rankdata(score.ravel()), positive.ravel()
-    n = int(label.sum())
-    return float((ranks[label].sum() - n * (n + 1) / 2) / (n * (len(label) - n)))

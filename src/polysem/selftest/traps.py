@@ -9,6 +9,7 @@ import torch
 from polysem.act.base import Recipe
 from polysem.linear.decompose import RESEMBLANCE, clean_tokens, decompose, mean_direction, mean_of, split_push
 from polysem.linear.response import membership
+from polysem.rank import auroc
 from polysem.selftest.lines import Measured, at_least, at_most, exactly, near, reported
 from polysem.selftest.readout import NORMAL_95, within_sources
 from polysem.selftest.runner import RunSize
@@ -168,12 +169,12 @@ def identity(size: RunSize) -> Iterator[Measured]:
     note = f"{planted.sum()} of {len(planted)} pairs have a route"
     yield at_least("share of pairs with both draws of their null", both.mean(), 0.99)
     yield at_least(
-        "AUROC of effect minus its cosine-matched null", _auroc(effect - null, planted), 0.95, note=note
+        "AUROC of effect minus its cosine-matched null", auroc(effect - null, planted), 0.95, note=note
     )
     G = world.truth.gram
     every = ~np.eye(len(G), dtype=bool)
     yield near(
-        "AUROC of interference", _auroc(np.abs(G)[every], identity_pairs(world.truth)[every]), 0.5, 0.05
+        "AUROC of interference", auroc(np.abs(G)[every], identity_pairs(world.truth)[every]), 0.5, 0.05
     )
     # First order: what is left without a route is the matched null's own closed form, alpha g_j . (G_ij d_j + c_i).
     expected = _matched_null(world, pairs["target"][both], pairs["source"][both])
@@ -185,7 +186,7 @@ def identity(size: RunSize) -> Iterator[Measured]:
         unit="of the largest effect",
         note="mean of two draws",
     )
-    yield reported("AUROC of interference, drawn pairs", _auroc(cosine, planted))
+    yield reported("AUROC of interference, drawn pairs", auroc(cosine, planted))
 
 
 def _matched(made: WorldStudy) -> dict[tuple[int, int], list[float]]:
@@ -215,12 +216,3 @@ def _matched_null(
         span = np.linalg.qr((basis - np.outer(basis @ d_j, d_j)).T)[0]
         vectors.append((d_i @ d_j) * d_j + span @ (span.T @ rest))
     return truth.odd_effect_of(world.base_logits(), dose * np.array(vectors), target)
-
-
-def _auroc(score: np.ndarray, positive: np.ndarray) -> float:
-    """Chance that a positive scores above a negative (ties count half)."""
-    from scipy.stats import rankdata
-
-    ranks = rankdata(score)
-    n = int(positive.sum())
-    return float((ranks[positive].sum() - n * (n + 1) / 2) / (n * (len(score) - n)))

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Float, Int
 
+from polysem import rank
 from polysem.errors import ConfigError, MismatchError
 from polysem.positions import positions_of
 from polysem.transfer.capability import own_logprobs
@@ -102,11 +103,7 @@ def detector(
 
 def auroc(clean: Float[np.ndarray, " n"], attacked: Float[np.ndarray, " n2"]) -> float:
     """Chance that an attacked input scores above a clean one, ties counted half."""
-    from scipy import stats
-
-    ranks = stats.rankdata(np.concatenate([clean, attacked]))
-    n, m = len(clean), len(attacked)
-    return float((ranks[n:].sum() - m * (m + 1) / 2) / (n * m))
+    return rank.auroc(np.concatenate([clean, attacked]), np.arange(len(clean) + len(attacked)) >= len(clean))
 
 
 def protected_direction(

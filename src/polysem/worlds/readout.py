@@ -30,8 +30,6 @@ TOKENS = 3
 """tokens of a feature; token 0 is BOS"""
 FILLERS = 200
 """tokens that belong to no feature"""
-LEAKED = 1
-"""tokens of a target set that are also its leaking source's"""
 
 
 @dataclass(frozen=True)

@@ -201,7 +201,7 @@ def _in_order(model: WhiteBoxModel) -> list[Site]:
 
     def place(site: Site) -> tuple[int | None, float]:
         aside = site.point == "mlp.hook_in" and site.layer not in middles
-        return site.layer, rank["attn.hook_in"] + 0.5 if aside else rank[site.point]
+        return site.layer, rank["attn.hook_in"] + 0.5 if aside else float(rank[site.point])
 
     return sorted(known, key=place)
 

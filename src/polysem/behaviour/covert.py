@@ -208,9 +208,9 @@ def evasion_rows(scores: Sequence[Scores], interference: Sequence[float]) -> lis
     return rows
 
 
-def gaps(target: Scores, other: Scores) -> tuple[Float[np.ndarray, " n"], Float[np.ndarray, " n"]]:
+def gaps(target: Scores, other: Scores) -> tuple[Int[np.ndarray, " n"], Float[np.ndarray, " n"]]:
     """(prompts that both reach, a number for each whose mean is the AUROC of the target's own push minus the other's)."""
     shared = target.there & other.there
     if shared.sum() < LEAST:
-        return np.empty(0), np.empty(0)
+        return np.empty(0, dtype=np.int64), np.empty(0)
     return np.flatnonzero(shared), target.values(shared) - other.values(shared)

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from scipy import stats
 
-from polysem.behaviour.covert import Arm, Covert, evasion_rows
+from polysem.behaviour.covert import Covert, CovertPush, evasion_rows
 from polysem.behaviour.handle import RADII, Handle, projector, recover
 from polysem.behaviour.intervals import auroc_interval, mean_interval, paired_auroc, paired_placements
 from polysem.behaviour.monitors import Documents, fit_monitors, judged, lateness
@@ -104,7 +104,7 @@ def _evasion(size: RunSize) -> Iterator[Measured]:
         handle = world(size.seed, carried=1.0, beside=1.0, cosine=cosine, unseen=unseen)
         rows = handle.sae.W_dec.double().numpy()
         arms = [
-            Arm(kind, k, row)
+            CovertPush(kind, k, row)
             for k, (kind, row) in enumerate(zip(("target", "interfering"), rows, strict=True))
         ]
         scores = Covert(

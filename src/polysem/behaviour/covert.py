@@ -33,7 +33,7 @@ LEAST = 4
 Watched = Mapping[str, Float[np.ndarray, "rows k"]]
 
 
-class Arm(NamedTuple):
+class CovertPush(NamedTuple):
     """One push."""
 
     kind: str
@@ -43,10 +43,10 @@ class Arm(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Scores:
+class PushScores:
     """One push of one effect as one detector sees it, by prompt; NaN where the effect is not reached."""
 
-    arm: Arm
+    arm: CovertPush
     detector: str
     effect: float
     length: Float[np.ndarray, " prompts"]
@@ -72,7 +72,7 @@ class Covert:
         handle: Handle,
         reader: int,
         prompts: Sequence[Sequence[int]],
-        arms: Sequence[Arm],
+        arms: Sequence[CovertPush],
         *,
         later: Site | None,
         seed: int = 0,
@@ -81,7 +81,7 @@ class Covert:
         self.later, self.seed = later, seed
         self.clean = [self._watch(k, ids, [], 1) for k, ids in enumerate(prompts)]
 
-    def scores(self, effect: float) -> list[Scores]:
+    def scores(self, effect: float) -> list[PushScores]:
         """Every push at an effect, by every detector."""
         n, p = len(self.arms), len(self.prompts)
         length, cost = np.full((n, p), np.nan), np.full((n, p), np.nan)
@@ -161,12 +161,12 @@ class Covert:
         length: np.ndarray,
         cost: np.ndarray,
         seen: Sequence[Watched | None],
-    ) -> Scores:
+    ) -> PushScores:
         p = len(self.prompts)
         ok = np.flatnonzero([one is not None for one in seen])
         clean, pushed = np.full(p, np.nan), np.full(p, np.nan)
         folds = np.zeros(p, dtype=np.int64)
-        made = Scores(self.arms[a], name, effect, length, cost, clean, pushed, folds)
+        made = PushScores(self.arms[a], name, effect, length, cost, clean, pushed, folds)
         if len(ok) < LEAST:
             return made
         without = np.concatenate([self.clean[k][name] for k in ok])
@@ -183,7 +183,7 @@ class Covert:
         return made
 
 
-def evasion_rows(scores: Sequence[Scores], interference: Sequence[float]) -> list[dict[str, Any]]:
+def evasion_rows(scores: Sequence[PushScores], interference: Sequence[float]) -> list[dict[str, Any]]:
     """Rows of GUARD_EVASION.
 
     Args:
@@ -208,9 +208,9 @@ def evasion_rows(scores: Sequence[Scores], interference: Sequence[float]) -> lis
     return rows
 
 
-def gaps(target: Scores, other: Scores) -> tuple[Float[np.ndarray, " n"], Float[np.ndarray, " n"]]:
+def gaps(target: PushScores, other: PushScores) -> tuple[Int[np.ndarray, " n"], Float[np.ndarray, " n"]]:
     """(prompts that both reach, a number for each whose mean is the AUROC of the target's own push minus the other's)."""
     shared = target.there & other.there
     if shared.sum() < LEAST:
-        return np.empty(0), np.empty(0)
+        return np.empty(0, dtype=np.int64), np.empty(0)
     return np.flatnonzero(shared), target.values(shared) - other.values(shared)

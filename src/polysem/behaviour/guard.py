@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 
-from polysem.behaviour.covert import Arm, Covert, Scores, evasion_rows, gaps
+from polysem.behaviour.covert import Covert, CovertPush, PushScores, evasion_rows, gaps
 from polysem.behaviour.handle import (
     RADII,
     Handle,
@@ -467,7 +467,9 @@ def _evasion(scene: GuardScene, handle: Handle, rows: dict[str, Rows], fit: Docu
         _find(rows, "evasion gap and |cosine|", None, len(pairs), said, value=float(r))
 
 
-def _gap(rows: dict[str, Rows], name: str, mine: Scores, others: Sequence[Scores], effect: float) -> None:
+def _gap(
+    rows: dict[str, Rows], name: str, mine: PushScores, others: Sequence[PushScores], effect: float
+) -> None:
     """Mean gap over features and prompts, with errors clustered by both."""
     found = [gaps(mine, one) for one in others]
     found = [(places, values) for places, values in found if len(values)]
@@ -481,7 +483,7 @@ def _gap(rows: dict[str, Rows], name: str, mine: Scores, others: Sequence[Scores
     _find(rows, name, Estimate(*ends), len(found), said)
 
 
-def _arms(scene: GuardScene, handle: Handle, fit: Documents) -> list[Arm]:
+def _arms(scene: GuardScene, handle: Handle, fit: Documents) -> list[CovertPush]:
     """What is pushed: the target first, features that interfere most, random ones, and directions of other kinds."""
     unit, target = _unit(scene.sae), handle.features[0]
     rng = rng_for(scene.seed, "guard", "evasion")
@@ -497,18 +499,18 @@ def _arms(scene: GuardScene, handle: Handle, fit: Documents) -> list[Arm]:
         ],
         axis=0,
     )
-    arms = [Arm("target", target, unit[target])]
-    arms += [Arm("interfering", k, unit[k]) for k in near]
-    arms += [Arm("random_feature", k, unit[k]) for k in far]
-    arms += [Arm("isotropic", k, rng.standard_normal(unit.shape[1])) for k in range(SOURCES)]
-    arms.append(Arm("gradient", 0, slope))
+    arms = [CovertPush("target", target, unit[target])]
+    arms += [CovertPush("interfering", k, unit[k]) for k in near]
+    arms += [CovertPush("random_feature", k, unit[k]) for k in far]
+    arms += [CovertPush("isotropic", k, rng.standard_normal(unit.shape[1])) for k in range(SOURCES)]
+    arms.append(CovertPush("gradient", 0, slope))
     if fit.mean.shape[1] == len(slope):
-        arms.append(Arm("means", 0, fit.mean[fit.on].mean(0) - fit.mean[~fit.on].mean(0)))
+        arms.append(CovertPush("means", 0, fit.mean[fit.on].mean(0) - fit.mean[~fit.on].mean(0)))
     neurons = neuron_rows(scene.model, handle.sae.writes)
     if neurons is not None and neurons.shape[1] == len(slope):
         best = int(np.abs(neurons @ slope).argmax())
-        arms.append(Arm("neuron", best, neurons[best]))
-    return [*arms, Arm("words", 0, None)]
+        arms.append(CovertPush("neuron", best, neurons[best]))
+    return [*arms, CovertPush("words", 0, None)]
 
 
 def _find(

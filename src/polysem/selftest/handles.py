@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from scipy import stats
 
-from polysem.behaviour.covert import Arm, Covert, evasion_rows
+from polysem.behaviour.covert import Covert, CovertPush, evasion_rows
 from polysem.behaviour.handle import RADII, Handle, projector, recover
 from polysem.behaviour.intervals import auroc_interval, mean_interval, paired_auroc, paired_placements
 from polysem.behaviour.monitors import Documents, fit_monitors, judged, lateness
@@ -104,7 +104,7 @@ def _evasion(size: RunSize) -> Iterator[Measured]:
         handle = world(size.seed, carried=1.0, beside=1.0, cosine=cosine, unseen=unseen)
         rows = handle.sae.W_dec.double().numpy()
         arms = [
-            Arm(kind, k, row)
+            CovertPush(kind, k, row)
             for k, (kind, row) in enumerate(zip(("target", "interfering"), rows, strict=True))
         ]
         scores = Covert(
@@ -171,7 +171,7 @@ def _delay(size: RunSize) -> Iterator[Measured]:
 
 def _coverage(size: RunSize) -> Iterator[Measured]:
     """How often intervals hold what they are of."""
-    n = size.of(1500, 12000)
+    n = size.of(600, 12000)
     rng = rng_for(size.seed, "handles", "coverage")
     error = np.sqrt(0.95 * 0.05 / n)
 
@@ -181,13 +181,13 @@ def _coverage(size: RunSize) -> Iterator[Measured]:
 
     drops = stats.truncnorm(0.5, np.inf)
     draws = {
-        "the mean of 16 normal numbers": (lambda: rng.standard_normal(16), 0.0),
-        "the mean of 16 exponential numbers": (lambda: rng.exponential(size=16), 1.0),
-        "the mean drop of 16 prompts": (lambda: drops.rvs(16, random_state=rng), float(drops.mean())),
-        "the mean delay of 30 documents": (lambda: rng.geometric(0.4, 30) - 1.0, 1.5),
+        "the mean of 16 normal numbers": (rng.standard_normal((n, 16)), 0.0),
+        "the mean of 16 exponential numbers": (rng.exponential(size=(n, 16)), 1.0),
+        "the mean drop of 16 prompts": (drops.rvs((n, 16), random_state=rng), float(drops.mean())),
+        "the mean delay of 30 documents": (rng.geometric(0.4, (n, 30)) - 1.0, 1.5),
     }
-    for name, (draw, truth) in draws.items():
-        found = [mean_interval(draw()) for _ in range(n)]
+    for name, (drawn, truth) in draws.items():
+        found = [mean_interval(x) for x in drawn]
         yield line(name, sum(one.lo <= truth <= one.hi for one in found))
     for step in (0.8, 1.6):
         truth = float(stats.norm.cdf(step / np.sqrt(2)))

@@ -88,7 +88,9 @@ def test_the_verb_writes_what_one_seed_cannot_know_as_null(tmp_path: Path) -> No
     """Three widths and one seed have no interval; two sparsities give measures at one reconstruction."""
     site, refs = Site.parse("blocks.2.hook_resid_post"), []
     for width, k in ((32, 4), (48, 4), (48, 16), (64, 4)):
-        rows = torch.tensor(random_rows(width, 192, seed=width), dtype=torch.float32)
+        made = random_rows(width, 192, seed=width)
+        made[1::2] = made[::2] + 0.1 * made[1::2]  # close pairs, so that `apart` is known
+        rows = torch.tensor(made, dtype=torch.float32)
         weights = {
             "W_enc": rows.T.contiguous(),
             "b_enc": torch.zeros(width),

@@ -104,13 +104,16 @@ def _short(value: object) -> str:
 
 
 def _matched(measured: list[dict[str, Any]], at_matched: Any) -> list[dict[str, Any]]:
-    """Measures of every width at the reconstruction that most widths reach by some sparsity; none with one sparsity."""
+    """Measures of every width at the reconstruction that most widths reach by some sparsity, in each seed that has several; none
+    with one sparsity."""
     import numpy as np
 
     from polysem.scaling import MEASURES
 
-    families = {w: [r for r in measured if r["width"] == w] for w in sorted({r["width"] for r in measured})}
-    families = {w: some for w, some in families.items() if len({r["k"] for r in some}) > 1}
+    # Seeds differ, so sparsities are compared within one.
+    names = sorted({(r["width"], r["seed"]) for r in measured})
+    families = {key: [r for r in measured if (r["width"], r["seed"]) == key] for key in names}
+    families = {key: some for key, some in families.items() if len({r["k"] for r in some}) > 1}
     if not families:
         return []
     low, high = (
@@ -118,10 +121,10 @@ def _matched(measured: list[dict[str, Any]], at_matched: Any) -> list[dict[str, 
     )
     middle = float((low.max() + high.min()) / 2)
     found = []
-    for width, some in families.items():
+    for (width, seed), some in families.items():
         fvu = np.array([r["fvu"] for r in some])
         found.append(
-            {"width": width, "fvu": middle}
+            {"width": width, "seed": seed, "fvu": middle}
             | {name: at_matched(fvu, np.array([r[name] for r in some]), middle) for name in MEASURES}
         )
     return found

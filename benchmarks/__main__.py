@@ -36,6 +36,7 @@ MODULES = (
     "startup",
     "workers",
     "kernels",
+    "planning",
     "study",
 )
 

@@ -2,13 +2,16 @@
 
 from collections.abc import Iterator
 
-from benchmarks.harness import Line, Point, Size, benchmark, curve, interleaved, require
+from benchmarks.harness import Line, Point, Size, benchmark, curve, interleaved, peak_mb, require
 
 # isort: split
 import time
 
 import numpy as np
 
+from benchmarks.sweep import hook
+from benchmarks.worlds import DOSES
+from benchmarks.worlds import make_world as make_model_world
 from polysem.layers.coactivity import Coactivity, Firing, fired_together
 from polysem.replicate import assigned
 
@@ -48,14 +51,52 @@ def coactivity(size: Size) -> Iterator[Line]:
         float(np.abs(s - t).max()) for s, t in zip((found.onto, found.product), expected[1:], strict=True)
     )
     require(apart < 1e-9, f"sums differ by {apart:.1e}")
-    seconds = interleaved({"ours": lambda: sums(a, b), "dense": dense}, warm=False)
+    world, few = make_model_world("Pythia-70M", quick=size == "quick"), DOSES[::8]
+    seconds = interleaved(
+        {"ours": lambda: sums(a, b), "dense": dense, "measured": lambda: hook(world, few)}, warm=False
+    )
+    what = f"co-firing, ERA and TWERA sums, {n:,} x {n:,}, {tokens:,} tokens, 1 % active"
+    check = f"the same {int(found.both.sum()):,} counts; sums to {apart:.0e}"
+    yield Line(what, "dense float64 products", seconds["ours"], seconds["dense"], "cpu s", check)
     yield Line(
-        f"co-firing, ERA and TWERA sums, {n:,} x {n:,}, {tokens:,} tokens, 1 % active",
-        "dense float64 products",
-        seconds["ours"],
-        seconds["dense"],
-        "cpu s",
-        f"the same {int(found.both.sum()):,} counts; sums to {apart:.0e}",
+        what,
+        "one measured intervention (HF hook, batch 1, Pythia-70M shape, 12 tokens) a pair",
+        seconds["ours"] / n**2,
+        seconds["measured"] / len(few),
+        "cpu s a pair",
+        check,
+        None,
+        1000,
+    )
+
+
+def two_dictionaries(n: int, d: int = 256) -> tuple[np.ndarray, np.ndarray]:
+    """Unit rows, and the same dealt anew with as much noise again."""
+    rng = np.random.default_rng(n)
+    one = rng.standard_normal((n, d))
+    other = one[rng.permutation(n)] + rng.standard_normal((n, d))
+    first, second = (rows / np.linalg.norm(rows, axis=1, keepdims=True) for rows in (one, other))
+    return first, second
+
+
+@benchmark
+def wide_matching(size: Size) -> Iterator[Line]:
+    """Memory of matching dictionaries that are too wide for a matrix of all cosines."""
+    n, small = (65_536, 4096) if size == "full" else (2048, 512)
+    a, b = two_dictionaries(small)
+    near, whole = assigned(a, b, near=64)[2], assigned(a, b)[2]
+    short = 1 - np.abs(near).sum() / np.abs(whole).sum()
+    require(short < 1e-3, f"candidates alone lose {short:.1e} of the sum of |cosine|")
+    setup = f"from benchmarks import kernels as k\na, b = k.two_dictionaries({n})"
+    peak, said = peak_mb(setup, "print(len(k.assigned(a, b, near=64)[0]))")
+    require(int(said) == n, f"{said} of {n} rows are matched")
+    yield Line(
+        f"extra memory, matching {n:,} x 256 one to one, 64 candidates each",
+        "the matrix of all cosines, float64",
+        peak.extra,
+        8e-6 * n**2,
+        "MB",
+        f"every row is matched; at {small:,} rows the sum of |cosine| is within {short:.0e} of the best there is",
     )
 
 
@@ -63,10 +104,7 @@ def coactivity(size: Size) -> Iterator[Line]:
 def matching(size: Size) -> Iterator[Point]:
     """One-to-one matching of two dictionaries, and the product of their rows that it begins with."""
     for n in (1024, 2048, 4096) if size == "full" else (128, 256):
-        rng = np.random.default_rng(n)
-        one = rng.standard_normal((n, 256))
-        other = one[rng.permutation(n)] + rng.standard_normal((n, 256))
-        a, b = (rows / np.linalg.norm(rows, axis=1, keepdims=True) for rows in (one, other))
+        a, b = two_dictionaries(n)
         spent = []
         for run in (lambda a=a, b=b: assigned(a, b), lambda a=a, b=b: a @ b.T):
             begun = time.process_time()

@@ -270,6 +270,7 @@ NONE: Mapping[str, str] = {
     "paper.scene.lost": "counts rows",
     "stats.effects.views_of": "the views that `estimate` reads",
     "stats.kinship.related_pairs": "counts rows",
+    "stats.regress.layout_of": "what `clustered_ols` reads",
     "stats.kinship.slopes_without": "the slopes of `estimate`, of some of the pairs: tests/unit/test_stats_kinship.py",
     "stats.units.looked_pool_test": "pool_test at every look: tests/unit/test_transfer_randomisation.py",
     **dict.fromkeys(

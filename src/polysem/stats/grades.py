@@ -264,7 +264,7 @@ def _without_a_bin(view: View, row: Row) -> GradedLine:
     found: list[tuple[str, Row]] = []
     for _, own in bins:
         size = np.abs(view.columns["interference"][own])
-        rest = _again(view.only(~own), str(row["contrast"]), str(row["group"]))
+        rest = _again(view.kept_only(~own), str(row["contrast"]), str(row["group"]))
         found.append((f"{size.min():.2f} to {size.max():.2f}", rest))
     weak = _weakest(row, found)
     if weak is None:

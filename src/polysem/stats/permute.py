@@ -120,12 +120,6 @@ def permute_within(
     return result
 
 
-@dataclass(frozen=True)
-class _Fits:
-    slope: np.ndarray
-    t: np.ndarray
-
-
 class _Others:
     """What else may explain numbers of the seen cells: a constant or effects of all rows and columns, and given ones."""
 
@@ -141,7 +135,7 @@ class _Others:
         if self._means:
             row, column = self._unseen.T
             same = (row[:, None] == row) - 1 / n, (column[:, None] == column) - 1 / m
-            self._fill = np.linalg.pinv(same[0] * same[1], rcond=_FILLED_RTOL, hermitian=True)
+            self._fill: np.ndarray = np.linalg.pinv(same[0] * same[1], rcond=_FILLED_RTOL, hermitian=True)
             columns = [self._centred(g[None])[0][seen] for g in given]
         else:
             columns = [np.ones(self.count), *(g[seen] for g in given)]

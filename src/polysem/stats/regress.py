@@ -11,7 +11,7 @@ each term is by default the jackknife over its clusters (CV3; MacKinnon, Nielsen
 and t has G* - 1 degrees of freedom, G* being the effective number of clusters (Carter, Schnepel and
 Steigerwald, Review of Economics and Statistics 99, 2017). `crv1` gives the terms of Stata, R's sandwich and
 statsmodels, with min(G) - 1; `docs/effects.md` has the error rates of both. Cost: one fit per cluster, from
-sums. What a design and its clusters decide by themselves is worked out once for all outcomes that follow (`_Layout`).
+sums. What a design and its clusters decide by themselves is worked out once for all outcomes that follow (`Layout`).
 
 Prompts are a sample too, shared by all pairs, and averaging over them hides that they are. An estimate is a weighted sum
 of the effects, so it has a value for every prompt; the variance of those, less what targets and sources already account
@@ -129,7 +129,7 @@ def clustered_ols(
             the row has no such prompt; each row sums to 0. Without it prompts count as fixed.
     """
     k = design.shape[1]
-    made = _layout_of(design, clusters, errors)
+    made = layout_of(design, clusters, errors)
     if reason := made.reason if np.isfinite(y).all() else refusal(y, design):
         return Regression.none(k, reason)
     estimate = made.inverse @ y
@@ -154,7 +154,7 @@ def clustered_ols(
 
 
 def _with_prompts(
-    variance: np.ndarray, df: np.ndarray, made: "_Layout", prompts: np.ndarray
+    variance: np.ndarray, df: np.ndarray, made: "Layout", prompts: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """Variance and degrees of freedom with prompts as a third way of clustering."""
     n = int((prompts != 0).any(axis=0).sum())
@@ -184,7 +184,7 @@ def degrees_of_freedom(
 ) -> Float[np.ndarray, " k"]:
     """G* - 1 for every coefficient, at least 1: G* = (sum of the clusters' weights)^2 / sum of their squares, the
     smaller over targets and sources."""
-    return _layout_of(design, clusters, "two_way").df
+    return layout_of(design, clusters, "two_way").df
 
 
 def within(values: Float[np.ndarray, "n k"], groups: Int[np.ndarray, " n"]) -> Float[np.ndarray, "n k"]:
@@ -271,7 +271,7 @@ class _Way:
 
 
 @dataclass(frozen=True)
-class _Layout:
+class Layout:
     """What a design and its clusters decide whatever the outcome is."""
 
     design: np.ndarray
@@ -308,18 +308,18 @@ class _Layout:
         return np.maximum(np.minimum(*effective) - 1, 1.0)
 
 
-def _layout_of(design: np.ndarray, clusters: np.ndarray, errors: Errors) -> _Layout:
+def layout_of(design: Float[np.ndarray, "n k"], clusters: Int[np.ndarray, "n 2"], errors: Errors) -> Layout:
     """The layout; that of a design that was asked for lately is kept."""
     design, clusters = np.ascontiguousarray(design, np.float64), np.ascontiguousarray(clusters, np.int64)
     if len(design) > _KEPT_ROWS:
-        return _Layout(design, clusters, errors)
+        return Layout(design, clusters, errors)
     return _kept(design.tobytes(), design.shape, clusters.tobytes(), errors)
 
 
 @lru_cache(maxsize=256)
-def _kept(design: bytes, shape: tuple[int, int], clusters: bytes, errors: Errors) -> _Layout:
+def _kept(design: bytes, shape: tuple[int, int], clusters: bytes, errors: Errors) -> Layout:
     numbers = np.frombuffer(clusters, np.int64).reshape(-1, 2)
-    return _Layout(np.frombuffer(design, np.float64).reshape(shape), numbers, errors)
+    return Layout(np.frombuffer(design, np.float64).reshape(shape), numbers, errors)
 
 
 def _ways(clusters: np.ndarray, errors: Errors) -> dict[str, _Members]:

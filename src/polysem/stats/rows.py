@@ -148,6 +148,17 @@ class View:
             place=self.place[kept],
         )
 
+    def kept_only(self, kept: Bool[np.ndarray, " arms"]) -> "View":
+        """`only`, kept for whoever asks for the same arms again."""
+        key = kept.tobytes()
+        if key not in self._parts:
+            self._parts[key] = self.only(kept)
+        return self._parts[key]
+
+    @cached_property
+    def _parts(self) -> dict[bytes, "View"]:
+        return {}
+
     @property
     def token_sets(self) -> list[str]:
         """Those that are planned here."""

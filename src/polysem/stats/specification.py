@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float
 from polysem.seeds import rng_for
 from polysem.stats.arms import outcome_of
 from polysem.stats.permute import permute_within
-from polysem.stats.regress import sums, within
+from polysem.stats.regress import layout_of, within
 from polysem.stats.rows import Row, Rows, View, number
 from polysem.stats.similarity import Latent
 
@@ -141,16 +141,15 @@ def _joint_p(view: View, specs: list[_Spec], tokens: str, *, seed: int, draws: i
 
 def _t_values(view: View, spec: _Spec, y: Float[np.ndarray, "n draws"]) -> Float[np.ndarray, " draws"]:
     """t of interference for every column of y, two-way clustered (CRV1 without its constant factor)."""
-    clusters = view.clusters[spec.used]
-    if spec.row["fixed_effects"] == "target":
-        y = within(y, clusters[:, 0])
-    inverse = np.linalg.pinv(spec.design)
-    weight = inverse[0 if spec.row["fixed_effects"] == "target" else 1]
+    made = layout_of(spec.design, view.clusters[spec.used], "two_way")
+    target, source = (made.ways[who].adds for who in ("target", "source"))
+    inside = spec.row["fixed_effects"] == "target"
+    if inside:
+        y = y - target.T @ ((target @ y) / target.sum(axis=1)[:, None])
+    weight = made.inverse[0 if inside else 1]
+    scores = weight[:, None] * (y - spec.design @ (made.inverse @ y))
     slope = weight @ y
-    scores = weight[:, None] * (y - spec.design @ (inverse @ y))
-    by: list[np.ndarray] = []
-    for column in clusters.T:
-        by.append((sums(scores, np.unique(column, return_inverse=True)[1]) ** 2).sum(0))
+    by = [((adds @ scores) ** 2).sum(0) for adds in (target, source)]
     variance = np.maximum.reduce([by[0] + by[1] - (scores**2).sum(0), *by])
     known = variance > 0
     return np.where(known, slope / np.sqrt(np.where(known, variance, 1.0)), np.nan)

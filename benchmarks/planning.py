@@ -1,0 +1,65 @@
+"""Memory of planning a study of wide dictionaries, beyond the model and the dictionaries themselves."""
+
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from benchmarks.harness import Line, Size, benchmark, peak_mb, require
+
+ALLOWED = 1000.0
+"""MB (10^6 bytes) beyond model and dictionary"""
+_MAKE = """
+from pathlib import Path
+from benchmarks.grid import write_study
+from polysem.engine import run_study
+folder = Path({folder!r})
+study = write_study(folder, "Pythia-70M", d_sae={d_sae}, n_saes=2, n_targets=4, n_prompts=4, n_topics={topics})
+run_study(study, folder / "run", stages=["features", "pairs"])
+"""
+_LOAD = """
+from pathlib import Path
+import benchmarks.harness
+import torch
+from polysem.engine import run_study
+from polysem.store.run import RunFolder
+from safetensors import safe_open
+folder = Path({folder!r})
+held = 0
+for path in folder.rglob("*.safetensors"):
+    if "run" not in path.relative_to(folder).parts:
+        with safe_open(path, "pt") as file:
+            held += sum(file.get_tensor(name).nbytes for name in file.keys())
+"""
+_PLAN = """
+run_study(folder / "study.toml", folder / "run", stages=["plan"])
+plan = RunFolder(folder / "run").table("plan")
+print(held / 1e6, plan.num_rows, len(set(plan["target"].to_pylist())))
+"""
+
+
+@benchmark
+def memory(size: Size) -> Iterator[Line]:
+    """Planning two SAEs; model and dictionaries are loaded by the stage, and their bytes taken off its peak."""
+    d_sae, topics = (32_768, 4096) if size == "full" else (1024, 128)
+    with tempfile.TemporaryDirectory() as parent:
+        folder = str(Path(parent, "grid"))
+        made = subprocess.run(
+            [sys.executable, "-c", _MAKE.format(folder=folder, d_sae=d_sae, topics=topics)],
+            capture_output=True,
+            text=True,
+        )
+        require(made.returncode == 0, made.stderr[-800:])
+        peak, said = peak_mb(_LOAD.format(folder=folder), _PLAN)
+    held, rows, targets = (float(part) for part in said.split())
+    require(rows > 0 and targets > 1, f"{rows:g} trials of {targets:g} targets are planned")
+    yield Line(
+        f"memory of planning beyond model and dictionaries, 2 SAEs of {d_sae:,} x 512",
+        "1 GB allowed",
+        peak.extra - held,
+        ALLOWED,
+        "MB",
+        f"{rows:,.0f} trials planned; model and dictionaries are {held:,.0f} MB",
+        1,
+    )

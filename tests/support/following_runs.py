@@ -380,7 +380,7 @@ def stages(do: Following) -> None:
 
     early = saes["early"]
     across = replace(early, reads=Site(0, "hook_resid_mid"))
-    concept = ConceptConfig(words=" the, of", documents=40, length=8, prompts=3, sae="")
+    concept = ConceptConfig(words=" the, of", documents=40, length=8, prompts=4, sae="")
     made = read_manifest(folder / "run", "features")
     assert made is not None
     task = Task(

@@ -158,7 +158,7 @@ def two_dictionaries(size: Size) -> Iterator[Line]:
     cosine, similarity = world.directions @ other.directions.T, world.glosses @ other.glosses.T
     dense = int(((cosine >= MIN_INTERFERENCE) & (similarity < MAX_SIMILARITY)).sum())
     require(
-        0 < dense and abs(found.num_rows - dense) <= 2 + dense // 10_000,
+        dense > 0 and abs(found.num_rows - dense) <= 2 + dense // 10_000,
         f"{found.num_rows} pairs, the dense way has {dense}",
     )
     check = f"same number of pairs, {found.num_rows:,}"

@@ -145,7 +145,7 @@ KINSHIPS: Vocabulary[Word] = Vocabulary(
     Word(
         "absorbed",
         "absorbed",
-        "the other fires where a probe says that the one should, and the one is off",
+        "the other fires and is needed where a probe says that the one should fire, and the one is off",
     ),
     Word(
         "split",
@@ -161,7 +161,7 @@ KINSHIPS: Vocabulary[Word] = Vocabulary(
     Word(
         "same_tokens",
         "same tokens",
-        "fire on mostly the same tokens (Jaccard above 0.3), in directions of their own",
+        "fire, both of them needed, on mostly the same tokens (Jaccard above 0.3), in directions of their own",
     ),
     Word("unrelated", "unrelated", "none of these"),
 )

@@ -177,7 +177,7 @@ def given_transcoders(entry: TranscoderConfig, model: Any) -> "TranscoderSet":
     found = load_transcoders(
         entry.ref, reads=entry.reads, model=model, max_fvu=entry.max_fvu, allow_other_model=entry.allow_other_model
     )  # fmt: skip
-    known = {one.reads.layer: one for one in found.layers}
+    known = {one.reads.layer or 0: one for one in found.layers}
     if missing := sorted(set(entry.layers) - set(known)):
         raise ConfigError(
             f"transcoders {entry.ref} have no layer {missing[0]}; they have {', '.join(map(str, sorted(known)))}",

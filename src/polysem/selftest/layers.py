@@ -86,7 +86,8 @@ def planted(size: RunSize) -> Iterator[Measured]:
 
 def interference(size: RunSize) -> Iterator[Measured]:
     """Weights that training left between features that have nothing to do with each other: what they do is their closed form."""
-    told, sized, apart, off, wrong, acting, harms = [], [], [], [], 0, 0, []
+    told, sized, apart, off, harms = [], [], [], [], []
+    wrong = acting = pairs = 0
     seeds = size.of(1, 6)
     for k in range(seeds):
         world = interference_world(seed=size.seed + k, n_rows=size.of(120, 400))
@@ -115,6 +116,7 @@ def interference(size: RunSize) -> Iterator[Measured]:
         apart.append(float(np.abs(mean - expected).max()))
         between = edges[:, 0] != edges[:, 1]
         acting += int(between.sum())
+        pairs += len(every) * (len(every) - 1)
         harms += (expected[between] < 0).tolist()
     note = f"{seeds} trained toys"
     yield at_most(
@@ -134,7 +136,7 @@ def interference(size: RunSize) -> Iterator[Measured]:
     yield reported("AUROC of |weight|, against the same", float(np.mean(sized)), note=note)
     yield reported(
         "interference that acts and raises the loss", float(np.mean(harms)) if harms else float("nan"), unit="share",
-        note=f"{acting} of {seeds * len(every) * (len(every) - 1)} weights between features act on any token",
+        note=f"{acting} of {pairs} weights between features act on any token",
     )  # fmt: skip
 
 

@@ -19,6 +19,7 @@ from polysem.behaviour.monitors import Documents, fit_monitors, judged, lateness
 from polysem.seeds import rng_for
 from polysem.selftest.lines import Measured, at_most, between, near
 from polysem.selftest.runner import RunSize
+from polysem.side_effects.measures import Estimate
 from polysem.worlds.linear import LATER, CarriedWorld, LinearWorld
 from polysem.worlds.tables import plain_sae
 
@@ -38,7 +39,7 @@ def world(seed: int, *, carried: float, beside: float, cosine: float, unseen: fl
     E[:, 3] = 3.0
     U = np.zeros((VOCAB, WIDTH))
     U[list(TOKENS)] = carried * d + beside * r
-    model = LinearWorld(torch.from_numpy(E), torch.from_numpy(U))
+    model = LinearWorld(torch.from_numpy(E), torch.from_numpy(U), n_ctx=8)  # no room for texts
     return Handle(model, plain_sae(np.stack([d, other])), (0,), TOKENS)
 
 
@@ -173,11 +174,12 @@ def _coverage(size: RunSize) -> Iterator[Measured]:
     """How often intervals hold what they are of."""
     n = size.of(600, 12000)
     rng = rng_for(size.seed, "handles", "coverage")
-    error = np.sqrt(0.95 * 0.05 / n)
+    error = float(np.sqrt(0.95 * 0.05 / n))
 
-    def line(name: str, held: int) -> Measured:
+    def line(name: str, found: list[Estimate], truth: float) -> Measured:
+        held = float(np.mean([one.lo <= truth <= one.hi for one in found]))
         lo, hi = 0.936 - 3 * error, 0.963 + 3 * error
-        return between(f"intervals that hold {name}", held / n, lo, hi, error=error)
+        return between(f"intervals that hold {name}", held, lo, hi, error=error)
 
     drops = stats.truncnorm(0.5, np.inf)
     draws = {
@@ -187,20 +189,18 @@ def _coverage(size: RunSize) -> Iterator[Measured]:
         "the mean delay of 30 documents": (rng.geometric(0.4, (n, 30)) - 1.0, 1.5),
     }
     for name, (drawn, truth) in draws.items():
-        found = [mean_interval(x) for x in drawn]
-        yield line(name, sum(one.lo <= truth <= one.hi for one in found))
+        yield line(name, [mean_interval(x) for x in drawn], truth)
     for step in (0.8, 1.6):
         truth = float(stats.norm.cdf(step / np.sqrt(2)))
         found = [auroc_interval(rng.standard_normal(80), rng.standard_normal(40) + step) for _ in range(n)]
-        yield line(f"the AUROC of 40 documents, {truth:.2f}", sum(one.lo <= truth <= one.hi for one in found))
+        yield line(f"the AUROC of 40 documents, {truth:.2f}", found, truth)
     folds, close = np.zeros(16, dtype=np.int64), 0.9
     for step in (1.0, 2.0):
         # the same prompt pushed and not: compared with itself it is told better
-        truth = (15 * stats.norm.cdf(step / np.sqrt(2)) + stats.norm.cdf(step / np.sqrt(2 - 2 * close))) / 16
-        held = 0
+        ends = stats.norm.cdf(step / np.sqrt([2, 2 - 2 * close]))
+        truth, found = float(15 * ends[0] + ends[1]) / 16, []
         for _ in range(n):
             clean = rng.standard_normal(16)
             pushed = close * clean + np.sqrt(1 - close**2) * rng.standard_normal(16) + step
-            one = paired_auroc(paired_placements(clean, pushed, folds))
-            held += one.lo <= truth <= one.hi
-        yield line(f"the AUROC of a push on 16 prompts, {truth:.2f}", held)
+            found.append(paired_auroc(paired_placements(clean, pushed, folds)))
+        yield line(f"the AUROC of a push on 16 prompts, {truth:.2f}", found, truth)

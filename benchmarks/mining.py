@@ -153,7 +153,8 @@ def two_dictionaries(size: Size) -> Iterator[Line]:
     n = 16_384 if size == "full" else 2896
     both, square = make_world(2 * n, 768, 384), make_world(int(n * 2**0.5), 768, 384, seed=1)
     # two halves of one world, which share its topics: others would have no pair
-    world, other = (World(both.directions[k::2], both.glosses[k::2]) for k in (0, 1))
+    halves = zip(both.directions.split(n), both.glosses.split(n), strict=True)
+    world, other = (World(*half) for half in halves)
     found = mine_two(world, other)
     cosine, similarity = world.directions @ other.directions.T, world.glosses @ other.glosses.T
     dense = int(((cosine >= MIN_INTERFERENCE) & (similarity < MAX_SIMILARITY)).sum())

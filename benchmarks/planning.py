@@ -26,16 +26,16 @@ from polysem.engine import run_study
 from polysem.store.run import RunFolder
 from safetensors import safe_open
 folder = Path({folder!r})
-held = 0
+own = 0
 for path in folder.rglob("*.safetensors"):
     if "run" not in path.relative_to(folder).parts:
         with safe_open(path, "pt") as file:
-            held += sum(file.get_tensor(name).nbytes for name in file.keys())
+            own += sum(file.get_tensor(name).nbytes for name in file.keys())
 """
 _PLAN = """
 run_study(folder / "study.toml", folder / "run", stages=["plan"])
 plan = RunFolder(folder / "run").table("plan")
-print(held / 1e6, plan.num_rows, len(set(plan["target"].to_pylist())))
+print(own / 1e6, plan.num_rows, len(set(plan["target"].to_pylist())))
 """
 
 
@@ -52,14 +52,14 @@ def memory(size: Size) -> Iterator[Line]:
         )
         require(made.returncode == 0, made.stderr[-800:])
         peak, said = peak_mb(_LOAD.format(folder=folder), _PLAN)
-    held, rows, targets = (float(part) for part in said.split())
+    own, rows, targets = (float(part) for part in said.split())
     require(rows > 0 and targets > 1, f"{rows:g} trials of {targets:g} targets are planned")
     yield Line(
         f"memory of planning beyond model and dictionaries, 2 SAEs of {d_sae:,} x 512",
         "1 GB allowed",
-        peak.extra - held,
+        peak.extra - own,
         ALLOWED,
         "MB",
-        f"{rows:,.0f} trials planned; model and dictionaries are {held:,.0f} MB",
+        f"{rows:,.0f} trials planned; model and dictionaries are {own:,.0f} MB",
         1,
     )

@@ -173,6 +173,7 @@ def test_moves_at_a_later_site_leave_what_arrives_of_the_clamped_features_alone(
     """The Jacobian against pushes ten times as short, and the move against both that and the encoder's rows."""
     one, ids = handle(), [1, 2, 3, 4]
     site = later_site(one.model, one.sae.writes)
+    assert site is not None
     assert site == Site(1, "hook_resid_post")
     assert later_site(one.model, site) is None
     arrives = one.carried(ids, site)

@@ -97,7 +97,7 @@ def test_parameters_of_a_stage_are_those_that_decide_it():
 
 def test_every_section_of_a_study_decides_some_stage():
     """A new section that no stage declares would never make anything stale."""
-    declared = {section for stage in (*ORDER, "joint") for section in REGISTRY[stage].sections}
+    declared = {section for stage in (*ORDER, "joint", "layers") for section in REGISTRY[stage].sections}
     declared -= {"sae_refs", "gloss_vectors"}  # parts of sections
     # the report is decided by every section; its name decides nothing else
     assert declared | {"name"} == set(Study.model_fields)

@@ -51,7 +51,7 @@ NOT_HERE = {
     ),
     **dict.fromkeys(
         (
-            "http.py: serve that model", "report/interpret.py: polysem", "targets/probe.py: ", "targets/samples.py: ",
+            "http.py: serve that model", "targets/probe.py: ", "targets/samples.py: ",
             "targets/served.py: ", "transfer/interpret.py: ",
         ),
         _SERVER,

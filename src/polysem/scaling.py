@@ -119,14 +119,16 @@ def power_fit(
     """The curve of least squares over widths and seeds.
 
     Raises:
-        ConfigError: with fewer than three widths, or numbers that are not finite.
+        ConfigError: with fewer than three widths.
     """
-    if len(np.unique(width)) < 3 or not np.isfinite([width, y]).all():
+    if len(np.unique(width)) < 3:
         raise ConfigError(
-            f"{len(np.unique(width))} widths and {int((~np.isfinite(y)).sum())} unknown numbers; a curve asks for three widths, "
-            "all known",
+            f"{len(np.unique(width))} widths; a curve asks for three",
             hint="add dictionaries of other widths of the site",
         )
+    unknown = int((~np.isfinite(y)).sum())
+    if unknown:  # the share that is apart, where a dictionary has no close pair
+        return PowerFit(*[float("nan")] * 6, f"unknown of {unknown} of {len(y)}: no curve")
     a, b, c, squares = _curve(width, y)
     seeds = np.unique(seed)
     lo = hi = float("nan")

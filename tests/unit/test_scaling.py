@@ -29,6 +29,15 @@ def test_a_known_exponent_comes_back(exponent: float) -> None:
     assert noisy.lo <= exponent <= noisy.hi
 
 
+def test_a_measure_that_one_dictionary_does_not_have_has_no_curve() -> None:
+    width = np.array([8.0, 16.0, 32.0])
+    found = power_fit(width, np.array([0.5, np.nan, 0.1]), np.zeros(3))
+    assert np.isnan([found.a, found.b, found.c, found.residual]).all()
+    assert found.note == "unknown of 1 of 3: no curve"
+    with pytest.raises(ConfigError, match="2 widths"):
+        power_fit(width[:2], np.ones(2), np.zeros(2))
+
+
 def test_seeds_that_have_no_exponent_bound_none() -> None:
     """Either seed alone is a step at the first width or a line, so a zero spread of their exponents would say nothing."""
     width, seed = np.tile([1.0, 2, 4, 8], 2), np.repeat([0.0, 1], 4)

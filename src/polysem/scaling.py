@@ -123,7 +123,7 @@ def power_fit(
     """
     if len(np.unique(width)) < 3:
         raise ConfigError(
-            f"{len(np.unique(width))} widths; a curve asks for three",
+            f"{len(np.unique(width))} widths; a curve asks for three widths",
             hint="add dictionaries of other widths of the site",
         )
     unknown = int((~np.isfinite(y)).sum())

@@ -2,11 +2,14 @@
 effects, shown in the report; killed and made again; and a study that does not ask."""
 
 import shutil
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pyarrow.compute as pc
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from polysem.cli.app import app
@@ -17,9 +20,10 @@ from polysem.hierarchy.known import kinds_of
 from polysem.models import load_model
 from polysem.store.run import RunFolder
 from polysem.vocabulary_findings import KINSHIPS
-from support.sae_fixtures import WRITERS, planted
+from support.sae_fixtures import WRITERS, Weights, planted
 from support.tiny import save_tiny_model
 
+MIXED = list(range(10, 58, 2))
 EVERY = [name for name in KINSHIPS if name != "unrelated"]
 STUDY = """
 name = "kin"
@@ -71,9 +75,26 @@ def folder(tmp_path_factory) -> Path:
     (folder / "text.txt").write_text("\n\n".join(draw(40) for _ in range(200)), encoding="utf-8")
     (folder / "prompts.txt").write_text("\n".join(draw(8) for _ in range(4)), encoding="utf-8")
     facts = {"d_in": model.spec.d_model, "layer": 0, "hook": "hook_resid_post", "k": 6}
-    for name, d_sae, seed in (("first", 96, 0), ("second", 96, 1), ("narrow", 24, 2)):
-        WRITERS["saelens-v6-topk"](folder / name, planted(d_sae=d_sae, seed=seed, **facts))
+    wide = [_mixed(planted(d_sae=96, seed=seed, **facts)) for seed in (0, 1)]
+    narrow = _mixing(planted(d_sae=48, seed=2, **facts), wide)
+    for name, weights in zip(("first", "second", "narrow"), (*wide, narrow), strict=True):
+        WRITERS["saelens-v6-topk"](folder / name, weights)
     return folder
+
+
+def _mixed(weights: Weights) -> Weights:
+    """Twenty-four pairs of rows at a cosine of 0.5, which fire together: a narrower dictionary mixes each (`_mixing`)."""
+    rows = weights.W_dec.clone()
+    for m in MIXED:
+        aside = torch.nn.functional.normalize(rows[m + 1] - (rows[m + 1] @ rows[m]) * rows[m], dim=0)
+        rows[m + 1] = 0.5 * rows[m] + 0.75**0.5 * aside
+    return replace(weights, W_dec=rows, W_enc=rows.T.contiguous())
+
+
+def _mixing(narrow: Weights, wide: Sequence[Weights]) -> Weights:
+    rows = torch.cat([w.W_dec[MIXED] + w.W_dec[[m + 1 for m in MIXED]] for w in wide])
+    rows = torch.nn.functional.normalize(rows, dim=1)
+    return replace(narrow, W_dec=rows, W_enc=rows.T.contiguous())
 
 
 def made(folder: Path, name: str, relations: str, *, after: RunFolder | None = None) -> RunFolder:

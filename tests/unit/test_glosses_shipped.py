@@ -57,7 +57,7 @@ def test_an_sae_of_no_zoo_is_refused():
 def test_a_feature_that_does_not_exist_is_refused(tmp_path, monkeypatch):
     file = tmp_path / "x.jsonl"
     file.write_text('{"feature": 8, "gloss": "rain"}\n')
-    monkeypatch.setitem(shipped._ZOOS, "zoo", lambda kind, name: file)
+    monkeypatch.setattr(shipped, "zoo_path", lambda kind, name: file)
     with pytest.raises(MismatchError, match="feature 8 does not exist in an SAE of 8"):
         shipped_glosses("zoo:x", d_sae=8)
 

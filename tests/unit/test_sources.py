@@ -47,7 +47,7 @@ def test_written_glosses_of_a_zoo_are_hashed_where_they_are_taken(where, tmp_pat
     ref, text, lines = "zoo:neox/blocks.2.hook_resid_post", tmp_path / "text.txt", tmp_path / "lines.jsonl"
     text.write_text("words")
     lines.write_text('{"feature": 8, "gloss": "rain"}\n')
-    monkeypatch.setitem(shipped._ZOOS, "zoo", lambda kind, name: lines)
+    monkeypatch.setattr(shipped, "zoo_path", lambda kind, name: lines)
     study = STUDY.format(model=tmp_path, sae=ref, corpus=text)
     if where == "study":
         study += '[glosses]\nsource = "zoo"\n'

@@ -66,3 +66,21 @@ def test_only_the_same_group_of_other_saes_is_compared_and_a_single_one_says_so(
     assert (alone["n_saes"], alone["note"]) == (1, "only 1 of 1 SAEs have an interval of their own")
     (none,) = between_saes(rows[:1], rows[:1])
     assert none["note"] == "there is one SAE"
+
+
+@pytest.mark.parametrize(("unit", "beyond"), [("share of pairs", False), ("nats", True)])
+def test_a_pooled_share_has_its_interval_where_shares_can_be(unit, beyond):
+    rows = [
+        row(sae, value, 0.1) | {"unit": unit}
+        for sae, value in (
+            (
+                "*",
+                0.7,
+            ),
+            ("A", 0.6),
+            ("B", 0.8),
+        )
+    ]
+    (found,) = between_saes(rows[:1], rows)
+    assert found["mean"] == pytest.approx(0.7)
+    assert (found["hi"] > 1) == (found["lo"] < 0) == beyond

@@ -274,6 +274,8 @@ def _over_sources(
     found = (
         jackknife(lambda p: float(values[p].mean()), places) if len(places) else Estimate(*[float("nan")] * 4)
     )
+    if by == "-":  # t intervals may leave [0, 1], where no share can be
+        found = found._replace(lo=float(np.clip(found.lo, 0, 1)), hi=float(np.clip(found.hi, 0, 1)))
     return finding("X2", quantity, by, found, over="sources", n=len(places), dose=dose, note=note)
 
 

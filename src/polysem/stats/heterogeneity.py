@@ -111,5 +111,5 @@ def _row(row: Row, own: Rows) -> Row:
     estimate, se = (np.array(column) for column in zip(*known, strict=True))
     found = heterogeneity(estimate, se, level=float(str(row["level"])))
     if row["unit"] == "share of pairs":
-        found = found._replace(lo=max(0.0, found.lo), hi=min(1.0, found.hi))
+        found = found._replace(lo=float(np.clip(found.lo, 0, 1)), hi=float(np.clip(found.hi, 0, 1)))
     return made | {k: number(v) for k, v in found._asdict().items()} | {"note": None}

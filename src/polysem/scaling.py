@@ -128,7 +128,8 @@ def power_fit(
         )
     unknown = int((~np.isfinite(y)).sum())
     if unknown:  # the share that is apart, where a dictionary has no close pair
-        return PowerFit(*[float("nan")] * 6, f"unknown of {unknown} of {len(y)}: no curve")
+        nan = float("nan")
+        return PowerFit(nan, nan, nan, nan, nan, nan, f"unknown of {unknown} of {len(y)}: no curve")
     a, b, c, squares = _curve(width, y)
     seeds = np.unique(seed)
     lo = hi = float("nan")

@@ -166,7 +166,7 @@ def send(
     """
     key = key if key and key.origin == origin(url) else None
     headers = {"accept-encoding": "gzip", **request.pop("headers", {}), **(key.headers if key else {})}
-    exchange = partial(_exchange, client, method, url, ceiling, {**request, "headers": headers})
+    exchange = partial(_exchange, client, method, url, ceiling, {"timeout": deadline, **request, "headers": headers})
     trouble, attempt = _Again(f"retries.attempts is {retries.attempts}; expected at least 1"), 0
     for attempt in range(retries.attempts):
         if before is not None:
@@ -245,6 +245,9 @@ def _attempt(
         ) from None
     except httpx.TooManyRedirects:
         raise RequestError(f"{hidden(url)} redirects in a circle", hint="check the address") from None
+    except httpx.ReadTimeout:
+        # the client's own clock may be the first to end
+        raise _Again(_SLOW.format(deadline), _FASTER) from None
     except (httpx.TransportError, OSError) as error:
         told = hide(hidden(f"{type(error).__name__}: {error}"))
         tls = "SSL" in told or "CERTIFICATE" in told
@@ -264,6 +267,7 @@ def _attempt(
 
 
 _TLS = "check that the address begins with https:// or http:// as the server does; SSL_CERT_FILE names certificates of your own"
+_SLOW, _FASTER = "no whole answer within {:g} s", "raise timeout, or ask a faster server"
 _WAIT = (
     "the server is busy or broken: wait, or lower concurrency and per_minute; then run the same command again"
 )
@@ -285,9 +289,7 @@ def _within(seconds: float, work: Callable[[threading.Event], T]) -> T:
         result, error = done.get(timeout=seconds)
     except queue.Empty:
         stop.set()
-        raise _Again(
-            f"no whole answer within {seconds:g} s", "raise timeout, or ask a faster server"
-        ) from None
+        raise _Again(_SLOW.format(seconds), _FASTER) from None
     if error is not None:
         raise error
     return result  # pyright: ignore[reportReturnType]  (there is one where there is no error)

@@ -282,6 +282,48 @@ def clt_training(folder: Path, p: Planted, **config: object) -> Path:
     return sparsify(folder, p, **config)
 
 
+def decode_clt(
+    folder: Path, p: Planted, *, tying: str = "none", norm: str = "none", **config: object
+) -> Path:
+    """As decode-clt's trainer leaves it: the state dict under its own names; the planted decoders' first of a tie counts."""
+    n, d = len(p.W_enc), p.W_enc.shape[1]
+    settings = {
+        "num_features": F, "num_layers": n, "d_model": d, "model_name": "somebody/model", "normalization_method": norm,
+        "activation_fn": "relu" if p.threshold is None else "jumprelu", "decoder_tying": tying,
+        "skip_connection": p.W_skip is not None, "enable_feature_offset": tying != "none", "enable_feature_scale": tying != "none",
+    }  # fmt: skip
+    write_json(folder / "cfg.json", settings | config)
+    g = torch.Generator().manual_seed(11)
+    tensors: dict[str, Tensor | None] = {}
+    for i in range(n):
+        tensors |= {
+            f"encoder_module.encoders.{i}.weight": p.W_enc[i].T,
+            f"encoder_module.encoders.{i}.bias_param": p.b_enc[i],
+        }
+    pairs = sorted(p.W_dec) if tying == "none" else [(i, i) for i in range(n)]
+    for i, m in pairs:
+        key = f"{i}->{m}" if tying == "none" else str(i)
+        tensors |= {
+            f"decoder_module.decoders.{key}.weight": p.W_dec[i, m].T,
+            f"decoder_module.decoders.{key}.bias_param": torch.randn(d, generator=g),
+        }
+        if p.W_skip is not None:
+            tensors[f"decoder_module.skip_weights.{key}"] = p.W_skip[i].T * (1 + m - i)
+        if tying != "none":
+            tensors[f"decoder_module.feature_offset.{key}"] = torch.rand(F, generator=g)
+            tensors[f"decoder_module.feature_scale.{key}"] = torch.rand(F, generator=g) + 0.5
+    if p.threshold is not None:
+        tensors["theta_manager.log_threshold"] = p.threshold.log()
+    if norm == "mean_std":
+        stats = {
+            str(i): {side: {"mean": torch.randn(d, generator=g).tolist(), "std": (torch.rand(d, generator=g) + 0.5).tolist()}
+                     for side in ("inputs", "targets")} for i in range(n)
+        }  # fmt: skip
+        write_json(folder / "norm_stats.json", stats)
+    save(folder / "clt_checkpoint_latest.safetensors", tensors)
+    return folder
+
+
 WRITERS: dict[str, tuple[Callable[..., Path], dict]] = {
     "circuit-tracer PLT, relu": (circuit_tracer_plt, {}),
     "circuit-tracer PLT, jumprelu, skip": (circuit_tracer_plt, {"jump": True, "skip": True}),

@@ -13,7 +13,7 @@ from polysem.registry import zoo_path
 from polysem.saes.fidelity import ActivationSource, sample_rows
 from polysem.saes.load import check_match
 from polysem.saes.transcoder import TranscoderSet
-from polysem.saes.transcoders import circuit_tracer, gemma, saelens, sparsify
+from polysem.saes.transcoders import circuit_tracer, decode_clt, gemma, saelens, sparsify
 from polysem.saes.written import check_written
 
 _DOOR = Door("transcoders", "expected zoo:NAME/SITE, zoo-real:NAME/SITE, or a folder or file that exists")
@@ -98,6 +98,8 @@ def _loader(path: Path) -> Loader:
         return gemma.load
     if "sae_weights.safetensors" in names and "cfg.json" in names:
         return saelens.load
+    if decode_clt.speaks(folder):
+        return decode_clt.load
     if "sae.safetensors" in names or any((one / "sae.safetensors").is_file() for one in folder.iterdir()):
         return sparsify.load
     if "config.yaml" in names or any(re.fullmatch(r"W_enc_\d+\.safetensors", n) for n in names):

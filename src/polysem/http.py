@@ -166,7 +166,9 @@ def send(
     """
     key = key if key and key.origin == origin(url) else None
     headers = {"accept-encoding": "gzip", **request.pop("headers", {}), **(key.headers if key else {})}
-    exchange = partial(_exchange, client, method, url, ceiling, {"timeout": deadline, **request, "headers": headers})
+    exchange = partial(
+        _exchange, client, method, url, ceiling, {"timeout": deadline, **request, "headers": headers}
+    )
     trouble, attempt = _Again(f"retries.attempts is {retries.attempts}; expected at least 1"), 0
     for attempt in range(retries.attempts):
         if before is not None:

@@ -251,3 +251,15 @@ def test_what_cannot_be_asked_is_an_error(
         )
         done = CliRunner().invoke(app, ["kinship", str(study), "--out", str(out)])
         assert done.exit_code == 0, done.output
+
+
+def test_verbs_beside_a_study_make_its_relations_first(folder, drawn) -> None:
+    root = folder / "beside"
+    shutil.copytree(
+        drawn.root, root, ignore=shutil.ignore_patterns("kinship", "plan", "trials", "effects", "*.lock")
+    )
+    asked = ["--features", "1", "--sae", "first", "--target", "a,the", "--null", "3", "--tokens", "0"]
+    done = CliRunner().invoke(app, ["side-effects", str(folder / "drawn.toml"), "--out", str(root), *asked])
+    assert done.exit_code == 0, done.output
+    assert RunFolder.open(root).table("relations").equals(drawn.table("relations"))
+    assert not (root / "trials").exists()

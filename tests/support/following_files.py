@@ -232,6 +232,7 @@ def shells(do: Following) -> None:
     "saes/transcoders/sparsify.py: load_sae(X)",
     "saes/transcoders/sparsify.py: mv X layers.5.mlp",
     "saes/transcoders/gemma.py: mv X layer_12",
+    "saes/transcoders/decode_clt.py: copy model.safetensors",
 )
 def dictionaries(do: Following) -> None:
     weights = {"W_enc": np.eye(4, 8), "W_dec": np.eye(8, 4), "b_enc": np.zeros(8), "b_dec": np.zeros(4)}
@@ -262,6 +263,11 @@ def dictionaries(do: Following) -> None:
     hint = do.hint(lambda: load_transcoders(do.folder / "it"))
     subprocess.run(hint, shell=True, check=True, cwd=do.folder)
     assert load_transcoders(do.folder / "layer_12").layers
+    clt = transcoder_fixtures.decode_clt(do.folder / "c", transcoder_fixtures.planted(cross=True))
+    last = (clt / "clt_checkpoint_latest.safetensors").rename(do.folder / "model.safetensors")
+    assert "copy model.safetensors" in do.hint(lambda: load_transcoders(clt))
+    last.rename(clt / last.name)
+    assert load_transcoders(clt).layers
     auto = sae_fixtures.write_sparsify(do.folder / "p", sae_fixtures.planted())
     assert f"{str(auto)!r}" in do.hint(lambda: load_transcoders(auto))
     assert load_sae(str(auto))

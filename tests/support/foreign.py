@@ -224,6 +224,11 @@ def _one_layer(folder: Path) -> None:
     )
 
 
+def _decode_clt(folder: Path) -> None:
+    planted = transcoder_fixtures.planted(cross=True, jump=True, skip=True)
+    transcoder_fixtures.decode_clt(folder, planted, norm="mean_std")
+
+
 def _transcoder_cases() -> dict[str, Case]:
     inside = {
         "circuit-tracer PLT, jumprelu, skip": ("config.yaml", "layer_1.safetensors"),
@@ -486,6 +491,10 @@ CASES: dict[str, Case] = {
         str(f / "ae.pt"), site=str(STREAM))),
     **_transcoder_cases(),
     "transcoders, Gemma Scope 2 CLT, the first file": part("params_layer_0.safetensors", _one_layer, load_transcoders),
+    **{
+        f"transcoders, decode-clt, {name}": part(name, _decode_clt, load_transcoders)
+        for name in ("cfg.json", "norm_stats.json", "clt_checkpoint_latest.safetensors")
+    },
     "transcoder, SAELens, cfg.json": part("cfg.json", _saelens_transcoder, load_transcoders),
     "transcoder, SAELens, weights": part("sae_weights.safetensors", _saelens_transcoder, load_transcoders),
     "direction, npy": lone("v.npy", _npy, _direction),

@@ -71,10 +71,6 @@ def load(ref: str, path: Path) -> TranscoderSet:
             )
         return found.float()
 
-    pairs = [(i, m) for i in range(n) for m in range(i, n)]
-    names = {"none": "{0}->{1}", "per_source": "{0}", "per_target": "{1}"}[tying]
-    ids = sorted({names.format(*pair) for pair in pairs})
-    dec = "decoder_module."
     encoders = [
         (
             part(f"encoder_module.encoders.{i}.weight", f, d).T,
@@ -82,6 +78,10 @@ def load(ref: str, path: Path) -> TranscoderSet:
         )
         for i in range(n)
     ]
+    pairs = [(i, m) for i in range(n) for m in range(i, n)]
+    names = {"none": "{0}->{1}", "per_source": "{0}", "per_target": "{1}"}[tying]
+    ids = sorted({names.format(*pair) for pair in pairs})
+    dec = "decoder_module."
     rows = {key: part(f"{dec}decoders.{key}.weight", d, f).T for key in ids}
     biases = {key: part(f"{dec}decoders.{key}.bias_param", d) for key in ids}
     asked = {key: bool(setting(config, key, bool, where=where, default=False)) for key in
@@ -208,10 +208,10 @@ def _scale(stats: dict[str, Any], layer: str, side: str, d: int, path: Path) -> 
     of = own.get(side) if isinstance(own, dict) else None
     if not isinstance(of, dict):
         raise FormatError(f"{path} has no {side} of layer {layer}; expected mean and std of every layer")
-    mean, std = (setting(of, key, list, where=path) for key in ("mean", "std"))
-    if not all(
-        isinstance(v, list) and len(v) == d and all(isinstance(x, int | float) for x in v)
-        for v in (mean, std)
-    ):
-        raise FormatError(f"{path}: {side} of layer {layer}: expected mean and std of {d} numbers each")
-    return _Scale(torch.tensor(mean, dtype=torch.float32), torch.tensor(std, dtype=torch.float32) + _EPSILON)
+    found = []
+    for key in ("mean", "std"):
+        value = setting(of, key, list, where=path)
+        if value is None or len(value) != d or not all(isinstance(x, int | float) for x in value):
+            raise FormatError(f"{path}: {side} of layer {layer}: expected mean and std of {d} numbers each")
+        found.append(torch.tensor([float(x) for x in value], dtype=torch.float64).float())
+    return _Scale(found[0], found[1] + _EPSILON)

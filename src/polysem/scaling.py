@@ -130,6 +130,9 @@ def power_fit(
     if unknown:  # the share that is apart, where a dictionary has no close pair
         nan = float("nan")
         return PowerFit(nan, nan, nan, nan, nan, nan, f"unknown of {unknown} of {len(y)}: no curve")
+    if not np.ptp(y):  # any c fits it
+        nan = float("nan")
+        return PowerFit(float(y[0]), 0.0, nan, nan, nan, 0.0, "the same at every width: no curve")
     a, b, c, squares = _curve(width, y)
     seeds = np.unique(seed)
     lo = hi = float("nan")
@@ -142,7 +145,7 @@ def power_fit(
         # Two curves at one end of what is looked at agree in nothing.
         reach = float("nan") if any(map(_at_an_end, left)) else float(t.ppf(0.975, m - 1)) * se
         lo, hi = c - reach, c + reach
-    spread = float(np.ptp(y)) or 1.0
+    spread = float(np.ptp(y))
     note = (
         f"c is at an end of what is looked at, {_SLOWEST:g} to {_STEEPEST:g}: no such curve"
         if _at_an_end(c)

@@ -34,6 +34,9 @@ def test_a_measure_that_one_dictionary_does_not_have_has_no_curve() -> None:
     found = power_fit(width, np.array([0.5, np.nan, 0.1]), np.zeros(3))
     assert np.isnan([found.a, found.b, found.c, found.residual]).all()
     assert found.note == "unknown of 1 of 3: no curve"
+    flat = power_fit(width, np.zeros(3), np.zeros(3))
+    assert flat.note == "the same at every width: no curve"
+    assert np.isnan([flat.c, flat.lo, flat.hi]).all()
     with pytest.raises(ConfigError, match="2 widths"):
         power_fit(width[:2], np.ones(2), np.zeros(2))
 

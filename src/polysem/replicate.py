@@ -46,6 +46,8 @@ LARGEST = 20_000
 NEAR = 64
 """candidates of a feature of a larger dictionary"""
 _BLOCK = 2048
+_CELLS = _BLOCK * 4096
+"""cosines in memory at a time: 64 MiB"""
 
 
 @dataclass(frozen=True)
@@ -127,12 +129,17 @@ def _assigned_near(
     return i, j, np.einsum("nd,nd->n", first[i], second[j])
 
 
+def _at_once(columns: int) -> int:
+    return max(1, min(_BLOCK, _CELLS // columns))
+
+
 def _closest(a: np.ndarray, b: np.ndarray, near: int) -> tuple[Int[np.ndarray, " k"], Int[np.ndarray, " k"]]:
     """Rows of a, and for each the rows of b of the `near` largest |cosine|."""
-    found = []
-    for start in range(0, len(a), _BLOCK):
-        size = np.abs(a[start : start + _BLOCK] @ b.T)
-        found.append(np.argpartition(size, -near, axis=1)[:, -near:])
+    found, rows = [], _at_once(len(b))
+    for start in range(0, len(a), rows):
+        size = np.abs(a[start : start + rows] @ b.T)
+        # a copy: a view would keep the order of all columns
+        found.append(np.argpartition(size, -near, axis=1)[:, -near:].copy())
     columns = np.concatenate(found)
     return np.repeat(np.arange(len(a)), near), columns.ravel().astype(np.int64)
 
@@ -186,7 +193,8 @@ def limit(
     best = []
     for _ in range(TURNS):
         turned = (second @ random_rotation(second.shape[1], rng)).T
-        best += [np.abs(first[k : k + _BLOCK] @ turned).max(axis=1) for k in range(0, len(first), _BLOCK)]
+        rows = _at_once(len(second))
+        best += [np.abs(first[k : k + rows] @ turned).max(axis=1) for k in range(0, len(first), rows)]
     return float(np.quantile(np.concatenate(best), 1 - FALSE))
 
 

@@ -109,7 +109,7 @@ def _assigned_near(
     ahead, back = _closest(first, second, near), _closest(second, first, near)
     keys = np.unique(np.concatenate([ahead[0] * m + ahead[1], back[1] * m + back[0]]))
     i, j = np.divmod(keys, m)
-    size = np.abs(np.einsum("nd,nd->n", first[i], second[j]))
+    size = np.abs(_cosines(first, second, i, j))
     # A column of its own, at the cost of no cosine at all, keeps every row matched whatever the others take.
     cost = np.concatenate([2 - size, np.full(n, 2.0)])
     rows, columns = np.concatenate([i, np.arange(n)]), np.concatenate([j, m + np.arange(n)])
@@ -126,7 +126,15 @@ def _assigned_near(
         i, j = np.concatenate([i, left[more[0]]]), np.concatenate([j, free[more[1]]])
         order = np.argsort(i)
         i, j = i[order], j[order]
-    return i, j, np.einsum("nd,nd->n", first[i], second[j])
+    return i, j, _cosines(first, second, i, j)
+
+
+def _cosines(first: np.ndarray, second: np.ndarray, i: np.ndarray, j: np.ndarray) -> np.ndarray:
+    """Of rows i of the first with rows j of the second; as many at a time as fit beside the rest."""
+    found, rows = np.empty(len(i)), _at_once(first.shape[1])
+    for k in range(0, len(i), rows):
+        found[k : k + rows] = np.einsum("nd,nd->n", first[i[k : k + rows]], second[j[k : k + rows]])
+    return found
 
 
 def _at_once(columns: int) -> int:

@@ -143,22 +143,37 @@ class ActiveEncoder:
 
     def _block(self, rule: "_Rule", inputs: Tensor, first: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """(place, feature, value) of a few inputs, the places counted from `first`."""
-        found = list(self._screen.candidates(inputs, k=rule.k))
-        place, feature = (np.concatenate(column) for column in zip(*found, strict=True))
-        rows = inputs.numpy()
-        if len(place) > DENSE * len(rows) * self.sae.d_sae:
-            place, feature = (index.ravel() for index in np.indices((len(rows), self.sae.d_sae)))
-            dots = _dense_dots(rows, self._columns).ravel()
+        rows, few = inputs.numpy(), self._few(inputs, rule.k)
+        if few is None:
+            value = rule.values(_dense_dots(rows, self._columns), slice(None))
+            able = value > 0
+            if rule.k is not None and rule.k < self.sae.d_sae:
+                able &= value >= np.partition(value, -rule.k, axis=1)[:, -rule.k, None]
+            place, feature = able.nonzero()
+            value = value[able]
         else:
-            dots = canonical_dots(self._columns, rows, feature, place)
-        value = rule.values(dots, feature)
-        order = np.lexsort((feature, place))
-        if rule.k is not None:
-            order = _k_largest(rule.k, place, feature, value)
+            place, feature = few
+            value = rule.values(canonical_dots(self._columns, rows, feature, place), feature)
+        order = np.lexsort((feature, place)) if rule.k is None else _k_largest(rule.k, place, feature, value)
         with np.errstate(over="ignore"):  # refused by the caller
             value = value.astype(np.float32)
         order = order[value[order] > 0]
         return first + place[order], feature[order], value[order]
+
+    def _few(
+        self, inputs: Float[Tensor, "places d_in"], k: int | None
+    ) -> tuple[Int[np.ndarray, " n"], Int[np.ndarray, " n"]] | None:
+        """(place, feature) of what has to be decided; None: too many, so all of them. Inputs whose norm is far above their
+        activations, as a model's massive ones are, leave nothing to a bfloat16 screen: float32 takes its place."""
+        assert self._rule is not None
+        found = list(self._screen.candidates(inputs, k=k))
+        if sum(len(place) for place, _ in found) <= DENSE * len(inputs) * self.sae.d_sae:
+            place, feature = (np.concatenate(column) for column in zip(*found, strict=True))
+            return place, feature
+        if self._screen.columns.dtype == torch.float32:
+            return None
+        self._screen = _Screen.of(self._columns, self._rule, torch.float32)
+        return self._few(inputs, k)
 
 
 @dataclass(frozen=True)
@@ -194,8 +209,8 @@ class _Rule:
         return cls(offset, scale, bias * scale, sae.k if sae.activation == "topk" else None)
 
     def values(
-        self, dots: Float[np.ndarray, " n"], feature: Int[np.ndarray, " n"]
-    ) -> Float[np.ndarray, " n"]:
+        self, dots: Float[np.ndarray, "*n"], feature: Int[np.ndarray, "*n"] | slice
+    ) -> Float[np.ndarray, "*n"]:
         """Activations of dot products; of topk what it compares, of the others 0 where not active."""
         value = self.scale[feature] * dots + self.bias[feature]
         if self.k is None:

@@ -1,7 +1,8 @@
 """White-box access to a causal LM of `transformers`: edits in, logits, activations and gradients out.
 
 The model is run exactly as it is: no folding, no centring, parameters frozen, evaluation mode, no cache, no
-padding. Without edits the logits are the bits of the plain forward pass. Results are float32 (float64 for a
+padding. Without edits the logits are the bits of the plain forward pass; activations of many tokens go through the faster
+of torch's two libraries (`polysem.onednn`), in float32 as well. Results are float32 (float64 for a
 float64 model) on the model's device.
 Cost: one forward pass per call; `last_only` leaves out the unembedding of all positions but the last,
 `capture` stops after the last site it needs, `vjp` keeps a graph only from its site on.
@@ -10,6 +11,7 @@ Cost: one forward pass per call; `last_only` leaves out the unembedding of all p
 import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from inspect import signature
 from typing import Any, get_args
@@ -26,11 +28,14 @@ from polysem.models.base import ModelSpec
 from polysem.models.generate import Generated, Scope, Told, drawn
 from polysem.models.hooks import Action, Stop, apply_edit, check_edit, cut_into, hooked, working_dtype
 from polysem.models.text import Encoded, control_ids, encode_text
+from polysem.onednn import FrozenLinears
 from polysem.profiling import counts_as
 from polysem.store.result import Shown
 from polysem.types import BlockPoint, Site
 
 _RESID_MID = "hook_resid_mid"
+_MANY = 64
+"""tokens of a batch from which the faster products win what choosing them costs"""
 
 
 class HFModel(Shown):
@@ -224,8 +229,9 @@ class HFModel(Shown):
         actions = self.edit_actions(tokens, edits, looks=looks)
         if not looks:
             return {}
+        products = FrozenLinears() if tokens.numel() >= _MANY else nullcontext()
         try:
-            with torch.no_grad(), hooked(self.model, actions):
+            with torch.no_grad(), products, hooked(self.model, actions):
                 self._forward(tokens, last_only=True)
         except Stop:
             pass

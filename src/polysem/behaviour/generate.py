@@ -17,12 +17,13 @@ from torch import Tensor
 
 from polysem.behaviour.bridge import bridge_rows
 from polysem.behaviour.tasks import task_rows
-from polysem.behaviour.texts import chunks, distinct, on_target, read_texts, repeated, same_tokens
+from polysem.behaviour.texts import chunks, distinct, on_target, read_texts, repeated, said, same_tokens
 from polysem.edits import Add, Edit
 from polysem.errors import ConfigError
 from polysem.joint.bench import JointBench
 from polysem.models.base import WhiteBoxModel
 from polysem.models.generate import Scope, scoped
+from polysem.onednn import FrozenLinears
 from polysem.progress import SILENT, Reporter
 from polysem.saes.base import SAE
 from polysem.side_effects.directions import Direction
@@ -31,7 +32,7 @@ from polysem.side_effects.push import Sets
 from polysem.transfer.capability import Item
 from polysem.types import Site
 
-ROWS = 64
+ROWS = 128
 """texts drawn at once"""
 SIGNS = (1, -1)
 LEAST = 0.05
@@ -131,7 +132,8 @@ def text_rows(
     strengths: list[np.ndarray] = []
     for name, ids in reporter.track(fit, total=len(fit), label="texts"):
         desk = _Desk(model, sae, arms, name, ids, plan)
-        seen.append(desk.all())
+        with FrozenLinears():
+            seen.append(desk.all())
         strengths.append(seen[-1].length)
         rows["texts"] += desk.rows
     rows["text_effects"], rows["text_horizon"] = _effects(arms, plan, seen)
@@ -241,8 +243,7 @@ class _Desk:
     def _said(self, whole: Int[Tensor, "rows pos"], edits: Sequence[Edit]) -> tuple[Tensor, Tensor]:
         """(logits, log-probability of the text's own tokens), at the positions that the text's tokens come from."""
         logits = self.model.logits(whole, edits)[:, self.prompt - 1 : -1].cpu()
-        own = logits.double().log_softmax(-1).gather(2, whole[:, self.prompt :, None].cpu())[..., 0]
-        return logits, own
+        return logits, said(logits, whole[:, self.prompt :].cpu())
 
     def _texts(
         self,

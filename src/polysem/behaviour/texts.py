@@ -21,6 +21,14 @@ def chunks(n: int, each: int) -> list[slice]:
     return [slice(k, min(k + size, n)) for k in range(0, n, size)]
 
 
+def said(
+    logits: Float[Tensor, "rows pos d_vocab"], tokens: Int[Tensor, "rows pos"]
+) -> Float[Tensor, "rows pos"]:
+    """Log-probability of each token under the logits of its place, float64."""
+    own = logits.gather(2, tokens[..., None])[..., 0].double()
+    return own - torch.stack([row.double().logsumexp(-1) for row in logits])
+
+
 class TextsRead(NamedTuple):
     """Texts as the model without a push reads them."""
 
@@ -38,8 +46,7 @@ def read_texts(
     columns = torch.tensor(list(features), dtype=torch.long)
     for some in chunks(len(whole), whole.shape[1] * model.spec.d_vocab):
         rows = whole[some].to(model.spec.device)
-        said = model.logits(rows)[:, prompt - 1 : -1].double().log_softmax(-1)
-        nats.append(-said.gather(2, rows[:, prompt:, None])[..., 0].mean(1).cpu().numpy())
+        nats.append(-said(model.logits(rows)[:, prompt - 1 : -1], rows[:, prompt:]).mean(1).cpu().numpy())
         seen = model.capture(rows, [sae.reads])[sae.reads][:, prompt:].cpu()
         codes = sae.encode(seen.flatten(0, 1)).detach()[:, columns]
         fires.append((codes > 0).reshape(len(rows), -1, len(columns)).numpy())

@@ -69,7 +69,7 @@ def zoo_names(kind: str, zoo: str = "zoo") -> list[str]:
     Raises:
         UnknownReferenceError: if it is not installed.
     """
-    return list(_zoo(zoo, f"the {zoo}").names(kind))
+    return list(_zoo(zoo, f"{zoo}:").names(kind))
 
 
 def _zoo(zoo: str, wanted: str) -> Any:

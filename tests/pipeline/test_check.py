@@ -96,6 +96,7 @@ def test_a_study_that_is_right_passes(project):
             'label = "a"\n[[saes]]\nref = "sae"\nsite = "blocks.1.hook_resid_post"\nlabel = "a"\n[corpus]',
             "two SAEs have the label",
         ),
+        ("[plan]", '[joint]\nsites = ["blocks.1.hook_resid_post"]\n[plan]', "joint.sites names"),
     ],
 )
 def test_what_is_wrong_is_found_and_leaves_no_folder(project, tmp_path, old, new, said):

@@ -5,11 +5,12 @@ so few need to be in memory. What is said about an SAE (`facts`) stays when its 
 """
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from polysem.config import SAEConfig
+from polysem.config import SAEConfig, Study
 from polysem.errors import ConfigError
+from polysem.registry import did_you_mean
 
 if TYPE_CHECKING:
     from polysem.saes import SAE
@@ -90,6 +91,16 @@ def facts_of(entry: SAEConfig, sae: SAE) -> dict[str, Any]:
         "bos_stand_in": sae.bos_stand_in,
         "measured": dict(sae.provenance.measured),
     }
+
+
+def check_named(study: Study, labels: Iterable[str]) -> None:
+    """Raise ConfigError if a section of the study names a dictionary that it does not have."""
+    known = list(labels)
+    if strange := [name for name in study.joint.sites if name not in known]:
+        raise ConfigError(
+            f"joint.sites names {strange[0]!r}; the study's SAEs are {', '.join(known)}{did_you_mean(strange[0], known)}",
+            hint="name labels of [[saes]]",
+        )
 
 
 def sae_labels(entries: tuple[SAEConfig, ...], sites: list[str]) -> list[str]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from polysem.config import SAEConfig, Study
-from polysem.engine.cache import sae_labels
+from polysem.engine.cache import check_named, sae_labels
 from polysem.engine.context import given_transcoders, given_vectors
 from polysem.errors import ConfigError, MismatchError, PolysemError, StoreError
 from polysem.places import Places
@@ -121,7 +121,9 @@ def _sae(entry: SAEConfig, model: "WhiteBoxModel | None", source: str, checked: 
 def _labels(study: Study, saes: "list[SAE | None]") -> None:
     # an SAE that could not be read has a site of its own
     sites = [str(sae.reads) if sae else f"{n}" for n, sae in enumerate(saes)]
-    sae_labels(study.saes, sites)
+    labels = sae_labels(study.saes, sites)
+    if all(saes):
+        check_named(study, labels)
 
 
 def _glosses(source: str, sae: "SAE", checked: Checked) -> None:

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from polysem.config import SAEConfig, Study, TranscoderConfig
-from polysem.engine.cache import SAECache
+from polysem.engine.cache import SAECache, check_named
 from polysem.engine.sources import Pins, is_local
 from polysem.errors import ConfigError, MismatchError, StoreError
 from polysem.places import Places
@@ -54,6 +54,7 @@ class StudyContext:
         manifest = None if self.gated else _features_manifest(self.run)
         known = manifest.facts.get("saes", {}) if manifest else {}
         cache = SAECache(self.study.saes, self._sae, known=known)
+        check_named(self.study, cache)
         revisions = {facts["ref"]: facts["revision"] for facts in cache.facts.values()}
         self.pins = replace(self.pins, saes={**self.pins.saes, **revisions})
         self.gated = False  # each has passed; what is read again later is the same

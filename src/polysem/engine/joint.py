@@ -58,12 +58,6 @@ def make(task: Task) -> Made:
     config: JointConfig = study.joint
     model, saes = context.model, context.saes
     labels = list(config.sites) or list(saes)
-    for name in labels:
-        if name not in saes:
-            raise ConfigError(
-                f"joint.sites names {name!r}; the study's SAEs are {', '.join(saes)}",
-                hint="name labels of [[saes]]",
-            )
     labels.sort(key=lambda name: -len(readouts_after(model, saes[name].writes, saes)))
     labels = labels if config.sites else labels[:MOST_SITES]
     scenes = {

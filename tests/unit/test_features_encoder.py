@@ -171,9 +171,10 @@ def test_no_input_gives_no_activation():
     assert len(ActiveEncoder(make_sae("relu"))(torch.empty(0, 20)).value) == 0
 
 
-def test_activations_are_looked_up_at_any_place():
-    dense = torch.tensor([[0.0, 2.0, 0.0], [1.0, 0.0, 3.0]])
-    active = Active.of_dense(dense)
-    place, feature = np.indices((2, 3))
-    np.testing.assert_array_equal(active.at(place, feature), dense.numpy())
-    assert Active.of_dense(torch.zeros(2, 3)).at(place, feature).sum() == 0
+def test_windows_hold_what_is_there_and_zeros():
+    rng = np.random.default_rng(0)
+    dense = np.where(rng.random((30, 5)) < 0.3, rng.random((30, 5)), 0).astype(np.float32)
+    start, feature = rng.integers(0, 27, 40), rng.integers(0, 5, 40)
+    found = Active.of_dense(torch.from_numpy(dense)).windows(start, feature, 4)
+    np.testing.assert_array_equal(found, dense[start[:, None] + np.arange(4), feature[:, None]])
+    assert not Active.of_dense(torch.zeros(4, 3)).windows(np.array([1]), np.array([2]), 2).any()

@@ -120,27 +120,25 @@ class Harvest:
         """Merge the peak of each row (`row` counts from 0 in `acts`) into the features' best windows."""
         if not len(feature):
             return
-        order = np.lexsort((peak, -value, row, feature))
-        order = order[_begins(feature[order], row[order])]
-        feature, value, row, peak = feature[order], value[order], row[order], peak[order]
+        peaks = _peaks(((feature * (row.max() + 1) + row) * n_pos) + peak, value, n_pos)
+        feature, value, row, peak = feature[peaks], value[peaks], row[peaks], peak[peaks]
         window = self.context_acts.shape[2]
         after = min(AFTER_PEAK, (window - 1) // 2)
         start = np.clip(peak - (window - 1 - after), self.first, n_pos - window)
-        shown = row[:, None] * (n_pos - self.first) + start[:, None] - self.first + np.arange(window)
         fresh = {
             "context_value": value,
             "context_row": first_row + row,
             "context_peak": peak,
             "context_start": start,
-            "context_acts": acts.at(shown, np.broadcast_to(feature[:, None], shown.shape)),
+            "context_acts": acts.windows(row * (n_pos - self.first) + start - self.first, feature, window),
         }
         touched, slot = _held(self.context_row, feature)
         whole = {
             name: np.concatenate([getattr(self, name)[touched, slot], new]) for name, new in fresh.items()
         }
+        # among equals of a feature the earlier row comes first, as it does here already
         feature = np.concatenate([touched, feature])
-        order = np.lexsort((whole["context_row"], -whole["context_value"], feature))
-        order, feature, rank = _best(order, feature, self.context_row.shape[1])
+        order, feature, rank = _best(feature, whole["context_value"], self.context_row.shape[1])
         for name, values in whole.items():
             getattr(self, name)[feature, rank] = values[order]
 
@@ -152,11 +150,9 @@ class Harvest:
         feature = np.concatenate([touched, feature])
         token = np.concatenate([self.token_id[touched, slot], token])
         value = np.concatenate([self.token_act[touched, slot], value])
-        order = np.lexsort((-value, token, feature))
-        order = order[_begins(feature[order], token[order])]
-        feature, token, value = feature[order], token[order], value[order]
-        order = np.lexsort((token, -value, feature))
-        order, feature, rank = _best(order, feature, self.token_id.shape[1])
+        most = _peaks(feature * (int(token.max()) + 1) + token, value, 1)
+        feature, token, value = feature[most], token[most], value[most]
+        order, feature, rank = _best(feature, value, self.token_id.shape[1])
         self.token_id[feature, rank] = token[order]
         self.token_act[feature, rank] = value[order]
 
@@ -169,19 +165,32 @@ def _held(places: np.ndarray, feature: np.ndarray) -> tuple[np.ndarray, np.ndarr
     return feature, rank
 
 
-def _begins(*columns: np.ndarray) -> np.ndarray:
-    """Where, in sorted columns, a new combination of values begins."""
-    begins = np.ones(len(columns[0]), dtype=bool)
-    begins[1:] = np.any([column[1:] != column[:-1] for column in columns], axis=0)
-    return begins
+def _begins(column: np.ndarray) -> np.ndarray:
+    """Where, in a sorted column, a new value begins."""
+    return np.flatnonzero(np.append(True, column[1:] != column[:-1]))
 
 
-def _best(order: np.ndarray, feature: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Of `order`, which sorts by feature and then best first, what is among each feature's k best: (order,
-    its features, its ranks)."""
+def _peaks(
+    key: Int[np.ndarray, " n"], value: Float[np.ndarray, " n"], size: int
+) -> Int[np.ndarray, " groups"]:
+    """The index of the largest value of each group, groups rising: those whose keys agree but for the remainder of division
+    by `size`, which decides between equal values (the smaller one)."""
+    order = np.argsort(key)
+    value, group = value[order], key[order] // size
+    begin = _begins(group)
+    sizes = np.diff(begin, append=len(order))
+    first = np.flatnonzero(value == np.repeat(np.maximum.reduceat(value, begin), sizes))
+    return order[first[_begins(group[first])]]
+
+
+def _best(
+    feature: Int[np.ndarray, " n"], value: Float[np.ndarray, " n"], k: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """What is among each feature's k largest, by feature and then best first, equals in the order given: (indices, features,
+    ranks). Values are float32 above 0, whose bits are ordered as they are."""
+    order = np.argsort((feature << 31) - value.view(np.int32), kind="stable")
     sorted_feature = feature[order]
-    begin = np.flatnonzero(_begins(sorted_feature))
-    sizes = np.diff(np.append(begin, len(order)))
-    rank = np.arange(len(order)) - np.repeat(begin, sizes)
+    begin = _begins(sorted_feature)
+    rank = np.arange(len(order)) - np.repeat(begin, np.diff(begin, append=len(order)))
     kept = rank < k
     return order[kept], sorted_feature[kept], rank[kept]

@@ -54,6 +54,7 @@ _LEAST = 1e-30
 """least margin and positive bias: products far below it may vanish in float32"""
 _EXTRA = 4
 """columns added to the product: three of the bias, one of the margin"""
+_FAR_BELOW_INFINITY = 1e37
 _NOTHING = np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.float32)
 """places, features and values of no activation"""
 
@@ -87,16 +88,20 @@ class Active:
             self, n_seen=int(kept.sum()), place=self.place[at], feature=self.feature[at], value=self.value[at]
         )
 
-    def at(
-        self, place: Int[np.ndarray, "*shape"], feature: Int[np.ndarray, "*shape"]
-    ) -> Float[np.ndarray, "*shape"]:
-        """Activations at any places, 0 where there is none."""
-        if not len(self.value):
-            return np.zeros(place.shape, np.float32)
-        keys = self.place * self.d_sae + self.feature
-        wanted = place * self.d_sae + feature
-        found = np.minimum(np.searchsorted(keys, wanted), len(keys) - 1)
-        return np.where(keys[found] == wanted, self.value[found], np.float32(0))
+    def windows(
+        self, start: Int[np.ndarray, " m"], feature: Int[np.ndarray, " m"], width: int
+    ) -> Float[np.ndarray, "m width"]:
+        """Activations of features at `width` places from `start` on, 0 where there is none."""
+        keys = self.feature * self.n_places + self.place
+        order = np.argsort(keys)
+        first = feature * self.n_places + start
+        begin, end = np.searchsorted(keys[order], np.stack([first, first + width]))
+        sizes = end - begin
+        row = np.repeat(np.arange(len(start)), sizes)
+        held = order[np.arange(len(row)) + np.repeat(begin - np.cumsum(sizes) + sizes, sizes)]
+        found = np.zeros((len(start), width), np.float32)
+        found[row, self.place[held] - start[row]] = self.value[held]
+        return found
 
 
 class ActiveEncoder:
@@ -228,6 +233,8 @@ class _Screen:
     reach: float
     loose: float
     """a product is at most reach x |input| + loose above what it stands for"""
+    largest: float
+    """no product is above 4 x largest x (1 + |input|)"""
     product: Product
 
     @classmethod
@@ -237,13 +244,14 @@ class _Screen:
         made = torch.zeros(d_sae, width, dtype=dtype)
         margin = torch.zeros(d_sae, dtype=torch.float64)
         scale = torch.from_numpy(rule.scale if rule.k is not None else np.ones(d_sae))
-        rounding = _BF16 if dtype == torch.bfloat16 else EPS
+        rounding, largest = _BF16 if dtype == torch.bfloat16 else EPS, 0.0
         for start in range(0, d_sae, _FEATURES):
             part = slice(start, start + _FEATURES)
             exact = torch.from_numpy(columns[part]).double() * scale[part, None]
             made[part, :d_in] = exact.to(dtype)
             away = (exact - made[part, :d_in].double()).norm(dim=1)
             norm = exact.norm(dim=1)
+            largest = max(largest, float((norm + away).max()))
             # rounding of the input, of the column, and of the sum
             margin[part] = norm * rounding + (1 + rounding) * (away + sum_error(width) * (norm + away))
         # 1.01: the rounding of the margin's own column; a column of zeros needs no margin
@@ -252,13 +260,15 @@ class _Screen:
         bias = torch.where(bias > 0, bias.clamp(min=_LEAST), bias)
         loose = 4 * sum_error(width) * float(bias.abs().max())
         bias = bias + bias.abs() * 2 * sum_error(width)
+        bias_most = bias.abs().max()
         for column in range(d_in, d_in + _EXTRA - 1):
             made[:, column] = bias.to(dtype)
             bias = bias - made[:, column].double()
         # what three pieces leave of a bias is 2^-24 of it, which the second sum_error above covers
         made[:, d_in + _EXTRA - 1] = (margin * (1 + 2 * rounding)).to(dtype)
         way = plain_product if dtype == torch.bfloat16 else float32_product("cpu")
-        return cls(made, 2.04 * float(margin.max()), loose, way)
+        largest += float(bias_most + margin.max())
+        return cls(made, 2.04 * float(margin.max()), loose, largest, way)
 
     def candidates(
         self, inputs: Float[Tensor, "places d_in"], *, k: int | None
@@ -278,9 +288,12 @@ class _Screen:
             right = self.columns[start : start + at_once]
             with full_precision():
                 product = self.product(left, right, out=out[: places * len(right)].view(places, len(right)))
-            # "not below" instead of "above", so that what overflowed to NaN is decided, too
-            below = product <= 0 if k is None else product < self._floor(product, norm, k)[:, None]
-            flags = below.logical_not_()
+            floor = torch.zeros(1, 1, dtype=dtype) if k is None else self._floor(product, norm, k)[:, None]
+            if dtype == torch.bfloat16 and 4 * self.largest * (1 + float(norm.max())) < _FAR_BELOW_INFINITY:
+                # numbers above 0 are ordered as the integers of their bits, which are compared several times as fast
+                flags = product.view(torch.int16) >= floor.view(torch.int16).clamp(min=1)
+            else:  # "not below" instead of "above", so that what overflowed to NaN is decided, too
+                flags = (product < floor if k else product <= floor).logical_not_()
             for place, feature in flagged_any_width(flags):
                 yield place, feature + start
 

@@ -72,7 +72,7 @@ def _against_pushes(world, gradients, sets, dictionary) -> float:
                 )[0, -1]
                 for sign in (1, -1)
             ]
-            effects.append(float(log_odds(ends[0], sets[k]) - log_odds(ends[1], sets[k])) / 2e-3)
+            effects.append((float(log_odds(ends[0], sets[k])) - float(log_odds(ends[1], sets[k]))) / 2e-3)
         expected.append(np.mean(effects))
         seen.append(gradients[k] @ dictionary.directions[source])
     return float(np.abs(np.array(seen) - expected).max() / np.abs(expected).max())

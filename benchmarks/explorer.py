@@ -19,6 +19,7 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import duckdb
 import httpx
@@ -192,7 +193,7 @@ def _pairs(rng: np.random.Generator, n: int, count: int) -> dict[str, pa.Table]:
     }
 
 
-def _table(schema: Schema, columns: Mapping[str, object]) -> pa.Table:
+def _table(schema: Schema, columns: Mapping[str, Any]) -> pa.Table:
     arrays = [pa.array(columns[f.name], type=f.type, from_pandas=False) for f in schema.arrow()]
     return pa.Table.from_arrays(arrays, schema=schema.arrow())
 

@@ -15,7 +15,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -27,7 +27,7 @@ from polysem.geometry import count_joint, mine_pairs, nearest
 from polysem.models.gradients import logit_gradients
 from polysem.models.hf import HFModel
 from polysem.models.sweep import Sweep
-from polysem.saes.base import SAE, Provenance
+from polysem.saes.base import SAE, Activation, Provenance
 from polysem.training.fit import TrainingRecipe, finished, measure, start, train
 from polysem.types import Site
 from polysem.worlds.tiny import tiny_model
@@ -144,7 +144,9 @@ def geometry(device: str, *, quick: bool) -> Iterator[Found]:
 def moved(model: HFModel, device: str) -> HFModel:
     """A copy of the model on the device."""
     spec = replace(model.spec, device=device)
-    return HFModel(copy.deepcopy(model.model).to(device), model.tokenizer, spec=spec, anatomy=model.anatomy)
+    return HFModel(
+        cast(Any, copy.deepcopy(model.model)).to(device), model.tokenizer, spec=spec, anatomy=model.anatomy
+    )
 
 
 def in_blocks(model: HFModel) -> int:
@@ -252,7 +254,11 @@ def dictionaries(device: str, *, quick: bool) -> Iterator[Found]:
     for _ in range(20):
         chosen = torch.randint(0, d_sae, (len(x),), generator=rng)
         x += decoder[chosen] * (0.5 + 2 * torch.rand(len(x), 1, generator=rng))
-    kinds = {"relu": {}, "topk": {"k": 32}, "jumprelu": {"threshold": torch.full((d_sae,), 0.3)}}
+    kinds: dict[Activation, dict[str, Any]] = {
+        "relu": {},
+        "topk": {"k": 32},
+        "jumprelu": {"threshold": torch.full((d_sae,), 0.3)},
+    }
     tokens = np.minimum(np.random.default_rng(0).zipf(1.3, (rows, context)), 50_000)
     plan = HarvestPlan(n_contexts=20, window=24, n_tokens=10)
     for kind, rules in kinds.items():
@@ -342,7 +348,7 @@ def training(device: str, *, quick: bool) -> Iterator[Found]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--quick", action="store_true", help="small inputs; no figure says anything")
     args = parser.parse_args()

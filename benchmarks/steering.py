@@ -1,6 +1,7 @@
 """Side effects and interactions from derivatives, against pushing one direction or pair after the other."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any, cast
 
 from benchmarks.harness import Line, Size, benchmark, interleaved, require
 
@@ -38,9 +39,10 @@ def _world(size: Size) -> tuple[World, list[list[int]]]:
     return world, draws.tolist()
 
 
-def _hook_seconds(world: World) -> dict[str, object]:
+def _pushed(world: World) -> tuple[int, Callable[[], object]]:
+    """A few pushes through a hook: how many, and what makes them."""
     few = DOSES[::8]
-    return {"few": few, "run": lambda: hook(world, few)}
+    return len(few), lambda: hook(world, few)
 
 
 @benchmark
@@ -61,13 +63,13 @@ def all_features(size: Size) -> Iterator[Line]:
     ]
     error = float(np.abs(told.effect[:8] - odd).max() / np.abs(odd).max())
     require(error < 0.05, f"gradients and pushes at 10^-4 nats differ by {error:.2g} of the largest effect")
-    pushed = _hook_seconds(world)
-    best = interleaved({"ours": scored, "measured": pushed["run"]})
+    n_pushed, pushed = _pushed(world)
+    best = interleaved({"ours": scored, "measured": pushed})
     yield Line(
         f"side effects of {n:,} features on 100 targets, with cost, reach and stability, one prompt",
         f"{PUSHES}, both ways at a known strength",
         best["ours"] / n,
-        2 * best["measured"] / len(pushed["few"]),
+        2 * best["measured"] / n_pushed,
         "cpu s a feature",
         f"8 features pushed at 10^-4 nats: effects within {error:.1e} of the largest",
     )
@@ -98,13 +100,13 @@ def hessian(size: Size) -> Iterator[Line]:
     told, direct = one_source()[1:16], second_order(bench, np.ones(16), pairs, sets[:1] * 15)
     error = float(np.abs(told - direct).max() / np.abs(direct).max())
     require(error < 1e-3, f"one source at a time and pairs in a batch differ by {error:.2g}")
-    pushed = _hook_seconds(world)
-    best = interleaved({"ours": one_source, "measured": pushed["run"]})
+    n_pushed, pushed = _pushed(world)
+    best = interleaved({"ours": one_source, "measured": pushed})
     yield Line(
         f"interactions of one feature with {n:,} others on one target, one prompt",
         f"{PUSHES}, both ways, of every pair",
         best["ours"] / n,
-        2 * best["measured"] / len(pushed["few"]),
+        2 * best["measured"] / n_pushed,
         "cpu s a pair",
         f"15 pairs by themselves: within {error:.1e} of the largest; equal to finite differences in the tests",
         None,
@@ -130,13 +132,13 @@ def plan(size: Size) -> Iterator[Line]:
 
     error = float(np.abs(planned() - 0.5).max())
     require(error < 1e-6, f"a plan misses what is wanted by {error:.2g} nats to first order")
-    pushed = _hook_seconds(world)
-    best = interleaved({"ours": planned, "measured": pushed["run"]})
+    n_pushed, pushed = _pushed(world)
+    best = interleaved({"ours": planned, "measured": pushed})
     yield Line(
         f"a plan for 2 targets and 10 protected sets among {n:,} features, gradients at hand",
         "one measured intervention of every feature",
         best["ours"],
-        n * best["measured"] / len(pushed["few"]),
+        n * best["measured"] / n_pushed,
         "cpu s",
         f"wanted effects to first order within {error:.0e} nats; cheapest of all in the selftest",
     )
@@ -161,7 +163,7 @@ def generation(size: Size) -> Iterator[Line]:
         return recomputed(last, tokens, [edit], n=n, n_ctx=model.spec.n_ctx, temperature=0.0).tokens
 
     def theirs() -> torch.Tensor:
-        return model.model.generate(
+        return cast(Any, model.model).generate(
             tokens,
             attention_mask=torch.ones_like(tokens),
             max_new_tokens=n,

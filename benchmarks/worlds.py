@@ -35,7 +35,7 @@ class World:
 
     @property
     def block(self) -> Any:
-        layers = self.model.model.get_submodule(
+        layers: Any = self.model.model.get_submodule(
             "gpt_neox.layers" if self.shape == "Pythia-70M" else "transformer.h"
         )
         return layers[self.site.layer]
@@ -73,7 +73,7 @@ def make_world(
     kind, parts = config(shape, quick=quick, n_layers=n_layers)
     model = HFModel.from_parts(kind(parts).eval(), tiny_tokenizer(), ref=f"random {shape}")
     with torch.no_grad():
-        model.model.get_submodule(model.anatomy.final_norm).weight.mul_(SHARPEN)
+        model.model.get_parameter(f"{model.anatomy.final_norm}.weight").mul_(SHARPEN)
     targets = torch.randint(0, model.spec.d_vocab, (10,)).unique().tolist()
     unit = F.normalize(model.W_E, dim=1)
     layer = model.spec.n_layers // 2

@@ -8,11 +8,13 @@ from benchmarks.harness import Line, Point, Size, benchmark, curve, interleaved,
 import time
 
 import numpy as np
+import torch
 
 from benchmarks.sweep import hook
 from benchmarks.worlds import DOSES
 from benchmarks.worlds import make_world as make_model_world
 from polysem.layers.coactivity import Coactivity, Firing, fired_together
+from polysem.layers.weights import VirtualWeights, joint_histogram
 from polysem.replicate import assigned
 
 DENSITY = 0.01
@@ -33,6 +35,12 @@ def sums(a: Firing, b: Firing) -> Coactivity:
     return fired_together(a, b, np.ones(a.shape[:2], dtype=bool))
 
 
+def all_pairs(a: Firing, b: Firing) -> list[np.ndarray]:
+    """Counts, and the sums behind ERA and TWERA."""
+    found = sums(a, b)
+    return [found.both(), found.onto(), found.product()]
+
+
 @benchmark
 def coactivity(size: Size) -> Iterator[Line]:
     """Co-firing counts and the sums behind ERA and TWERA, all pairs of two dictionaries, against dense products."""
@@ -45,18 +53,16 @@ def coactivity(size: Size) -> Iterator[Line]:
         fires_x, fires_y = ((m > 0).astype(np.float64) for m in (x, y))
         return [fires_x.T @ fires_y, x.T @ fires_y, x.T @ y]
 
-    found, expected = sums(a, b), dense()
-    require(np.array_equal(found.both, expected[0]), "co-firing counts differ")
-    apart = max(
-        float(np.abs(s - t).max()) for s, t in zip((found.onto, found.product), expected[1:], strict=True)
-    )
+    found, expected = all_pairs(a, b), dense()
+    require(np.array_equal(found[0], expected[0]), "co-firing counts differ")
+    apart = max(float(np.abs(s - t).max()) for s, t in zip(found[1:], expected[1:], strict=True))
     require(apart < 1e-9, f"sums differ by {apart:.1e}")
     world, few = make_model_world("Pythia-70M", quick=size == "quick"), DOSES[::8]
     seconds = interleaved(
-        {"ours": lambda: sums(a, b), "dense": dense, "measured": lambda: hook(world, few)}, warm=False
+        {"ours": lambda: all_pairs(a, b), "dense": dense, "measured": lambda: hook(world, few)}, warm=False
     )
     what = f"co-firing, ERA and TWERA sums, {n:,} x {n:,}, {tokens:,} tokens, 1 % active"
-    check = f"the same {int(found.both.sum()):,} counts; sums to {apart:.0e}"
+    check = f"the same {int(found[0].sum()):,} counts; sums to {apart:.0e}"
     yield Line(what, "dense float64 products", seconds["ours"], seconds["dense"], "cpu s", check)
     yield Line(
         what,
@@ -67,6 +73,54 @@ def coactivity(size: Size) -> Iterator[Line]:
         check,
         None,
         1000,
+    )
+
+
+def wide_firing(n: int, tokens: int, seed: int, active: int = 64) -> Firing:
+    """The same number of features on every token."""
+    rng = np.random.default_rng(seed)
+    feature = np.sort(
+        (rng.integers(n, size=(tokens, 1)) + np.cumsum(rng.integers(1, n // active, (tokens, active)), 1))
+        % n,
+        1,
+    )
+    value = rng.exponential(size=feature.size).astype(np.float32)
+    return Firing((tokens // 64, 64, n), np.repeat(np.arange(tokens), active), feature.ravel(), value)
+
+
+def random_weights(n: int, d: int = 256) -> VirtualWeights:
+    """Rows and columns at random."""
+    g = torch.Generator().manual_seed(n)
+    rows, columns = torch.randn(n, d, generator=g), torch.randn(n, d, generator=g)
+    return VirtualWeights(rows, columns, columns, "none")
+
+
+@benchmark
+def wide_coactivity(size: Size) -> Iterator[Line]:
+    """Memory of all that `polysem layers` counts over all pairs of two dictionaries, too wide for matrices of all pairs."""
+    n, tokens, small = (16_384, 49_984, 2048) if size == "full" else (1024, 2048, 512)
+    a, b, weights = wide_firing(small, 4096, 0), wide_firing(small, 4096, 1), random_weights(small)
+    found = joint_histogram(weights, sums(a, b))
+    x, y = (np.zeros((4096, small)) for _ in range(2))
+    x[a.place, a.feature], y[b.place, b.feature] = a.value, b.value
+    both, weight = (x > 0).T.astype(np.float64) @ (y > 0), np.abs(weights.of(slice(None)))
+    require(int(found.counts[:, 0].sum()) == int((both == 0).sum()), "pairs that never co-fire differ")
+    top = float((both == 0)[weight >= np.quantile(weight, 0.99)].mean())
+    require(found.top_never == top, f"of the largest weights {found.top_never} never co-fire, dense {top}")
+    setup = (
+        f"from benchmarks import kernels as k\nn = {n}\na, b = (k.wide_firing(n, {tokens}, seed) for seed in (0, 1))\n"
+        "weights = k.random_weights(n)"
+    )
+    peak, said = peak_mb(setup, "print(k.joint_histogram(weights, k.sums(a, b)).counts.sum())")
+    require(int(said) == n**2, f"{said} of {n**2} pairs are counted")
+    yield Line(
+        f"extra memory, weights and co-firing of all pairs, {n:,} x {n:,}, {tokens:,} tokens, 64 active",
+        "three matrices of all pairs (counts, sums of ERA and TWERA), float64",
+        peak.extra,
+        24e-6 * n**2,
+        "MB",
+        f"every pair is counted; at {small:,} features those that never co-fire, of all and of the largest 1 % of weights, are the dense ones",
+        must=6.5,
     )
 
 

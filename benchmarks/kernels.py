@@ -174,7 +174,7 @@ def era_pass(size: Size) -> Iterator[Line]:
         seconds["forward"],
         "cpu s",
         f"ERA of every pair is that of dense float64 products to {apart:.0e} of the largest",
-        must=2 / 3,
+        must=0.67,
         aim=1,
     )
 

@@ -6,14 +6,22 @@ from benchmarks.harness import Line, Point, Size, benchmark, curve, interleaved,
 
 # isort: split
 import time
+from dataclasses import replace
 
 import numpy as np
+import torch
 
 from benchmarks.sweep import hook
 from benchmarks.worlds import DOSES
 from benchmarks.worlds import make_world as make_model_world
-from polysem.layers.coactivity import Coactivity, Firing, fired_together
+from polysem.corpus import TokenRows
+from polysem.layers.coactivity import BLOCK, Coactivity, Firing, corpus_pass, fired_together
+from polysem.layers.ends import Ends
+from polysem.layers.weights import VirtualWeights, joint_histogram, virtual_weights
 from polysem.replicate import assigned
+from polysem.saes.base import SAE
+from polysem.types import Site
+from polysem.worlds.tables import plain_sae, unit_rows
 
 DENSITY = 0.01
 """of the features of a dictionary, active on a token"""
@@ -33,6 +41,12 @@ def sums(a: Firing, b: Firing) -> Coactivity:
     return fired_together(a, b, np.ones(a.shape[:2], dtype=bool))
 
 
+def all_pairs(a: Firing, b: Firing) -> list[np.ndarray]:
+    """Counts, and the sums behind ERA and TWERA."""
+    found = sums(a, b)
+    return [found.both(), found.onto(), found.product()]
+
+
 @benchmark
 def coactivity(size: Size) -> Iterator[Line]:
     """Co-firing counts and the sums behind ERA and TWERA, all pairs of two dictionaries, against dense products."""
@@ -45,18 +59,16 @@ def coactivity(size: Size) -> Iterator[Line]:
         fires_x, fires_y = ((m > 0).astype(np.float64) for m in (x, y))
         return [fires_x.T @ fires_y, x.T @ fires_y, x.T @ y]
 
-    found, expected = sums(a, b), dense()
-    require(np.array_equal(found.both, expected[0]), "co-firing counts differ")
-    apart = max(
-        float(np.abs(s - t).max()) for s, t in zip((found.onto, found.product), expected[1:], strict=True)
-    )
+    found, expected = all_pairs(a, b), dense()
+    require(np.array_equal(found[0], expected[0]), "co-firing counts differ")
+    apart = max(float(np.abs(s - t).max()) for s, t in zip(found[1:], expected[1:], strict=True))
     require(apart < 1e-9, f"sums differ by {apart:.1e}")
     world, few = make_model_world("Pythia-70M", quick=size == "quick"), DOSES[::8]
     seconds = interleaved(
-        {"ours": lambda: sums(a, b), "dense": dense, "measured": lambda: hook(world, few)}, warm=False
+        {"ours": lambda: all_pairs(a, b), "dense": dense, "measured": lambda: hook(world, few)}, warm=False
     )
     what = f"co-firing, ERA and TWERA sums, {n:,} x {n:,}, {tokens:,} tokens, 1 % active"
-    check = f"the same {int(found.both.sum()):,} counts; sums to {apart:.0e}"
+    check = f"the same {int(found[0].sum()):,} counts; sums to {apart:.0e}"
     yield Line(what, "dense float64 products", seconds["ours"], seconds["dense"], "cpu s", check)
     yield Line(
         what,
@@ -67,6 +79,103 @@ def coactivity(size: Size) -> Iterator[Line]:
         check,
         None,
         1000,
+    )
+
+
+def wide_firing(n: int, tokens: int, seed: int, active: int = 64) -> Firing:
+    """The same number of features on every token."""
+    rng = np.random.default_rng(seed)
+    feature = np.sort(
+        (rng.integers(n, size=(tokens, 1)) + np.cumsum(rng.integers(1, n // active, (tokens, active)), 1))
+        % n,
+        1,
+    )
+    value = rng.exponential(size=feature.size).astype(np.float32)
+    return Firing((tokens // 64, 64, n), np.repeat(np.arange(tokens), active), feature.ravel(), value)
+
+
+def random_weights(n: int, d: int = 256) -> VirtualWeights:
+    """Rows and columns at random."""
+    g = torch.Generator().manual_seed(n)
+    rows, columns = torch.randn(n, d, generator=g), torch.randn(n, d, generator=g)
+    return VirtualWeights(rows, columns, columns, "none")
+
+
+@benchmark
+def wide_coactivity(size: Size) -> Iterator[Line]:
+    """Memory of all that `polysem layers` counts over all pairs of two dictionaries, too wide for matrices of all pairs."""
+    n, tokens, small = (16_384, 49_984, 2048) if size == "full" else (1024, 2048, 512)
+    a, b, weights = wide_firing(small, 4096, 0), wide_firing(small, 4096, 1), random_weights(small)
+    found = joint_histogram(weights, sums(a, b))
+    x, y = (np.zeros((4096, small)) for _ in range(2))
+    x[a.place, a.feature], y[b.place, b.feature] = a.value, b.value
+    both, weight = (x > 0).T.astype(np.float64) @ (y > 0), np.abs(weights.of(slice(None)))
+    require(int(found.counts[:, 0].sum()) == int((both == 0).sum()), "pairs that never co-fire differ")
+    top = float((both == 0)[weight >= np.quantile(weight, 0.99)].mean())
+    require(found.top_never == top, f"of the largest weights {found.top_never} never co-fire, dense {top}")
+    setup = (
+        f"from benchmarks import kernels as k\nn = {n}\na, b = (k.wide_firing(n, {tokens}, seed) for seed in (0, 1))\n"
+        "weights = k.random_weights(n)"
+    )
+    peak, said = peak_mb(setup, "print(k.joint_histogram(weights, k.sums(a, b)).counts.sum())")
+    require(int(said) == n**2, f"{said} of {n**2} pairs are counted")
+    yield Line(
+        f"extra memory, weights and co-firing of all pairs, {n:,} x {n:,}, {tokens:,} tokens, 64 active",
+        "three matrices of all pairs (counts, sums of ERA and TWERA), float64",
+        peak.extra,
+        24e-6 * n**2,
+        "MB",
+        f"every pair is counted; at {small:,} features those that never co-fire, of all and of the largest 1 % of weights, are the dense ones",
+        must=6.5,
+    )
+
+
+ACTIVE = 64
+"""features of a dictionary on a token, in the mean"""
+
+
+def dictionary(x: torch.Tensor, n: int, site: Site) -> SAE:
+    """Random unit rows, and one bias with which `ACTIVE` of them fire on these inputs in the mean."""
+    rng = np.random.default_rng(site.layer)
+    sae = plain_sae(unit_rows(rng.standard_normal((n, x.shape[-1]))), site=site)
+    some = (x.flatten(0, 1)[:256] @ sae.W_enc).flatten()
+    return replace(sae, b_enc=torch.full((n,), -float(np.quantile(some.numpy(), 1 - ACTIVE / n))))
+
+
+@benchmark
+def era_pass(size: Size) -> Iterator[Line]:
+    """One pass over a corpus with ERA of all pairs of two dictionaries, against running the model on the same tokens."""
+    n, n_rows = (4096, 32) if size == "full" else (256, 4)
+    world = make_model_world("GPT-2", pos=64, n_prompts=n_rows, quick=size == "quick")
+    sites = [Site(layer, "hook_resid_post") for layer in (5, 11)]
+    stream = world.model.capture(world.prompts, sites)
+    a, b = (Ends.of(str(site), dictionary(stream[site], n, site)) for site in sites)
+    rows = TokenRows(world.prompts.numpy().astype(np.int32), ("text",), np.zeros(1, dtype=np.int64), 0)
+
+    def ours() -> np.ndarray:
+        seen, weights = corpus_pass(world.model, rows, [a, b], {}), virtual_weights(a, b, None)
+        both, blocks = seen.between(a.label, b.label), range(0, n, BLOCK)
+        return np.concatenate([both.era(weights.of(i), i) for i in (slice(k, k + BLOCK) for k in blocks)])
+
+    seen = corpus_pass(world.model, rows, [a, b], {})
+    x, y = (one.encoder.encode(stream[one.reads])[torch.from_numpy(seen.counted)].double() for one in (a, b))
+    dense = (x.T @ (y > 0).double() / len(x) * (a.encoder.W_dec.double() @ b.encoder.W_enc.double())).numpy()
+    apart = float(np.abs(ours() - dense).max() / np.abs(dense).max())
+    require(apart < 1e-4, f"ERA is {apart:.1e} of its largest from the dense one")
+    fired = float((x > 0).sum() / len(x))
+    seconds = interleaved(
+        {"ours": ours, "forward": lambda: [world.model.logits(t) for t in world.prompts.split(32)]},
+        warm=False,
+    )
+    yield Line(
+        f"one pass and ERA of all pairs, {n:,} x {n:,}, {world.prompts.numel():,} tokens, {fired:.0f} active, GPT-2 shape, blocks 5 and 11",
+        "the model's own forward pass of these tokens",
+        seconds["ours"],
+        seconds["forward"],
+        "cpu s",
+        f"ERA of every pair is that of dense float64 products to {apart:.0e} of the largest",
+        must=0.67,
+        aim=1,
     )
 
 

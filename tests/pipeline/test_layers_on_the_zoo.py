@@ -1,5 +1,6 @@
 """`polysem layers` as people type it: two dictionaries of the zoo's GPT-2, small; killed and resumed; one layer alone refused."""
 
+import math
 from pathlib import Path
 
 import pytest
@@ -86,6 +87,21 @@ def test_transcoders_are_judged_beside_the_dictionaries_of_a_study(folder, tmp_p
     assert "layer norm" in blocks["plt.0", "plt.3"]["norm"]
     steered = {(r["source"], r["target"]) for r in found["layer_findings"] if r["hypothesis"] == "X2"}
     assert steered == linked
+    # what nobody glossed has the gloss of what it fires on
+    assert {r["i"] for r in found["layer_edges"] if r["source"] == "plt.0" and r["gloss_i"]}
+    unlike = [r for r in found["layer_findings"] if r["hypothesis"] == "X3" and r["source"] == "plt.0"]
+    assert {r["target"] for r in unlike if r["n"] and math.isfinite(r["value"])} == {SECOND, "plt.3"}
+    spliced = {(r["transcoders"], r["replaced"]): r for r in found["layer_splice"]}
+    first, last = (spliced["plt", f"blocks.{n}.hook_mlp_out"] for n in (0, 3))
+    assert set(spliced) == {
+        ("plt", "all"),
+        *(("plt", r["replaced"]) for r in (first, last)),
+        *(("clt", f"blocks.{n}.hook_mlp_out") for n in (1, 2, 3)),
+    }
+    assert 0 < last["cost"] < spliced["plt", "all"]["cost"] < spliced["plt", "all"]["zeroed"] - first["clean"]
+    assert "layers 0 write it too" in spliced["clt", "blocks.1.hook_mlp_out"]["why"]
+    assert f"plt in place of all: costs {number(spliced['plt', 'all']['cost'], sign=True)} [" in said.stderr
+    assert number(last["spliced"]) in (tmp_path / "run" / "layers.html").read_text(encoding="utf-8")
     told = RunFolder.open(tmp_path / "run").manifest("layers").facts["transcoders"]
     assert 0 < told["plt"]["fvu blocks.3.hook_mlp_out"] < 0.5
     (tmp_path / "study.toml").write_text(only + sets.format("plt", [9]), encoding="utf-8")

@@ -255,7 +255,7 @@ def test_attribution_without_co_firing(monkeypatch):
     from polysem.layers.coactivity import Coactivity
 
     monkeypatch.setattr(
-        Coactivity, "era", lambda seen, weight: (seen.fires_i / seen.n_tokens)[:, None] * weight
+        Coactivity, "era", lambda seen, weight, *_: (seen.fires_i / seen.n_tokens)[:, None] * weight
     )
     assert broken("edges") == {"edges: edges that ERA credits although their ends never co-fire"}
 

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from polysem.act.base import Recipe
@@ -233,6 +234,8 @@ def shells(do: Following) -> None:
     "saes/transcoders/sparsify.py: mv X layers.5.mlp",
     "saes/transcoders/gemma.py: mv X layer_12",
     "saes/transcoders/decode_clt.py: copy model.safetensors",
+    "saes/transcoders/decode_clt.py: set decoder_tying to what the run had: none",
+    "saes/transcoders/decode_clt.py: set normalization_method to how the run scaled its activations: none",
 )
 def dictionaries(do: Following) -> None:
     weights = {"W_enc": np.eye(4, 8), "W_dec": np.eye(8, 4), "b_enc": np.zeros(8), "b_dec": np.zeros(4)}
@@ -267,6 +270,20 @@ def dictionaries(do: Following) -> None:
     last = (clt / "clt_checkpoint_latest.safetensors").rename(do.folder / "model.safetensors")
     assert "copy model.safetensors" in do.hint(lambda: load_transcoders(clt))
     last.rename(clt / last.name)
+    assert load_transcoders(clt).layers
+    said = (clt / "cfg.json").read_text()
+    for key in ("decoder_tying", "normalization_method"):
+        (clt / "cfg.json").write_text(json.dumps(json.loads(said) | {key: "odd"}))
+        hint = do.hint(lambda: load_transcoders(clt))
+        assert hint.startswith(f"set {key} to ")
+        value = re.findall(r": (\w+)", hint)[0]
+        (clt / "cfg.json").write_text(json.dumps(json.loads(said) | {key: value}))
+        assert load_transcoders(clt).layers
+    tensors = load_file(clt / last.name)
+    turned = {re.sub(r"(\d)->(\d)", r"\2->\1", name): values.clone() for name, values in tensors.items()}
+    save_file(tensors | turned, clt / last.name)
+    assert "(0->2)" in do.hint(lambda: load_transcoders(clt))
+    save_file(tensors, clt / last.name)
     assert load_transcoders(clt).layers
     auto = sae_fixtures.write_sparsify(do.folder / "p", sae_fixtures.planted())
     assert f"{str(auto)!r}" in do.hint(lambda: load_transcoders(auto))

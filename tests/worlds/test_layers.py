@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from polysem.errors import MismatchError
-from polysem.layers.coactivity import corpus_pass
+from polysem.layers.coactivity import Coactivity, corpus_pass
 from polysem.layers.ends import (
     Ends,
     final_norm,
@@ -17,7 +17,7 @@ from polysem.layers.ends import (
     with_scale,
 )
 from polysem.layers.influence import natural_influence
-from polysem.layers.weights import LIFT_EDGES, WEIGHT_EDGES, joint_histogram, virtual_weights
+from polysem.layers.weights import LIFT_EDGES, WEIGHT_EDGES, VirtualWeights, joint_histogram, virtual_weights
 from polysem.layers.worth import effectiveness, readings, token_weights, token_worth, without
 from polysem.types import Site
 from polysem.worlds.edges import READ, WRITTEN, edges_world
@@ -45,16 +45,25 @@ def test_co_firing_and_attribution_are_those_of_dense_products(world, parts):
     source, target, seen = parts
     a, b = dense(seen, "a"), dense(seen, "b")
     both = seen.between("a", "b")
-    np.testing.assert_allclose(both.both, (a > 0).T.astype(float) @ (b > 0))
-    np.testing.assert_allclose(both.onto, a.T @ (b > 0), rtol=RTOL)
-    np.testing.assert_allclose(both.product, a.T @ b, rtol=RTOL)
+    np.testing.assert_array_equal(both.both(), (a > 0).T.astype(float) @ (b > 0))
+    np.testing.assert_allclose(both.onto(), a.T @ (b > 0), rtol=RTOL)
+    np.testing.assert_allclose(both.product(), a.T @ b, rtol=RTOL)
     weight = virtual_weights(source, target, None).of(slice(None))
-    np.testing.assert_allclose(
-        both.era(weight), (a[:, :, None] * (b > 0)[:, None]).mean(0) * weight, rtol=RTOL
-    )
-    halves = seen.between("a", "b", half=0) + seen.between("a", "b", half=1)
-    np.testing.assert_allclose(halves.product, both.product, rtol=RTOL)
-    assert halves.n_tokens == both.n_tokens == 40 * 15
+    era = (a[:, :, None] * (b > 0)[:, None]).mean(0) * weight
+    np.testing.assert_allclose(both.era(weight), era, rtol=RTOL)
+    fired = np.where(b.any(0), b.sum(0), np.nan)
+    np.testing.assert_allclose(both.twera(weight), a.T @ b / fired * weight, rtol=RTOL)
+    np.testing.assert_array_equal(both.fires_i, (a > 0).sum(0))
+    np.testing.assert_array_equal(both.fires_j, (b > 0).sum(0))
+    halves = [seen.between("a", "b", half=half) for half in (0, 1)]
+    np.testing.assert_allclose(sum(one.product() for one in halves), both.product(), rtol=RTOL)
+    assert sum(one.n_tokens for one in halves) == both.n_tokens == 40 * 15
+    i, j = [3, 0], np.array([1, 4, 2])  # some pairs are those of all
+    for of_some, of_all in (
+        (both.both(i, j), both.both()), (both.lift(i, j), both.lift()), (both.era(weight[i][:, j], i, j), both.era(weight)),
+        (both.twera(weight[i][:, j], i, j), both.twera(weight)),
+    ):  # fmt: skip
+        np.testing.assert_allclose(of_some, of_all[np.ix_(i, j)], rtol=RTOL)
     assert set(np.unique(seen.document)) == set(range(40))
 
 
@@ -73,9 +82,10 @@ def test_the_weight_is_the_planted_one(world, parts):
 def test_every_pair_that_fires_is_in_the_histogram_once(parts):
     source, target, seen = parts
     weights, both = virtual_weights(source, target, None), seen.between("a", "b")
-    rms, counts = joint_histogram(weights, both)
+    found = joint_histogram(weights, both)
+    rms, counts = found.rms, found.counts
     live = np.ix_(both.fires_i > 0, both.fires_j > 0)
-    size, lift, never = np.abs(weights.of(slice(None)))[live] / rms, both.lift()[live], both.both[live] == 0
+    size, lift, never = np.abs(weights.of(slice(None)))[live] / rms, both.lift()[live], both.both()[live] == 0
     assert rms == pytest.approx(np.sqrt((weights.of(slice(None))[live] ** 2).mean()))
     assert counts.sum() == size.size
     assert counts[:, 0].sum() == never.sum()
@@ -84,6 +94,30 @@ def test_every_pair_that_fires_is_in_the_histogram_once(parts):
         assert counts[k].sum() == inside.sum()
         high = inside & ~never & (lift >= LIFT_EDGES[-2])
         assert counts[k, -1] == high.sum()
+    assert found.top_never == never[size >= np.quantile(size, 0.99)].mean()
+
+
+@pytest.mark.parametrize(("n_i", "n_j"), [(600, 300), (3, 1), (1, 1)])
+def test_wide_dictionaries_are_counted_in_blocks_as_in_one(n_i, n_j):
+    """More sources than a block holds, some of them silent, some weights equal: against dense matrices."""
+    from scipy import sparse
+
+    rng = np.random.default_rng(n_i)
+    a, b = (np.where(rng.random((80, n)) < 0.1, rng.exponential(size=(80, n)), 0.0) for n in (n_i, n_j))
+    a[0, :3], b[0, :3], a[:, 40::50] = 1.0, 1.0, 0.0
+    seen = Coactivity(sparse.csr_matrix(a.T), sparse.csr_matrix(b))
+    rows, columns = (torch.from_numpy(rng.integers(-3, 4, (n, 4))).float() for n in (n_i, n_j))
+    rows[:3], columns[:3] = 1.0, 1.0
+    found = joint_histogram(VirtualWeights(rows, columns, columns, "none"), seen)
+    live = np.ix_(a.any(0), b.any(0))
+    size, both = np.abs(rows.numpy() @ columns.numpy().T)[live], ((a > 0).T.astype(float) @ (b > 0))
+    assert found.rms == pytest.approx(np.sqrt(np.square(size, dtype=np.float64).mean()))
+    never = both[live] == 0
+    assert found.counts.sum() == size.size
+    assert found.counts[:, 0].sum() == never.sum()
+    assert found.top_never == never[size >= np.quantile(size, 0.99)].mean()
+    i, j = rng.integers(0, n_i, 50), rng.integers(0, n_j, 50)
+    np.testing.assert_array_equal(seen.both_of(i, j), both[i, j])
 
 
 @pytest.mark.parametrize("rule", ["relu", "jumprelu", "topk"])

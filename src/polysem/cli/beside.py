@@ -180,6 +180,10 @@ def _layers(
         sources=sources, prompts=prompts, events=events, edges=edges, steered=steered, tokens=tokens
     )
     _make("layers", study_file, out, options, ignore_versions=ignore_versions, as_json=as_json)
+    from polysem.report.layers import splice_lines
+
+    for line in splice_lines(folder_for(study_file, out)):
+        say(line)
 
 
 @verb

@@ -1,32 +1,38 @@
 """`polysem layers`: the weights from every dictionary of a study to those of later layers, in parts by who writes.
 
-    layers/NN-{layer_blocks,layer_density,layer_edges,layer_tokens,layer_findings}.parquet
+    layers/NN-{layer_blocks,layer_density,layer_edges,layer_tokens,layer_findings,layer_splice}.parquet
 
 NN is the place of an SAE among the sorted labels, or behind them that of a set of transcoders, all of whose layers are one
-part. SAEs write to SAEs and to transcoders, transcoders to SAEs and to later layers of their own set. A run that is killed
-costs the part it was at.
+part. SAEs write to SAEs and to transcoders, transcoders to SAEs and to later layers of their own set. The part of a set has the
+splice test, too. A run that is killed costs the part it was at.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from polysem.config import CorpusConfig
 from polysem.engine.context import StudyContext
 from polysem.engine.task import Made, StageOptions, Tables, Task
 from polysem.errors import ConfigError
+from polysem.glosses.embed import EXPORT
 from polysem.progress import Reporter
 from polysem.store.run import Part
 from polysem.store.stages import REGISTRY
 
 if TYPE_CHECKING:
     from polysem.layers.ends import Ends
+    from polysem.layers.run import Glosses
 
 LONGEST = 64
 """tokens of a row at most: events are run again row by row"""
+SPLICED = 8192
+"""tokens of the splice test"""
 _AT_LEAST = {"sources": 2, "prompts": 3, "events": 1, "edges": 3, "steered": 0, "tokens": 0}
 
 
@@ -70,20 +76,24 @@ def make(task: Task) -> Made | None:
     groups = _groups(context, sorted(context.saes))
     _check([one for group in groups for one in group])
 
+    glosses = cache(lambda: _glosses(context, _corpus(context, task.options)))
+
     def one(part: Part, reporter: Reporter) -> Tables:
-        return compute(context, groups[part.k], task.options)
+        return compute(context, groups[part.k], task.options, glosses())
 
     return task.in_parts(one)
 
 
-def compute(context: StudyContext, sources: Sequence[_Writes], options: LayersOptions) -> dict[str, pa.Table]:
+def compute(
+    context: StudyContext, sources: Sequence[_Writes], options: LayersOptions, glosses: "Glosses"
+) -> dict[str, pa.Table]:
     """The tables of some sources."""
     from polysem.corpus import token_rows
     from polysem.layers.run import LayersPlan, across
     from polysem.positions import positions_of
 
     study, model = context.study, context.model
-    corpus, glosses = study.corpus, _glosses(context)
+    corpus = _corpus(context, options)
     plan = LayersPlan(
         n_sources=options.sources, n_prompts=options.prompts, n_events=options.events, n_edges=options.edges,
         n_steered=options.steered,
@@ -93,8 +103,7 @@ def compute(context: StudyContext, sources: Sequence[_Writes], options: LayersOp
     for source in sources:
         own = source.ends()
         rows = token_rows(
-            corpus.ref, model, n_tokens=options.tokens or corpus.n_tokens, context=min(corpus.context, LONGEST),
-            positions=positions_of(model, own.encoder),
+            corpus.ref, model, n_tokens=corpus.n_tokens, context=corpus.context, positions=positions_of(model, own.encoder),
         )  # fmt: skip
         others = [
             one.ends() for one in every if one.label != source.label and _may(source.family, one.family)
@@ -102,6 +111,8 @@ def compute(context: StudyContext, sources: Sequence[_Writes], options: LayersOp
         made = across(model, own, others, rows, plan=plan, glosses=glosses, seed=study.seed)
         for name, more in made.items():
             found[name] += more
+        if source.family and source is sources[0]:
+            found["layer_splice"] = _spliced(context, source.family, rows.tokens)
     return {schema.name: schema.of_rows(found[schema.name]) for schema in REGISTRY["layers"].tables}
 
 
@@ -145,14 +156,48 @@ def _check(every: Sequence[_Writes]) -> None:
         )
 
 
-def _glosses(context: StudyContext) -> Any:
+def _corpus(context: StudyContext, options: LayersOptions) -> CorpusConfig:
+    """The study's corpus, as much of it as is asked for, in rows that are not too long."""
+    corpus = context.study.corpus
+    return corpus.model_copy(
+        update={"n_tokens": options.tokens or corpus.n_tokens, "context": min(corpus.context, LONGEST)}
+    )
+
+
+def _spliced(context: StudyContext, name: str, tokens: np.ndarray) -> list[dict[str, Any]]:
+    import torch
+
+    from polysem.layers.splice import splice_rows
+    from polysem.models.hf import HFModel
+
+    model = context.model
+    if not isinstance(model, HFModel):  # worlds have no modules whose output could be replaced
+        return []
+    some = tokens[: max(2, SPLICED // tokens.shape[1])]
+    return splice_rows(model, name, context.transcoders[name], torch.from_numpy(some.astype(np.int64)))
+
+
+def _glosses(context: StudyContext, corpus: CorpusConfig) -> "Glosses":
+    """Glosses of the study's SAEs as they stand in its tables; of transcoders from what their features fire on."""
+    from polysem.features.table import worded
     from polysem.layers.run import Glosses
 
-    table = context.features.features
+    tables, embeddings = [context.features.features], dict(context.features.embeddings)
+    encoders = {
+        f"{name}.{one.reads.layer}": one.encoder
+        for name, found in context.transcoders.items()
+        for one in found.layers
+    }
+    embedder = context.study.glosses.embedder
+    # an export has vectors of its own features alone, and what a server embeds is paid for
+    if encoders and embedder != EXPORT and not embedder.startswith("openai:"):
+        made = worded(context.model, encoders, corpus=corpus, embedder=embedder)
+        tables.append(made.features)
+        embeddings |= made.embeddings
     texts: dict[str, list[str | None]] = {}
-    for label in context.saes:
-        own = table.filter(pc.equal(table["sae"], label)).to_pydict()
-        known = dict(zip(own["feature"], own["gloss"], strict=True))
-        texts[label] = [known.get(k) for k in range(max(known, default=-1) + 1)]
-    embeddings = {label: np.asarray(x) for label, x in context.features.embeddings.items()}
-    return Glosses(texts, embeddings)
+    for table in tables:
+        for label in pc.unique(table["sae"]).to_pylist():
+            own = table.filter(pc.equal(table["sae"], label)).to_pydict()
+            known = dict(zip(own["feature"], own["gloss"], strict=True))
+            texts[label] = [known.get(k) for k in range(max(known, default=-1) + 1)]
+    return Glosses(texts, {label: np.asarray(x) for label, x in embeddings.items()})

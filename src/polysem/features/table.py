@@ -156,6 +156,33 @@ def feature_table(
     return replace(made, corpus=read if source == "harvest" else None)
 
 
+def worded(
+    model: WhiteBoxModel,
+    saes: Mapping[str, SAE],
+    *,
+    corpus: CorpusConfig,
+    embedder: str,
+    reporter: Reporter = SILENT,
+) -> FeatureTable:
+    """Feature tables of dictionaries that no study lists, encoders of transcoders above all: their features fire on one corpus,
+    and have token glosses.
+
+    Args:
+        model: the model that they belong to.
+        saes: by label.
+        corpus: text.
+        embedder: of the glosses.
+        reporter: is told of progress.
+
+    Raises:
+        PolysemError: as `build_features`.
+    """
+    return _build(
+        model, saes, corpus=corpus, features=FeaturesConfig(), glosses=GlossesConfig(embedder=embedder, cluster_cuts=()),
+        gloss_sources=dict.fromkeys(saes, "tokens"), workdir=None, reporter=reporter,
+    )  # fmt: skip
+
+
 def _build(
     model: WhiteBoxModel,
     saes: Mapping[str, SAE],
@@ -355,7 +382,7 @@ def _gloss_rows(label: str, glosses: list[Gloss]) -> pa.Table:
 
 
 def _cluster_rows(label: str, ids: np.ndarray, vectors: np.ndarray, cuts: tuple[float, ...]) -> pa.Table:
-    if not vectors.any():
+    if not cuts or not vectors.any():
         return CLUSTERS.empty()
     parts = []
     for cut, cluster in gloss_clusters(vectors, cuts).items():

@@ -10,6 +10,7 @@ features costs k_A k_B products. The first position of a row and massive tokens 
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -35,44 +36,92 @@ BATCH = 32
 HALVES = 2
 SAMPLED = 4096
 """tokens of the stream from which the mean scale of a norm is taken"""
+BLOCK = 256
+"""sources of which all pairs are held at a time"""
+EVERY = slice(None)
 
 
-@dataclass(frozen=True)
+Places = Int[np.ndarray, " _n"] | Sequence[int] | slice
+"""features by number"""
+
+
+@dataclass(frozen=True, eq=False)
 class Coactivity:
-    """Sums over the tokens of some documents."""
+    """Who fires with whom on the tokens of some documents. Sums are made of the pairs that are asked for, from what fires:
+    all pairs of two wide dictionaries would not fit into memory."""
 
-    n_tokens: int
-    fires_i: Float[np.ndarray, " n_i"]
-    """tokens on which a source fires"""
-    fires_j: Float[np.ndarray, " n_j"]
-    total_j: Float[np.ndarray, " n_j"]
-    """summed activation of a target"""
-    both: Float[np.ndarray, "n_i n_j"]
-    """tokens on which both fire"""
-    onto: Float[np.ndarray, "n_i n_j"]
-    """sum of a_i where j fires"""
-    product: Float[np.ndarray, "n_i n_j"]
-    """sum of a_i a_j"""
+    source: csr_matrix
+    """activations [n_i, tokens] above zero, float64"""
+    target: csr_matrix
+    """activations [tokens, n_j]"""
 
-    def __add__(self, other: "Coactivity") -> "Coactivity":
-        pairs = zip(vars(self).values(), vars(other).values(), strict=True)
-        return Coactivity(*(a + b for a, b in pairs))
+    @property
+    def n_tokens(self) -> int:
+        """Tokens that count."""
+        return self.target.shape[0]
 
-    def lift(self) -> Float[np.ndarray, "n_i n_j"]:
+    @cached_property
+    def fires_i(self) -> Float[np.ndarray, " n_i"]:
+        """Tokens on which a source fires."""
+        return np.diff(self.source.indptr).astype(np.float64)
+
+    @cached_property
+    def fires_j(self) -> Float[np.ndarray, " n_j"]:
+        """Tokens on which a target fires."""
+        return np.bincount(self.target.indices, minlength=self.target.shape[1]).astype(np.float64)
+
+    def both(self, i: Places = EVERY, j: Places = EVERY) -> Float[np.ndarray, "_m _k"]:
+        """Tokens on which both fire, of all pairs of some sources and targets."""
+        return _sums(_ones(self.source[i]), self._target_fires, j)
+
+    def both_of(self, i: Int[np.ndarray, " m"], j: Int[np.ndarray, " m"]) -> Float[np.ndarray, " m"]:
+        """Tokens on which both fire, of single pairs."""
+        found = np.empty(len(i))
+        for start in range(0, self.source.shape[0], BLOCK):
+            mine = np.flatnonzero((i >= start) & (i < start + BLOCK))
+            if len(mine):
+                found[mine] = self.both(slice(start, start + BLOCK))[i[mine] - start, j[mine]]
+        return found
+
+    def lift(self, i: Places = EVERY, j: Places = EVERY) -> Float[np.ndarray, "_m _k"]:
         """Co-firing over chance; NaN where one never fires."""
-        expected = np.outer(self.fires_i, self.fires_j) / max(self.n_tokens, 1)
-        return np.divide(self.both, expected, out=np.full_like(self.both, np.nan), where=expected > 0)
+        both = self.both(i, j)
+        expected = np.outer(self.fires_i[i], self.fires_j[j]) / max(self.n_tokens, 1)
+        return np.divide(both, expected, out=np.full_like(both, np.nan), where=expected > 0)
 
-    def era(self, weight: Float[np.ndarray, "n_i n_j"]) -> Float[np.ndarray, "n_i n_j"]:
-        """Expected residual attribution, in pre-activation of j a token."""
-        return self.onto / max(self.n_tokens, 1) * weight
+    def onto(self, i: Places = EVERY, j: Places = EVERY) -> Float[np.ndarray, "_m _k"]:
+        """Sum of a_i where j fires."""
+        return _sums(self.source[i], self._target_fires, j)
 
-    def twera(self, weight: Float[np.ndarray, "n_i n_j"]) -> Float[np.ndarray, "n_i n_j"]:
+    def product(self, i: Places = EVERY, j: Places = EVERY) -> Float[np.ndarray, "_m _k"]:
+        """Sum of a_i a_j."""
+        return _sums(self.source[i], self.target, j)
+
+    def era(
+        self, weight: Float[np.ndarray, "_m _k"], i: Places = EVERY, j: Places = EVERY
+    ) -> Float[np.ndarray, "_m _k"]:
+        """Expected residual attribution, in pre-activation of j a token; `weight` is of the same pairs."""
+        return self.onto(i, j) / max(self.n_tokens, 1) * weight
+
+    def twera(
+        self, weight: Float[np.ndarray, "_m _k"], i: Places = EVERY, j: Places = EVERY
+    ) -> Float[np.ndarray, "_m _k"]:
         """Target-weighted; NaN where j never fires."""
-        mean = np.divide(
-            self.product, self.total_j, out=np.full_like(self.product, np.nan), where=self.total_j > 0
-        )
-        return mean * weight
+        total, product = np.asarray(self.target.sum(0)).ravel()[j], self.product(i, j)
+        return np.divide(product, total, out=np.full_like(product, np.nan), where=total > 0) * weight
+
+    @cached_property
+    def _target_fires(self) -> csr_matrix:
+        return _ones(self.target)
+
+
+def _ones(matrix: csr_matrix) -> csr_matrix:
+    """1 where something fires; the places are shared."""
+    return type(matrix)((np.ones_like(matrix.data), matrix.indices, matrix.indptr), shape=matrix.shape)
+
+
+def _sums(a: csr_matrix, b: csr_matrix, j: Places) -> Float[np.ndarray, "_m _k"]:
+    return (a @ b).toarray()[:, j]
 
 
 @dataclass(frozen=True)
@@ -100,15 +149,8 @@ class Pass:
 
 
 def fired_together(source: "Firing", target: "Firing", kept: Bool[np.ndarray, "n_rows pos"]) -> Coactivity:
-    """The sums of two dictionaries over the kept positions, all pairs."""
-    a, b = source.matrix(kept), target.matrix(kept)
-    fires_a, fires_b = (m.astype(bool).astype(np.float64) for m in (a, b))
-    return Coactivity(
-        n_tokens=int(kept.sum()),
-        fires_i=np.asarray(fires_a.sum(0)).ravel(), fires_j=np.asarray(fires_b.sum(0)).ravel(),
-        total_j=np.asarray(b.sum(0)).ravel(), both=(fires_a.T @ fires_b).toarray(),
-        onto=(a.T @ fires_b).toarray(), product=(a.T @ b).toarray(),
-    )  # fmt: skip
+    """Two dictionaries over the kept positions."""
+    return Coactivity(source.matrix(kept).T.tocsr(), target.matrix(kept))
 
 
 @dataclass(frozen=True)

@@ -150,26 +150,27 @@ def steering(
         dose: nats.
         rng: draws other sources of equal density.
     """
-    live = seen.fires_j > 0
-    lift, never = seen.lift()[:, live], (seen.both == 0)[:, live]
     places = np.flatnonzero(np.isfinite(moved).all(1))
     others = _like(seen.fires_i, np.asarray(sources), rng)
+    needed = np.unique(np.concatenate([np.asarray(sources), *others]))
+    lift = seen.lift(needed, np.flatnonzero(seen.fires_j))
+    at = {int(i): k for k, i in enumerate(needed)}
     rows: list[Row] = []
     for quantity, where in (
         ("share into pairs below chance", lift < BELOW),
-        ("share into pairs that never co-fire", never),
+        ("share into pairs that never co-fire", lift == 0),
     ):
-        own = np.array([_share(moved[k], where[i]) for k, i in enumerate(sources)])
+        own = np.array([_share(moved[k], where[at[i]]) for k, i in enumerate(sources)])
         like = np.array(
-            [np.mean([_share(moved[k], where[o]) for o in others[k]]) for k in range(len(sources))]
+            [np.mean([_share(moved[k], where[at[o]]) for o in others[k]]) for k in range(len(sources))]
         )
         random = np.array(
             [
-                np.nanmean([_share(r, where[i]) for r in isotropic]) if len(isotropic) else np.nan
+                np.nanmean([_share(r, where[at[i]]) for r in isotropic]) if len(isotropic) else np.nan
                 for i in sources
             ]
         )
-        note = f"of all pairs {float(where[np.asarray(sources)].mean()):.2f}"
+        note = f"of all pairs {float(where[[at[i] for i in sources]].mean()):.2f}"
         rows.append(_over_sources(quantity, "-", own, places, dose, note))
         rows.append(_over_sources(quantity, "less other sources of equal density", own - like, places, dose))
         rows.append(_over_sources(quantity, "less isotropic pushes", own - random, places, dose))

@@ -15,7 +15,7 @@ from jaxtyping import Float, Int
 from polysem.corpus import TokenRows
 from polysem.layers import hypotheses
 from polysem.layers.coactivity import Pass, corpus_pass
-from polysem.layers.ends import Ends, final_norm, linked, logit_columns, norm_before, why_not
+from polysem.layers.ends import Ends, final_norm, linked, logit_columns, norm_before, summed, why_not
 from polysem.layers.influence import natural_influence, pushed_later
 from polysem.layers.weights import LIFT_EDGES, WEIGHT_EDGES, joint_histogram, virtual_weights
 from polysem.layers.worth import (
@@ -74,12 +74,15 @@ class Glosses:
     embeddings: Mapping[str, Float[np.ndarray, "_n _d"]]
     """unit rows, zero without a gloss"""
 
-    def similarity(self, source: str, target: str) -> np.ndarray | None:
-        """Cosines [n_i n_j], NaN where a gloss is missing; None where widths differ or nothing is known."""
+    def similarity(
+        self, source: str, target: str, i: Sequence[int], j: Int[np.ndarray, " k"]
+    ) -> Float[np.ndarray, "m k"] | None:
+        """Cosines of some features, NaN where a gloss is missing; None where widths differ or nothing is known."""
         a, b = self.embeddings.get(source), self.embeddings.get(target)
         if a is None or b is None or a.shape[1] != b.shape[1]:
             return None
-        found = a.astype(np.float64) @ b.astype(np.float64).T
+        a, b = a[i].astype(np.float64), b[j].astype(np.float64)
+        found = a @ b.T
         found[~a.any(1)] = np.nan
         found[:, ~b.any(1)] = np.nan
         return found
@@ -199,23 +202,20 @@ class _TwoEnds:
         }
 
     def _block(self) -> tuple[dict[str, Any], Rows]:
-        rms, counts = joint_histogram(self.weights, self.all)
+        found = joint_histogram(self.weights, self.all)
+        counts, n_pairs = found.counts, int(found.counts.sum())
         least, i, j = self.weights.strong()
-        live = (self.all.fires_i[i] > 0) & (self.all.fires_j[j] > 0)
-        i, j = i[live], j[live]
-        never = self.all.both == 0
         live_i, live_j = self.all.fires_i > 0, self.all.fires_j > 0
+        live = live_i[i] & live_j[j]
+        i, j = i[live], j[live]
         ends = {"source": self.source.label, "target": self.target.label}
-        alive = np.ix_(live_i, live_j)
-        size = np.abs(self.weights.of(slice(None)))[alive]
-        largest = size >= np.quantile(size, 0.99) if size.size else np.zeros_like(size, dtype=bool)
         block = {
             **ends, "writes": str(self.source.first), "reads": str(self.target.reads), "norm": self.weights.norm,
-            "n_tokens": self.all.n_tokens, "n_i": int(live_i.sum()), "n_j": int(live_j.sum()), "rms": rms,
+            "n_tokens": self.all.n_tokens, "n_i": int(live_i.sum()), "n_j": int(live_j.sum()), "rms": found.rms,
             "strong_cosine": least, "n_strong": len(i),
-            "strong_never": float(never[i, j].mean()) if len(i) else None,
-            "never": float(never[alive].mean()) if size.size else None,
-            "top_never": float(never[alive][largest].mean()) if size.size else None,
+            "strong_never": float((self.all.both_of(i, j) == 0).mean()) if len(i) else None,
+            "never": float(counts[:, 0].sum() / n_pairs) if n_pairs else None,
+            "top_never": found.top_never if n_pairs else None,
         }  # fmt: skip
         density = [
             {
@@ -233,11 +233,10 @@ class _TwoEnds:
         weight = self.weights.of(np.asarray(s), t)
         length = self.weights.rows[s].double().norm(dim=1).numpy()[:, None]
         told_by = self.seen.between(self.source.label, self.target.label, half=0)
-        whole = self.weights.of(slice(None))
-        era, twera = (x[np.ix_(s, t)] for x in (told_by.era(whole), told_by.twera(whole)))
-        cofire = told_by.both[np.ix_(s, t)]
+        era, twera = told_by.era(weight, s, t), told_by.twera(weight, s, t)
+        cofire = told_by.both(s, t)
         cosine = weight / length / self.weights.columns[t].double().norm(dim=1).numpy()
-        decoders = self._decoders()
+        decoders = self._decoders(s, t)
         tokens = torch.from_numpy(self.seen.rows.tokens[: plan.n_prompts].astype(np.int64)).to(
             self.model.spec.device
         )
@@ -254,7 +253,7 @@ class _TwoEnds:
             rng=self._rng("events"),
             reporter=self.reporter,
         )
-        beside = {} if decoders is None else {"decoder cosine": decoders[np.ix_(s, t)]}
+        beside = {} if decoders is None else {"decoder cosine": decoders}
         findings = hypotheses.pushes(pushed, {"weight": weight / length, "cosine": cosine, **beside})
         cells = hypotheses.density_cells(self.all, self.weights.columns[t].norm(dim=1).numpy(), t)
         told = {"weight": weight, "ERA": era, "TWERA": twera, "co-firing": cofire, "cosine": cosine, **beside}
@@ -277,8 +276,8 @@ class _TwoEnds:
                 place = divmod(flat, len(t))
                 chosen[place] = f"{chosen[place]}+{why}" if place in chosen else why
         measured = {
-            "weight": weight, "cosine": cosine, "era": self.all.era(whole)[np.ix_(s, t)], "lift": self.all.lift()[np.ix_(s, t)],
-            "twera": self.all.twera(whole)[np.ix_(s, t)], "effectiveness": worth.nats, "acts": worth.acts,
+            "weight": weight, "cosine": cosine, "era": self.all.era(weight, s, t), "lift": self.all.lift(s, t),
+            "twera": self.all.twera(weight, s, t), "co_tokens": self.all.both(s, t).astype(np.int64), "effectiveness": worth.nats, "acts": worth.acts,
             "pushed": pushed.same.mean(1), "natural": natural,
         }  # fmt: skip
         return findings, [self._edge(place, why, measured, helped, places) for place, why in chosen.items()]
@@ -297,16 +296,15 @@ class _TwoEnds:
         one = hypotheses.edge_interval(helped, k)
         return {
             "i": i, "j": j, "chosen": why, "gloss_i": self.glosses.text(self.source.label, i),
-            "gloss_j": self.glosses.text(self.target.label, j), "co_tokens": int(self.all.both[i, j]),
+            "gloss_j": self.glosses.text(self.target.label, j),
             "weight_raw": float(self.weights.unfolded(np.array([i]), np.array([j]))[0]),
             "saved": one.value, "lo": one.lo, "hi": one.hi, "n_events": int((helped.edge == k).sum()),
-            **{name: float(values[place]) for name, values in measured.items()},
+            **{name: values[place].item() for name, values in measured.items()},
         }  # fmt: skip
 
-    def _decoders(self) -> np.ndarray | None:
+    def _decoders(self, s: Sequence[int], t: Int[np.ndarray, " n"]) -> np.ndarray | None:
         """Cosines of what both write, where they write one width."""
-        theirs = torch.stack(list(self.target.rows.values())).sum(0).double()
-        own = self.weights.rows.double()
+        own, theirs = self.weights.rows[s].double(), summed(self.target.rows, torch.from_numpy(t)).double()
         if theirs.shape[1] != own.shape[1]:
             return None
         a, b = (x / x.norm(dim=1, keepdim=True).clamp(min=1e-12) for x in (own, theirs))
@@ -319,7 +317,7 @@ class _TwoEnds:
         order = positive[np.argsort(-nats[tuple(positive.T)], kind="stable")]
         middle = order[len(order) // 20 : len(order) // 2]
         drawn = middle[np.sort(self._rng("moderate").permutation(len(middle))[:n])]
-        low = np.nan_to_num(self.all.lift()[np.ix_(self.sources, self.targets)]) < hypotheses.BELOW
+        low = np.nan_to_num(self.all.lift(self.sources, self.targets)) < hypotheses.BELOW
         apart = np.argsort(-np.abs(np.where(low, weight, 0.0)), axis=None, kind="stable")[:n]
         found: dict[tuple[int, int], str] = {}
         kinds = (
@@ -349,8 +347,8 @@ class _TwoEnds:
             )
             for k in range(self.plan.n_null)
         ]
-        similarity = self.glosses.similarity(self.source.label, self.target.label)
-        unit = self.weights.of(np.asarray(sources))[:, live]
+        similarity = self.glosses.similarity(self.source.label, self.target.label, sources, live)
+        unit = self.weights.of(sources, live)
         found: Rows = []
         for dose in DOSES:
             made = push(
@@ -363,7 +361,7 @@ class _TwoEnds:
                 moved, isotropic, self.all, sources=sources, dose=dose, rng=self._rng("like")
             )
             if similarity is not None:
-                found += hypotheses.unlike(moved, unit, similarity[np.asarray(sources)][:, live], dose=dose)
+                found += hypotheses.unlike(moved, unit, similarity, dose=dose)
         return found
 
 

@@ -7,8 +7,9 @@ the same outputs set to zero, so that
     recovered = (zeroed - spliced) / (zeroed - clean)
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -59,7 +60,12 @@ class Spliced:
 
 
 def splice(
-    model: HFModel, found: TranscoderSet, tokens: Int[Tensor, "rows pos"], *, reporter: Reporter = SILENT
+    model: HFModel,
+    found: TranscoderSet,
+    tokens: Int[Tensor, "rows pos"],
+    *,
+    sites: Sequence[Site] | None = None,
+    reporter: Reporter = SILENT,
 ) -> Spliced:
     """Cross-entropy of the model, of the model with what the set writes in place of its own, and with nothing there.
 
@@ -67,15 +73,17 @@ def splice(
         model: which model.
         found: the transcoders; layers that it lacks stay the model's own.
         tokens: text, one length; a BOS in front where the transcoders were trained with one.
+        sites: where the set stands for the model, of those that it writes; None: at all of them.
         reporter: is told of every batch.
 
     Raises:
         NumericsError: of the model.
     """
+    sites = found.sites if sites is None else sites
     ways: tuple[dict[Tap, list[Action]], ...] = (
         {},
-        _replaced(model, found),
-        {model.tap(site): [_zeroed] for site in found.sites},
+        _replaced(model, found, sites),
+        {model.tap(site): [_zeroed] for site in sites},
     )
     starts = range(0, len(tokens), ROWS)
     losses: list[list[np.ndarray]] = [[], [], []]
@@ -89,7 +97,38 @@ def splice(
     return Spliced(*(np.concatenate(kept) for kept in losses))
 
 
-def _replaced(model: HFModel, found: TranscoderSet) -> dict[Tap, list[Action]]:
+def splice_rows(
+    model: HFModel,
+    name: str,
+    found: TranscoderSet,
+    tokens: Int[Tensor, "rows pos"],
+    *,
+    reporter: Reporter = SILENT,
+) -> list[dict[str, Any]]:
+    """Rows of LAYER_SPLICE: everything replaced at once, and each written site alone. A site that layers write which are not
+    in the set has none of its numbers, and says so."""
+    own = [one.reads.layer or 0 for one in found.layers]
+    missing = {
+        site: [n for n in range((site.layer or 0) + 1) if n not in own] if found.cross_layer else []
+        for site in found.sites
+    }
+    able = [site for site in found.sites if not missing[site]]
+    kept = tokens.shape[1] - PLAIN.n_first - 1
+    rows: list[dict[str, Any]] = []
+    for what, sites in (*([("all", able)] if able else []), *((str(site), [site]) for site in found.sites)):
+        row: dict[str, Any] = {"transcoders": name, "replaced": what, "n_tokens": 0}
+        if lacking := missing[sites[0]]:
+            row["why"] = f"layers {', '.join(map(str, lacking))} write it too, and are left out"
+        else:
+            made = splice(model, found, tokens, sites=sites, reporter=reporter)
+            row |= {"n_tokens": len(tokens) * kept, **{way: float(x.mean()) for way, x in vars(made).items()}}
+            for key, one in (("cost", made.cost), ("recovered", made.recovered)):
+                row |= {key: one.value, f"{key}_lo": one.lo, f"{key}_hi": one.hi}
+        rows.append(row)
+    return rows
+
+
+def _replaced(model: HFModel, found: TranscoderSet, sites: Sequence[Site]) -> dict[Tap, list[Action]]:
     """What every tap does: where transcoders read they compute what they write, where they write it is put in."""
     pending: dict[Site, Tensor] = {}
     actions: dict[Tap, list[Action]] = {}
@@ -97,6 +136,8 @@ def _replaced(model: HFModel, found: TranscoderSet) -> dict[Tap, list[Action]]:
     def reading(one: Transcoder) -> Action:
         def act(h: Tensor) -> Tensor:
             for site, part in one.parts(h.float()).items():
+                if site not in sites:
+                    continue
                 pending[site] = pending[site] + part if site in pending else part
             return h
 
@@ -111,7 +152,7 @@ def _replaced(model: HFModel, found: TranscoderSet) -> dict[Tap, list[Action]]:
 
     for one in found.layers:
         actions.setdefault(model.tap(one.reads), []).append(reading(one))
-    for site in found.sites:
+    for site in sites:
         actions.setdefault(model.tap(site), []).append(writing(site))
     return actions
 

@@ -1,6 +1,5 @@
-"""Virtual weights of all pairs of two dictionaries, in tiles; how they lie beside co-firing; the strongest by the pair kernel."""
+"""Virtual weights of all pairs of two dictionaries, in blocks; how they lie beside co-firing; the strongest by the pair kernel."""
 
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,10 +9,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from polysem.geometry import cosine_tail, pair_blocks
-from polysem.layers.coactivity import Coactivity
+from polysem.layers.coactivity import BLOCK, Coactivity, Places
 from polysem.layers.ends import Ends, ReadNorm
 
-TILE = 2048
 WEIGHT_EDGES = (0.0, 0.25, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0, np.inf)
 """of |weight|, in root mean squares over all pairs of the two dictionaries"""
 LIFT_EDGES = (0.0, 0.1, 0.5, 1.0, 2.0, 5.0, 20.0, np.inf)
@@ -21,8 +19,8 @@ LIFT_EDGES = (0.0, 0.1, 0.5, 1.0, 2.0, 5.0, 20.0, np.inf)
 CHANCE = 1e-4
 """tail of random directions beyond which a cosine of row and column counts as strong"""
 
-Places = Int[np.ndarray, " _n"] | Sequence[int] | slice
-"""features by number"""
+TOP = 0.99
+"""quantile of |weight| from which weights count as the largest"""
 
 
 @dataclass(frozen=True)
@@ -51,12 +49,6 @@ class VirtualWeights:
         a, b = self.rows[i].double(), self.columns[j].double()
         size = a.norm(dim=1) * b.norm(dim=1)
         return torch.where(size > 0, (a * b).sum(1) / size, torch.nan).numpy()
-
-    def tiles(self) -> Iterator[tuple[slice, Float[np.ndarray, "m n_j"]]]:
-        """Rows of the matrix of weights in blocks."""
-        for start in range(0, len(self.rows), TILE):
-            rows = slice(start, min(start + TILE, len(self.rows)))
-            yield rows, self.of(rows)
 
     def strong(self, *, tail: float = CHANCE) -> tuple[float, Int[np.ndarray, " m"], Int[np.ndarray, " m"]]:
         """(least |cosine|, i, j) of the pairs whose row and column lie closer than chance, by the pair kernel."""
@@ -88,32 +80,48 @@ def virtual_weights(source: Ends, target: Ends, norm: ReadNorm | None) -> Virtua
     return VirtualWeights(rows.float(), raw.float(), folded.float(), kind)
 
 
-def joint_histogram(
-    weights: VirtualWeights, seen: Coactivity
-) -> tuple[float, Int[np.ndarray, "n_weights n_lifts"]]:
-    """Pairs by |weight| and co-firing.
+@dataclass(frozen=True)
+class Joint:
+    """All pairs of features that fire, by |weight| and co-firing."""
 
-    Returns:
-        The root mean square of weights between live features, and counts: rows are bins of WEIGHT_EDGES in that unit, the
-        first column is of pairs that never co-fire, then bins of LIFT_EDGES. Features that never fire are left out.
-    """
-    live_i, live_j = seen.fires_i > 0, seen.fires_j > 0
-    lift, both = seen.lift(), seen.both
-    total, n = 0.0, int(live_i.sum()) * int(live_j.sum())
-    for rows, tile in weights.tiles():
-        total += float((tile[live_i[rows]][:, live_j] ** 2).sum())
-    rms = float(np.sqrt(total / n)) if n else float("nan")
+    rms: float
+    """root mean square of the weights"""
+    counts: Int[np.ndarray, "n_weights n_lifts"]
+    """pairs: rows are bins of WEIGHT_EDGES in root mean squares, the first column is of pairs that never co-fire, then bins of
+    LIFT_EDGES"""
+    top_never: float
+    """share of the 1 % of largest weights whose ends never co-fire; NaN without pairs"""
+
+
+def joint_histogram(weights: VirtualWeights, seen: Coactivity) -> Joint:
+    """How weights lie beside co-firing, in blocks of sources."""
+    live_i, live_j = np.flatnonzero(seen.fires_i), np.flatnonzero(seen.fires_j)
+    n = len(live_i) * len(live_j)
     counts = np.zeros((len(WEIGHT_EDGES) - 1, len(LIFT_EDGES)), dtype=np.int64)
-    for rows, tile in weights.tiles():
-        mine = live_i[rows]
-        size = np.abs(tile[mine][:, live_j]) / rms
-        w = np.searchsorted(WEIGHT_EDGES, size.ravel(), side="right") - 1
-        never = both[rows][mine][:, live_j].ravel() == 0
-        column = np.where(
-            never, 0, np.searchsorted(LIFT_EDGES, lift[rows][mine][:, live_j].ravel(), side="right")
-        )
-        np.add.at(counts, (w, column), 1)
-    return rms, counts
+    if not n:
+        return Joint(float("nan"), counts, float("nan"))
+    own, read = (x[live].double() for x, live in ((weights.rows, live_i), (weights.columns, live_j)))
+    rms = float(((own.T @ own) * (read.T @ read)).sum() / n) ** 0.5
+    place, between = divmod((n - 1) * TOP, 1.0)
+    most = n - int(place)  # from the lower neighbour of the quantile up
+    largest, largest_never, least = np.empty(0), np.empty(0, dtype=bool), 0.0
+    for start in range(0, len(live_i), BLOCK):
+        i = live_i[start : start + BLOCK]
+        size, lift = np.abs(weights.of(i, live_j)).ravel(), seen.lift(i, live_j).ravel()
+        never = lift == 0
+        w = np.searchsorted(WEIGHT_EDGES, size / rms, side="right") - 1
+        column = np.where(never, 0, np.searchsorted(LIFT_EDGES, lift, side="right"))
+        counts += np.bincount(w * len(LIFT_EDGES) + column, minlength=counts.size).reshape(counts.shape)
+        kept = size >= least
+        largest = np.concatenate([largest, size[kept]])
+        largest_never = np.concatenate([largest_never, never[kept]])
+        if len(largest) > most:
+            least = float(np.partition(largest, -most)[-most])
+            kept = largest >= least
+            largest, largest_never = largest[kept], largest_never[kept]
+    neighbours = np.sort(largest)[::-1][max(most - 2, 0) : most]
+    top = largest_never[largest >= np.quantile(neighbours, between)]
+    return Joint(rms, counts, float(top.mean()))
 
 
 def _cosine_at(tail: float, d: int) -> float:

@@ -6,7 +6,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from polysem.report.html import NOTE, Column, interval, section, table, write_page
+from polysem.report.html import NOTE, Column, ends, interval, section, table, write_page
 from polysem.report.text import fixed, number, plural, visible
 from polysem.store.run import RunFolder
 from polysem.vocabulary_findings import LAYER_HYPOTHESES
@@ -55,6 +55,14 @@ _TOKENS: tuple[Column, ...] = (
     ("events", "n_events"),
 )
 
+_SPLICE: tuple[Column, ...] = (
+    *("transcoders", "replaced", "clean", "spliced", "zeroed"),
+    ends("cost, nats a token", "cost"),
+    ends("recovered", "recovered"),
+    ("tokens", "n_tokens"),
+    ("", lambda r: r["why"] or ""),
+)
+
 
 def write_layers_page(out: Path) -> Path:
     """Write `layers.html` into a run folder; gives its path. Equal tables give equal bytes.
@@ -71,10 +79,25 @@ def write_layers_page(out: Path) -> Path:
     return write_page(out, STAGE, "Interference across layers", lead, body(found))
 
 
+def splice_lines(out: Path) -> list[str]:
+    """The splice test in words, a line for each set and place."""
+    return [
+        f"{r['transcoders']} in place of {r['replaced']}: "
+        + (
+            r["why"]
+            or f"costs {interval(r, 'cost', 'cost_lo', 'cost_hi')} nats a token, recovers {interval(r, 'recovered', 'recovered_lo', 'recovered_hi')}"
+        )
+        for r in RunFolder.open(out).tables(STAGE)["layer_splice"].to_pylist()
+    ]
+
+
 def body(found: Mapping[str, Sequence[Mapping[str, Any]]]) -> Markup:
     """What the page shows, of its tables' rows."""
     blocks = [r for r in found["layer_blocks"] if r["why"] is None]
-    parts = [_matrix(found["layer_blocks"]), *(_pair(found, block) for block in blocks), _tokens(found)]
+    parts = [
+        _matrix(found["layer_blocks"]), _splice(found["layer_splice"]), *(_pair(found, block) for block in blocks),
+        _tokens(found),
+    ]  # fmt: skip
     return Markup("").join(parts)
 
 
@@ -101,6 +124,13 @@ def _matrix(rows: Sequence[Mapping[str, Any]]) -> Markup:
         )
     parts.append(table(_BLOCKS, list(linked.values()), caption="pairs of dictionaries"))
     return Markup("<section>{}</section>").format(Markup("").join(parts))
+
+
+def _splice(rows: Sequence[Mapping[str, Any]]) -> Markup:
+    if not rows:
+        return Markup("")
+    said = "Cross-entropy of text when transcoders stand for the model's own outputs: at every place at once, and at each alone."
+    return section("MLPs replaced", said, table(_SPLICE, rows, caption="splice test"))
 
 
 def _cell(row: Mapping[str, Any] | None) -> str:
@@ -137,7 +167,7 @@ def _density(rows: Sequence[Mapping[str, Any]]) -> Markup:
 
     columns: list[Column] = [
         ("|weight|, rms", lambda r: f"{number(r['low'])} to {number(r['high'])}"),
-        *((_lift(ends), lambda r, k=k: share(r, k)) for k, ends in lifts.items()),
+        *((_lift(edges), lambda r, k=k: share(r, k)) for k, edges in lifts.items()),
         ("pairs", lambda r: sum(counts.get((r["low"], k), 0) for k in lifts)),
     ]
     shown = [{"low": low, "high": high} for low, high in bins]
@@ -146,8 +176,8 @@ def _density(rows: Sequence[Mapping[str, Any]]) -> Markup:
     )
 
 
-def _lift(ends: tuple[float | None, float | None]) -> str:
-    low, high = ends
+def _lift(edges: tuple[float | None, float | None]) -> str:
+    low, high = edges
     if low is None:
         return "never"
     return f"{number(low)} and more" if high is None else f"{number(low)} to {number(high)}"

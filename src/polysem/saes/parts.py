@@ -113,12 +113,13 @@ def take(
     return found
 
 
-def refuse_unread(names: Collection[str], path: Path) -> None:
+def refuse_unread(names: Collection[str], path: Path, *, hint: str | None = None) -> None:
     """A tensor that nobody reads may be half of the rule: raise FormatError, naming those."""
     if names:
         raise FormatError(
             f"{path} holds {', '.join(sorted(names))}, which this format does not have and nothing here reads",
-            hint="an SAE in training form is saved again for use: sae.save_inference_model(folder) in SAELens",
+            hint=hint
+            or "an SAE in training form is saved again for use: sae.save_inference_model(folder) in SAELens",
         )
 
 

@@ -58,7 +58,7 @@ def planted(size: RunSize) -> Iterator[Measured]:
         good, seen_signs = _signs(world, seen, read, weights, rng)
         right, judged = right + good, judged + seen_signs
         both = seen.between("first", "neurons")
-        wrong += int(((both.both == 0) & (both.era(whole) != 0)).sum())
+        wrong += int(((both.both() == 0) & (both.era(whole) != 0)).sum())
         tokens = torch.from_numpy(world.rows.tokens[:4].astype(np.int64))
         pushed = pushed_later(world.model, tokens, source, target, sources=sources, targets=every)
         push = max(

@@ -26,6 +26,8 @@ from polysem.saes.transcoders.common import point, provenance
 CONFIG, STATS = "cfg.json", "norm_stats.json"
 _MODEL = re.compile(r"(?:model|clt_checkpoint_(?:latest|\d+))\.safetensors")
 _TYINGS = ("none", "per_source", "per_target")
+_PAIR = re.compile(r"\.(\d+)->(\d+)(?:\.|$)")
+_ONE_RUN = "keep one model's state dict beside the cfg.json that was written with it"
 _EPSILON = 1e-6
 """that the package adds to deviations"""
 
@@ -57,7 +59,11 @@ def load(ref: str, path: Path) -> TranscoderSet:
     n, d, f = (_whole(config, key, where) for key in ("num_layers", "d_model", "num_features"))
     tying = setting(config, "decoder_tying", str, where=where, default="none")
     if tying not in _TYINGS:
-        raise FormatError(f"{where}: decoder_tying is {tying!r}, expected one of {', '.join(_TYINGS)}")
+        raise FormatError(
+            f"{where}: decoder_tying is {tying!r}, expected one of {', '.join(_TYINGS)}",
+            hint="set decoder_tying to what the run had: none where decoders are named by two layers (0->1) in the state dict, "
+            "per_source or per_target where by one",
+        )
     activation = _rule(config, where)
     left = dict(read_safetensors(weights))
 
@@ -67,7 +73,7 @@ def load(ref: str, path: Path) -> TranscoderSet:
             raise FormatError(
                 f"{weights}: {name} {'is missing' if found is None else f'has shape {tuple(found.shape)}'}, expected {shape} "
                 f"by {CONFIG} (num_layers {n}, d_model {d}, num_features {f})",
-                hint="keep one model's state dict beside the cfg.json that was written with it",
+                hint=_ONE_RUN,
             )
         return found.float()
 
@@ -108,7 +114,15 @@ def load(ref: str, path: Path) -> TranscoderSet:
         if activation == "jumprelu"
         else None
     )
-    refuse_unread(left, weights)
+    for name in left:
+        ends = _PAIR.search(name)
+        if ends and int(ends[2]) < int(ends[1]):
+            raise FormatError(
+                f"{weights}: {name} writes layer {ends[2]}, below its own layer {ends[1]}; expected no such tensor",
+                hint="name decoders by the layer that they read, then the one that they write (0->2), and save the state dict "
+                "without those below",
+            )
+    refuse_unread(left, weights, hint=_ONE_RUN)
     scales, read = _scales(config, folder, n, d)
     files = [where, weights, *([folder / STATS] if read else [])]
     origin, model = (
@@ -188,7 +202,9 @@ def _scales(config: dict[str, Any], folder: Path, n: int, d: int) -> tuple[dict[
         }, False
     if how not in ("mean_std", "auto", "estimated_mean_std"):
         raise FormatError(
-            f"{where}: normalization_method is {how!r}, expected none, mean_std or sqrt_d_model"
+            f"{where}: normalization_method is {how!r}, expected none, mean_std or sqrt_d_model",
+            hint=f"set normalization_method to how the run scaled its activations: none, sqrt_d_model, or mean_std with {STATS} "
+            "beside",
         )
     path = folder / STATS
     if not path.is_file():

@@ -72,6 +72,7 @@ from polysem.store.tables.layers import (
     LAYER_DENSITY,
     LAYER_EDGES,
     LAYER_FINDINGS,
+    LAYER_SPLICE,
     LAYER_TOKENS,
     LAYERS,
 )
@@ -169,6 +170,7 @@ __all__ = [
     "LAYER_DENSITY",
     "LAYER_EDGES",
     "LAYER_FINDINGS",
+    "LAYER_SPLICE",
     "LAYER_TOKENS",
     "LEVELS",
     "METRICS",

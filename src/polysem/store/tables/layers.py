@@ -126,4 +126,25 @@ LAYER_FINDINGS = Schema(
     ),
 )  # fmt: skip
 
-LAYERS = (LAYER_BLOCKS, LAYER_DENSITY, LAYER_EDGES, LAYER_TOKENS, LAYER_FINDINGS)
+LAYER_SPLICE = Schema(
+    "layer_splice",
+    1,
+    ("transcoders", "replaced"),
+    (
+        text("transcoders", "name of the set"),
+        text("replaced", "written site at which the set stands for the model; all: at every one at once"),
+        count("n_tokens", "tokens", "that are predicted"),
+        _perhaps("clean", "nats", "cross-entropy of the model, a token"),
+        _perhaps("spliced", "nats", "with what the set writes in place of the model's own"),
+        _perhaps("zeroed", "nats", "with nothing there"),
+        _perhaps("cost", "nats", "spliced less clean"),
+        _perhaps("cost_lo", "nats", "95 % interval of it, over rows of text"),
+        _perhaps("cost_hi", "nats", "upper end"),
+        _perhaps("recovered", "fraction", "of the loss of zeroing that the set avoids"),
+        _perhaps("recovered_lo", "fraction", "95 % interval of it, over rows of text"),
+        _perhaps("recovered_hi", "fraction", "upper end"),
+        text("why", "why nothing is replaced there", nullable=True),
+    ),
+)
+
+LAYERS = (LAYER_BLOCKS, LAYER_DENSITY, LAYER_EDGES, LAYER_TOKENS, LAYER_FINDINGS, LAYER_SPLICE)

@@ -10,12 +10,13 @@ Made by `make bench` from what it measured; do not edit. `make bench ARGS="--onl
 
 Machine: {machine}. One thread. Contestants take turns in one process; a figure is the least CPU time of at least three
 rounds (memory: the peak of a process of its own while it works, beyond what it held with the input made). The ratio is other / ours.
-Every line was checked in the same run: what the two ways give is equal as the last column says.
+Every line was checked in the same run: what the two ways give is equal as the last column says. "Possible" is the ratio that
+ours would have if it were nothing but its arithmetic, at the rate of bare products measured in the same run.
 
 ## Against others
 
-| what | against | ours | other | ratio | must | aim | reached | equal |
-|---|---|---|---|---|---|---|---|---|
+| what | against | ours | other | ratio | must | aim | possible | reached | equal |
+|---|---|---|---|---|---|---|---|---|---|
 """
 
 
@@ -38,9 +39,10 @@ def document(results: dict[str, Any]) -> str:
 def _line(row: dict[str, Any]) -> str:
     unit, check = row["unit"], row["check"].replace("|", "\\|")
     bars = " | ".join("-" if row[bar] is None else f"{row[bar]:g}x" for bar in ("must", "aim"))
+    most = "-" if row.get("possible") is None else f"{row['possible']:.2f}x"
     return (
         f"| {row['name']} | {row['against']} | {row['ours']:.4g} {unit} | {row['other']:.4g} {unit} "
-        f"| {row['ratio']:.2f}x | {bars} | {row['verdict']} | {check} |\n"
+        f"| {row['ratio']:.2f}x | {bars} | {most} | {row['verdict']} | {check} |\n"
     )
 
 

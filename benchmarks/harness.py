@@ -45,6 +45,8 @@ class Line:
     aim: float | None = None
     note: str = ""
     """why an aim is missed, from a profile"""
+    floor: float | None = None
+    """what ours cannot be below: its arithmetic at the rate that was measured in the same run"""
 
     def __post_init__(self) -> None:
         if not self.check:
@@ -55,10 +57,17 @@ class Line:
         return self.other / self.ours
 
     @property
-    def verdict(self) -> Literal["aim", "must", "below", "no bar"]:
-        """The highest bar that is reached."""
+    def possible(self) -> float | None:
+        """The ratio at the floor; None where none was measured."""
+        return None if self.floor is None else self.other / self.floor
+
+    @property
+    def verdict(self) -> Literal["aim", "beyond the machine", "must", "below", "no bar"]:
+        """The highest bar that is reached; "beyond the machine" where the aim lies behind what is possible."""
         if self.aim is not None and self.ratio >= self.aim:
             return "aim"
+        if self.aim is not None and self.possible is not None and self.possible < self.aim:
+            return "beyond the machine"
         if self.must is None:
             return "no bar"
         return "must" if self.ratio >= self.must else "below"

@@ -22,11 +22,6 @@ PLAN = HarvestPlan(n_contexts=20, window=24, n_tokens=10)
 FLOAT32 = 2e-5
 """how far a float32 pre-activation may be from the exact one: inputs here have norms up to 25"""
 
-REST = (
-    "a profile: a quarter is the bfloat16 product, another the finding of what may be active in it; the float32 redo, "
-    "best windows and best tokens share the rest"
-)
-
 
 @dataclass(frozen=True)
 class World:
@@ -118,9 +113,7 @@ def encode_and_keep(size: Size) -> Iterator[Line]:
     name = (
         f"harvest of {world.tokens.size:,} tokens, {world.sae.d_sae:,} x 768, best windows, tokens and counts"
     )
-    yield Line(
-        name, "bare fp32 encode product", seconds["ours"], seconds["bare"], "cpu s", equal, 1, 1.6, note=REST
-    )
+    yield Line(name, "bare fp32 encode product", seconds["ours"], seconds["bare"], "cpu s", equal, 1, 1.6)
     seconds = interleaved({"ours": lambda: ours(head), "dense": lambda: dense_store(head)}, warm=False)
     name = (
         f"harvest of {head.tokens.size:,} tokens, {world.sae.d_sae:,} x 768, best windows, tokens and counts"

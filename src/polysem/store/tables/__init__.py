@@ -88,7 +88,7 @@ from polysem.store.tables.plan import (
     SIGNALS,
     SIMILARITIES,
 )
-from polysem.store.tables.replicates import REPLICATES, STABILITY, SURVIVAL
+from polysem.store.tables.replicates import REPLICATES, SHARED_SPANS, STABILITY, SURVIVAL
 from polysem.store.tables.response import (
     COMPENSATION,
     DECOMPOSITION,
@@ -197,6 +197,7 @@ __all__ = [
     "RESPONSE",
     "SCREENED",
     "SENSES",
+    "SHARED_SPANS",
     "SIDE_EFFECTS",
     "SIDE_EFFECTS_LINEAR",
     "SIDE_EFFECTS_MOVED",

@@ -18,12 +18,13 @@ from jaxtyping import Bool, Float, Int
 
 from polysem.errors import ConfigError, MismatchError
 from polysem.geometry import benjamini_hochberg
+from polysem.hierarchy import meta
 from polysem.hierarchy.absorption import LEVEL, absorption
 from polysem.hierarchy.firing import Fired, cofiring_tail, fired
 from polysem.hierarchy.known import BINS
 from polysem.saes.base import SAE
 from polysem.store.result import Result
-from polysem.store.tables import ABSORPTION, LEVELS, RELATIONS
+from polysem.store.tables import ABSORPTION, LEVELS, META_CODE, RELATIONS
 from polysem.vocabulary_findings import KINSHIPS
 
 TWICE = 0.7
@@ -60,6 +61,8 @@ class Kinship(Result):
     """ABSORPTION"""
     levels: pa.Table = field(default_factory=LEVELS.empty)
     """LEVELS, of a nested dictionary"""
+    meta_code: pa.Table = field(default_factory=META_CODE.empty)
+    """META_CODE"""
 
     def facts(self) -> Mapping[str, object]:
         counts = {r["values"]: r["counts"] for r in pc.value_counts(self.relations["relation"]).to_pylist()}
@@ -150,6 +153,7 @@ def relations_of(
             )
         ),
         between_levels(relations, levels, label=label, alive=seen.count > 0) if levels else LEVELS.empty(),
+        meta.meta_code(seen, label=label),
     )  # fmt: skip
 
 

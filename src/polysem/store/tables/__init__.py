@@ -42,7 +42,14 @@ from polysem.store.tables.guard import (
     GUARD_NEURONS,
     GUARD_RECOVERY,
 )
-from polysem.store.tables.hierarchy import ABSORPTION, LEVELS, RELATED_PAIRS, RELATIONS, SLOPES_WITHOUT
+from polysem.store.tables.hierarchy import (
+    ABSORPTION,
+    LEVELS,
+    META_CODE,
+    RELATED_PAIRS,
+    RELATIONS,
+    SLOPES_WITHOUT,
+)
 from polysem.store.tables.joint import (
     JOINT_ADDITIVITY,
     JOINT_FINDINGS,
@@ -171,6 +178,7 @@ __all__ = [
     "LAYER_FINDINGS",
     "LAYER_TOKENS",
     "LEVELS",
+    "META_CODE",
     "METRICS",
     "MISSING",
     "NEAR",
@@ -236,7 +244,7 @@ __all__ = [
 STAGES: dict[str, tuple[Schema, ...]] = {
     "features": (FEATURES, GLOSSES, CONTEXTS, CLUSTERS),
     "pairs": (PAIRS, DENSITY, SPECTRUM, PARTNERS),
-    "kinship": (RELATIONS, ABSORPTION, RELATED_PAIRS),
+    "kinship": (RELATIONS, ABSORPTION, META_CODE, RELATED_PAIRS),
     "plan": (
         *(PLAN, PROMPTS, NEURONS, NEURON_DEGREES),
         *(SIGNALS, SIMILARITIES, CONCEPTS, SENSES, COVARIATES, NEAR),

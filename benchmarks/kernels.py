@@ -8,10 +8,13 @@ from benchmarks.harness import Line, Point, Size, benchmark, curve, interleaved,
 import time
 
 import numpy as np
+from scipy.sparse import csr_matrix
 
 from benchmarks.sweep import hook
 from benchmarks.worlds import DOSES
 from benchmarks.worlds import make_world as make_model_world
+from polysem.hierarchy.firing import Fired
+from polysem.hierarchy.relations import candidates
 from polysem.layers.coactivity import Coactivity, Firing, fired_together
 from polysem.replicate import assigned
 
@@ -97,6 +100,56 @@ def wide_matching(size: Size) -> Iterator[Line]:
         8e-6 * n**2,
         "MB",
         f"every row is matched; at {small:,} rows the sum of |cosine| is within {short:.0e} of the best there is",
+    )
+
+
+def sparse_firing(n: int, tokens: int = 20_000, d: int = 256) -> Fired:
+    """Every token has 64 of n features, drawn so that some fire often and most seldom."""
+    rng = np.random.default_rng(n)
+    place = np.repeat(np.arange(tokens), 64)
+    drawn = np.minimum((n * rng.random(len(place)) ** 2).astype(np.int64), n - 1)
+    fires = csr_matrix((np.ones(len(place), np.float32), (place, drawn)), shape=(tokens, n))
+    fires.sum_duplicates()
+    fires.data[:] = 1
+    rows = rng.standard_normal((n, d)).astype(np.float32)
+    units = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+    count = np.bincount(fires.indices, minlength=n).astype(np.int64)
+    # an error along which nothing is needed less
+    x = np.zeros((tokens, d), np.float32)
+    return Fired(fires, fires, count, units, units, x, x, np.ones(tokens, np.float32))
+
+
+@benchmark
+def wide_relations(size: Size) -> Iterator[Line]:
+    """Memory of finding pairs of features with a relation, in a dictionary too wide for a matrix of all pairs."""
+    n, small = (65_536, 4096) if size == "full" else (2048, 512)
+    seen = sparse_firing(small, tokens=2000, d=32)
+    found = candidates(seen, 0.3)
+    fires = seen.fires.toarray()
+    together, cosine = fires.T @ fires, seen.units @ seen.units.T
+    union = seen.count[:, None] + seen.count[None, :] - together
+    live = np.outer(seen.count > 0, seen.count > 0)
+    close = np.argwhere(np.triu(live & (np.abs(cosine) >= 0.3), 1))
+    require(np.array_equal(np.stack([found["unrelated"][k] for k in "ij"], 1), close), "close pairs differ")
+    met = together[close[:, 0], close[:, 1]]
+    require(np.array_equal(found["unrelated"]["both"], met), "counts of co-firing differ")
+    with np.errstate(divide="ignore", invalid="ignore"):
+        same = np.argwhere(np.triu(live & (together / union > 0.3), 1))
+    require(
+        np.array_equal(np.stack([found["same_tokens"][k] for k in "ij"], 1), same),
+        "pairs of the same tokens differ",
+    )
+    setup = f"from benchmarks import kernels as k\nimport time\nseen = k.sparse_firing({n})"
+    run = "begun = time.process_time()\nfound = k.candidates(seen, 0.3)\nprint(time.process_time() - begun)"
+    peak, said = peak_mb(setup, run)
+    yield Line(
+        f"extra memory, pairs with a relation among {n:,} features, 64 active on each of 20,000 tokens",
+        "the matrix of all co-firing counts, float32",
+        peak.extra,
+        4e-6 * n**2,
+        "MB",
+        f"{float(said):.0f} cpu s; at {small:,} features the same {len(close):,} close pairs and {len(same):,} of the same tokens as dense "
+        "products give, with the same counts",
     )
 
 

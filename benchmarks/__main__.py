@@ -107,7 +107,11 @@ def _run_here(name: str, *, quick: bool) -> int:
 
 
 def _plain(row: Line | Point) -> dict[str, Any]:
-    more = {"ratio": row.ratio, "verdict": row.verdict, "possible": row.possible} if isinstance(row, Line) else {}
+    more = (
+        {"ratio": row.ratio, "verdict": row.verdict, "possible": row.possible}
+        if isinstance(row, Line)
+        else {}
+    )
     return asdict(row) | more
 
 

@@ -10,11 +10,14 @@ from dataclasses import replace
 
 import numpy as np
 import torch
+from scipy.sparse import csr_matrix
 
 from benchmarks.sweep import hook
 from benchmarks.worlds import DOSES
 from benchmarks.worlds import make_world as make_model_world
 from polysem.corpus import TokenRows
+from polysem.hierarchy.firing import Fired
+from polysem.hierarchy.relations import candidates
 from polysem.layers.coactivity import BLOCK, Coactivity, Firing, corpus_pass, fired_together
 from polysem.layers.ends import Ends
 from polysem.layers.weights import VirtualWeights, joint_histogram, virtual_weights
@@ -206,6 +209,59 @@ def wide_matching(size: Size) -> Iterator[Line]:
         8e-6 * n**2,
         "MB",
         f"every row is matched; at {small:,} rows the sum of |cosine| is within {short:.0e} of the best there is",
+    )
+
+
+def sparse_firing(n: int, tokens: int = 20_000, d: int = 256) -> Fired:
+    """Every token has some 64 of n features, drawn so that some fire often and most seldom; one in 16 mostly fires with another."""
+    rng = np.random.default_rng(n)
+    place = np.repeat(np.arange(tokens), 64)
+    drawn = np.minimum((n * rng.random(len(place)) ** 2).astype(np.int64), n - 1)
+    twin = (drawn % 2 == 0) & (drawn < n // 8) & (rng.random(len(drawn)) < 0.9)
+    place, drawn = np.concatenate([place, place[twin]]), np.concatenate([drawn, drawn[twin] + 1])
+    fires = csr_matrix((np.ones(len(place), np.float32), (place, drawn)), shape=(tokens, n))
+    fires.sum_duplicates()
+    fires.data[:] = 1
+    rows = rng.standard_normal((n, d)).astype(np.float32)
+    units = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+    count = np.bincount(fires.indices, minlength=n).astype(np.int64)
+    # an error along which nothing is needed less
+    x = np.zeros((tokens, d), np.float32)
+    return Fired(fires, fires, count, units, units, x, x, np.ones(tokens, np.float32))
+
+
+@benchmark
+def wide_relations(size: Size) -> Iterator[Line]:
+    """Memory of finding pairs of features with a relation, in a dictionary too wide for a matrix of all pairs."""
+    n, small = (65_536, 4096) if size == "full" else (2048, 512)
+    seen = sparse_firing(small, tokens=2000, d=32)
+    found = candidates(seen, 0.3)
+    fires = seen.fires.toarray()
+    together, cosine = fires.T @ fires, seen.units @ seen.units.T
+    union = seen.count[:, None] + seen.count[None, :] - together
+    live = np.outer(seen.count > 0, seen.count > 0)
+    close = np.argwhere(np.triu(live & (np.abs(cosine) >= 0.3), 1))
+    require(np.array_equal(np.stack([found["unrelated"][k] for k in "ij"], 1), close), "close pairs differ")
+    met = together[close[:, 0], close[:, 1]]
+    require(np.array_equal(found["unrelated"]["both"], met), "counts of co-firing differ")
+    with np.errstate(divide="ignore", invalid="ignore"):
+        same = np.argwhere(np.triu(live & (together / union > 0.3), 1))
+    require(
+        np.array_equal(np.stack([found["same_tokens"][k] for k in "ij"], 1), same),
+        "pairs of the same tokens differ",
+    )
+    require(len(close) > 0 and len(same) > 0, "nothing was compared")
+    setup = f"from benchmarks import kernels as k\nimport time\nseen = k.sparse_firing({n})"
+    run = "begun = time.process_time()\nfound = k.candidates(seen, 0.3)\nprint(time.process_time() - begun)"
+    peak, said = peak_mb(setup, run)
+    yield Line(
+        f"extra memory, pairs with a relation among {n:,} features, some 64 active on each of 20,000 tokens",
+        "the matrix of all co-firing counts, float32",
+        peak.extra,
+        4e-6 * n**2,
+        "MB",
+        f"{float(said):.0f} cpu s; at {small:,} features the same {len(close):,} close pairs and {len(same):,} of the same tokens as dense "
+        "products give, with the same counts",
     )
 
 

@@ -168,7 +168,9 @@ def pairs(size: Size) -> Iterator[Line]:
     floor = screened(world)
     for other, bars in (("dense", (13, 25)), ("bare", (7, 10))):
         against = "dense torch masks" if other == "dense" else "one bare fp32 torch.mm N x N"
-        yield Line(name, against, seconds["ours"], seconds[other], "cpu s", check, *bars, note=OF_MINING, floor=floor)
+        yield Line(
+            name, against, seconds["ours"], seconds[other], "cpu s", check, *bars, note=OF_MINING, floor=floor
+        )
 
 
 @benchmark
@@ -230,7 +232,17 @@ def range_search(size: Size) -> Iterator[Line]:
     check = check_pairs(world, mine_ours(world), mine_faiss(world))
     seconds = interleaved({"ours": lambda: mine_ours(world), "faiss": lambda: mine_faiss(world)}, warm=False)
     name = f"mining {world.shape}"
-    yield Line(name, "faiss range_search", seconds["ours"], seconds["faiss"], "cpu s", check, 6, 9, floor=screened(world))
+    yield Line(
+        name,
+        "faiss range_search",
+        seconds["ours"],
+        seconds["faiss"],
+        "cpu s",
+        check,
+        6,
+        9,
+        floor=screened(world),
+    )
 
 
 @benchmark

@@ -9,6 +9,7 @@ not is basis ambiguity. From weights alone:
     survival   of pairs whose members both have a match: how often |interference| is in the same bin in the other dictionary;
                beside what is left of it by regression to the mean: the same cosines between matched features, with the parts
                in which they differ dealt out anew. For all stable features, and for those that are the same beyond doubt
+    spans      of features that are not stable: do the subspaces come back in which they lie (`linear.subspaces`)?
 
 Cost: products of two dictionaries and one assignment for each pair of them and each null. Up to `LARGEST` features all cosines are
 held at once and the matching is exact; beyond, the `NEAR` closest of every feature on either side are, and the matching is the
@@ -26,10 +27,11 @@ from jaxtyping import Bool, Float, Int
 
 from polysem.errors import MismatchError
 from polysem.linear.matching import MATCH
+from polysem.linear.subspaces import shared_spans
 from polysem.saes.base import SAE
 from polysem.seeds import random_rotation, rng_for
 from polysem.store.result import Result
-from polysem.store.tables import REPLICATES, STABILITY, SURVIVAL
+from polysem.store.tables import REPLICATES, SHARED_SPANS, STABILITY, SURVIVAL
 
 VERSION = 1
 """of the JSON"""
@@ -294,22 +296,25 @@ class Replicates(Result):
 
     def tables(self) -> Mapping[str, pa.Table]:
         names = [{"number": k, **self._names(p)} for k, p in enumerate(self.pairs)]
-        pairs = zip(names, self.pairs, strict=True)
+        pairs = list(zip(names, self.pairs, strict=True))
         of_two = [
             {
                 **{**who, "n": p["n"], "pw_mcc": p["pw_mcc"]},
                 **{name: float(np.mean(p["null"][of])) for name, of in _NULLS.items()},
                 **dict(zip(("stable_first", "stable_second"), p["matched"], strict=True)),
             }
-            for who, p in zip(names, self.pairs, strict=True)
+            for who, p in pairs
         ]
         lasting = [{**who, **row} for who, p in pairs for row in p["survival"]]
+        spans = [{**who, **row} for who, p in pairs for row in p["spans"]]
         stable = [
             {"number": k, "sae": self.refs[k][0], "feature": n, "stability": value}
             for k, own in enumerate(self.stability)
             for n, value in enumerate(own.tolist())
         ]
-        made = zip((REPLICATES, SURVIVAL, STABILITY), (of_two, lasting, stable), strict=True)
+        made = zip(
+            (REPLICATES, SURVIVAL, SHARED_SPANS, STABILITY), (of_two, lasting, spans, stable), strict=True
+        )
         return {schema.name: schema.of_rows(rows) for schema, rows in made}
 
     def _names(self, pair: Mapping[str, Any]) -> dict[str, str]:
@@ -355,6 +360,11 @@ def replicate(saes: Sequence[SAE], *, seed: int = 0) -> Replicates:
             rows = [units(_rows(s)[m[kept]]) for s, m in ((saes[a], made.first), (saes[b], made.second))]
             rows[1] *= np.sign(made.decoder[kept])[:, None]
             lasting += [vars(one) for one in survival(*rows, rng=rng, matched=how)]
+        loose = [
+            _sides(s, np.setdiff1d(_living(s), mine[stable]))[0]
+            for s, mine in ((saes[a], made.first), (saes[b], made.second))
+        ]
+        spans_rng = rng_for(seed, "spans", *refs[a], *refs[b])
         found.append(
             {
                 **{"first": a, "second": b, "n": len(made.first), "pw_mcc": made.pw_mcc},
@@ -362,6 +372,7 @@ def replicate(saes: Sequence[SAE], *, seed: int = 0) -> Replicates:
                 "limits": {"decoder": limits[0], "encoder": limits[1], "false_matches": FALSE},
                 "matched": [float(stable.sum() / len(sides[k][0])) for k in (a, b)],
                 "survival": lasting,
+                "spans": [vars(one) for one in shared_spans(*loose, rng=spans_rng)],
                 "matching": {
                     **{"first": made.first.tolist(), "second": made.second.tolist()},
                     **{"decoder": made.decoder.tolist(), "encoder": made.encoder.tolist()},

@@ -306,3 +306,14 @@ def _exported(folder: Path, relation: str, column: str) -> list[str]:
     files = folder / "data" / "relations" / relation
     texts = json.loads((files / f"{column}.json").read_text(encoding="utf-8"))
     return [texts[code] for code in np.frombuffer((files / f"{column}.bin").read_bytes(), "<i4")]
+
+
+def test_a_study_of_one_dictionary_says_what_it_cannot_claim(ran):
+    """The page that `polysem run` wrote of a study with one SAE; `test_report` has the words for several."""
+    text = " ".join(re.sub(r"<[^>]+>", " ", (ran / "report.html").read_text(encoding="utf-8")).split())
+    assert (
+        "blocks.0.hook_resid_post: one SAE. It is one of many that would reconstruct the same activations"
+        in text
+    )
+    assert "cannot say that a pair, its interference or its effect is a fact about the model" in text
+    assert "Survival of effects in another SAE" not in text

@@ -4,6 +4,7 @@ import json
 from dataclasses import replace
 
 import numpy as np
+import pyarrow.compute as pc
 import pytest
 import torch
 from hypothesis import given, settings
@@ -14,6 +15,8 @@ from typer.testing import CliRunner
 from polysem.cli.app import app
 from polysem.errors import ConfigError, MismatchError
 from polysem.hierarchy.firing import Fired, cofiring_tail, fired
+from polysem.hierarchy.known import mean_code
+from polysem.hierarchy.meta import meta_code, sparse_code
 from polysem.hierarchy.relations import Kinship, between_levels, by_interference, relations_of
 from polysem.store.tables import RELATIONS
 from polysem.worlds.codes import codes_world
@@ -240,7 +243,8 @@ def test_the_verb_prints_and_writes(tmp_path) -> None:
     told = json.loads(done.stdout[: done.stdout.rindex("}") + 1])
     assert told["features"] == 1536
     assert told["pairs"]
-    for name in ("relations", "absorption"):
+    assert told["meta"]["explained"] > told["meta"]["turned"]
+    for name in ("relations", "absorption", "meta_code"):
         assert (tmp_path / "out" / f"{name}.parquet").is_file()
 
 
@@ -248,3 +252,42 @@ def test_planted_relations_are_whole() -> None:
     truth = tree_world().truth
     assert isinstance(truth, PlantedRelations)
     assert [len(getattr(truth, name)) for name in ("parent", "split", "absorbed")] == [114, 6, 2]
+
+
+def test_a_code_without_a_ridge_is_sklearns() -> None:
+    """Four rows of 60 for each of 40 others; and blocks of two give the same."""
+    from sklearn.linear_model import orthogonal_mp
+
+    rng = np.random.default_rng(3)
+    by = rng.standard_normal((60, 12))
+    by /= np.linalg.norm(by, axis=1, keepdims=True)
+    rows = rng.standard_normal((40, 12))
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    found = sparse_code(rows, by, ridge=0.0)
+    expected = orthogonal_mp(by.T, rows.T, n_nonzero_coefs=4).T
+    dense = np.zeros_like(expected)
+    np.put_along_axis(dense, found.atoms, found.weights, axis=1)
+    np.testing.assert_allclose(dense, expected, atol=1e-9)
+    np.testing.assert_allclose(found.explained, 1 - ((rows - expected @ by) ** 2).sum(1), atol=1e-9)
+    own = sparse_code(by[:7], by, own=np.arange(7))
+    assert (own.atoms != np.arange(7)[:, None]).all()
+    assert [len(set(row)) for row in own.atoms.tolist()] == [4] * 7
+
+
+def test_features_built_of_features_are_explained_by_them(monkeypatch) -> None:
+    """Half of the rows are sums of three of the other half; rows at random are explained as chance says."""
+    rng = np.random.default_rng(4)
+    monkeypatch.setattr("polysem.hierarchy.meta._CELLS", 50_000)
+    parts = rng.standard_normal((100, 64)) / 8
+    built = np.array([parts[rng.choice(100, 3, replace=False)].sum(0) for _ in range(100)]) / np.sqrt(3)
+    means = []
+    for rows in (np.concatenate([parts, built]), rng.standard_normal((800, 32))):
+        units = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+        x = rng.standard_normal((100, rows.shape[1])).astype(np.float32)
+        means.append(meta_code(fired(planted_sae(units, units), x), label="rows"))
+    whole, chance = (mean_code(table) for table in means)
+    late = means[0].filter(pc.greater_equal(means[0]["feature"], 100))
+    assert mean_code(late)["explained"] > 0.9
+    assert whole["explained"] > max(whole["turned"], whole["drawn"]) + 0.2
+    assert abs(chance["explained"] - chance["turned"]) < 0.02
+    assert abs(chance["explained"] - chance["drawn"]) < 0.02

@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 from polysem import replicate as r
 from polysem.cli.app import app
 from polysem.errors import ConfigError, MismatchError
+from polysem.linear.subspaces import principal_cosines, shared_spans, span
 from polysem.saes.base import SAE, Provenance
 from polysem.seeds import random_rotation, rng_for
 from polysem.types import Site
@@ -176,3 +177,35 @@ def test_large_dictionaries_hold_few_candidates(monkeypatch):
     monkeypatch.setattr(r, "NEAR", 40)
     assert r.matching(a, b).pw_mcc == pytest.approx(whole, abs=1e-9)
     assert r.replicate([a, b]).pairs[0]["pw_mcc"] == pytest.approx(whole, abs=1e-9)
+
+
+def test_spans_and_angles_have_their_closed_forms():
+    """Coordinate planes: a shared axis and one at right angles; 90 % of the squared length leaves the small axis out."""
+    eye = np.eye(6)
+    np.testing.assert_allclose(principal_cosines(eye[:2], eye[1:3]), [1, 0], atol=1e-12)
+    turn = np.cos(0.3) * eye[0] + np.sin(0.3) * eye[5]
+    np.testing.assert_allclose(np.arccos(principal_cosines(eye[:1], turn[None])), [0.3], atol=1e-9)
+    assert len(span(np.diag([3.0, 3, 1]) @ eye[:3])) == 2
+    assert len(span(np.diag([3.0, 3, 2]) @ eye[:3])) == 3
+
+
+def test_spans_of_features_come_back_where_only_they_are_planted():
+    """Eight planes of 6 of 64 dimensions with 20 features each, in a basis of its own in either dictionary, and every encoder at
+    random: no feature is stable. The planes show; rows that have none do not, beyond what choosing the nearest gives."""
+    rng = rng_for(20, "planes")
+    planes = [span(rng.standard_normal((6, 64)), 6) for _ in range(8)]
+    a, b = (r.units(np.concatenate([rng.standard_normal((20, 6)) @ p for p in planes])) for _ in range(2))
+    other = [sae_of(rows, encoder=random_units(160, 64, k), ref=str(k)) for k, rows in enumerate((a, b))]
+    found = r.replicate(other)
+    near, whole = found.pairs[0]["spans"]
+    assert max(found.pairs[0]["matched"]) < 0.05
+    assert near["shared"] > max(near["hi"], near["drawn"]) + 0.2
+    assert 4 <= near["rank"] <= 8
+    assert whole["shared"] > whole["hi"]
+    assert found.tables()["shared_spans"].num_rows == 2
+    alone = shared_spans(random_units(160, 64, 21), random_units(160, 64, 22), rng=rng_for(23, "spans"))
+    for one in alone:
+        width = max(one.hi - one.lo, 0.01)
+        assert one.lo - width <= one.shared <= one.hi + width
+        assert one.drawn == pytest.approx(one.random, abs=0.03)
+    assert shared_spans(a[:8], b, rng=rng_for(24, "spans")) == []

@@ -45,6 +45,7 @@ def relations(
     from polysem.corpus import token_rows
     from polysem.errors import ConfigError
     from polysem.hierarchy.firing import site_activations
+    from polysem.hierarchy.known import mean_code
     from polysem.hierarchy.relations import by_interference, relations_of
     from polysem.models import load_model
     from polysem.positions import positions_of
@@ -78,6 +79,7 @@ def relations(
         "trusted": len(rates), "absorption": sum(rates) / len(rates) if rates else None,
     }  # fmt: skip
     told["levels"] = found.levels.to_pylist()
+    told["meta"] = mean_code(found.meta_code)
     slopes = None
     if run is not None:
         slopes = slopes_without(
@@ -105,6 +107,12 @@ def relations(
         print(
             f"  absorption: {mean}, mean over {len(rates):,} features whose probe is good enough of {told['probes']:,} asked"
         )
+        if told["meta"]:
+            shares = {name: f"{share:.1%}" for name, share in told["meta"].items()}
+            print(
+                f"  four other decoder rows explain {shares['explained']} of a feature's (mean over {found.meta_code.num_rows:,}); of rows turned "
+                f"at random {shares['turned']}, of rows drawn with the same covariance {shares['drawn']}"
+            )
         for line in said_of_levels(told["levels"]):
             print(f"  {line}")
         for r in [] if slopes is None else slopes.to_pylist():

@@ -66,4 +66,15 @@ def _told(refs: tuple[tuple[str, str], ...], pair: Mapping[str, Any]) -> list[st
             f"    {row['matched']:<20} {row['low']:.1f} to {row['high']:.1f}  {100 * row['same']:5.1f} % of {row['n']:,}"
             f"   by regression to the mean {100 * row['chance']:.1f} % ({100 * row['lo']:.1f} to {100 * row['hi']:.1f})"
         )
+    for row in pair["spans"]:
+        of = (
+            f"{row['n_groups']} groups of {row['size']}"
+            if row["group"] == "neighbours"
+            else f"all {row['size']:,}"
+        )
+        lines.append(
+            f"  not stable, {of}: of their span ({row['rank']:.1f} dimensions) {100 * row['shared']:.1f} % is in the other's; "
+            f"of a random span {100 * row['random']:.1f} % ({100 * row['lo']:.1f} to {100 * row['hi']:.1f}), "
+            f"with rows drawn with the other's covariance {100 * row['drawn']:.1f} %"
+        )
     return lines

@@ -95,7 +95,10 @@ def kinship(task: Task) -> Made | None:
         )
         listed = StoredPairs(task.run).only(label).pairs
         counted = related_pairs(listed, found.relations, label=label, exclude=asked.exclude)
-        return {"relations": found.relations, "absorption": found.absorption, "related_pairs": counted}
+        return {
+            "relations": found.relations, "absorption": found.absorption, "meta_code": found.meta_code,
+            "related_pairs": counted,
+        }  # fmt: skip
 
     return task.in_parts(compute)
 

@@ -11,6 +11,12 @@ Kinds = Mapping[tuple[int, int], str]
 """(i, j), i < j -> relation; pairs that are nothing to each other are not in it"""
 
 
+def mean_code(meta: pa.Table) -> dict[str, float]:
+    """Share of a decoder row that a few others explain, and by chance: means over META_CODE; nothing of an empty one."""
+    names = ("explained", "turned", "drawn") if meta.num_rows else ()
+    return {name: pc.mean(meta[name]).as_py() for name in names}
+
+
 def kinds_of(relations: pa.Table) -> dict[tuple[int, int], str]:
     """The pairs of one dictionary that have a relation.
 

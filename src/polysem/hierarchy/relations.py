@@ -18,12 +18,13 @@ from jaxtyping import Bool, Float, Int
 
 from polysem.errors import ConfigError, MismatchError
 from polysem.geometry import benjamini_hochberg
+from polysem.hierarchy import meta
 from polysem.hierarchy.absorption import LEVEL, absorption
 from polysem.hierarchy.firing import Fired, cofiring_tail, fired
 from polysem.hierarchy.known import BINS
 from polysem.saes.base import SAE
 from polysem.store.result import Result
-from polysem.store.tables import ABSORPTION, LEVELS, RELATIONS
+from polysem.store.tables import ABSORPTION, LEVELS, META_CODE, RELATIONS
 from polysem.vocabulary_findings import KINSHIPS
 
 TWICE = 0.7
@@ -60,6 +61,8 @@ class Kinship(Result):
     """ABSORPTION"""
     levels: pa.Table = field(default_factory=LEVELS.empty)
     """LEVELS, of a nested dictionary"""
+    meta_code: pa.Table = field(default_factory=META_CODE.empty)
+    """META_CODE"""
 
     def facts(self) -> Mapping[str, object]:
         counts = {r["values"]: r["counts"] for r in pc.value_counts(self.relations["relation"]).to_pylist()}
@@ -115,7 +118,7 @@ def relations_of(
         )
     seen = fired(sae, x)
     coarse = [_coarse(seen, other) for other in narrow]
-    found = _candidates(seen, least)
+    found = candidates(seen, least)
     parents = _parents(seen, found["covers"])
     absorbed = absorption(seen, most=probes)
     rows = [
@@ -150,6 +153,7 @@ def relations_of(
             )
         ),
         between_levels(relations, levels, label=label, alive=seen.count > 0) if levels else LEVELS.empty(),
+        meta.meta_code(seen, label=label),
     )  # fmt: skip
 
 
@@ -196,33 +200,44 @@ def by_interference(table: pa.Table) -> list[dict[str, int | str]]:
     ]
 
 
-def _candidates(seen: Fired, least: float) -> dict[str, _Rows]:
-    """Pairs by what is seen of directions and of co-firing in one pass; of `covers` i is above j, of all others i < j."""
+def candidates(seen: Fired, least: float) -> dict[str, _Rows]:
+    """Pairs by what is seen of directions and of co-firing in one pass; of `covers` i is above j, of all others i < j.
+
+    Held at a time: cosines of `BLOCK` features with all, and with whom these fire together, sparse.
+    """
     names = ("twice", "duplicate", "antipodal", "covers", "close", "same_tokens", "unrelated")
     parts: dict[str, list[tuple[np.ndarray, np.ndarray, np.ndarray]]] = {name: [] for name in names}
     live = (np.abs(seen.units).max(axis=1) > 0) & (seen.count > 0)
-    every = np.arange(seen.d_sae)
+    by_feature = seen.fires.tocsc()
     for start in range(0, seen.d_sae, BLOCK):
-        block = every[start : start + BLOCK]
-        cosine = seen.units[block] @ seen.units.T
-        both = (seen.fires[:, block].T @ seen.fires).toarray()
-        own, others = seen.count[block][:, None], seen.count[None, :]
-        alive = live[block][:, None] & live[None, :]
-        upper = alive & (every[None, :] > block[:, None])
-        with np.errstate(divide="ignore", invalid="ignore"):
-            jaccard = both / (own + others - both)
-        masks = {
-            "twice": upper & (cosine >= TWICE) & (jaccard > SAME_TOKENS),
-            "duplicate": upper & (cosine >= TWICE),
-            "antipodal": upper & (cosine <= -TWICE),
-            "covers": alive & (block[:, None] != every) & (others >= FEWEST) & (both >= COVERS * others) & (both <= PART * own),
-            "close": upper & (cosine >= CLOSE),
-            "same_tokens": upper & (jaccard > SAME_TOKENS),
-            "unrelated": upper & (np.abs(cosine) >= least),
-        }  # fmt: skip
-        for name, mask in masks.items():
-            i, j = np.nonzero(mask)
-            parts[name].append((block[i], j, both[i, j].astype(np.int64)))
+        cosine = seen.units[start : start + BLOCK] @ seen.units.T
+        meet = (by_feature[:, start : start + BLOCK].T @ seen.fires).tocsr()
+        meet.sort_indices()
+        i, j = np.nonzero(np.abs(cosine) >= min(least, CLOSE))
+        upper = live[i + start] & live[j] & (j > i + start)
+        i, j = i[upper], j[upper]
+        near, size = cosine[i, j], np.abs(cosine[i, j])
+        # scipy gives a matrix, not an array, where nothing is asked
+        both = np.asarray(meet[i, j]).ravel().astype(np.int64) if len(i) else np.empty(0, dtype=np.int64)
+        i += start
+        jaccard = both / (seen.count[i] + seen.count[j] - both)
+        for name, mask in {
+            "twice": (near >= TWICE) & (jaccard > SAME_TOKENS),
+            "duplicate": near >= TWICE,
+            "antipodal": near <= -TWICE,
+            "close": near >= CLOSE,
+            "unrelated": size >= least,
+        }.items():
+            parts[name].append((i[mask], j[mask], both[mask]))
+        i = start + np.repeat(np.arange(meet.shape[0]), np.diff(meet.indptr))
+        j, both = meet.indices.astype(np.int64), meet.data.astype(np.int64)
+        own, others = seen.count[i], seen.count[j]
+        alive = live[i] & live[j] & (i != j)
+        for name, mask in {
+            "covers": alive & (others >= FEWEST) & (both >= COVERS * others) & (both <= PART * own),
+            "same_tokens": alive & (j > i) & (both / (own + others - both) > SAME_TOKENS),
+        }.items():
+            parts[name].append((i[mask], j[mask], both[mask]))
     found: dict[str, _Rows] = {}
     for name, some in parts.items():
         i, j, both = (np.concatenate(column) for column in zip(*some, strict=True))

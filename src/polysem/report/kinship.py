@@ -5,8 +5,10 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import pyarrow as pa
 from markupsafe import Markup
 
+from polysem.hierarchy.known import mean_code
 from polysem.report import words
 from polysem.report.html import Column, interval, part, probability, table
 from polysem.report.source import Run, where
@@ -82,6 +84,7 @@ def kinship_section(run: Run) -> Markup:
             f"{plural(len(rates), 'feature')} whose probe is good enough). Where a dictionary reads by the transpose of what it "
             "writes, leaking looks like absorption."
         )  # fmt: skip
+    said.append(_coded(run.table("meta_code")))
     return part(
         STAGE, TITLE, LEAD, Markup("").join([*(Markup("<p>{}</p>").format(s) for s in said if s), body])
     )
@@ -152,6 +155,19 @@ def _left_out(run: Run) -> str:
         return ""
     named = ", ".join(f"{KINSHIPS[name].label} {count(left[name])}" for name in KINSHIPS if name in left)
     return f"Left out of the plan: {plural(sum(left.values()), 'possible source')} of the targets that were drawn ({named})."
+
+
+def _coded(meta: pa.Table) -> str:
+    """How much of a row four others explain, beside chance."""
+    mean = mean_code(meta)
+    if not mean:
+        return ""
+    shares = {name: f"{100 * share:.1f} %" for name, share in mean.items()}
+    return (
+        f"A dictionary of the dictionary: four other decoder rows explain {shares['explained']} of a feature's squared length (mean over "
+        f"{plural(meta.num_rows, 'feature')}). Rows of the dictionary turned at random explain {shares['turned']}, rows drawn with its mean "
+        f"and covariance {shares['drawn']}; what is above both is features built of features."
+    )
 
 
 def _share(n: int, of: int) -> str:

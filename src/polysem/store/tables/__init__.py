@@ -42,7 +42,14 @@ from polysem.store.tables.guard import (
     GUARD_NEURONS,
     GUARD_RECOVERY,
 )
-from polysem.store.tables.hierarchy import ABSORPTION, LEVELS, RELATED_PAIRS, RELATIONS, SLOPES_WITHOUT
+from polysem.store.tables.hierarchy import (
+    ABSORPTION,
+    LEVELS,
+    META_CODE,
+    RELATED_PAIRS,
+    RELATIONS,
+    SLOPES_WITHOUT,
+)
 from polysem.store.tables.joint import (
     JOINT_ADDITIVITY,
     JOINT_FINDINGS,
@@ -89,7 +96,7 @@ from polysem.store.tables.plan import (
     SIGNALS,
     SIMILARITIES,
 )
-from polysem.store.tables.replicates import REPLICATES, STABILITY, SURVIVAL
+from polysem.store.tables.replicates import REPLICATES, SHARED_SPANS, STABILITY, SURVIVAL
 from polysem.store.tables.response import (
     COMPENSATION,
     DECOMPOSITION,
@@ -173,6 +180,7 @@ __all__ = [
     "LAYER_SPLICE",
     "LAYER_TOKENS",
     "LEVELS",
+    "META_CODE",
     "METRICS",
     "MISSING",
     "NEAR",
@@ -199,6 +207,7 @@ __all__ = [
     "RESPONSE",
     "SCREENED",
     "SENSES",
+    "SHARED_SPANS",
     "SIDE_EFFECTS",
     "SIDE_EFFECTS_LINEAR",
     "SIDE_EFFECTS_MOVED",
@@ -237,7 +246,7 @@ __all__ = [
 STAGES: dict[str, tuple[Schema, ...]] = {
     "features": (FEATURES, GLOSSES, CONTEXTS, CLUSTERS),
     "pairs": (PAIRS, DENSITY, SPECTRUM, PARTNERS),
-    "kinship": (RELATIONS, ABSORPTION, RELATED_PAIRS),
+    "kinship": (RELATIONS, ABSORPTION, META_CODE, RELATED_PAIRS),
     "plan": (
         *(PLAN, PROMPTS, NEURONS, NEURON_DEGREES),
         *(SIGNALS, SIMILARITIES, CONCEPTS, SENSES, COVARIATES, NEAR),

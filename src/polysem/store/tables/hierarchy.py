@@ -6,6 +6,8 @@ from polysem.store.tables.columns import (
     ANY_SAE,
     BOOL,
     FEATURE,
+    FLOATS,
+    INTS,
     LEVEL,
     LOCUS,
     N_PAIRS,
@@ -52,6 +54,26 @@ ABSORPTION = Schema(
         Column("trusted", BOOL, "", "whether the probe is good enough for a rate"),
         number("rate", "fraction", "of tokens with the probe on: feature off, a child on", nullable=True),
         count("n_children", "features", "that absorb it"),
+    ),
+)
+
+META_CODE = Schema(
+    "meta_code",
+    1,
+    ("sae", "feature"),
+    (
+        SAE,
+        FEATURE,
+        Column(
+            "atoms",
+            INTS,
+            "",
+            "other features whose decoder rows code its own, in the order in which they were taken",
+        ),
+        Column("weights", FLOATS, "", "of their unit rows"),
+        number("explained", "share", "of the squared length of its row by these"),
+        number("turned", "share", "by as many rows of the dictionary turned at random, mean of the draws"),
+        number("drawn", "share", "by as many rows drawn with its mean and covariance, mean of the draws"),
     ),
 )
 

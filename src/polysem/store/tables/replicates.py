@@ -48,6 +48,27 @@ SURVIVAL = Schema(
     ),
 )
 
+SHARED_SPANS = Schema(
+    "shared_spans",
+    1,
+    ("number", "group"),
+    (
+        Column("number", pa.int32(), "", "of the two dictionaries"),
+        _FIRST,
+        _SECOND,
+        Column("group", pa.string(), "", "neighbours: a feature that is not stable and its nearest such; all: all such as one group"),
+        Column("n_groups", pa.int64(), "groups", "of the first one's features"),
+        Column("size", pa.int64(), "features", "of a group"),
+        _number("rank", "dimensions", "of a group's span, mean: 90 % of the squared length of its rows"),
+        _number("shared", "share", "squared cosine of the principal angles with the nearest span of equal rank in the second one, mean"),
+        _number("angle", "degrees", "principal angle, mean"),
+        _number("random", "share", "`shared` of random spans of equal rank, chosen beside in the same way"),
+        _number("lo", "share", "least of its draws"),
+        _number("hi", "share", "largest of its draws"),
+        _number("drawn", "share", "`shared` with rows drawn with the mean and covariance of the second one's"),
+    ),
+)  # fmt: skip
+
 STABILITY = Schema(
     "stability",
     1,

@@ -21,7 +21,7 @@ from polysem.behaviour.handle import (
     projector,
     recover,
 )
-from polysem.behaviour.intervals import auroc_interval, mean_interval, paired_auroc, paired_placements
+from polysem.behaviour.intervals import auroc_interval, mean_interval, paired_auroc, paired_placements, within
 from polysem.behaviour.monitors import aurocs, calibration_error, lateness, logistic
 from polysem.edits import Add
 from polysem.engine.guard import load_concept
@@ -236,6 +236,12 @@ def test_intervals_hold_their_estimate_and_those_of_aurocs_stay_within_their_end
     rng = np.random.default_rng(seed)
     mean = mean_interval(rng.exponential(size=12))
     assert mean.lo < mean.value < mean.hi
+    # a share of at most 1, of few and skewed numbers: only what it cannot be is cut off
+    share = 1 - rng.exponential(0.2, size=4)
+    free, cut = mean_interval(share), within(mean_interval(share), most=1.0)
+    assert cut == free._replace(hi=min(free.hi, 1.0))
+    assert cut.lo <= cut.value <= cut.hi <= 1
+    assert np.isnan(within(mean_interval(share[:2]), 0.0, 1.0).lo)  # no interval stays none
     clean, pushed = rng.integers(0, 5, 9).astype(float), rng.integers(1, 7, 9).astype(float)
     one = auroc_interval(clean, pushed)
     both = paired_auroc(paired_placements(clean, pushed, np.zeros(9, dtype=np.int64)))

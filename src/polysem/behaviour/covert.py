@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from polysem.behaviour.handle import Handle, lengths_to_effect
-from polysem.behaviour.intervals import mean_interval, paired_auroc, paired_placements
+from polysem.behaviour.intervals import mean_interval, paired_auroc, paired_placements, within
 from polysem.behaviour.monitors import logistic
 from polysem.edits import Add, Edit
 from polysem.readouts import kl
@@ -196,7 +196,7 @@ def evasion_rows(scores: Sequence[PushScores], interference: Sequence[float]) ->
         if s.there.sum() < LEAST:
             continue
         seen = paired_auroc(s.values(s.there))
-        gap = mean_interval(gaps(own[s.effect, s.detector], s)[1])
+        gap = within(mean_interval(gaps(own[s.effect, s.detector], s)[1]), -1.0, 1.0)
         rows.append(
             {
                 "effect": s.effect, "kind": s.arm.kind, "feature": s.arm.number, "detector": s.detector,

@@ -30,7 +30,7 @@ from polysem.behaviour.handle import (
     pre_activation_shares,
     recover,
 )
-from polysem.behaviour.intervals import mean_interval
+from polysem.behaviour.intervals import mean_interval, within
 from polysem.behaviour.monitors import Documents, Monitor, fit_monitors, judged, lateness
 from polysem.errors import ConfigError
 from polysem.models.base import WhiteBoxModel
@@ -304,11 +304,17 @@ def _recovery(
         n,
         "nats of log-odds that the clamp takes; n counts prompts",
     )
-    _find(rows, "price on prompts of the concept", mean_interval(costs), n, "nats of KL of the next token")
+    _find(
+        rows,
+        "price on prompts of the concept",
+        within(mean_interval(costs), 0.0),
+        n,
+        "nats of KL of the next token",
+    )
     _find(
         rows,
         "price on other prompts",
-        mean_interval(np.array(priced)),
+        within(mean_interval(np.array(priced)), 0.0),
         len(priced),
         "nats of KL of the next token",
     )
@@ -359,7 +365,7 @@ def _recovered(
             for name in ("in_decoders", "in_dictionary", "in_neuron")
         }
         for r, radius in enumerate(RADII):
-            told = mean_interval(share[:, r])
+            told = within(mean_interval(share[:, r]), most=np.inf if arm == "other" else 1.0)
             rows["guard_recovery"].append(
                 {
                     "site": str(site), "arm": arm, "radius": radius, "recovered": told.value, "lo": told.lo, "hi": told.hi,
@@ -372,7 +378,7 @@ def _recovered(
     if len(reached):
         at = reached[0]
         share = np.minimum([one.gain[at] for one in found["handle"]] / drops, 1.0)
-        told = mean_interval(1 - share)
+        told = within(mean_interval(1 - share), 0.0)
         note = (
             f"1 - recovered at {radii[at]:g} norms, where a free move raises as many drawn tokens by as much"
         )
@@ -480,7 +486,7 @@ def _gap(
     clusters = np.array([(k, p) for k, (places, _) in enumerate(found) for p in places.tolist()])
     told = clustered_mean(np.concatenate([values for _, values in found]), clusters, level=0.95)
     ends = (float(getattr(told, end)[0]) for end in ("estimate", "lo", "hi", "se"))
-    _find(rows, name, Estimate(*ends), len(found), said)
+    _find(rows, name, within(Estimate(*ends), -1.0, 1.0), len(found), said)
 
 
 def _arms(scene: GuardScene, handle: Handle, fit: Documents) -> list[CovertPush]:

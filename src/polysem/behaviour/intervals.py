@@ -34,6 +34,12 @@ def mean_interval(x: Float[np.ndarray, " n"]) -> Estimate:
     return Estimate(mean, mean - se * back(far), mean - se * back(-far), se)
 
 
+def within(told: Estimate, least: float = -np.inf, most: float = np.inf) -> Estimate:
+    """The interval without what the mean cannot be: no truth lies there, so it is held as often as before."""
+    lo, hi = (float(np.clip(end, least, most)) for end in (told.lo, told.hi))
+    return told._replace(lo=lo, hi=hi)
+
+
 def placements(
     clean: Float[np.ndarray, " n"], pushed: Float[np.ndarray, " m"]
 ) -> tuple[Float[np.ndarray, " m"], Float[np.ndarray, " n"]]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, fields
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from polysem.behaviour.intervals import auroc_interval, mean_interval
+from polysem.behaviour.intervals import auroc_interval, mean_interval, within
 from polysem.side_effects.measures import Estimate
 from polysem.transfer.defence import Detector, detector
 
@@ -177,8 +177,7 @@ def lateness(
         if at >= 0 and len(over := np.flatnonzero(scores > threshold))
     ]
     late = np.array([k for k in flagged if k >= 0], dtype=np.float64)
-    told = mean_interval(late)
-    told = told._replace(lo=max(told.lo, 0.0) if np.isfinite(told.lo) else told.lo)  # no delay is negative
+    told = within(mean_interval(late), 0.0)
     return Late(told, len(late), len(flagged) - len(late), float((rest > threshold).mean()))
 
 

@@ -20,6 +20,8 @@ from polysem.store.tables import (
     ATLAS_FIT,
     ATLAS_SAMPLE,
     ATLAS_TOP,
+    LAYER_BLOCKS,
+    LAYER_EDGES,
     TRANSFER_EFFECTS,
     TRANSFER_SHARED,
 )
@@ -184,6 +186,7 @@ def world() -> SyntheticStudy:
 def folder(tmp_path_factory) -> Path:
     made = synthetic_run(tmp_path_factory.mktemp("run"), WORLD)
     add_transfer(made)
+    add_layers(made)
     return made
 
 
@@ -233,6 +236,27 @@ def add_atlas(folder: Path) -> None:
         for schema, rows in tables.items()
     }
     finish_beside(folder, "atlas", files)
+
+
+def add_layers(folder: Path) -> None:
+    """Weights from the first SAE to the second and to a set of transcoders: 70 edges of feature 5, one of them measured."""
+    source, target = WORLD.saes[:2]
+    block = {"source": source, "n_i": 130, "n_j": 130, "rms": 0.02, "never": 0.7}
+    blocks = [
+        {**block, "target": target, "n_strong": 40, "strong_never": 0.25},
+        {**block, "target": "plt.2", "n_strong": 9, "strong_never": 0.0},
+        {"source": target, "target": source, "why": "the target reads before the source writes"},
+    ]
+    edges = [
+        {"source": source, "i": 5, "target": target, "j": k, "chosen": "effectiveness", "gloss_i": "oaths", "gloss_j": "rivers"}
+        | {"weight": 0.1 * (-1) ** k, "co_tokens": k % 3, "lift": 0.5 * (k % 3), "effectiveness": (k + 1) * 1e-5}
+        for k in range(60)
+    ]  # fmt: skip
+    edges[59] |= {"saved": -0.02, "lo": -0.03, "hi": -0.01, "n_events": 12, "pushed": 0.3, "natural": 0.0}
+    edges += [{"source": source, "i": 5, "target": "plt.2", "j": k, "chosen": "weight"} for k in range(10)]
+    tables = ((LAYER_BLOCKS, blocks), (LAYER_EDGES, edges))
+    files = {f"{schema.name}.parquet": (filled(schema, rows), schema) for schema, rows in tables}
+    finish_beside(folder, "layers", files)
 
 
 def filled(schema: Schema, rows: list[dict[str, Any]]) -> pa.Table:

@@ -16,12 +16,14 @@ from polysem.explore import Book, make_app
 from polysem.explore.server import hosts_of, listen
 from polysem.store.schema import Schema
 from polysem.store.tables import (
+    ABSORPTION,
     ATLAS_DENSITY,
     ATLAS_FIT,
     ATLAS_SAMPLE,
     ATLAS_TOP,
     LAYER_BLOCKS,
     LAYER_EDGES,
+    RELATIONS,
     TRANSFER_EFFECTS,
     TRANSFER_SHARED,
 )
@@ -187,6 +189,7 @@ def folder(tmp_path_factory) -> Path:
     made = synthetic_run(tmp_path_factory.mktemp("run"), WORLD)
     add_transfer(made)
     add_layers(made)
+    add_relations(made)
     return made
 
 
@@ -257,6 +260,21 @@ def add_layers(folder: Path) -> None:
     tables = ((LAYER_BLOCKS, blocks), (LAYER_EDGES, edges))
     files = {f"{schema.name}.parquet": (filled(schema, rows), schema) for schema, rows in tables}
     finish_beside(folder, "layers", files)
+
+
+def add_relations(folder: Path) -> None:
+    """Of the first SAE: feature 5 is the parent of 9, has lost tokens to 12, stands opposite to 3, and is nothing to 20."""
+    pair = {"sae": WORLD.saes[0], "i": 5, "interference": 0.5, "fires_i": 400, "fires_j": 90, "both": 88}
+    rows = [
+        {**pair, "i": 3, "j": 5, "relation": "antipodal", "interference": -0.8},
+        {**pair, "j": 9, "relation": "parent", "above": 5, "evidence": "needed more than 20 of 20 of like density"},
+        {**pair, "j": 12, "relation": "absorbed", "above": 5},
+        {**pair, "j": 20, "relation": "unrelated"},
+    ]
+    lost = [{"sae": WORLD.saes[0], "feature": 5, "n_on": 50, "f1": 0.9, "trusted": True, "rate": 0.125}]
+    tables = ((RELATIONS, rows), (ABSORPTION, lost))
+    files = {f"{schema.name}.parquet": (filled(schema, rows), schema) for schema, rows in tables}
+    finish_beside(folder, "kinship", files)
 
 
 def filled(schema: Schema, rows: list[dict[str, Any]]) -> pa.Table:

@@ -398,6 +398,32 @@ def test_weights_between_layers_go_from_the_matrix_to_edges_to_features_and_back
     assert not here.wrong
 
 
+def test_a_card_says_what_a_feature_is_to_others_and_whether_another_dictionary_has_it(visit, served):
+    here = visit(served)
+    here.open(f"#/feature/{SAE}/5")
+    kin = [" ".join(text.split()) for text in here.page.locator("section.kin li").all_inner_texts()]
+    assert f"of {OTHER}" in kin[0]
+    assert kin[0].startswith("its match is not beyond chance: ")
+    assert [re.sub(r" .*feature", "", text).split(" pair")[0] for text in kin[1:]] == ["absorbed 12", "antipodal 3", "parent 9"]
+    assert kin[1].startswith("absorbed in part by ")
+    assert kin[3].startswith("parent of ")
+    assert kin[3].endswith("both fire on 88 tokens, one on 400, the other on 90; needed more than 20 of 20 of like density")
+    assert "on 12.5 % of its tokens" in here.text("section.kin")
+    here.page.click("section.kin li:last-child a >> text=pair")
+    here.settled()
+    assert here.hash == f"#/pair/{SAE}/5/9"
+    assert "5 is parent of 9: the one fires on nine tenths" in here.text("section.kin")
+    here.page.click("article.feature-card:last-child a >> text=feature 9")
+    here.settled()
+    assert "child of" in here.text("section.kin")
+    here.open(f"#/feature/{SAE}/2")
+    assert "Stable in 1 of 1 other dictionary" in here.text("section.kin")
+    assert "By where features fire it is nothing to any other." in here.text("section.kin")
+    here.open(f"#/pair/{SAE}/5/20")
+    assert "unrelated by where they fire" in here.text("section.kin")
+    assert not here.wrong
+
+
 @pytest.mark.parametrize(
     "address",
     [

@@ -407,7 +407,7 @@ def test_a_card_says_what_a_feature_is_to_others_and_whether_another_dictionary_
     assert [re.sub(r" .*feature", "", text).split(" pair")[0] for text in kin[1:]] == ["absorbed 12", "antipodal 3", "parent 9"]
     assert kin[1].startswith("absorbed in part by ")
     assert kin[3].startswith("parent of ")
-    assert kin[3].endswith("both fire on 88 tokens, one on 400, the other on 90; needed more than 20 of 20 of like density")
+    assert kin[3].endswith("5 fires on 400 tokens, 9 on 90, both on 88; needed more than 20 of 20 of like density")
     assert "on 12.5 % of its tokens" in here.text("section.kin")
     here.page.click("section.kin li:last-child a >> text=pair")
     here.settled()

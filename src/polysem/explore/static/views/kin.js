@@ -16,7 +16,7 @@ function called(row, own) {
 }
 
 function evidence(row) {
-  const found = [`cosine ${fixed(row.interference, 2, true)}`, `both fire on ${count(row.both)} tokens, one on ${count(row.fires_i)}, the other on ${count(row.fires_j)}`];
+  const found = [`cosine ${fixed(row.interference, 2, true)}`, `${row.i} fires on ${count(row.fires_i)} tokens, ${row.j} on ${count(row.fires_j)}, both on ${count(row.both)}`];
   return [...found, row.evidence].filter(Boolean).join("; ");
 }
 

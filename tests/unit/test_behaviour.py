@@ -1,5 +1,7 @@
 """Texts under pushes: their numbers by hand, and the bridge where it is planted."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -102,14 +104,30 @@ def world() -> tuple[LinearWorld, TextArm]:
 
 def test_tables_of_texts_are_whole_and_a_linear_push_is_the_same_at_each_token():
     model, arm = world()
+    other = replace(arm, target=1)  # the same push, read by a feature that fires on the texts
     plan = TextPlan((0.05, 0.2), 5, draws=2, seed=1)
     sae = plain_sae(np.eye(5)[[4, 0]])
     rows = text_rows(
-        model, sae, [arm], [("a", [0, 1, 2]), ("b", [0, 3, 2]), ("c", [0, 5, 2])], plan, label="w"
+        model, sae, [arm, other], [("a", [0, 1, 2]), ("b", [0, 3, 2]), ("c", [0, 5, 2])], plan, label="w"
     )
     for schema in BEHAVIOUR:
         schema.of_rows(rows[schema.name])
-    assert len(rows["texts"]) == 3 * 2 * (1 + 2 * 2)
+    assert len(rows["texts"]) == 3 * 2 * (1 + 2 * 2 * 2)
+    ids = {"a": [0, 1, 2], "b": [0, 3, 2], "c": [0, 5, 2]}
+    base = {(r["prompt_id"], r["draw"]): r["tokens"] for r in rows["texts"] if r["arm"] == -1}
+    told = rows["text_firing"]
+    said = [(r["target"], ids[r["prompt_id"]] + base[r["prompt_id"], r["draw"]], r["acts"]) for r in told]
+    assert len(said) == 2 * len(base) == 12
+    for r in rows["texts"]:
+        if r["arm"] >= 0:  # arm k has target k
+            assert r["hits"] == np.mean(np.array(r["acts"]) > 0)
+            said.append((r["arm"], ids[r["prompt_id"]] + r["tokens"], r["acts"]))
+        else:
+            assert r["acts"] is None
+    for target, whole, acts in said:  # the target's own activation, one text at a time, without a push
+        seen = sae.encode(model.capture(torch.tensor([whole]), [SITE])[SITE][0, 3:])[:, target]
+        assert acts == pytest.approx(seen.tolist(), abs=1e-6)
+    assert any(a > 0 for *_, acts in said for a in acts)
     for effect in rows["text_effects"]:
         # one token is pushed by one logit: its log-odds change by the push's length
         assert effect["next"] == pytest.approx(effect["strength"], rel=1e-6)

@@ -126,6 +126,7 @@ def text_rows(
     rows: dict[str, Rows] = {
         "text_arms": [_arm_row(k, arm, label) for k, arm in enumerate(arms)],
         "texts": [],
+        "text_firing": [],
     }
     seen = []
     strengths: list[np.ndarray] = []
@@ -134,6 +135,7 @@ def text_rows(
         seen.append(desk.all())
         strengths.append(seen[-1].length)
         rows["texts"] += desk.rows
+        rows["text_firing"] += desk.firing
     rows["text_effects"], rows["text_horizon"] = _effects(arms, plan, seen)
     rows["text_bridge"] = bridge_rows(rows["text_arms"], rows["text_effects"])
     rows["text_tasks"] = task_rows(model, arms, items, plan, np.nanmean(strengths, axis=0)) if items else []
@@ -165,6 +167,7 @@ class _Desk:
         self.targets = sorted({arm.target for arm in arms})
         self.column = [self.targets.index(arm.target) for arm in arms]
         self.rows: Rows = []
+        self.firing: Rows = []
 
     def all(self) -> _OnPrompt:
         """Every dose of every arm."""
@@ -179,6 +182,11 @@ class _Desk:
         self.base_texts = self.base.tolist()
         for draw, text in enumerate(self.base_texts):
             self._row(-1, 0.0, 0, draw, text, 0, None, None, None, float(self.base_read.nats[draw]))
+        self.firing = [
+            {"prompt_id": self.name, "draw": draw, "target": target, "acts": acts[:, column].tolist()}
+            for draw, acts in enumerate(self.base_read.acts)
+            for column, target in enumerate(self.targets)
+        ]
         found = [self._dose(dose) for dose in plan.doses]
         stacked = {name: np.stack([one[name] for one in found]) for name in found[0]}
         return _OnPrompt(
@@ -267,15 +275,15 @@ class _Desk:
             for r, ((k, sign, draw), text) in enumerate(zip(some, drawn.tokens.tolist(), strict=True)):
                 same = same_tokens(text, self.base_texts[draw])
                 count = on_target(text, self.arms[k].tokens)
-                hits = float(read.fires[r, :, self.column[k]].mean())
+                acts = read.acts[r, :, self.column[k]]
                 nats = float(read.nats[r])
                 ran = int(drawn.edited[:, r].sum())
-                self._row(k, dose, sign, draw, text, ran, same, count, hits, nats)
+                self._row(k, dose, sign, draw, text, ran, same, count, acts, nats)
                 base = self.base_texts[draw]
                 change = (
                     nats - float(self.base_read.nats[draw]), distinct(text) - distinct(base), repeated(text) - repeated(base)
                 )  # fmt: skip
-                got.setdefault((k, sign), []).append((count, hits, *change, same))
+                got.setdefault((k, sign), []).append((count, float((acts > 0).mean()), *change, same))
         for (k, sign), values in got.items():
             made["count"][k, SIGNS.index(sign)] = sum(v[0] for v in values)
             made["hits"][k, SIGNS.index(sign)] = np.mean([v[1] for v in values])
@@ -286,12 +294,13 @@ class _Desk:
 
     def _row(
         self, arm: int, dose: float, sign: int, draw: int, text: list[int], edited: int, same: int | None,
-        count: int | None, hits: float | None, nats: float,
+        count: int | None, acts: Float[np.ndarray, " n"] | None, nats: float,
     ) -> None:  # fmt: skip
         self.rows.append(
             {
                 "arm": arm, "prompt_id": self.name, "dose": dose, "sign": sign, "draw": draw, "tokens": text,
-                "text": self.model.detokenize(text), "edited": edited, "same": same, "on_target": count, "hits": hits,
+                "text": self.model.detokenize(text), "edited": edited, "same": same, "on_target": count,
+                "hits": None if acts is None else float((acts > 0).mean()), "acts": None if acts is None else acts.tolist(),
                 "nats": nats, "distinct_2": distinct(text), "repeated_4": repeated(text),
             }
         )  # fmt: skip

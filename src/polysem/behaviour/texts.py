@@ -26,15 +26,20 @@ class TextsRead(NamedTuple):
 
     nats: Float[np.ndarray, " rows"]
     """cross-entropy per drawn token"""
-    fires: Bool[np.ndarray, "rows n features"]
-    """where features are active"""
+    acts: Float[np.ndarray, "rows n features"]
+    """activations"""
+
+    @property
+    def fires(self) -> Bool[np.ndarray, "rows n features"]:
+        """Where features are active."""
+        return self.acts > 0
 
 
 def read_texts(
     model: WhiteBoxModel, sae: SAE, features: Sequence[int], whole: Int[Tensor, "rows pos"], *, prompt: int
 ) -> TextsRead:
     """Texts behind a prompt, read without a push."""
-    nats, fires = [], []
+    nats, acts = [], []
     columns = torch.tensor(list(features), dtype=torch.long)
     for some in chunks(len(whole), whole.shape[1] * model.spec.d_vocab):
         rows = whole[some].to(model.spec.device)
@@ -42,8 +47,8 @@ def read_texts(
         nats.append(-said.gather(2, rows[:, prompt:, None])[..., 0].mean(1).cpu().numpy())
         seen = model.capture(rows, [sae.reads])[sae.reads][:, prompt:].cpu()
         codes = sae.encode(seen.flatten(0, 1)).detach()[:, columns]
-        fires.append((codes > 0).reshape(len(rows), -1, len(columns)).numpy())
-    return TextsRead(np.concatenate(nats), np.concatenate(fires))
+        acts.append(codes.reshape(len(rows), -1, len(columns)).numpy())
+    return TextsRead(np.concatenate(nats), np.concatenate(acts))
 
 
 def distinct(text: Sequence[int], n: int = 2) -> float:

@@ -1,6 +1,6 @@
 """`polysem generate`: what the pushes of a study's plan do to texts and tasks.
 
-    generate/{text_arms,texts,text_effects,text_horizon,text_bridge,text_tasks}.parquet
+    generate/{text_arms,texts,text_firing,text_effects,text_horizon,text_bridge,text_tasks}.parquet
 
 Arms are those of the plan at the locus `feature`: pairs, random features, and the targets' own directions. They are drawn target
 by target, so that few arms are of many targets.

@@ -1,7 +1,19 @@
 """What becomes of a push in text: tables of `polysem generate`."""
 
 from polysem.store.schema import Column, Schema
-from polysem.store.tables.columns import I64, INTS, NOTE, RELATION, SAE, TARGET, count, index, number, text
+from polysem.store.tables.columns import (
+    FLOATS,
+    I64,
+    INTS,
+    NOTE,
+    RELATION,
+    SAE,
+    TARGET,
+    count,
+    index,
+    number,
+    text,
+)
 
 
 def _perhaps(name: str, unit: str, meaning: str) -> Column:
@@ -39,7 +51,7 @@ TEXT_ARMS = Schema(
 )
 TEXTS = Schema(
     "texts",
-    1,
+    2,
     ("arm", "prompt_id", "dose", "sign", "draw"),
     (
         _ARM,
@@ -57,10 +69,29 @@ TEXTS = Schema(
             "fraction",
             "positions at which the target fires when the model without a push reads the text",
         ),
+        Column(
+            "acts",
+            FLOATS,
+            "activation",
+            "of the target at each of `tokens`, read so; null without a push: those texts are in text_firing",
+            True,
+        ),
         number("nats", "nats per token", "cross-entropy of the text under the model without a push"),
         number("distinct_2", "fraction", "of its pairs of neighbouring tokens, distinct ones"),
         number("repeated_4", "fraction", "of its runs of four tokens, those that came before"),
     ),
+)
+TEXT_FIRING = Schema(
+    "text_firing",
+    1,
+    ("prompt_id", "draw", "target"),
+    (
+        text("prompt_id", "key of prompts"),
+        index("draw", "which continuation of the prompt"),
+        TARGET,
+        Column("acts", FLOATS, "activation", "of the target at each token of the text without a push"),
+    ),
+    late=True,
 )
 TEXT_EFFECTS = Schema(
     "text_effects",
@@ -165,4 +196,4 @@ TEXT_TASKS = Schema(
         count("n", "items", "that were asked"),
     ),
 )
-BEHAVIOUR = (TEXT_ARMS, TEXTS, TEXT_EFFECTS, TEXT_HORIZON, TEXT_BRIDGE, TEXT_TASKS)
+BEHAVIOUR = (TEXT_ARMS, TEXTS, TEXT_FIRING, TEXT_EFFECTS, TEXT_HORIZON, TEXT_BRIDGE, TEXT_TASKS)

@@ -267,7 +267,13 @@ def add_relations(folder: Path) -> None:
     pair = {"sae": WORLD.saes[0], "i": 5, "interference": 0.5, "fires_i": 400, "fires_j": 90, "both": 88}
     rows = [
         {**pair, "i": 3, "j": 5, "relation": "antipodal", "interference": -0.8},
-        {**pair, "j": 9, "relation": "parent", "above": 5, "evidence": "needed more than 20 of 20 of like density"},
+        {
+            **pair,
+            "j": 9,
+            "relation": "parent",
+            "above": 5,
+            "evidence": "needed more than 20 of 20 of like density",
+        },
         {**pair, "j": 12, "relation": "absorbed", "above": 5},
         {**pair, "j": 20, "relation": "unrelated"},
     ]

@@ -379,7 +379,11 @@ def test_weights_between_layers_go_from_the_matrix_to_edges_to_features_and_back
     here.settled()
     assert column(here, "weight")[:31] == [0.1] * 30 + [-0.1]
     here.open("#/layers?f=lift=0&f=weight>=0&sort=effectiveness")
-    assert [re.search(r"feature (\d+) of", row.split("\t")[1]).group(1) for row in here.rows()[:3]] == ["0", "6", "12"]
+    assert [re.search(r"feature (\d+) of", row.split("\t")[1]).group(1) for row in here.rows()[:3]] == [
+        "0",
+        "6",
+        "12",
+    ]
     # from an edge to its feature, whose page lists the strongest edges, and to the feature at the other end
     here.page.click("td.col-source a >> nth=0")
     here.settled()
@@ -404,10 +408,16 @@ def test_a_card_says_what_a_feature_is_to_others_and_whether_another_dictionary_
     kin = [" ".join(text.split()) for text in here.page.locator("section.kin li").all_inner_texts()]
     assert f"of {OTHER}" in kin[0]
     assert kin[0].startswith("its match is not beyond chance: ")
-    assert [re.sub(r" .*feature", "", text).split(" pair")[0] for text in kin[1:]] == ["absorbed 12", "antipodal 3", "parent 9"]
+    assert [re.sub(r" .*feature", "", text).split(" pair")[0] for text in kin[1:]] == [
+        "absorbed 12",
+        "antipodal 3",
+        "parent 9",
+    ]
     assert kin[1].startswith("absorbed in part by ")
     assert kin[3].startswith("parent of ")
-    assert kin[3].endswith("5 fires on 400 tokens, 9 on 90, both on 88; needed more than 20 of 20 of like density")
+    assert kin[3].endswith(
+        "5 fires on 400 tokens, 9 on 90, both on 88; needed more than 20 of 20 of like density"
+    )
     assert "on 12.5 % of its tokens" in here.text("section.kin")
     here.page.click("section.kin li:last-child a >> text=pair")
     here.settled()

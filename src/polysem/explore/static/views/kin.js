@@ -21,14 +21,14 @@ function evidence(row) {
 }
 
 export async function kinOf(ctx, { sae, number: id }) {
-  const { relations } = ctx.study;
+  const { relations, saes } = ctx.study;
   const ask = (name, query) => (relations[name] ? ctx.source.rows(name, { limit: LISTED, offset: 0, ...query }) : { rows: [], total: 0 });
   const own = [`sae=${sae}`, `feature=${id}`];
   const near = { f: [`sae=${sae}`, "relation!=unrelated"], near: id };
   const [kin, lost, matches] = await Promise.all([ask("relations", { ...near, sort: "relation" }), ask("absorption", { f: own }), ask("matches", { f: own })]);
   const sides = [];
   if (matches.total) sides.push(stable(matches.rows));
-  else if (relations.matches && ctx.study.saes.length > 1) sides.push(el("div", {}, el("h3", {}, "In other dictionaries"), el("p", { cls: "fine" }, "It was not among the features that were drawn to be looked for in another dictionary of its site.")));
+  else if (relations.matches && saes.filter((s) => s.site === saes.find((one) => one.label === sae)?.site).length > 1) sides.push(el("div", {}, el("h3", {}, "In other dictionaries"), el("p", { cls: "fine" }, "It was not among the features that were drawn to be looked for in another dictionary of its site.")));
   if (relations.relations) {
     const [one] = lost.rows;
     sides.push(el("div", {}, el("h3", {}, "In this dictionary"),

@@ -140,7 +140,7 @@ def screened(world: World) -> float:
     once, and nothing decided."""
     kind = by_speed("cpu")[0]
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "int8": torch.int8}[kind]
-    n, d = world.directions.shape
+    n = len(world.directions)
     side = min(2048, n)
     rows = (world.directions[:side] * 500).to(dtype)
     out, flags = output(kind, side * side, "cpu").view(side, side), torch.empty(side, side, dtype=torch.bool)

@@ -16,10 +16,14 @@ from polysem.explore import Book, make_app
 from polysem.explore.server import hosts_of, listen
 from polysem.store.schema import Schema
 from polysem.store.tables import (
+    ABSORPTION,
     ATLAS_DENSITY,
     ATLAS_FIT,
     ATLAS_SAMPLE,
     ATLAS_TOP,
+    LAYER_BLOCKS,
+    LAYER_EDGES,
+    RELATIONS,
     TRANSFER_EFFECTS,
     TRANSFER_SHARED,
 )
@@ -184,6 +188,8 @@ def world() -> SyntheticStudy:
 def folder(tmp_path_factory) -> Path:
     made = synthetic_run(tmp_path_factory.mktemp("run"), WORLD)
     add_transfer(made)
+    add_layers(made)
+    add_relations(made)
     return made
 
 
@@ -233,6 +239,48 @@ def add_atlas(folder: Path) -> None:
         for schema, rows in tables.items()
     }
     finish_beside(folder, "atlas", files)
+
+
+def add_layers(folder: Path) -> None:
+    """Weights from the first SAE to the second and to a set of transcoders: 70 edges of feature 5, one of them measured."""
+    source, target = WORLD.saes[:2]
+    block = {"source": source, "n_i": 130, "n_j": 130, "rms": 0.02, "never": 0.7}
+    blocks = [
+        {**block, "target": target, "n_strong": 40, "strong_never": 0.25},
+        {**block, "target": "plt.2", "n_strong": 9, "strong_never": 0.0},
+        {"source": target, "target": source, "why": "the target reads before the source writes"},
+    ]
+    edges = [
+        {"source": source, "i": 5, "target": target, "j": k, "chosen": "effectiveness", "gloss_i": "oaths", "gloss_j": "rivers"}
+        | {"weight": 0.1 * (-1) ** k, "co_tokens": k % 3, "lift": 0.5 * (k % 3), "effectiveness": (k + 1) * 1e-5}
+        for k in range(60)
+    ]  # fmt: skip
+    edges[59] |= {"saved": -0.02, "lo": -0.03, "hi": -0.01, "n_events": 12, "pushed": 0.3, "natural": 0.0}
+    edges += [{"source": source, "i": 5, "target": "plt.2", "j": k, "chosen": "weight"} for k in range(10)]
+    tables = ((LAYER_BLOCKS, blocks), (LAYER_EDGES, edges))
+    files = {f"{schema.name}.parquet": (filled(schema, rows), schema) for schema, rows in tables}
+    finish_beside(folder, "layers", files)
+
+
+def add_relations(folder: Path) -> None:
+    """Of the first SAE: feature 5 is the parent of 9, has lost tokens to 12, stands opposite to 3, and is nothing to 20."""
+    pair = {"sae": WORLD.saes[0], "i": 5, "interference": 0.5, "fires_i": 400, "fires_j": 90, "both": 88}
+    rows = [
+        {**pair, "i": 3, "j": 5, "relation": "antipodal", "interference": -0.8},
+        {
+            **pair,
+            "j": 9,
+            "relation": "parent",
+            "above": 5,
+            "evidence": "needed more than 20 of 20 of like density",
+        },
+        {**pair, "j": 12, "relation": "absorbed", "above": 5},
+        {**pair, "j": 20, "relation": "unrelated"},
+    ]
+    lost = [{"sae": WORLD.saes[0], "feature": 5, "n_on": 50, "f1": 0.9, "trusted": True, "rate": 0.125}]
+    tables = ((RELATIONS, rows), (ABSORPTION, lost))
+    files = {f"{schema.name}.parquet": (filled(schema, rows), schema) for schema, rows in tables}
+    finish_beside(folder, "kinship", files)
 
 
 def filled(schema: Schema, rows: list[dict[str, Any]]) -> pa.Table:

@@ -36,6 +36,7 @@ VIEWS = [
     "#/results/transfer",
     "#/tables/features",
     "#/tables/contexts",
+    "#/layers",
 ]
 
 
@@ -160,7 +161,7 @@ def test_axe_finds_no_serious_problem(chromium, served, width, dark, rules):
 
 
 @pytest.mark.parametrize(
-    "view", ["#/home", "#/map", "#/pairs", "#/steering", "#/hubs", "#/results", "#/tables/plan"]
+    "view", ["#/home", "#/map", "#/pairs", "#/steering", "#/hubs", "#/layers", "#/results", "#/tables/plan"]
 )
 def test_a_phone_scrolls_one_way(visit, served, view):
     here = visit(served, width=390, height=844)

@@ -1,8 +1,9 @@
 """Pictures of the explorer, of every view, on a finished demo.
 
 A test writes them to a folder of its own and looks at their size. `make pictures` names docs/img by POLYSEM_PICTURES: so the
-documentation's are taken. Without a browser, and without runs/demo, nothing is drawn. Those of presets, transfer and
-predicted effects need a run that has them: the demo with `preset = "both"`, a transfer study in its folder, `polysem atlas`.
+documentation's are taken. Without a browser, and without runs/demo, nothing is drawn. Those of presets, transfer,
+predicted effects and layers need a run that has them: the demo with `preset = "both"`, a transfer study in its folder, `polysem
+atlas`, `polysem layers`.
 """
 
 import os
@@ -23,11 +24,13 @@ TALL = {
     "transfer": 1100,
     "live": 1500,
     "predicted": 1150,
+    "layers": 1000,
 }
 NEEDS = {
     "presets": "effects/presets.parquet",
     "transfer": "transfer/manifest.json",
     "predicted": "atlas/manifest.json",
+    "layers": "layers/manifest.json",
 }
 
 
@@ -72,6 +75,7 @@ def places(chromium, demo):
         "transfer": "#/results/transfer",
         "tables": "#/tables/features",
         "predicted": "#/steering/predicted",
+        "layers": "#/layers",
         "live": f"#/live?{steered}&prompt=I do not think that",
     }
 
@@ -99,7 +103,7 @@ def draw(visit, demo, places, view: str, **kwargs):
     "view",
     [
         *("home", "map", "pairs", "steering", "pair", "feature", "hubs", "results", "compare", "presets"),
-        *("transfer", "tables", "live", "predicted"),
+        *("transfer", "tables", "live", "predicted", "layers"),
     ],
 )
 def test_a_picture_of_every_view(visit, demo, places, pictures, view):

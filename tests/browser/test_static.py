@@ -23,6 +23,8 @@ VIEWS = [
     "#/tables/effects?sort=-p",
     "#/tables/features?q=ship&f=tokens_in_str~keel",
     "#/feature/blocks.2.hook_resid_post/5",
+    "#/layers?f=lift=0&f=target~plt&sort=-weight",
+    "#/layers",
 ]
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from polysem.report.network import layout
 
-SAE = "blocks.2.hook_resid_post"
+SAE, OTHER = "blocks.2.hook_resid_post", "blocks.2.hook_mlp_out"
 
 
 def first_push(visit) -> tuple[str, int, int]:
@@ -353,6 +353,84 @@ def test_hubs_coordinates_results_and_tables(visit, served):
     for name in ("plan", "trials", "missing", "dose_response"):
         here.open(f"#/tables/{name}")
         assert here.rows()
+    assert not here.wrong
+
+
+def test_weights_between_layers_go_from_the_matrix_to_edges_to_features_and_back(visit, served):
+    here = visit(served)
+    here.page.click("nav[aria-label=Views] >> text=Layers")
+    here.settled()
+    head, *cells = here.page.locator("table.layers tr").all_inner_texts()
+    assert head.split()[-1] == "plt.2"
+    assert len(cells) == 1  # what has no weights has no row, and its reason is said
+    assert re.search(r"40 pairs\s+25 % never co-fire\s+rms 0.0200", cells[0])
+    assert "the target reads before the source writes" in here.text()
+    first, second = here.rows()[:2]
+    for said in ("feature 59", "0.000600", "−0.0200 −0.0300 to −0.0100", "1.00 ×", "0.300"):
+        assert said in first
+    assert "0.000590" in second
+    # a cell of the matrix, by keyboard, is a filter of the list, which can be sorted and filtered on
+    here.page.focus("table.layers td.linked a >> nth=0")
+    here.page.keyboard.press("Enter")
+    here.settled()
+    assert "60 rows" in here.text(".summary")
+    assert here.page.get_attribute("table.layers a[aria-current]", "href") == "#/layers?all=1"
+    here.page.click("th button:has-text('Weight')")
+    here.settled()
+    assert column(here, "weight")[:31] == [0.1] * 30 + [-0.1]
+    here.open("#/layers?f=lift=0&f=weight>=0&sort=effectiveness")
+    assert [re.search(r"feature (\d+) of", row.split("\t")[1]).group(1) for row in here.rows()[:3]] == [
+        "0",
+        "6",
+        "12",
+    ]
+    # from an edge to its feature, whose page lists the strongest edges, and to the feature at the other end
+    here.page.click("td.col-source a >> nth=0")
+    here.settled()
+    assert here.hash == f"#/feature/{SAE}/5"
+    edges = here.page.locator("section.edges li").all_inner_texts()
+    assert [int(re.search(r"feature (\d+)", e).group(1)) for e in edges] == list(range(59, 51, -1))
+    assert "No edge is listed." in here.text("section.edges")
+    here.page.click("section.edges li a >> nth=0")
+    here.settled()
+    assert here.hash == f"#/feature/{OTHER}/59"
+    here.page.click("section.edges >> text=oaths")
+    here.settled()
+    here.page.click("section.edges >> text=All 70 edges")
+    here.settled()
+    assert "of 70 rows" in here.text(".summary")
+    assert not here.wrong
+
+
+def test_a_card_says_what_a_feature_is_to_others_and_whether_another_dictionary_has_it(visit, served):
+    here = visit(served)
+    here.open(f"#/feature/{SAE}/5")
+    kin = [" ".join(text.split()) for text in here.page.locator("section.kin li").all_inner_texts()]
+    assert f"of {OTHER}" in kin[0]
+    assert kin[0].startswith("its match is not beyond chance: ")
+    assert [re.sub(r" .*feature", "", text).split(" pair")[0] for text in kin[1:]] == [
+        "absorbed 12",
+        "antipodal 3",
+        "parent 9",
+    ]
+    assert kin[1].startswith("absorbed in part by ")
+    assert kin[3].startswith("parent of ")
+    assert kin[3].endswith(
+        "5 fires on 400 tokens, 9 on 90, both on 88; needed more than 20 of 20 of like density"
+    )
+    assert "on 12.5 % of its tokens" in here.text("section.kin")
+    here.page.click("section.kin li:last-child a >> text=pair")
+    here.settled()
+    assert here.hash == f"#/pair/{SAE}/5/9"
+    assert "5 is parent of 9: the one fires on nine tenths" in here.text("section.kin")
+    here.page.click("article.feature-card:last-child a >> text=feature 9")
+    here.settled()
+    assert "child of" in here.text("section.kin")
+    here.open(f"#/feature/{SAE}/2")
+    assert "Stable in 1 of 1 other dictionary" in here.text("section.kin")
+    assert "By where features fire it is nothing to any other." in here.text("section.kin")
+    here.open(f"#/pair/{SAE}/5/20")
+    assert "unrelated by where they fire" in here.text("section.kin")
     assert not here.wrong
 
 

@@ -119,6 +119,7 @@ def test_tables_of_texts_are_whole_and_a_linear_push_is_the_same_at_each_token()
     said = [(r["target"], ids[r["prompt_id"]] + base[r["prompt_id"], r["draw"]], r["acts"]) for r in told]
     assert len(said) == 2 * len(base) == 12
     for r in rows["texts"]:
+        assert r["pieces"] == model.token_strings(r["tokens"])
         if r["arm"] >= 0:  # arm k has target k
             assert r["hits"] == np.mean(np.array(r["acts"]) > 0)
             said.append((r["arm"], ids[r["prompt_id"]] + r["tokens"], r["acts"]))

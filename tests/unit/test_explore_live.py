@@ -338,6 +338,11 @@ def test_the_text_is_what_generate_gives_under_the_same_push(live):
     for text, edits in (("text_after", pushed), ("text_before", [])):
         drawn = model.generate(ids, edits, n=5, temperature=0.0).tokens[0].tolist()
         assert result[text] == model.detokenize(drawn)
+        read = result[f"read_{text}"]
+        assert read["tokens"] == model.token_strings(drawn)
+        whole = torch.cat([ids, torch.tensor([drawn])], 1)
+        seen = sae.encode(model.capture(whole, [sae.reads])[sae.reads][0])[-5:, result["target"]]
+        assert read["values"] == pytest.approx(seen.tolist(), abs=1e-5)
 
 
 def test_a_push_that_fails_is_told_to_who_follows(live):

@@ -9,6 +9,8 @@ import pytest
 
 from polysem.report.charts import Bar, Curve, dose_chart, dot_plot
 from polysem.report.heatmap import HeatCell, chance_bound, pair_map
+from polysem.report.html import table
+from polysem.report.pairs import shaded
 from polysem.report.svg import Axis, el, padded
 from polysem.report.text import count, embed_json, fixed, interval, number, p_value, visible
 
@@ -128,3 +130,15 @@ def test_end_labels_do_not_overlap():
     places = sorted(float(y) for y in re.findall(r'class="end-label" x="[\d.]+" y="([\d.]+)"', drawn))
     assert len(places) == 9
     assert min(np.diff(places)) >= 15.9
+
+
+def test_a_text_is_shaded_in_fifths_of_the_largest_and_stays_a_text_in_a_cell():
+    drawn = shaded(["<b>", " a", "\n", "c"], [0.0, 1.0, 4.6, 5.0], 5.0)
+    assert drawn == (
+        '<p class="context"><span>&lt;b&gt;</span><span class="s1" title="1.00"> a</span>'
+        '<span class="s5" title="4.60">↵</span><span class="s5" title="5.00">c</span></p>'
+    )
+    assert shaded(["a"], [0.0], 0.0) == '<p class="context"><span>a</span></p>'
+    cells = table((("x", "x"), ("y", "y")), [{"x": drawn, "y": "<i>"}], caption="c")
+    assert drawn in cells
+    assert "&lt;i&gt;" in cells

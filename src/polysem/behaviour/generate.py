@@ -300,7 +300,8 @@ class _Desk:
         self.rows.append(
             {
                 "arm": arm, "prompt_id": self.name, "dose": dose, "sign": sign, "draw": draw, "tokens": text,
-                "text": self.model.detokenize(text), "edited": edited, "same": same, "on_target": count,
+                "text": self.model.detokenize(text), "pieces": self.model.token_strings(text),
+                "edited": edited, "same": same, "on_target": count,
                 "hits": None if acts is None else float((acts > 0).mean()), "acts": None if acts is None else acts.tolist(),
                 "nats": nats, "distinct_2": distinct(text), "repeated_4": repeated(text),
             }

@@ -28,6 +28,8 @@ def register(cursor: Any, stored: Mapping[str, RunTable], study: Study) -> dict[
         found["steering"] = _steering(cursor, study)
     if "toward" in stored:
         found["toward"] = _toward(cursor, study)
+    if "replicated" in stored:
+        found["matches"] = _matches(cursor)
     return found
 
 
@@ -208,6 +210,43 @@ def _toward(cursor: Any, study: Study) -> RunTable:
             "about": "LEFT JOIN (SELECT n.sae, n.feature, n.words_in, k.category, k.words FROM names n, category_words k)"
             " about ON about.sae = b.sae AND about.feature = b.source AND about.category = b.category",
         },
+    )
+
+
+def _matches(cursor: Any) -> RunTable:
+    """Which feature of another SAE of the site is the match of one, as far as features were drawn to be compared: both ways round."""
+    sides = [
+        f"SELECT {sae} AS sae, {feature} AS feature, {other} AS other, {match} AS other_feature, stable_{end} AS stable FROM t_replicated"
+        for end in ("target", "source")
+        for sae, feature, other, match in (
+            ("sae", end, "other", f"other_{end}"),
+            ("other", f"other_{end}", "sae", end),
+        )
+    ]
+    cursor.execute(
+        "CREATE OR REPLACE VIEW matches AS SELECT sae, feature, other, other_feature, bool_or(stable) AS stable "
+        f"FROM ({' UNION ALL '.join(sides)}) GROUP BY ALL"
+    )
+    return RunTable(
+        name="matches",
+        title="Features that were looked for in another SAE of their site",
+        base="matches",
+        key=("sae", "feature", "other"),
+        fields=(
+            _SAE,
+            Field("feature", "feature", "", "row of W_dec"),
+            Field("other", "text", "", "label of another SAE of the site"),
+            Field("other_feature", "integer", "", "its match there, one to one"),
+            Field("stable", "flag", "", "whether they are alike beyond what a turned dictionary reaches"),
+            Field("gloss", "text", "", "primary gloss", "n_feature.gloss", "feature"),
+            Field("gloss_other", "text", "", "primary gloss of the match", "n_other.gloss", "other"),
+        ),
+        joins={
+            "feature": "LEFT JOIN names n_feature ON n_feature.sae = b.sae AND n_feature.feature = b.feature",
+            "other": "LEFT JOIN names n_other ON n_other.sae = b.other AND n_other.feature = b.other_feature",
+        },
+        features=("feature",),
+        aggregate=True,
     )
 
 

@@ -29,7 +29,7 @@ State = Literal["waiting", "running", "done", "failed", "cancelled"]
 
 BEAT = 2.0
 """seconds without a change after which a follower is sent an empty line, so that one who left is noticed"""
-TEXTS = ("text_after", "text_before")
+TEXTS = ("text_after", "text_before", "read_text_after", "read_text_before")
 OPEN = ("waiting", "running")
 """states of a job that something will still come of"""
 KEPT = 32

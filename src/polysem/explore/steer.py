@@ -280,7 +280,19 @@ class LiveSteer:
 
         n = min(self.asked.n_tokens, self.model.spec.n_ctx - tokens.shape[1])
         if n > 0:
-            self.model.generate(tokens, edits, n=n, temperature=0.0, told=told)
+            found = self.model.generate(tokens, edits, n=n, temperature=0.0, told=told)
+            result[f"read_{text}"] = self._read(found.tokens[0].tolist())
+            self.show(result)
+
+    def _read(self, drawn: list[int]) -> dict[str, Any]:
+        """A continuation token by token, and how much the target fires on each when the model without a push reads it."""
+        import torch
+
+        from polysem.behaviour.texts import read_texts
+
+        rows = torch.as_tensor([self.ids + drawn])
+        read = read_texts(self.model, self.bench.sae, [self.asked.target], rows, prompt=len(self.ids))
+        return {"tokens": self.model.token_strings(drawn), "values": read.acts[0, :, 0].tolist()}
 
 
 def _recipe(kind: str, **fields: Any) -> Any:

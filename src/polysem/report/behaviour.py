@@ -8,7 +8,8 @@ from markupsafe import Markup
 
 from polysem.report.charts import Bar, dot_plot, legend
 from polysem.report.html import NOTE, Column, ends, interval, probability, rows_of, section, table, write_page
-from polysem.report.text import plural, visible
+from polysem.report.pairs import shaded
+from polysem.report.text import plural
 
 STAGE = "generate"
 SHOWN, TEXTS_SHOWN = 40, 12
@@ -42,9 +43,10 @@ _EFFECTS: tuple[Column, ...] = (
 )
 _TEXTS: tuple[Column, ...] = (
     *("relation", "target", "dose"),
-    ("without", lambda r: visible(r["base"])),
-    ("along", lambda r: visible(r["up"])),
-    ("against", lambda r: visible(r["down"])),
+    ("without", "base"),
+    ("along", "up"),
+    ("against", "down"),
+    ("largest activation", "most"),
 )
 _TASKS: tuple[Column, ...] = (
     *("dose", "relation", "target", "source"),
@@ -109,20 +111,24 @@ def _effects(found: Tables, arms: Mapping[int, Row]) -> Markup:
 
 
 def _texts(found: Tables, arms: Mapping[int, Row]) -> Markup:
-    by = {
-        (r["arm"], r["prompt_id"], r["dose"], r["sign"]): r["text"] for r in found["texts"] if r["draw"] == 0
-    }
-    rows = [
-        dict(arms[arm])
-        | {"dose": dose, "base": by[-1, prompt, 0.0, 0], "up": text, "down": by[arm, prompt, dose, -1]}
-        for (arm, prompt, dose, sign), text in by.items()
-        if arm >= 0 and sign == 1 and dose == max(r["dose"] for r in found["texts"])
-    ]
-    step = max(1, len(rows) // TEXTS_SHOWN)
-    said = "At the largest dose; the three texts of a line share their chance, token by token."
-    return section(
-        "Texts side by side", said, table(_TEXTS, rows[::step][:TEXTS_SHOWN], caption="some texts")
+    by = {(r["arm"], r["prompt_id"], r["dose"], r["sign"]): r for r in found["texts"] if r["draw"] == 0}
+    base = {(r["prompt_id"], r["target"]): r["acts"] for r in found["text_firing"] if r["draw"] == 0}
+    largest = max(r["dose"] for r in found["texts"])
+    pushed = [key for key in by if key[0] >= 0 and key[2:] == (largest, 1)]
+    rows = []
+    for arm, prompt, dose, _ in pushed[:: max(1, len(pushed) // TEXTS_SHOWN)][:TEXTS_SHOWN]:
+        target = arms[arm]["target"]
+        three = [(by[-1, prompt, 0.0, 0], base[prompt, target])]
+        three += [(r, r["acts"]) for sign in (1, -1) for r in [by[arm, prompt, dose, sign]]]
+        most = max(value for _, acts in three for value in acts)
+        drawn = [shaded(r["pieces"], acts, most) for r, acts in three]
+        told = dict(zip(("base", "up", "down"), drawn, strict=True)) | {"dose": dose, "most": most}
+        rows.append(dict(arms[arm]) | told)
+    said = (
+        "At the largest dose; the three texts of a line share their chance, token by token. Shaded: where the target fires when "
+        "the model without a push reads the text, the darkest at the line's largest activation."
     )
+    return section("Texts side by side", said, table(_TEXTS, rows, caption="some texts"))
 
 
 def _tasks(found: Tables, arms: Mapping[int, Row]) -> Markup:

@@ -133,7 +133,7 @@ def head(label: str, table: str, column: str) -> Markup:
 
 
 def table(columns: Sequence[Column], rows: Iterable[Row], *, caption: str) -> Markup:
-    """A table that scrolls by itself; every cell is made visible and escaped. Columns of words stand left, of
+    """A table that scrolls by itself; every cell that is no markup is made visible and escaped. Columns of words stand left, of
     numbers right, and long texts wrap. A number is shown to three digits, and a dash where there is none."""
     pairs = [(c, c) if isinstance(c, str) else c for c in columns]
     body = [[_cell(r[of] if isinstance(of, str) else of(r)) for _, of in pairs] for r in rows]
@@ -142,7 +142,9 @@ def table(columns: Sequence[Column], rows: Iterable[Row], *, caption: str) -> Ma
     def line(cells: Iterable[str], tag: str) -> Markup:
         parts = (
             Markup("<{tag}{kind}>{text}</{tag}>").format(
-                tag=Markup(tag), kind=kind, text=escape(text.visible(cell))
+                tag=Markup(tag),
+                kind=kind,
+                text=cell if isinstance(cell, Markup) else escape(text.visible(cell)),
             )
             for cell, kind in zip(cells, kinds, strict=True)
         )
@@ -160,6 +162,8 @@ def table(columns: Sequence[Column], rows: Iterable[Row], *, caption: str) -> Ma
 def _cell(value: object) -> str:
     if value is None:
         return MISSING
+    if isinstance(value, Markup):
+        return value
     return text.number(value) if isinstance(value, float) else str(value)
 
 

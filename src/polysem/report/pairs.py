@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow.compute as pc
+from markupsafe import Markup
 
 from polysem.report.source import Run
 from polysem.report.text import number, visible
@@ -125,7 +126,7 @@ def details(run: Run, rows: Sequence[PairRow]) -> dict[str, Any]:
 
 
 def _context(row: Mapping[str, Any], most: float) -> dict[str, Any]:
-    shades = [max(0, round(SHADES * (v or 0.0) / most)) if most > 0 else 0 for v in row["values"]]
+    shades = [_shade(v or 0.0, most) for v in row["values"]]
     values = [number(v, digits=2) if v and v > 0 else "" for v in row["values"]]
     return {
         "t": [_token(t) for t in row["tokens"]],
@@ -133,6 +134,21 @@ def _context(row: Mapping[str, Any], most: float) -> dict[str, Any]:
         "v": values,
         "max": number(row["max_value"], digits=2),
     }
+
+
+def shaded(tokens: Sequence[str], values: Sequence[float], most: float) -> Markup:
+    """A text, its tokens the darker the more a feature fires on them; `most` is the darkest."""
+    spans = []
+    for token, value in zip(tokens, values, strict=True):
+        told = (
+            Markup(' class="s{}" title="{}"').format(_shade(value, most), number(value)) if value > 0 else ""
+        )
+        spans.append(Markup("<span{}>{}</span>").format(told, _token(token)))
+    return Markup('<p class="context">{}</p>').format(Markup("").join(spans))
+
+
+def _shade(value: float, most: float) -> int:
+    return max(0, round(SHADES * value / most)) if most > 0 else 0
 
 
 def _token(text: str) -> str:

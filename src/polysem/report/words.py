@@ -25,7 +25,7 @@ from polysem.vocabulary import (
     Vocabulary,
     Word,
 )
-from polysem.vocabulary_findings import CLAIMS, GRADE_LINES, GRADES, Claim
+from polysem.vocabulary_findings import CLAIMS, GRADE_LINES, GRADES, KINSHIPS, Claim
 
 KINDS: dict[str, Vocabulary[Any]] = {
     "loci": LOCI,
@@ -214,6 +214,7 @@ def as_json() -> dict[str, Any]:
     """All of it for the explorer."""
     return {
         **{name: kind.as_json() for name, kind in KINDS.items()},
+        "kinships": KINSHIPS.as_json(),
         "stages": STAGES,
         "toward": {name: word.label for name, word in vocabulary.CATEGORIES.items()},
         "splits": SPLITS,

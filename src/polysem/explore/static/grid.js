@@ -17,6 +17,7 @@ const HEADS = {
   feature: "Feature", max_act: "Largest activation", coordinate: "Coordinate", n_features: "Features",
   n_first: "First for", share: "Share", largest: "Largest entry", site: "Site", n_prompts: "Prompts",
   n_active: "Active on", n_positive: "Positive", n_negative: "Negative", tokens_in_str: "Activating tokens", tokens_out_str: "Logits raised", tokens_bottom_str: "Logits lowered",
+  lift: "Co-firing", era: "ERA", twera: "TWERA", saved: "Helpfulness", natural: "By itself",
   is_duplicate: "Duplicate?", is_dense: "Dense or dead?",
 };
 const PROBABILITY = /^(p|q)(_|$)/;

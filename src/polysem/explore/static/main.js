@@ -4,6 +4,7 @@ import { address, here } from "./state.js";
 import { Server } from "./source.js";
 import { feature } from "./views/feature.js";
 import { home } from "./views/home.js";
+import { layers } from "./views/layers.js";
 import { find, hubs, pairs, steering, tables } from "./views/lists.js";
 import { live } from "./views/live.js";
 import { map } from "./views/map.js";
@@ -11,8 +12,8 @@ import { pair } from "./views/pair.js";
 import { results } from "./views/results.js";
 import { learn } from "./words.js";
 
-const VIEWS = { home, map, pairs, steering, hubs, results, live, tables, pair, feature, find };
-const NAV = [["home", "Study"], ["map", "Map"], ["pairs", "Pairs"], ["steering", "Steering"], ["hubs", "Hubs"], ["results", "Results"], ["live", "Live"], ["tables", "Tables"]];
+const VIEWS = { home, map, pairs, steering, hubs, layers, results, live, tables, pair, feature, find };
+const NAV = [["home", "Study"], ["map", "Map"], ["pairs", "Pairs"], ["steering", "Steering"], ["hubs", "Hubs"], ["layers", "Layers"], ["results", "Results"], ["live", "Live"], ["tables", "Tables"]];
 const WITHIN = { pair: "pairs", feature: "hubs", find: "" };
 const POLL = 2500;
 
@@ -60,7 +61,7 @@ function finder() {
 function header() {
   const { view } = here();
   replace(document.getElementById("top"), el("div", { cls: "wrap bar" }, link(address("home"), [el("strong", {}, "polysem"), " ", ctx.study.name], { cls: "brand" }),
-    el("nav", { "aria-label": "Views" }, NAV.map(([name, words]) => link(address(name), words, { "aria-current": (WITHIN[view] ?? view) === name ? "page" : null }))), finder(), themeButton, ctx.running));
+    el("nav", { "aria-label": "Views" }, NAV.filter(([name]) => name !== "layers" || ctx.study.relations.layer_edges).map(([name, words]) => link(address(name), words, { "aria-current": (WITHIN[view] ?? view) === name ? "page" : null }))), finder(), themeButton, ctx.running));
 }
 
 const themeButton = theme();

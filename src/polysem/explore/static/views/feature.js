@@ -4,6 +4,8 @@ import { featureCard, gloss } from "../card.js";
 import { drawn, figuresOf } from "../drawn.js";
 import { graph } from "../graph.js";
 import { Grid, dataOf, featureCell, flags } from "../grid.js";
+import { kinOf } from "./kin.js";
+import { edgesOf } from "./layers.js";
 import { address, change, first, here } from "../state.js";
 import { fixed, number as shown, plural } from "../text.js";
 
@@ -21,7 +23,7 @@ export async function feature(ctx) {
     el("p", { cls: "crumbs" }, link(address("hubs"), "Hubs"), ` › ${sae} › ${number}`),
     el("h1", { cls: "gloss" }, title),
   ];
-  head.push(await verdict(ctx, { sae, number }));
+  head.push(...await Promise.all([verdict(ctx, { sae, number }), kinOf(ctx, { sae, number }), edgesOf(ctx, { sae, number })]));
   const judged = fires.filter((node) => node.matches(".steering-card"));
   if (judged.length) head.push(el("details", { cls: "panel wide" }, el("summary", {}, "What steering along it does besides its target"), judged));
   if (!ctx.study.relations.pairs) return [...head, ctx.absent("pairs"), featureCard(record, { heading: "h2", full: true, drawn: figuresOf(fires) })];

@@ -47,10 +47,11 @@ export async function home(ctx) {
     ["pairs", "Pairs", "Search, filter and sort the pairs that interfere, and open any of them."],
     ["steering", "Steering", "What steering along one feature did to the tokens of another, with intervals and controls."],
     ["hubs", "Hubs", "Features that interfere with many others, and coordinates that many features share."],
+    study.relations.layer_edges ? ["layers", "Layers", "Which features of one layer write to which of a later one, and whether those weights act."] : null,
     ["results", "Results", "Effects by locus, against controls and over dose; presets and transfer where the study has them."],
     ["live", "Live", ctx.source.live ? "Type a prompt, steer along a feature, watch the next-token distribution." : "Off: start the explorer with --live to steer yourself."],
     ["tables", "Tables", "Every table of the study, as it is stored."],
-  ];
+  ].filter(Boolean);
   return [
     el("h1", {}, study.name),
     el("p", { cls: "lead" }, "Features of ", el("strong", {}, study.model), " that share directions though their glosses have nothing in common, and what that does to the model."),

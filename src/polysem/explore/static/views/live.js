@@ -1,5 +1,6 @@
 // Steer along a feature in the loaded model: next tokens before and after, and what the model goes on to write.
 import { el, link, note, problem, replace, say } from "../dom.js";
+import { context } from "../card.js";
 import { address, first, here, note as noteAddress } from "../state.js";
 import { fixed, number, visible } from "../text.js";
 import { fetchJson, fetchLines } from "../source.js";
@@ -191,15 +192,22 @@ function drawn(place, job) {
       el("div", { cls: "scroll", tabindex: "0", role: "region", "aria-label": "Next tokens" }, el("table", { cls: "numbers bars" }, el("thead", {}, el("tr", {}, ["token", "probability", "before", "after", "change in log-probability"].map((h, k) => el("th", { scope: "col", cls: k > 1 ? "num" : "words" }, h)))), el("tbody", {}, rows))),
       el("dl", { cls: "facts" }, el("div", {}, el("dt", {}, "dose"), el("dd", {}, r.locus === "prompt" ? "the snippet, once" : r.locus === "neuron" ? `${number(r.dose, 3, true)} × the coordinate` : `${number(r.dose, 3, true)} × mean norm ${number(r.norm)} = ${number(r.dose * r.norm, 3, true)}`)), el("div", {}, el("dt", {}, "KL to the unedited model"), el("dd", {}, `${number(r.kl)} nats${r.asked_kl === null ? "" : `, asked for ${number(r.asked_kl)}`}`)), el("div", {}, el("dt", {}, "cosine of the steered direction with the target"), el("dd", {}, fixed(r.alignment))), sets)),
     el("section", { cls: "two" }, ["Not steered", "Steered"].map((h) => el("div", { cls: "panel" }, el("h2", {}, h), el("p", { cls: "generated" }, el("span", { cls: "id" }, visible(r.prompt, 400)), el("span", { cls: "written" }))))),
-    el("p", { cls: "fine" }, `Greedy continuation; steering acts at ${{ last: "the last position of each step", all: "every position", all_but_first: "every position but the first" }[r.positions] || r.positions}, as in the study. Took ${number(job.seconds)} s.`),
+    el("p", { cls: "fine" }, el("span", { cls: "shades" }), `Greedy continuation; steering acts at ${{ last: "the last position of each step", all: "every position", all_but_first: "every position but the first" }[r.positions] || r.positions}, as in the study. Took ${number(job.seconds)} s.`),
     el("p", {}, r.locus === "neuron" ? null : link(address("pair", [r.sae, Math.min(r.source, r.target), Math.max(r.source, r.target)]), "The pair's card")));
   written(place, r, job.state === "running");
 }
 
-// The two texts as far as they are written.
+// The two texts as far as they are written; when one is, shaded by where the target fires when the model without a push reads it.
 function written(place, r, goingOn) {
   const boxes = place.querySelectorAll(".written");
-  [r.text_before, r.text_after].forEach((text, k) => { boxes[k].textContent = `${visible(text || "", 2000)}${goingOn ? "…" : ""}`; });
+  const read = [r.read_text_before, r.read_text_after];
+  const most = Math.max(0, ...read.flatMap((one) => (one ? one.values : [])));
+  [r.text_before, r.text_after].forEach((text, k) => {
+    if (read[k]) replace(boxes[k], ...context(read[k], most).childNodes);
+    else boxes[k].textContent = `${visible(text || "", 2000)}${goingOn ? "…" : ""}`;
+  });
+  const fires = read.map((one) => (one ? one.values.filter((v) => v > 0).length : null));
+  if (read[0] && read[1]) replace(place.querySelector(".shades"), most ? `Shaded: where feature ${r.target} fires when the model without a push reads the text, the darkest at ${number(most)}; on ${fires[0]} of ${read[0].values.length} tokens, steered on ${fires[1]} of ${read[1].values.length}. ` : `Feature ${r.target} fires on no token of either text when the model without a push reads them. `);
 }
 
 // Several at once: what each does alone, what their sum predicts, what they do.

@@ -6,6 +6,7 @@ import { cellText, dataOf, flags, head } from "../grid.js";
 import { saveButton } from "../save.js";
 import { address, here } from "../state.js";
 import { fixed, interval, number, probability } from "../text.js";
+import { kinOfPair } from "./kin.js";
 import { locus as called, relation, tokens as read, told } from "../words.js";
 
 export async function pair(ctx) {
@@ -31,6 +32,7 @@ export async function pair(ctx) {
     el("h1", { cls: "pair-title" }, el("span", { cls: "gloss" }, short(gloss(first), 70)), el("span", { cls: "and" }, " and "), el("span", { cls: "gloss" }, short(gloss(second), 70))),
     saveButton(`pair-${sae}-${i}-${j}`.replace(/[^\w.-]+/g, "_")),
     overlap(row, line, study, { listed: Boolean(listed.rows.length) }),
+    await kinOfPair(ctx, { sae, i, j }),
     steered(ctx, { sae, i, j, rows, floors: floors.floors, figures: figures.filter((node) => node.dataset.of !== "apart") }),
     apart(ctx, made, figures.filter((node) => node.dataset.of === "apart")),
     await others(ctx, { sae, i, j }),
@@ -108,7 +110,7 @@ function numbers(ways, floors, headline) {
 
 // Tables of other stages that speak of this pair: the decomposition as a bar, the rest as rows.
 async function others(ctx, { sae, i, j }) {
-  const shown = new Set(["pairs", "steering", "pair_effects", "plan", "trials", "atlas_sample", "decomposition"]);
+  const shown = new Set(["pairs", "relations", "steering", "pair_effects", "plan", "trials", "atlas_sample", "decomposition"]);
   const found = [];
   for (const table of Object.values(ctx.study.relations)) {
     if (shown.has(table.name)) continue;

@@ -318,7 +318,7 @@ def relations_of_a_study(do: Following) -> None:
 
 @followed(
     "engine/atlas.py: polysem features STUDY.toml, or the other token set",
-    "engine/joint.py: name labels of [[saes]]",
+    "engine/cache.py: name labels of [[saes]]",
     "engine/context.py: edit layers in [[transcoders]]",
     "engine/layers.py: add a dictionary of the residual stream of a later layer to [[saes]]",
     "engine/layers.py: give the transcoders a label of their own: label in [[transcoders]]",

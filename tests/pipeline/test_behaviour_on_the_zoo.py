@@ -1,6 +1,7 @@
 """`polysem generate` and `polysem guard` as people type them."""
 
 import json
+import re
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -38,6 +39,7 @@ documents = 160
 length = 16
 prompts = 4
 k = 3
+clamped = 2
 """
 TASKS = [
     {"context": "one two three", "endings": ["four", "sea"], "answer": 0},
@@ -114,6 +116,10 @@ def test_a_concept_is_guarded_and_shown(folder):
         "text",
     }
     assert all(r["gap"] == 0 for r in found["guard_evasion"] if r["kind"] == "target")
+    (writer,) = [r for r in found["guard_findings"] if "first of the clamped features" in (r["note"] or "")]
+    clamped = re.search(r"clamped features: (\d+), (\d+), those whose", writer["note"])
+    assert clamped
+    assert clamped[1] != clamped[2]
     page = (folder / "run" / "guard.html").read_text(encoding="utf-8")
     for row in found["guard_findings"]:
         assert row["name"] in page

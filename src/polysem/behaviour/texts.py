@@ -9,7 +9,10 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from polysem.models.base import WhiteBoxModel
+from polysem.models.hf import HFModel
+from polysem.models.replay import last_logits
 from polysem.saes.base import SAE
+from polysem.types import Site
 
 LOGITS = 2e7
 """logits in memory at once"""
@@ -51,11 +54,24 @@ def read_texts(
     columns = torch.tensor(list(features), dtype=torch.long)
     for some in chunks(len(whole), whole.shape[1] * model.spec.d_vocab):
         rows = whole[some].to(model.spec.device)
-        nats.append(-said(model.logits(rows)[:, prompt - 1 : -1], rows[:, prompt:]).mean(1).cpu().numpy())
-        seen = model.capture(rows, [sae.reads])[sae.reads][:, prompt:].cpu()
+        seen, logits = _read(model, sae.reads, rows)
+        nats.append(-said(logits[:, prompt - 1 : -1], rows[:, prompt:]).mean(1).cpu().numpy())
+        seen = seen[:, prompt:].cpu()
         codes = sae.encode(seen.flatten(0, 1)).detach()[:, columns]
         acts.append(codes.reshape(len(rows), -1, len(columns)).numpy())
     return TextsRead(np.concatenate(nats), np.concatenate(acts))
+
+
+def _read(
+    model: WhiteBoxModel, site: Site, rows: Int[Tensor, "rows pos"]
+) -> tuple[Float[Tensor, "rows pos d"], Float[Tensor, "rows pos d_vocab"]]:
+    """Activations at a site and logits: of one forward pass, where the model's modules are at hand."""
+    if not isinstance(model, HFModel):
+        return model.capture(rows, [site])[site], model.logits(rows)
+    end = Site(model.spec.n_layers - 1, "hook_resid_post")
+    seen = model.capture(rows, [site, end])
+    with torch.no_grad():
+        return seen[site], last_logits(model, seen[end].to(model.model.dtype))
 
 
 def distinct(text: Sequence[int], n: int = 2) -> float:

@@ -73,7 +73,7 @@ def run_blocks(
 def last_logits(model: HFModel, h: Float[Tensor, "batch d_model"]) -> Float[Tensor, "batch d_vocab"]:
     """Logits of a last position, from the stream after the last block."""
     head: Any = model.model.get_output_embeddings()
-    add_product(len(h), model.spec.d_model, model.spec.d_vocab)
+    add_product(h.numel() // h.shape[-1], model.spec.d_model, model.spec.d_vocab)
     logits = head(model.model.get_submodule(model.anatomy.final_norm)(h))
     cap = logit_cap(model.model.config)
     if cap is not None:

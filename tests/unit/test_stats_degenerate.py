@@ -24,6 +24,7 @@ from polysem.config import EffectsConfig
 from polysem.errors import PolysemError
 from polysem.linear.compensation import compensation, crosstalk_floor
 from polysem.linear.matching import match_features
+from polysem.linear.subspaces import SIZE, principal_cosines, shared_spans, span
 from polysem.linear.validity import r_squared
 from polysem.paper.estimators import plain_ols, stars, welch
 from polysem.paper.presets import PaperEstimates
@@ -321,6 +322,7 @@ NUMBERS = {
     *("stats.similarity.correlated", "stats.similarity.loadings_between", "stats.similarity.one_factor"),
     *("stats.reliability.naive_bias", "linear.compensation.crosstalk_floor", "linear.validity.r_squared"),
     *("paper.selection.best_of_grid", "paper.selection.null_inflation", "paper.selection.relative_change"),
+    *("linear.subspaces.principal_cosines", "linear.subspaces.shared_spans", "linear.subspaces.span"),
     *("paper.estimators.stars", "stats.heterogeneity.heterogeneity", "stats.units.spending"),
 }
 """formulas: tried in `test_formulas_at_their_edges`"""
@@ -423,6 +425,17 @@ def test_formulas_at_their_edges():
     for unlike in (np.eye(2), -np.ones((2, 2)), np.ones((1, 1))):
         assert one_factor(unlike).remark
     assert "bound of 1" in one_factor(np.ones((3, 3))).remark
+    line, other = (np.tile(np.eye(8)[k], (SIZE + 4, 1)) for k in (0, 1))
+    assert span(line).shape == (1, 8)
+    assert principal_cosines(span(line), span(other)).tolist() == [0.0]
+    assert shared_spans(line[: SIZE - 1], other, rng=rng()) == []
+    for first, second, shared in (
+        (line, line, 1.0),
+        (line, other, 0.0),
+    ):  # one direction, which has no covariance
+        for found in shared_spans(first, second, rng=rng()):
+            assert (found.rank, found.shared) == (1.0, pytest.approx(shared))
+            assert np.isfinite([found.angle, found.random, found.lo, found.hi, found.drawn]).all()
     assert np.isnan(r_squared(torch.ones(3), torch.ones(3)))
     assert np.isnan(r_squared(torch.empty(0), torch.empty(0)))
     assert np.isnan(relative_change(np.zeros(2), np.ones((2, 3)))).all()

@@ -70,8 +70,8 @@ def run_blocks(
     return h[:, -1]
 
 
-def last_logits(model: HFModel, h: Float[Tensor, "batch d_model"]) -> Float[Tensor, "batch d_vocab"]:
-    """Logits of a last position, from the stream after the last block."""
+def last_logits(model: HFModel, h: Float[Tensor, "*rows d_model"]) -> Float[Tensor, "*rows d_vocab"]:
+    """Logits from the stream after the last block."""
     head: Any = model.model.get_output_embeddings()
     add_product(h.numel() // h.shape[-1], model.spec.d_model, model.spec.d_vocab)
     logits = head(model.model.get_submodule(model.anatomy.final_norm)(h))

@@ -23,8 +23,8 @@ FLOAT32 = 1e-6
 
 
 OF_MINING = (
-    "a profile: half is the int8 product, a tenth each looking through its tiles, bringing rows to int8 with measured errors, and "
-    "finding flags; a fifth is deciding 120,000 pairs in float64, twice"
+    "a profile: half is the int8 product, a tenth each looking through its tiles and bringing rows to int8 with measured errors, "
+    "a twentieth finding flags; a fifth is deciding 120,000 pairs in float64, twice"
 )
 
 

@@ -11,7 +11,7 @@ stage add up to it. Outside of `profiled` a mark costs one comparison. Worker pr
 import functools
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Literal, ParamSpec, TypeVar
 
@@ -43,6 +43,8 @@ class Profile:
         """seconds of a stage in which no CPU worked for it, by stage: for the disk, a server, or other programs"""
         self.flops: dict[str, float] = defaultdict(float)
         """of the products of the model's linear maps, by stage"""
+        self.after_stage: Callable[[], object] = lambda: None
+        """called when a stage is done: what is kept then survives a run that is stopped later"""
         self._at, self._last = START, 0.0
         self._kinds: list[Kind] = ["start-up"]
 
@@ -59,6 +61,7 @@ class Profile:
             self._turn()
             self.waited[name] += max(0.0, self._wall() - begun - (self._last - used))
             self._at, self._kinds = before
+        self.after_stage()
 
     @contextmanager
     def kind(self, kind: Kind) -> Iterator[None]:
@@ -81,13 +84,15 @@ class Profile:
         self.seconds[self._at][self._kinds[-1]] += now - self._last
         self._last = now
 
-    def table(self, rate: float) -> dict[str, Any]:
+    def table(self, rate: float, *, earlier: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """The profile as JSON.
 
         Args:
             rate: of a bare product, operations a CPU second.
+            earlier: the stages that this gave for an earlier run of the same folder, for those that this run did not make.
         """
-        stages = {
+        stages: dict[str, Any] = dict(earlier or {})
+        stages |= {
             name: {
                 "cpu_s": sum(kinds.values()),
                 "waited_s": self.waited.get(name, 0.0),

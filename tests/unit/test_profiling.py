@@ -77,3 +77,25 @@ def test_products_are_counted_by_their_shapes_the_way_back_too():
 
 def test_a_bare_product_has_a_rate():
     assert bare_rate(64, rows=32, rounds=1) > 1e6
+
+
+def test_stages_of_an_earlier_run_stay_and_are_written_one_by_one():
+    cpu = Clock()
+    first, second = Profile(cpu, cpu), Profile(cpu, cpu)
+    written = []
+    first.after_stage = lambda: written.append(set(first.table(1.0)["stages"]))
+    with first.stage("features"):
+        cpu.now += 3.0
+    with pytest.raises(ZeroDivisionError), first.stage("pairs"):
+        raise ZeroDivisionError
+    assert written == [{profiling.START, "features"}]
+    with second.stage("trials"):
+        cpu.now += 2.0
+    table = second.table(1.0, earlier=first.table(1.0)["stages"])
+    assert {name: row["statistics_s"] for name, row in table["stages"].items()} == {
+        profiling.START: 0.0,
+        "features": 3.0,
+        "pairs": 0.0,
+        "trials": 2.0,
+    }
+    assert table["total"]["statistics_s"] == 5.0

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -69,15 +69,16 @@ def run(
     With --shard only that part of the trials is run, of a study whose plan is made; run it once more without, to
     collect the shards and go on. With preset `paper` or `both` the paper's estimates are said beside the strict ones.
     """
-    from polysem.profiling import profiled
+    from polysem.profiling import profile_lines, profiled
 
     with profiled() if profile else nullcontext() as seen:
+        keep = None if seen is None else kept_profile(folder_for(study_file, out), seen)
         done = _run(
             *(study_file, out, ["trials"] if shard else None),
             shard=shard, workers=workers, engine=engine, force=force, ignore_versions=ignore_versions,
         )  # fmt: skip
-    if seen is not None:
-        say_profile(folder_for(study_file, out), seen)
+    for line in profile_lines(keep()) if keep else ():
+        say(line)
     if shard:
         result(done, as_json=as_json, stage="trials", shard=shard)
         return
@@ -91,16 +92,28 @@ def run(
     say_presets(done.parent)
 
 
-def say_profile(folder: Path, seen: "Profile") -> None:
-    """Show where the CPU time went, and keep it in the run folder."""
-    from polysem.onednn import bare_rate
-    from polysem.profiling import profile_lines
-    from polysem.store.io import write_json
+def kept_profile(folder: Path, seen: "Profile") -> Callable[[], dict[str, Any]]:
+    """Has where the CPU time goes written to the run folder after every stage, so that a stop later loses none of it.
 
-    table = seen.table(bare_rate(768))
-    write_json(folder / "profile.json", table)
-    for line in profile_lines(table):
-        say(line)
+    Returns:
+        a function that writes it once more and gives it: stages that an earlier run made, and this one did not, included.
+    """
+    from polysem.onednn import bare_rate
+    from polysem.store.io import read_json, write_json
+
+    path = folder / "profile.json"
+    earlier = (
+        read_json(path, rebuild="polysem run --profile --force").get("stages") if path.exists() else None
+    )
+    rate = bare_rate(768)
+
+    def keep() -> dict[str, Any]:
+        table = seen.table(rate, earlier=earlier)
+        write_json(path, table)
+        return table
+
+    seen.after_stage = keep
+    return keep
 
 
 @verb

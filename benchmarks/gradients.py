@@ -7,7 +7,8 @@ from benchmarks.harness import Line, Size, benchmark, interleaved, require, shar
 # isort: split
 import torch
 
-from benchmarks.worlds import Shape, largest_gap, make_world
+from benchmarks.sweep import product_rate
+from benchmarks.worlds import Shape, World, largest_gap, make_world
 from polysem.models.gradients import logit_gradients
 
 torch.set_num_threads(1)
@@ -48,6 +49,7 @@ def _lines(shape: Shape, size: Size, bars: tuple[float, float]) -> Iterator[Line
     require(gaps[", fast=True"] <= FLOAT32, f"gradients differ by {gaps[', fast=True']:.2g}")
     best = interleaved({**ways, "per context": one_by_one})
     for way, run in ways.items():
+        rate = product_rate(world, plain=not way)
         yield Line(
             f"token gradients{way}, {shape} shape, {N_CONTEXTS} contexts of 12 tokens",
             "backward() of one context at a time",
@@ -56,8 +58,19 @@ def _lines(shape: Shape, size: Size, bars: tuple[float, float]) -> Iterator[Line
             "cpu s a context",
             f"largest difference {gaps[way]:.1e} of the largest entry over {len(reference)} contexts",
             *((None, None) if way else bars),
-            note=f"{shares(run)}{'' if way else '; sums in the order of the plain pass, so its products; fast=True, below'}",
+            note=f"{_flops(world) / 1e6:.0f} MFLOP a context; the products it uses run at {rate / 1e9:.0f} GFLOP/s; "
+            f"{shares(run)}{'' if way else '; sums in the order of the plain pass, so its products; fast=True, below'}",
+            floor=_flops(world) / rate,
         )
+
+
+def _flops(world: World) -> float:
+    """Operations of a logit's gradient with respect to the embeddings: there and back, all blocks at every position, of
+    the last one keys and values and the rest at the last position, one row of the unembedding. Norms, activations and
+    attention scores are not counted."""
+    spec, pos = world.model.spec, world.prompts.shape[1]
+    d = spec.d_model
+    return 2.0 * ((spec.n_layers - 1) * 24 * d * d * pos + 4 * d * d * pos + 20 * d * d + 2 * d)
 
 
 def _gap(seen: list[torch.Tensor], expected: list[torch.Tensor]) -> float:

@@ -81,20 +81,21 @@ def _lines(
     mine = best["ours"] / (len(DOSES) * N_DIRECTIONS)
     check = f"|dc| <= {gap:.1e} over {len(few)} doses (allowed {SAME_C})"
     unit = "cpu s an intervention"
-    yield Line(name, "HF hook, batch 1", mine, best["hook"] / len(few), unit, check, *hooks)
+    flops, rate = flop_floor(world), product_rate(world)
+    floor = flops / rate
+    yield Line(name, "HF hook, batch 1", mine, best["hook"] / len(few), unit, check, *hooks, floor=floor)
     if papers:
-        yield Line(name, "the paper's loop", mine, best["paper"] / 2, unit, check, *papers)
-    floor, rate = flop_floor(world), product_rate(world)
+        yield Line(name, "the paper's loop", mine, best["paper"] / 2, unit, check, *papers, floor=floor)
     yield Line(
         name,
         "its arithmetic at the rate of a bare product",
         mine,
-        floor / rate,
+        floor,
         unit,
         check,
         0.5,
         0.75,
-        note=f"{floor / 1e6:.0f} MFLOP an intervention; products of this size run at {rate / 1e9:.0f} GFLOP/s here; "
+        note=f"{flops / 1e6:.0f} MFLOP an intervention; products of this size run at {rate / 1e9:.0f} GFLOP/s here; "
         f"{shares(lambda: ours(world, sweep))}",
     )
 
@@ -110,13 +111,13 @@ def flop_floor(world: World) -> float:
     return blocks + 2 * d * spec.d_vocab
 
 
-def product_rate(world: World) -> float:
-    """Operations a second of one product like those of a sweep, by the library that the sweep uses."""
+def product_rate(world: World, *, plain: bool = False) -> float:
+    """Operations a second of one product like those of a sweep, by the library that the sweep uses; or by torch's own."""
     from polysem.onednn import Linear
 
     d, rows = world.model.spec.d_model, len(DOSES) * world.prompts.shape[1]
-    x = torch.randn(rows, d)
-    linear = Linear(torch.randn(4 * d, d), None, pack=True)
+    x, weight = torch.randn(rows, d), torch.randn(4 * d, d)
+    linear = (lambda x: torch.nn.functional.linear(x, weight)) if plain else Linear(weight, None, pack=True)
     best = interleaved({"product": lambda: [linear(x) for _ in range(20)]}, rounds=5)
     return 20 * 2 * rows * d * 4 * d / best["product"]
 
@@ -168,8 +169,10 @@ def transformer_lens(size: Size) -> Iterator[Line]:
     check = f"ours against the HF hook: |dc| <= {gap:.1e}"
     what, unit = "sweep, Pythia-70M shape, 12 tokens, mid layer, exact fp32", "cpu s an intervention"
     note = f"theirs {shares(lambda: run(DOSES[:1]))}"
-    yield Line(what, "TransformerLens, batch 1", mine, best["one"] / len(few), unit, check, 55, 90, note)
-    yield Line(what, "TransformerLens, batch 32", mine, best["batch"] / len(DOSES), unit, check, 6, 10)
+    floor = flop_floor(world) / product_rate(world)
+    one, batch = best["one"] / len(few), best["batch"] / len(DOSES)
+    yield Line(what, "TransformerLens, batch 1", mine, one, unit, check, 55, 90, note, floor=floor)
+    yield Line(what, "TransformerLens, batch 32", mine, batch, unit, check, 6, 10, floor=floor)
 
 
 def _point(world: World, name: str, axis: str, at: float) -> Point:

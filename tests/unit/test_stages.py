@@ -97,6 +97,7 @@ def test_plug_ins_count_among_the_packages_of_the_stages_that_use_them(monkeypat
     monkeypatch.setattr(
         "polysem.store.stages.entry_points", lambda *, group: [Point] if group == "polysem.controls" else []
     )
+    monkeypatch.syspath_prepend("a path that was not asked about before")
     named = {stage for stage in REGISTRY if "polysem-extra" in packages_of(stage)}
     assert named == {"plan", "trials", "response", "effects", "report"}
 

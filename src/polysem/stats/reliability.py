@@ -55,11 +55,11 @@ def reliability(
     Raises:
         ConfigError: with fewer than four pairs, or a measure that does not vary or is not finite.
     """
-    from scipy import stats
+    from scipy.special import ndtri
 
     _check(first, second)
     r = float(np.corrcoef(first, second)[0, 1])
-    reach = stats.norm.ppf(0.5 + level / 2) / np.sqrt(len(first) - 3)
+    reach = ndtri(0.5 + level / 2) / np.sqrt(len(first) - 3)
     z = np.arctanh(np.clip(r, -1 + 1e-15, 1 - 1e-15))
     return Reliability(r, float(np.tanh(z - reach)), float(np.tanh(z + reach)), len(first))
 

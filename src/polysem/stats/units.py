@@ -175,7 +175,7 @@ def _interval(
     level: float,
 ) -> tuple[Float[np.ndarray, " categories"], Float[np.ndarray, " categories"]]:
     """Shifts of the treated pools that the two-sided test does not reject."""
-    from scipy import stats
+    from scipy.special import stdtrit
 
     n_treated, n = treated.shape[1], reference.shape[1]
     if n_treated == 1:
@@ -189,7 +189,7 @@ def _interval(
     both = (treated.var(axis=1, ddof=1) * (n_treated - 1) + reference.var(axis=1, ddof=1) * (n - 1)) / (
         n_treated + n - 2
     )
-    reach = stats.t.ppf(0.5 + level / 2, n_treated + n - 2) * np.sqrt(both * (1 / n_treated + 1 / n))
+    reach = stdtrit(n_treated + n - 2, 0.5 + level / 2) * np.sqrt(both * (1 / n_treated + 1 / n))
     effect = treated.mean(axis=1) - reference.mean(axis=1)
     return effect - reach, effect + reach
 
@@ -314,7 +314,7 @@ def _difference(x: np.ndarray, labels: np.ndarray, s: np.ndarray) -> Float[np.nd
 
 
 def _reach(x: np.ndarray, t: np.ndarray, s: np.ndarray, *, level: float) -> float:
-    from scipy import stats
+    from scipy.special import stdtrit
 
     residual, weight, cells = 0.0, 0.0, 0
     for k in range(int(s.max()) + 1):
@@ -327,4 +327,4 @@ def _reach(x: np.ndarray, t: np.ndarray, s: np.ndarray, *, level: float) -> floa
     df = len(x) - cells
     if df < 1:
         return math.inf
-    return float(stats.t.ppf(0.5 + level / 2, df) * math.sqrt(residual / df * weight))
+    return float(stdtrit(df, 0.5 + level / 2) * math.sqrt(residual / df * weight))

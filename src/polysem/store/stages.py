@@ -7,8 +7,10 @@ nothing of it. A stage's folder in the run folder has its name.
 """
 
 import importlib
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -347,12 +349,15 @@ def parameters(
 
 def packages_of(stage: StageName) -> list[str]:
     """The distributions that can change a stage's numbers, those included that bring plug-ins for it."""
-    kinds = REGISTRY[stage].plug_ins
-    points = (point for kind in kinds for point in entry_points(group=f"polysem.{kind}"))
-    return [
-        *REGISTRY[stage].packages,
-        *sorted({point.dist.name for point in points if point.dist} - {"polysem"}),
-    ]
+    path = tuple(sys.path)
+    named = set[str]().union(*(_plug_ins(f"polysem.{kind}", path) for kind in REGISTRY[stage].plug_ins))
+    return [*REGISTRY[stage].packages, *sorted(named - {"polysem"})]
+
+
+@lru_cache
+def _plug_ins(group: str, path: tuple[str, ...]) -> set[str]:
+    """The distributions on a path that bring something of a group; every stage asks, and looking takes 5 ms."""
+    return {point.dist.name for point in entry_points(group=group) if point.dist}
 
 
 def command(stage: StageName, folder: object) -> str:

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field, fields, replace
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from jaxtyping import Bool, Int
 
 from polysem.act.arms import ArmsRequest
 from polysem.act.base import UNMATCHED, intervention
@@ -163,11 +164,18 @@ def make_plan(
             hint="raise pairs.max_similarity or lower pairs.min_interference in the study file",
         )
     return Plan(
-        plan=PLAN.conform(pa.concat_tables(parts)),
+        plan=PLAN.conform(_joined(parts)),
         prompts=prompts,
         left_out=dict(left),
         **{name: pa.concat_tables(tables) for name, tables in seen.items()},
     )
+
+
+def _joined(parts: list[pa.Table]) -> pa.Table:
+    """All of them, and none is kept: a grid's plan is a gigabyte, and its columns are sorted one by one."""
+    whole = pa.concat_tables(parts)
+    parts.clear()
+    return whole
 
 
 def _own(features: Features | ByDictionary[Features], label: str) -> Features:
@@ -225,8 +233,6 @@ def _excluded(relations: pa.Table, label: str, excluded: Collection[str]) -> Kin
 def describe_plan(plan: Plan) -> dict[str, int]:
     """Counts of a plan: what it costs (forward rows, batches, tokens) and what it holds."""
     table = plan.plan
-    rows = table.filter(pc.not_equal(table["recipe"], UNMATCHED))
-    forward = rows.group_by(["sae", "locus", "prompt_id", "recipe", "dose", "dose_unit"]).aggregate([])
     lengths = dict(
         zip(
             plan.prompts["prompt_id"].to_pylist(),
@@ -234,23 +240,27 @@ def describe_plan(plan: Plan) -> dict[str, int]:
             strict=True,
         )
     )
-    pair_rows = table.filter(pc.equal(table["relation"], "pair"))
+    made = pc.not_equal(table["recipe"], UNMATCHED).to_numpy()
+    pairs = pc.equal(table["relation"], "pair").to_numpy()
+    row = _codes(table, "sae", "locus", "prompt_id", "recipe", "dose", "dose_unit")
+    _, first = np.unique(row[made], return_index=True)
+    passes = table["prompt_id"].take(pa.array(np.flatnonzero(made)[first])).value_counts().to_pylist()
     counts = {
         "trials": table.num_rows,
-        "forward_rows": forward.num_rows,
-        "forward_tokens": sum(lengths[p] for p in forward["prompt_id"].to_pylist()),
+        "forward_rows": len(first),
+        "forward_tokens": sum(lengths[one["values"]] * one["counts"] for one in passes),
         "batches": _distinct(table, "batch"),
         "saes": _distinct(table, "sae"),
         "targets": _distinct(table, "sae", "target"),
-        "sources": _distinct(pair_rows, "sae", "source"),
-        "pairs": _distinct(pair_rows, "sae", "target", "source"),
-        "unmatched": table.num_rows - rows.num_rows,
+        "sources": _distinct(table, "sae", "source", among=pairs),
+        "pairs": _distinct(table, "sae", "target", "source", among=pairs),
+        "unmatched": int((~made).sum()),
     }
     for split in ("select", "confirm"):
-        counts[f"prompts_{split}"] = _distinct(table.filter(pc.equal(table["split"], split)), "prompt_id")
-    for relation in sorted(pc.unique(table["relation"]).to_pylist()):
-        counts[f"trials_{relation}"] = table.filter(pc.equal(table["relation"], relation)).num_rows
-    return counts
+        among = pc.equal(table["split"], split).to_numpy()
+        counts[f"prompts_{split}"] = _distinct(table, "prompt_id", among=among)
+    relations = sorted(table["relation"].value_counts().to_pylist(), key=lambda one: one["values"])
+    return counts | {f"trials_{one['values']}": one["counts"] for one in relations}
 
 
 def _lay_out(
@@ -329,5 +339,15 @@ def _pair_tables(pairs: PairTables | Mapping[str, pa.Table]) -> tuple[pa.Table, 
     return pairs.pairs, pairs.partners
 
 
-def _distinct(table: pa.Table, *columns: str) -> int:
-    return table.group_by(list(columns)).aggregate([]).num_rows
+def _codes(table: pa.Table, *columns: str) -> Int[np.ndarray, " rows"]:
+    """A number for every row, the same where the columns hold the same: strings of a large plan are looked at once."""
+    codes = np.zeros(table.num_rows, dtype=np.int64)
+    for name in columns:
+        own = table[name].combine_chunks().dictionary_encode("encode").indices.to_numpy()
+        _, codes = np.unique(codes * (own.max(initial=0) + 1) + own, return_inverse=True)
+    return codes
+
+
+def _distinct(table: pa.Table, *columns: str, among: Bool[np.ndarray, " rows"] | None = None) -> int:
+    codes = _codes(table, *columns)
+    return len(np.unique(codes if among is None else codes[among]))

@@ -9,7 +9,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from polysem.errors import StoreError
 
@@ -94,8 +96,21 @@ class Schema:
             table = table.cast(self.arrow())
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError, pa.ArrowTypeError) as error:
             raise StoreError(f"table {self.name}: columns do not have the declared types: {error}") from error
-        table = table.sort_by([(k, "ascending") for k in self.key]).combine_chunks()
-        distinct = table.group_by(list(self.key)).aggregate([]).num_rows
-        if distinct != table.num_rows:
-            raise StoreError(f"table {self.name}: {table.num_rows - distinct} repeated keys {self.key}")
+        order = pc.sort_indices(table, [(k, "ascending") for k in self.key])
+        if not np.array_equal(order.to_numpy(), np.arange(table.num_rows)):
+            for k, name in enumerate(wanted):  # one after the other: of a large table two copies are much
+                table = table.set_column(k, table.schema.field(k), table[name].take(order))
+        table = table.combine_chunks()
+        same = np.ones(max(table.num_rows - 1, 0), dtype=np.bool_)
+        for name in self.key:
+            same &= _same_as_next(table[name])
+        if same.any():
+            raise StoreError(f"table {self.name}: {same.sum()} repeated keys {self.key}")
         return table
+
+
+def _same_as_next(column: pa.ChunkedArray) -> "np.ndarray":
+    """Whether a row holds what the next one does; two nulls do."""
+    this, after = column.slice(0, max(len(column) - 1, 0)), column.slice(1)
+    equal = pc.fill_null(pc.equal(this, after), False)
+    return pc.or_(equal, pc.and_(pc.is_null(this), pc.is_null(after))).to_numpy()

@@ -360,22 +360,7 @@ def synthetic_run(
     text = _study_text(world, name)
     study = parse_study(text)
     io.write_text(folder / "study.toml", text)
-    made = synthetic_tables(world)
-    plan, trials = made["plan"]["plan"], made["trials"]["trials"]
-    made["response"] = response_tables(
-        world, estimate(plan, trials, config=study.effects, seed=0).pair_effects
-    )
-    if "effects" in stages:
-        known = made["response"] if "response" in stages else None
-        found = estimate(
-            plan,
-            trials,
-            config=study.effects,
-            seed=study.seed,
-            response=known,
-            beside=[PaperEstimates(study.preset)],
-        )
-        made["effects"] = found.tables()
+    made = _made(world, effects="effects" in stages, response="response" in stages)
     for stage in order_of(study):
         if stage not in stages:
             continue
@@ -388,6 +373,34 @@ def synthetic_run(
         made_from = StageInputs.of(study, stage, sources={"model": "synthetic"}, inputs={})
         Manifest(made_from, outputs, facts={"device": "none"}).write(folder / stage / "manifest.json")
     return folder
+
+
+_MADE: dict[str, dict[str, dict[str, pa.Table]]] = {}
+
+
+def _made(world: SyntheticStudy, *, effects: bool, response: bool) -> dict[str, dict[str, pa.Table]]:
+    """The tables of every stage, once for all tests of a process: estimating takes seconds."""
+    key = repr((world, effects, response))
+    if key in _MADE:
+        return _MADE[key]
+    study = parse_study(_study_text(world, "synthetic"))
+    made = synthetic_tables(world)
+    plan, trials = made["plan"]["plan"], made["trials"]["trials"]
+    if response:
+        pushed = estimate(plan, trials, config=study.effects, seed=0).pair_effects
+        made["response"] = response_tables(world, pushed)
+    if effects:
+        beside = [PaperEstimates(study.preset)]
+        found = estimate(
+            *(plan, trials),
+            config=study.effects,
+            seed=study.seed,
+            response=made.get("response"),
+            beside=beside,
+        )
+        made["effects"] = found.tables()
+    _MADE[key] = made
+    return made
 
 
 def finish_beside(run: Path, stage: StageName, files: Mapping[str, tuple[pa.Table, Schema]]) -> None:

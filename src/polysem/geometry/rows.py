@@ -65,7 +65,8 @@ def prepare_rows(matrix: Float[Any, "n d"], *, name: str) -> Rows:
     scaled = None
     for start in range(0, len(values), _BLOCK):
         block = values[start : start + _BLOCK].astype(np.float64)
-        finite = np.isfinite(block)
+        squares = np.einsum("nd,nd->n", block, block)
+        finite = np.array(True) if np.isfinite(squares).all() else np.isfinite(block)
         if not finite.all():
             row, column = np.argwhere(~finite)[0]
             raise NumericsError(
@@ -77,7 +78,8 @@ def prepare_rows(matrix: Float[Any, "n d"], *, name: str) -> Rows:
             scaled = values.copy() if scaled is None else scaled
             block = _to_unit_scale(block)
             scaled[start : start + _BLOCK] = block
-        norm = np.sqrt(np.einsum("nd,nd->n", block, block))
+            squares = np.einsum("nd,nd->n", block, block)
+        norm = np.sqrt(squares)
         np.divide(1.0, norm, out=inverse[start : start + _BLOCK], where=norm > 0)
     return Rows(name, values if scaled is None else scaled, inverse)
 
@@ -156,10 +158,13 @@ def canonical_dots(
 ) -> Float[np.ndarray, " p"]:
     """Dot products of left[i[p]] with right[j[p]] in float64, each a function of its two rows only."""
     out = np.empty(len(i))
+    shape = (min(_CHUNK, len(i)), left.shape[1])
+    a, b = (np.empty(shape) for _ in range(2))
     for start in range(0, len(i), _CHUNK):
         part = slice(start, start + _CHUNK)
-        a, b = left[i[part]].astype(np.float64), right[j[part]].astype(np.float64)
-        np.einsum("pd,pd->p", a, b, out=out[part])
+        n = len(out[part])
+        a[:n], b[:n] = left[i[part]], right[j[part]]
+        np.einsum("pd,pd->p", a[:n], b[:n], out=out[part])
     return out
 
 

@@ -176,13 +176,15 @@ def _quantised(unit: "Tensor", arithmetic: Arithmetic, tile: int) -> Quantised:
     for start in range(0, n, tile):
         block = unit[start : start + tile]
         scale = 127.0 / max(float(block.abs().max()), 1e-30) if arithmetic == "int8" else 1.0
-        kept = (block * scale).round_().to(dtype) if arithmetic == "int8" else block.to(dtype)
-        matrix[start : start + len(block), :d] = kept
-        away = 0.0
+        away, multiplied = 0.0, block
         if arithmetic != "fp32":
-            away = float((block.double() - kept.double() / scale).norm(dim=1).max())
-        # one float32 rounding of each unit row, and of its measured distance
-        errors.append(away + 2 * EPS)
+            multiplied = (block * scale).round_() if arithmetic == "int8" else block.to(dtype).float()
+            # a float less what it rounds to is exact; what is left is the rounding of the norm
+            gaps = torch.addcmul(-multiplied, block, torch.tensor(scale, device=block.device))
+            away = float(gaps.norm(dim=1).max()) / scale * (1 + d * EPS)
+        matrix[start : start + len(block), :d] = multiplied
+        # one float32 rounding of each unit row, of its product with the scale, and of its measured distance
+        errors.append(away + 4 * EPS)
         scales.append(scale)
     return Quantised(n, d, matrix, tuple(errors), tuple(scales))
 

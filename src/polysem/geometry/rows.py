@@ -60,7 +60,7 @@ def prepare_rows(matrix: Float[Any, "n d"], *, name: str) -> Rows:
     Raises:
         NumericsError: naming the row, column and value if an entry is NaN or infinite.
     """
-    values = _as_numpy(matrix)
+    values = as_numpy(matrix)
     inverse = np.zeros(len(values))
     scaled = None
     for start in range(0, len(values), _BLOCK):
@@ -183,7 +183,8 @@ def unit_float32(rows: Rows) -> Float[np.ndarray, "n d"]:
     return unit
 
 
-def _as_numpy(matrix: Any) -> np.ndarray:
+def as_numpy(matrix: Any) -> np.ndarray:
+    """An array or tensor (any device) as float64 if it is that, else as float32, into which half types go exactly."""
     if not isinstance(matrix, np.ndarray):
         tensor = matrix.detach()
         matrix = (tensor if tensor.element_size() >= 4 else tensor.float()).cpu().numpy()

@@ -12,6 +12,7 @@ import pyarrow as pa
 from jaxtyping import Float
 
 from polysem.act.arms import Arm
+from polysem.geometry.rows import as_numpy
 from polysem.models.base import WhiteBoxModel
 from polysem.plan.index import FeatureIndex
 from polysem.store.tables import COVARIATES
@@ -35,8 +36,8 @@ def covariates(
         if arm.source is not None and arm.source < d_sae and arm.relation != "self" and not arm.dictionary
     }
     reads = model is not None and model.W_U.shape[1] == index.sae.d_out
-    W_U = model.W_U.detach().cpu().double().numpy() if model is not None and reads else None
-    mean = None if W_U is None else W_U.mean(axis=0)
+    W_U = as_numpy(model.W_U) if model is not None and reads else None
+    mean = None if W_U is None else W_U.mean(axis=0, dtype=np.float64)
     rows: list[dict[str, object]] = []
     for target, source in sorted(wanted):
         direction = index.sae.W_dec[source].detach().cpu().double().numpy()
@@ -73,4 +74,6 @@ def _attribution(
     direction: Float[np.ndarray, " d_in"],
 ) -> float:
     """Mean logit that the unit direction adds to the tokens, minus that of all."""
-    return float((W_U[list(tokens)].mean(axis=0) - mean) @ direction / np.linalg.norm(direction))
+    return float(
+        (W_U[list(tokens)].mean(axis=0, dtype=np.float64) - mean) @ direction / np.linalg.norm(direction)
+    )

@@ -20,8 +20,8 @@ from polysem.errors import ConfigError, MismatchError
 from polysem.pairs import DUPLICATE_FIRING, DUPLICATE_INTERFERENCE, DUPLICATE_SWITCH, DUPLICATE_TOKENS
 from polysem.saes.base import SAE
 
-_ROWS = 1024
-"""activations encoded at a time"""
+_ROWS, _ENTRIES = 1024, 1 << 23
+"""tokens encoded at a time, and the most activations of all features that are held"""
 
 
 class Signals(NamedTuple):
@@ -107,9 +107,10 @@ def _firing(
 ) -> tuple[Bool[np.ndarray, "n_tokens n"], Float[np.ndarray, " n"]]:
     """Where each feature fires, and its mean activation there (nan where it never does)."""
     columns = torch.as_tensor(features)
+    n = max(1, min(_ROWS, _ENTRIES // sae.d_sae))
     parts = [
-        sae.encode(_tensor(activations[k : k + _ROWS]))[:, columns].detach().cpu().double().numpy()
-        for k in range(0, len(activations), _ROWS)
+        sae.encode(_tensor(activations[k : k + n]))[:, columns].detach().cpu().double().numpy()
+        for k in range(0, len(activations), n)
     ]
     acts = np.concatenate(parts)
     fires = acts > 0

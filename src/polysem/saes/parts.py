@@ -257,7 +257,7 @@ def _check_numbers(parts: SAEParts, name: str, tensor: Tensor) -> None:
             f"{parts.weights}: every value of {name} is 0; an SAE like that reconstructs nothing",
             hint="download the file again, or ask its author",
         )
-    bad = int((~torch.isfinite(tensor)).sum())
+    bad = sum(int((~block.isfinite()).sum()) for block in tensor.flatten().split(1 << 22))
     if bad:
         raise NumericsError(
             f"{parts.weights}: {name} holds {bad} values that are NaN or infinite, of {tensor.numel()}; "

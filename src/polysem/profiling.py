@@ -26,6 +26,8 @@ KINDS: dict[Kind, str] = {
     "start-up": "imports, and loading model and dictionaries",
     "statistics": "all else: harvesting, mining, planning, readouts, estimates, pages",
 }
+ROW = ("cpu_s", "waited_s", "products_s", *(f"{kind}_s" for kind in KINDS))
+"""what a stage's row of a profile holds, seconds"""
 START = "before the first stage"
 
 
@@ -101,8 +103,7 @@ class Profile:
             | {f"{kind}_s": kinds.get(kind, 0.0) for kind in KINDS}
             for name, kinds in self.seconds.items()
         }
-        keys = list(next(iter(stages.values()), {}))
-        total = {key: sum(row[key] for row in stages.values()) for key in keys}
+        total = {key: sum(row[key] for row in stages.values()) for key in ROW}
         return {"product_rate": rate, "stages": stages, "total": total}
 
 

@@ -22,6 +22,7 @@ import torch
 from polysem.boundary import tensors, text
 from polysem.boundary.door import Door
 from polysem.categories import load_categories
+from polysem.cli.study import kept_profile
 from polysem.config import CorpusConfig, PromptsConfig, load_study, parse_study
 from polysem.corpus import documents, token_rows
 from polysem.engine.guard import load_concept
@@ -36,6 +37,7 @@ from polysem.layers.graph import read_graph
 from polysem.models.gguf import ABOUT
 from polysem.models.load import load_model, load_outline
 from polysem.positions import positions_of
+from polysem.profiling import ROW, Profile
 from polysem.prompts import make_prompts
 from polysem.report.source import Run
 from polysem.saes.load import load_sae
@@ -306,6 +308,9 @@ GRAPH = json.dumps(
 ).encode()  # fmt: skip
 
 
+PROFILE = json.dumps({"product_rate": 1e9, "stages": {"plan": dict.fromkeys(ROW, 0.5)}}).encode()
+
+
 def _harvest(folder: Path) -> None:
     tokens = np.arange(40, dtype=np.int32).reshape(4, 10)
     harvest(tiny_model("gpt2"), tokens, [STREAM], folder, n_special=1, about={"corpus": "drawn"})
@@ -529,6 +534,7 @@ CASES: dict[str, Case] = {
     "kept response": part(f"{KEY[:2]}/{KEY}.json.gz", _kept, lambda f: ResponseCache(f).find(KEY)),
     "manifest": part("pairs/manifest.json", _manifest, lambda f: (
         other_format(f), Manifest.read(f / "pairs/manifest.json", rebuild="polysem run"))),
+    "profile that was kept": lone("profile.json", PROFILE, lambda p: kept_profile(p.parent, Profile())),
     "run's study": part("study.toml", _origin, lambda f: RunFolder.open(f).study()),
     "run's study, written over": part("study.toml", _origin, lambda f: RunFolder(f).foreign(parse_study(STUDY.decode()))),
     "run's study, reported": part("study.toml", _origin, Run.open),

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
@@ -99,12 +99,10 @@ def kept_profile(folder: Path, seen: "Profile") -> Callable[[], dict[str, Any]]:
         a function that writes it once more and gives it: stages that an earlier run made, and this one did not, included.
     """
     from polysem.onednn import bare_rate
-    from polysem.store.io import read_json, write_json
+    from polysem.store.io import write_json
 
     path = folder / "profile.json"
-    earlier = (
-        read_json(path, rebuild="polysem run --profile --force").get("stages") if path.exists() else None
-    )
+    earlier = _stages_of(path) if path.exists() else None
     rate = bare_rate(768)
 
     def keep() -> dict[str, Any]:
@@ -114,6 +112,23 @@ def kept_profile(folder: Path, seen: "Profile") -> Callable[[], dict[str, Any]]:
 
     seen.after_stage = keep
     return keep
+
+
+def _stages_of(path: Path) -> dict[str, dict[str, float]]:
+    """The stages of a profile that was kept. Raises StoreError if it is none."""
+    from polysem.errors import StoreError
+    from polysem.profiling import ROW
+    from polysem.store.io import read_json
+
+    again = f"rm {path} (the profile of the stages that this run makes is kept anew)"
+    stages = read_json(path, rebuild=again).get("stages")
+    if isinstance(stages, dict):
+        rows = cast(dict[str, Any], stages)
+        if all(isinstance(row, dict) and sorted(row) == sorted(ROW) for row in rows.values()) and all(
+            isinstance(value, int | float) for row in rows.values() for value in row.values()
+        ):
+            return rows
+    raise StoreError(f"{path}: no profile of stages, each with {', '.join(ROW)}", hint=again)
 
 
 @verb

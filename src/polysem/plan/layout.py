@@ -343,8 +343,9 @@ def _codes(table: pa.Table, *columns: str) -> Int[np.ndarray, " rows"]:
     """A number for every row, the same where the columns hold the same: strings of a large plan are looked at once."""
     codes = np.zeros(table.num_rows, dtype=np.int64)
     for name in columns:
-        own = table[name].combine_chunks().dictionary_encode("encode").indices.to_numpy()
-        _, codes = np.unique(codes * (own.max(initial=0) + 1) + own, return_inverse=True)
+        indices = table[name].combine_chunks().dictionary_encode().indices
+        own = indices.fill_null(-1).to_numpy(zero_copy_only=False) + 1
+        codes = np.unique(codes * (int(own.max(initial=0)) + 1) + own, return_inverse=True)[1]
     return codes
 
 

@@ -189,7 +189,8 @@ def _interval(
     both = (treated.var(axis=1, ddof=1) * (n_treated - 1) + reference.var(axis=1, ddof=1) * (n - 1)) / (
         n_treated + n - 2
     )
-    reach = stdtrit(n_treated + n - 2, 0.5 + level / 2) * np.sqrt(both * (1 / n_treated + 1 / n))
+    t: Any = stdtrit(n_treated + n - 2, 0.5 + level / 2)
+    reach = float(t) * np.sqrt(both * (1 / n_treated + 1 / n))
     effect = treated.mean(axis=1) - reference.mean(axis=1)
     return effect - reach, effect + reach
 

@@ -1,6 +1,6 @@
 """What the model's gradient says about the planned pushes."""
 
-from polysem.store.schema import Column, Schema
+from polysem.store.schema import Schema
 from polysem.store.tables import columns as c
 
 RESPONSE = Schema(
@@ -13,11 +13,10 @@ RESPONSE = Schema(
         *(c.TARGET, c.SOURCE, c.DRAW, c.TOKENS),
         c.number("dose", "dose_unit", "absolute value, as in plan"),
         c.number("linear", "nats", "linear response: gradient . push, mean over the prompts of pair_effects"),
-        c.number(
+        c.perhaps(
             "linear_direct",
             "nats",
             "its part that passes no further block; null where there is no direct path",
-            nullable=True,
         ),
         c.N_PROMPTS,
     ),
@@ -29,37 +28,25 @@ DECOMPOSITION = Schema(
     ("sae", "target", "source", "token_set"),
     (
         *(c.SAE, c.TARGET, c.SOURCE, c.TOKENS, c.DOSE),
-        c.number(
+        c.perhaps(
             "total",
             "nats",
             "odd change in log-odds; shared + common + own = direct + indirect = mediated + remainder",
-            nullable=True,
         ),
-        c.number(
-            "shared",
-            "nats",
-            "of the part of the push along the target's direction: interference proper",
-            nullable=True,
+        c.perhaps(
+            "shared", "nats", "of the part of the push along the target's direction: interference proper"
         ),
-        c.number("common", "nats", "of the part along what all directions share", nullable=True),
-        c.number("own", "nats", "of the rest: the source's own route", nullable=True),
-        c.number("interaction", "nats", "total minus the three parts taken alone", nullable=True),
-        c.number(
-            "direct", "nats", "without any further block; null where there is no direct path", nullable=True
-        ),
-        c.number("indirect", "nats", "through further blocks", nullable=True),
-        c.number(
-            "mediated",
-            "nats",
-            "of the target's own latent, moved as the encoder reads the push",
-            nullable=True,
-        ),
-        c.number("remainder", "nats", "total minus mediated", nullable=True),
-        c.number(
+        c.perhaps("common", "nats", "of the part along what all directions share"),
+        c.perhaps("own", "nats", "of the rest: the source's own route"),
+        c.perhaps("interaction", "nats", "total minus the three parts taken alone"),
+        c.perhaps("direct", "nats", "without any further block; null where there is no direct path"),
+        c.perhaps("indirect", "nats", "through further blocks"),
+        c.perhaps("mediated", "nats", "of the target's own latent, moved as the encoder reads the push"),
+        c.perhaps("remainder", "nats", "total minus mediated"),
+        c.perhaps(
             "clean",
             "nats",
             "total on the target tokens that resemble none of the source's (cosine of embeddings below 0.5); null if none is left",
-            nullable=True,
         ),
         c.N_PROMPTS,
     ),
@@ -84,14 +71,8 @@ COMPENSATION = Schema(
         *(c.SAE, c.TOKENS),
         c.number("band_lo", "cosine", "pairs with |interference| from here"),
         c.number("band_hi", "cosine", "to here"),
-        c.number(
-            "estimate",
-            "",
-            "lambda: 0 = interference propagates in full, 1 = the readout cancels it",
-            nullable=True,
-        ),
-        c.number("lo", "", "lower end of the interval", nullable=True),
-        c.number("hi", "", "upper end", nullable=True),
+        c.perhaps("estimate", "", "lambda: 0 = interference propagates in full, 1 = the readout cancels it"),
+        *c.interval(""),
         c.LEVEL,
         c.number("floor", "cosine", "crosstalk that no readout of so many features can go below"),
         c.number("rms_cosine", "cosine", "root mean square interference of the pairs"),
@@ -122,11 +103,10 @@ GRADIENT_MATRIX = Schema(
         *(c.SAE, c.TOKENS, c.TARGET, c.SOURCE),
         c.number("interference", "cosine", "cosine of the two directions"),
         c.number("linear", "nats per unit", "gradient of the target . unit direction of the source"),
-        c.number(
+        c.perhaps(
             "linear_direct",
             "nats per unit",
             "its part that passes no further block; null where there is no direct path",
-            nullable=True,
         ),
     ),
 )
@@ -146,20 +126,15 @@ REPLICATED = Schema(
         c.index("other_source", "its match in `other`"),
         c.number("linear", "nats per unit", "linear response in `sae`"),
         c.number("other_linear", "nats per unit", "the same pair's in `other`"),
-        c.number("steered", "nats", "its odd change under real steering, at 0.1 nats of KL", nullable=True),
-        c.number("other_steered", "nats", "the same pair's in `other`", nullable=True),
+        c.perhaps("steered", "nats", "its odd change under real steering, at 0.1 nats of KL"),
+        c.perhaps("other_steered", "nats", "the same pair's in `other`"),
         c.number(
             "dealt_linear", "nats per unit", "as other_linear, were matches alike by their cosine alone"
         ),
-        c.number(
-            "dealt_steered",
-            "nats",
-            "as other_steered, were matches alike by their cosine alone",
-            nullable=True,
-        ),
-        Column("stable_target", c.BOOL, "", "whether the target's match is stable"),
-        Column("stable_source", c.BOOL, "", "whether the source's match is stable"),
-        Column("shared", c.BOOL, "", "whether both members have a match of cosine 0.7"),
+        c.perhaps("dealt_steered", "nats", "as other_steered, were matches alike by their cosine alone"),
+        c.flag("stable_target", "whether the target's match is stable"),
+        c.flag("stable_source", "whether the source's match is stable"),
+        c.flag("shared", "whether both members have a match of cosine 0.7"),
         c.count("n_steered", "prompts", "on which both signs reached the KL, in the SAE that has fewer"),
         c.number("matched", "share", "of the features of `sae` that have a match in `other`"),
         c.number("best_cosine", "cosine", "mean over them of the best one in `other`"),

@@ -2,7 +2,7 @@
 
 import pyarrow as pa
 
-from polysem.store.schema import Column
+from polysem.store.schema import Column, Schema
 
 STRING, BOOL = pa.string(), pa.bool_()
 I8, I32, I64 = pa.int8(), pa.int32(), pa.int64()
@@ -13,6 +13,11 @@ SAE = Column("sae", STRING, "", "label of the SAE in the study")
 SAE_J = Column("sae_j", STRING, "", "label of the dictionary of `j`; that of `i` within one dictionary")
 FEATURE = Column("feature", I32, "", "row of W_dec")
 TRIAL = Column("trial_id", STRING, "", "hash of the trial's own specification, 16 hex digits")
+
+
+def schema(name: str, version: int, key: tuple[str, ...], *columns: Column, late: bool = False) -> Schema:
+    """A table: its name, its version, the columns that are its key, and all columns in order; `late` as in `Schema`."""
+    return Schema(name, version, key, columns, late)
 
 
 def text(name: str, meaning: str, *, nullable: bool = False) -> Column:

@@ -1,6 +1,6 @@
 """What was run."""
 
-from polysem.store.schema import Column, Schema
+from polysem.store.schema import Column
 from polysem.store.tables import columns as c
 from polysem.vocabulary import CATEGORIES, KL, OUTCOMES
 
@@ -21,39 +21,37 @@ _TOWARD = tuple(
     for category in CATEGORIES.values()
 )
 
-TRIALS = Schema(
+TRIALS = c.schema(
     "trials",
     5,
     ("trial_id",),
-    (
-        c.TRIAL,
-        c.text("status", "ok | skipped | failed"),
-        c.text("reason", "why not ok; a word of vocabulary.REASONS", nullable=True),
-        *_OUTCOMES,
-        c.perhaps("kl", "nats", KL.help),
-        c.perhaps(
-            "rho",
-            "share",
-            "signed share of the shift that goes into the odds of T: sqrt(KL of T's odds / KL), in [-1, 1]",
-        ),
-        c.perhaps("alignment", "cosine", "realised direction . unit decoder row of the target"),
-        c.perhaps(
-            "dose_absolute",
-            "activation",
-            "signed norm of the vector added at each position; for neurons the relative change",
-        ),
-        c.perhaps("resid_norm", "activation", "mean norm of the site's activations at edited positions"),
-        c.perhaps(
-            "coordinate",
-            "activation",
-            "neurons: mean over the edited positions of what is multiplied, before the edit; null elsewhere",
-        ),
-        c.perhaps(
-            "push_norm",
-            "activation",
-            "mean norm of the change of the site's activations at edited positions; of injected text, at the tokens behind it",
-        ),
-        c.text("dtype", "dtype of the forward pass"),
-        *_TOWARD,
+    c.TRIAL,
+    c.text("status", "ok | skipped | failed"),
+    c.text("reason", "why not ok; a word of vocabulary.REASONS", nullable=True),
+    *_OUTCOMES,
+    c.perhaps("kl", "nats", KL.help),
+    c.perhaps(
+        "rho",
+        "share",
+        "signed share of the shift that goes into the odds of T: sqrt(KL of T's odds / KL), in [-1, 1]",
     ),
+    c.perhaps("alignment", "cosine", "realised direction . unit decoder row of the target"),
+    c.perhaps(
+        "dose_absolute",
+        "activation",
+        "signed norm of the vector added at each position; for neurons the relative change",
+    ),
+    c.perhaps("resid_norm", "activation", "mean norm of the site's activations at edited positions"),
+    c.perhaps(
+        "coordinate",
+        "activation",
+        "neurons: mean over the edited positions of what is multiplied, before the edit; null elsewhere",
+    ),
+    c.perhaps(
+        "push_norm",
+        "activation",
+        "mean norm of the change of the site's activations at edited positions; of injected text, at the tokens behind it",
+    ),
+    c.text("dtype", "dtype of the forward pass"),
+    *_TOWARD,
 )

@@ -6,7 +6,7 @@ begins.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import numpy as np
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -56,13 +56,16 @@ def _live(name: str) -> str:
     return name
 
 
+R = TypeVar("R", bound=BaseModel)
+
+
 class Request(BaseModel):
     """What the page asks for."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     @classmethod
-    def parse(cls, asked: Any) -> Self:
+    def parse(cls: type[R], asked: Any) -> R:
         """Of JSON. Raises ConfigError, saying what was expected."""
         try:
             return cls.model_validate(asked)

@@ -22,7 +22,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from polysem.act.base import edited_positions
+from polysem.act.base import some_edited
 from polysem.act.steering import steered_at_kl
 from polysem.edits import Add
 from polysem.errors import ConfigError, MismatchError
@@ -95,7 +95,7 @@ class _Prompt:
     def __init__(self, model: HFModel, site: Site, ids: Sequence[int], positions: str):
         tokens = torch.tensor([list(ids)], dtype=torch.long, device=model.spec.device)
         model.check_tokens(tokens)
-        mask = _mask(ids, positions)
+        mask = some_edited(positions, len(ids))
         self.model, self.site, self.clean = model, site, clean_run(model, tokens)
         self.norm = _norm(model, tokens, site, mask)
         self._edited = torch.as_tensor(mask, device=tokens.device)
@@ -198,15 +198,6 @@ def _padded(sets: Sequence[Sequence[int]], d_vocab: int) -> tuple[Int[Tensor, "n
         index[row, : len(one)] = torch.tensor(one)
         real[row, : len(one)] = True
     return index, real
-
-
-def _mask(ids: Sequence[int], positions: str) -> Bool[np.ndarray, " pos"]:
-    mask = edited_positions(positions, len(ids))
-    if not mask.any():
-        raise MismatchError(
-            f"a prompt of {len(ids)} tokens has no position among {positions!r}", hint="use longer prompts"
-        )
-    return mask
 
 
 def _norm(model: HFModel, tokens: Tensor, site: Site, mask: Bool[np.ndarray, " pos"]) -> float:
@@ -353,7 +344,7 @@ def verify_sample(
     directions = torch.from_numpy(dictionary.directions[[source for _, source in pairs]]).to(model.W_U.device)
     for number, ids in enumerate(prompts):
         tokens = torch.tensor([list(ids)], dtype=torch.long, device=model.spec.device)
-        mask = _mask(ids, positions)
+        mask = some_edited(positions, len(ids))
         norm = _norm(model, tokens, site, mask)
         gradient = torch.from_numpy(_of_prompt(model, site, ids, tables, positions))
         slope = (gradient * directions.cpu().double()).sum(1)

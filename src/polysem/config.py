@@ -268,12 +268,9 @@ class PlanConfig(Section):
 
     @model_validator(mode="after")
     def _choices_are_distinct(self):
-        if not self.doses or any(not 0 < dose < float("inf") for dose in self.doses):
-            raise ValueError(f"doses must be positive numbers (both signs are run), got {self.doses}")
-        if any(not 0 < factor < float("inf") for factor in self.factors):
-            raise ValueError(f"factors must be positive numbers (both signs are run), got {self.factors}")
-        if any(not 0 < value < float("inf") for value in self.clamps):
-            raise ValueError(f"clamps must be positive numbers (both signs are run), got {self.clamps}")
+        for name, values in (("doses", self.doses), ("factors", self.factors), ("clamps", self.clamps)):
+            if not values or any(not 0 < value < float("inf") for value in values):
+                raise ValueError(f"{name} must be positive numbers (both signs are run), got {values}")
         for name in ("loci", "doses", "token_sets", "factors", "clamps"):
             values = getattr(self, name)
             if not values or len(set(values)) < len(values):

@@ -20,23 +20,15 @@ _FILE = re.compile(r"(?P<kind>(?:file|neuronpedia|gguf):)?(?P<path>[^#]*)(?P<par
 S = TypeVar("S", bound=BaseModel)
 
 
-def _always(_: BaseModel) -> bool:
-    return True
-
-
-def _whole(ref: str) -> tuple[str, str]:
-    return "", ref
-
-
 @dataclass(frozen=True)
 class Located:
     """Marks a field of settings that may name a file."""
 
     or_name: bool = False
     """what is no file there is a name: of a model on the Hub, or a word such as `builtin`"""
-    when: Callable[[Any], bool] = _always
+    when: Callable[[Any], bool] = lambda _: True
     """of the section: whether the field names a file at all"""
-    split: Callable[[str], tuple[str, str]] = _whole
+    split: Callable[[str], tuple[str, str]] = lambda ref: ("", ref)
     """what stands before the path, and the path; both together are the value"""
 
 

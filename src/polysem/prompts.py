@@ -151,7 +151,7 @@ def _table(
                 "split": "confirm" if n in confirm else "select",
             }
         )
-    return PROMPTS.conform(pa.Table.from_pylist(rows, schema=PROMPTS.arrow()))
+    return PROMPTS.of(rows)
 
 
 def span_of(token_ids: Sequence[int], text: str, model: WhiteBoxModel) -> tuple[int, int] | None:

@@ -48,6 +48,7 @@ from polysem.readouts import set_problem
 from polysem.replicate import stable_matching
 from polysem.saes.base import SAE
 from polysem.seeds import rng_for
+from polysem.store.schema import or_null
 from polysem.store.tables import STAGES
 from polysem.types import Site
 from polysem.vocabulary import TOKEN_SETS
@@ -271,7 +272,7 @@ class _OneSAE:
             total, direct = np.mean(values, axis=0)
             row = {"sae": self.label} | dict(zip(names, key, strict=True))
             rows.append(
-                row | {"linear": float(total), "linear_direct": _number(direct), "n_prompts": len(values)}
+                row | {"linear": float(total), "linear_direct": or_null(direct), "n_prompts": len(values)}
             )
         return rows
 
@@ -299,7 +300,7 @@ class _OneSAE:
         order = {t: k for k, t in enumerate(TOKEN_SETS)}
         rows = []
         for (tokens, target, source), parts in sorted(found.items(), key=lambda at: (order[at[0][0]], at[0])):
-            numbers = {n: _number(float(v[0])) for n, v in vars(mean_of(parts)).items()}
+            numbers = {n: or_null(float(v[0])) for n, v in vars(mean_of(parts)).items()}
             rows.append(
                 {"sae": self.label, "target": target, "source": source, "token_set": tokens, "dose": size}
                 | numbers
@@ -444,7 +445,7 @@ class _OneSAE:
                 found = compensation(E, G, own, level=level, rng=rng, used=used)
                 rows.append(
                     {"sae": self.label, "token_set": tokens, "band_lo": lo, "band_hi": min(hi, 1.0)}
-                    | {"estimate": _number(found.estimate), "lo": _number(found.lo), "hi": _number(found.hi)}
+                    | {"estimate": or_null(found.estimate), "lo": or_null(found.lo), "hi": or_null(found.hi)}
                     | {
                         "floor": floor,
                         "rms_cosine": float(np.sqrt((G[used] ** 2).mean())) if used.any() else 0.0,
@@ -453,7 +454,3 @@ class _OneSAE:
                     | {"level": level, "note": found.reason or None}
                 )
         return rows, matrix
-
-
-def _number(value: float) -> float | None:
-    return float(value) if np.isfinite(value) else None

@@ -14,7 +14,7 @@ from polysem.behaviour.tasks import task_rows
 from polysem.behaviour.texts import chunks, distinct, on_target, repeated, same_tokens
 from polysem.engine.generate import GenerateOptions
 from polysem.errors import ConfigError
-from polysem.store.tables.behaviour import BEHAVIOUR
+from polysem.store.tables import STAGES
 from polysem.transfer.capability import Item
 from polysem.worlds.linear import SITE, LinearWorld
 from polysem.worlds.tables import plain_sae
@@ -110,7 +110,7 @@ def test_tables_of_texts_are_whole_and_a_linear_push_is_the_same_at_each_token()
     rows = text_rows(
         model, sae, [arm, other], [("a", [0, 1, 2]), ("b", [0, 3, 2]), ("c", [0, 5, 2])], plan, label="w"
     )
-    for schema in BEHAVIOUR:
+    for schema in STAGES["generate"]:
         schema.of_rows(rows[schema.name])
     assert len(rows["texts"]) == 3 * 2 * (1 + 2 * 2 * 2)
     ids = {"a": [0, 1, 2], "b": [0, 3, 2], "c": [0, 5, 2]}

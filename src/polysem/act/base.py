@@ -14,6 +14,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from types import UnionType
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -82,15 +83,18 @@ class Recipe:
         """Canonical JSON: keys sorted, no spaces."""
         return json.dumps({"kind": self.kind, **dict(self.arguments)}, sort_keys=True, separators=(",", ":"))
 
-    def text_of(self, name: str) -> str:
-        """A text argument."""
+    def _argument(self, name: str, kind: type | UnionType, what: str) -> Any:
         value = dict(self.arguments).get(name)
-        if not isinstance(value, str):
+        if not isinstance(value, kind):
             raise FormatError(
-                f"plan: recipe {self.text} needs a text {name!r}, got {value!r}",
+                f"plan: recipe {self.text} needs {what} {name!r}, got {value!r}",
                 hint="polysem plan STUDY.toml",
             )
         return value
+
+    def text_of(self, name: str) -> str:
+        """A text argument."""
+        return self._argument(name, str, "a text")
 
     def token_ids(self, name: str) -> list[int]:
         """Token ids, written as numbers with spaces between."""
@@ -104,23 +108,11 @@ class Recipe:
 
     def integer(self, name: str) -> int:
         """An integer argument."""
-        value = dict(self.arguments).get(name)
-        if not isinstance(value, int):
-            raise FormatError(
-                f"plan: recipe {self.text} needs an integer {name!r}, got {value!r}",
-                hint="polysem plan STUDY.toml",
-            )
-        return value
+        return self._argument(name, int, "an integer")
 
     def number(self, name: str) -> float:
         """A numeric argument."""
-        value = dict(self.arguments).get(name)
-        if not isinstance(value, int | float):
-            raise FormatError(
-                f"plan: recipe {self.text} needs a number {name!r}, got {value!r}",
-                hint="polysem plan STUDY.toml",
-            )
-        return float(value)
+        return float(self._argument(name, int | float, "a number"))
 
     @property
     def centre(self) -> float:
@@ -309,6 +301,20 @@ def unit(vector: Float[np.ndarray, " d_in"]) -> Float[np.ndarray, " d_in"]:
         raise Refused("zero_direction")
     scaled = vector / largest
     return scaled / np.linalg.norm(scaled)
+
+
+def some_edited(positions: str, n: int) -> Bool[np.ndarray, " n"]:
+    """`edited_positions`, of which there must be one.
+
+    Raises:
+        MismatchError: if the row has none.
+    """
+    mask = edited_positions(positions, n)
+    if not mask.any():
+        raise MismatchError(
+            f"a prompt of {n} tokens has no position among {positions!r}", hint="use longer prompts"
+        )
+    return mask
 
 
 def edited_positions(positions: str, n: int) -> Bool[np.ndarray, " n"]:

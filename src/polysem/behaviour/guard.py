@@ -294,7 +294,7 @@ def _recovery(
     drawn = tuple(sorted(rng.permutation(outside)[: len(scene.tokens)].tolist()))
     ends = [(handle.logits(ids, []), handle.logits(ids, handle.clamp(ids))) for ids in prompts]
     drops = np.array([handle.odds(plain)[0] - handle.odds(held)[0] for plain, held in ends])
-    priced = [_price(handle, ids) for ids in scene.off_prompts]
+    priced = [_kl(handle.logits(ids, []), handle.logits(ids, handle.clamp(ids))) for ids in scene.off_prompts]
     costs = np.array([_kl(plain, held) for plain, held in ends])
     n = len(prompts)
     _find(
@@ -345,10 +345,6 @@ def _recovery(
 
 def _kl(plain: torch.Tensor, held: torch.Tensor) -> float:
     return float(np.asarray(kl(plain, held)).ravel()[0])
-
-
-def _price(handle: Handle, ids: Sequence[int]) -> float:
-    return _kl(handle.logits(ids, []), handle.logits(ids, handle.clamp(ids)))
 
 
 def _recovered(

@@ -89,7 +89,7 @@ def read_npz(path: Path, *, door: Door = TENSORS) -> "dict[str, Tensor]":
         _check_ratio(archive, path, door)
         for entry in archive.infolist():
             name = entry.filename.removesuffix(".npy")
-            found[name] = torch.from_numpy(_array(archive, entry, path, door))
+            found[name] = torch.from_numpy(_parsed(archive.read(entry), entry.filename, path, door))
     return found
 
 
@@ -104,10 +104,6 @@ def read_npy(path: Path, *, door: Door = TENSORS) -> "Tensor":
     _look(path, door)
     with steady(path, door=door), telling(door, path, doing=_whole(path, "numpy array of numbers")):
         return torch.from_numpy(_parsed(path.read_bytes(), path.name, path, door))
-
-
-def _array(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, path: Path, door: Door) -> np.ndarray:
-    return _parsed(archive.read(entry), entry.filename, path, door)
 
 
 def _parsed(content: bytes, name: str, path: Path, door: Door) -> np.ndarray:

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 import typer.core
+from typer import Option
 
 from polysem.cli import beside, explore, publish, relations, replicate, scaling, selftest, study, train_sae
 from polysem.store.stages import REGISTRY
@@ -75,15 +76,13 @@ def _version(wanted: bool) -> None:
 
 @app.callback()
 def common(
-    verbose: Annotated[
-        int, typer.Option("--verbose", "-v", count=True, help="More talk; -vv still more.")
-    ] = 0,
+    verbose: Annotated[int, Option("--verbose", "-v", count=True, help="More talk; -vv still more.")] = 0,
     quiet: Annotated[
-        bool, typer.Option("--quiet", "-q", help="Results and errors only: no progress, no warnings.")
+        bool, Option("--quiet", "-q", help="Results and errors only: no progress, no warnings.")
     ] = False,
     version: Annotated[
         bool,
-        typer.Option(
+        Option(
             "--version", help="Print the versions that matter and exit.", is_eager=True, callback=_version
         ),
     ] = False,

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import typer
+from typer import Argument, Option
 
 from polysem.cli.shell import (
     AsJson,
@@ -25,9 +25,7 @@ from polysem.store.stages import REGISTRY, StageName, order_of
 if TYPE_CHECKING:
     from polysem.engine.task import StageOptions
 
-Estimate = Annotated[
-    bool, typer.Option("--estimate", help="Say what would be sent and cost, and send nothing.")
-]
+Estimate = Annotated[bool, Option("--estimate", help="Say what would be sent and cost, and send nothing.")]
 
 
 def _finish(stage: StageName, made: Path, *, as_json: bool, estimate: bool = False) -> None:
@@ -65,13 +63,11 @@ def _make(
 def _atlas(
     study_file: StudyFile,
     out: Out = None,
-    token_set: Annotated[str, typer.Option("--set", help="Target tokens: in or out.")] = "out",
-    prompts: Annotated[int, typer.Option("--prompts", help="Prompts to average over.")] = 16,
-    top: Annotated[int, typer.Option("--top", help="Sources kept per target.")] = 50,
-    sample: Annotated[
-        int, typer.Option("--sample", help="Pairs per stratum steered for real; 0: none.")
-    ] = 100,
-    kl: Annotated[float, typer.Option("--kl", help="Nats at which they are steered.")] = 0.01,
+    token_set: Annotated[str, Option("--set", help="Target tokens: in or out.")] = "out",
+    prompts: Annotated[int, Option(help="Prompts to average over.")] = 16,
+    top: Annotated[int, Option(help="Sources kept per target.")] = 50,
+    sample: Annotated[int, Option(help="Pairs per stratum steered for real; 0: none.")] = 100,
+    kl: Annotated[float, Option(help="Nats at which they are steered.")] = 0.01,
     ignore_versions: IgnoreVersions = False,
     as_json: AsJson = False,
 ) -> None:
@@ -99,49 +95,37 @@ def _atlas(
 def _side_effects(
     study_file: StudyFile,
     out: Out = None,
-    features: Annotated[str, typer.Option("--features", help="Features, as 12,40.")] = "",
-    top: Annotated[int, typer.Option("--top", help="The cleanest N features by gradient.")] = 0,
+    features: Annotated[str, Option(help="Features, as 12,40.")] = "",
+    top: Annotated[int, Option(help="The cleanest N features by gradient.")] = 0,
     all_by_gradient: Annotated[
-        bool, typer.Option("--all-by-gradient", help="Every feature, without a push.")
+        bool, Option("--all-by-gradient", help="Every feature, without a push.")
     ] = False,
     vector: Annotated[
         list[str] | None,
-        typer.Option("--vector", metavar="FILE", help="A steering vector; may be given again."),
+        Option(metavar="FILE", help="A steering vector; may be given again."),
     ] = None,
-    more: Annotated[
-        str, typer.Option("--more", metavar="FILE", help="Texts to steer towards, one a line.")
-    ] = "",
-    less: Annotated[str, typer.Option("--less", metavar="FILE", help="Texts to steer away from.")] = "",
+    more: Annotated[str, Option(metavar="FILE", help="Texts to steer towards, one a line.")] = "",
+    less: Annotated[str, Option(metavar="FILE", help="Texts to steer away from.")] = "",
     other: Annotated[
         str,
-        typer.Option(
-            "--other", metavar="MODEL", help="A finetune or base of the model: what it has more at the site."
-        ),
+        Option(metavar="MODEL", help="A finetune or base of the model: what it has more at the site."),
     ] = "",
-    target: Annotated[
-        str, typer.Option("--target", help="What it should move: a category, or words with commas.")
-    ] = "",
-    sae: Annotated[str, typer.Option("--sae", help="Label of the dictionary.")] = "",
-    site: Annotated[str, typer.Option("--site", help="Where a file's vector is added.")] = "",
-    readout: Annotated[str, typer.Option("--readout", help="Dictionary that is looked at.")] = "",
-    positions: Annotated[
-        str, typer.Option("--positions", help="last, all or all_but_first; default: the plan's.")
-    ] = "",
-    token_set: Annotated[str, typer.Option("--set", help="Features' tokens: in or out.")] = "out",
-    kl: Annotated[float, typer.Option("--kl", help="Dose, nats.")] = 0.05,
+    target: Annotated[str, Option(help="What it should move: a category, or words with commas.")] = "",
+    sae: Annotated[str, Option(help="Label of the dictionary.")] = "",
+    site: Annotated[str, Option(help="Where a file's vector is added.")] = "",
+    readout: Annotated[str, Option(help="Dictionary that is looked at.")] = "",
+    positions: Annotated[str, Option(help="last, all or all_but_first; default: the plan's.")] = "",
+    token_set: Annotated[str, Option("--set", help="Features' tokens: in or out.")] = "out",
+    kl: Annotated[float, Option(help="Dose, nats.")] = 0.05,
     coefficient: Annotated[
-        float | None, typer.Option("--coefficient", help="Dose in place of nats: times the vector as given.")
+        float | None, Option(help="Dose in place of nats: times the vector as given.")
     ] = None,
-    null: Annotated[int, typer.Option("--null", help="Isotropic directions to compare with.")] = 40,
-    forecast: Annotated[
-        int, typer.Option("--forecast", metavar="N", help="Push N features and judge forecasts on them.")
-    ] = 0,
+    null: Annotated[int, Option(help="Isotropic directions to compare with.")] = 40,
+    forecast: Annotated[int, Option(metavar="N", help="Push N features and judge forecasts on them.")] = 0,
     tokens: Annotated[
-        int, typer.Option("--tokens", help="Tokens of the corpus on which --forecast counts firing; 0: none.")
+        int, Option(help="Tokens of the corpus on which --forecast counts firing; 0: none.")
     ] = 20_000,
-    repair: Annotated[
-        bool, typer.Option("--repair", help="Look for the direction with least beside.")
-    ] = False,
+    repair: Annotated[bool, Option("--repair", help="Look for the direction with least beside.")] = False,
     ignore_versions: IgnoreVersions = False,
     as_json: AsJson = False,
 ) -> None:
@@ -161,16 +145,12 @@ def _side_effects(
 def _layers(
     study_file: StudyFile,
     out: Out = None,
-    sources: Annotated[
-        int, typer.Option("--sources", help="Features pushed and taken away, each dictionary.")
-    ] = 100,
-    prompts: Annotated[int, typer.Option("--prompts", help="Rows of text they are pushed on.")] = 24,
-    events: Annotated[
-        int, typer.Option("--events", help="Positions of each where they are taken away.")
-    ] = 12,
-    edges: Annotated[int, typer.Option("--edges", help="Edges whose help is measured.")] = 60,
-    steered: Annotated[int, typer.Option("--steered", help="Features steered at doses; 0: none.")] = 40,
-    tokens: Annotated[int, typer.Option("--tokens", help="Tokens of the corpus; 0: as the study says.")] = 0,
+    sources: Annotated[int, Option(help="Features pushed and taken away, each dictionary.")] = 100,
+    prompts: Annotated[int, Option(help="Rows of text they are pushed on.")] = 24,
+    events: Annotated[int, Option(help="Positions of each where they are taken away.")] = 12,
+    edges: Annotated[int, Option(help="Edges whose help is measured.")] = 60,
+    steered: Annotated[int, Option(help="Features steered at doses; 0: none.")] = 40,
+    tokens: Annotated[int, Option(help="Tokens of the corpus; 0: as the study says.")] = 0,
     ignore_versions: IgnoreVersions = False,
     as_json: AsJson = False,
 ) -> None:
@@ -192,15 +172,14 @@ def _joint(
     out: Out = None,
     towards: Annotated[
         list[str] | None,
-        typer.Option(
-            "--towards",
+        Option(
             metavar="WORDS=NATS",
             help="Wanted change of log-odds of words or of a category; may be given again.",
         ),
     ] = None,
     protect: Annotated[
         list[str] | None,
-        typer.Option("--protect", metavar="WORDS", help="Words or a category that should stay; again."),
+        Option(metavar="WORDS", help="Words or a category that should stay; again."),
     ] = None,
     ignore_versions: IgnoreVersions = False,
     as_json: AsJson = False,
@@ -217,22 +196,20 @@ def _generate(
     out: Out = None,
     pairs: Annotated[
         int,
-        typer.Option("--pairs", help="Pairs of the plan; half as many random features and targets beside."),
+        Option(help="Pairs of the plan; half as many random features and targets beside."),
     ] = 40,
-    prompts: Annotated[int, typer.Option("--prompts", help="Prompts of the study.")] = 8,
-    tokens: Annotated[int, typer.Option("--tokens", help="Drawn behind each.")] = 64,
-    draws: Annotated[int, typer.Option("--draws", help="Texts of each prompt and push.")] = 1,
-    kl: Annotated[str, typer.Option("--kl", help="Doses, nats of the next token, with commas.")] = "0.05,0.5",
+    prompts: Annotated[int, Option(help="Prompts of the study.")] = 8,
+    tokens: Annotated[int, Option(help="Drawn behind each.")] = 64,
+    draws: Annotated[int, Option(help="Texts of each prompt and push.")] = 1,
+    kl: Annotated[str, Option(help="Doses, nats of the next token, with commas.")] = "0.05,0.5",
     scope: Annotated[
         str,
-        typer.Option("--scope", help="Where texts are pushed: prompt, decode, both, or the first N tokens."),
+        Option(help="Where texts are pushed: prompt, decode, both, or the first N tokens."),
     ] = "both",
-    temperature: Annotated[float, typer.Option("--temperature", help="0 takes the most likely token.")] = 1.0,
-    sae: Annotated[str, typer.Option("--sae", help="Label of the dictionary.")] = "",
-    token_set: Annotated[str, typer.Option("--set", help="Target tokens: in or out.")] = "out",
-    tasks: Annotated[
-        str, typer.Option("--tasks", metavar="FILE", help="Questions (.jsonl) asked under every push.")
-    ] = "",
+    temperature: Annotated[float, Option(help="0 takes the most likely token.")] = 1.0,
+    sae: Annotated[str, Option(help="Label of the dictionary.")] = "",
+    token_set: Annotated[str, Option("--set", help="Target tokens: in or out.")] = "out",
+    tasks: Annotated[str, Option(metavar="FILE", help="Questions (.jsonl) asked under every push.")] = "",
     ignore_versions: IgnoreVersions = False,
     as_json: AsJson = False,
 ) -> None:
@@ -252,14 +229,14 @@ def _generate(
 @verb
 def _guard(
     study_file: Annotated[
-        Path | None, typer.Argument(metavar="STUDY.toml", help="The study file; `polysem init` prints one.")
+        Path | None, Argument(metavar="STUDY.toml", help="The study file; `polysem init` prints one.")
     ] = None,
     concept_file: Annotated[
-        Path | None, typer.Argument(metavar="CONCEPT.toml", help="The concept; --init prints one.")
+        Path | None, Argument(metavar="CONCEPT.toml", help="The concept; --init prints one.")
     ] = None,
     out: Out = None,
     ignore_versions: IgnoreVersions = False,
-    init: Annotated[bool, typer.Option("--init", help="Print a concept with its keys, and end.")] = False,
+    init: Annotated[bool, Option("--init", help="Print a concept with its keys, and end.")] = False,
     as_json: AsJson = False,
 ) -> None:
     if init:
@@ -281,14 +258,14 @@ def _panel(stage: StageName) -> Callable[..., None]:
     @verb
     def ask(
         run: Annotated[
-            Path | None, typer.Argument(metavar="RUN", help="A run folder with features and pairs.")
+            Path | None, Argument(metavar="RUN", help="A run folder with features and pairs.")
         ] = None,
         panel_file: Annotated[
             Path | None,
-            typer.Argument(metavar="JUDGES.toml", help="The panel of models; --init prints one."),
+            Argument(metavar="JUDGES.toml", help="The panel of models; --init prints one."),
         ] = None,
         estimate: Estimate = False,
-        init: Annotated[bool, typer.Option("--init", help="Print a panel with its keys, and end.")] = False,
+        init: Annotated[bool, Option("--init", help="Print a panel with its keys, and end.")] = False,
         as_json: AsJson = False,
     ) -> None:
         if init:
@@ -313,15 +290,11 @@ def _panel(stage: StageName) -> Callable[..., None]:
 @verb
 def _transfer(
     study_file: Annotated[
-        Path | None, typer.Argument(metavar="TRANSFER.toml", help="The transfer study; --init prints one.")
+        Path | None, Argument(metavar="TRANSFER.toml", help="The transfer study; --init prints one.")
     ] = None,
-    out: Annotated[
-        Path | None, typer.Option("--out", metavar="DIR", help="Folder; default runs/NAME of the study.")
-    ] = None,
+    out: Annotated[Path | None, Option(metavar="DIR", help="Folder; default runs/NAME of the study.")] = None,
     estimate: Estimate = False,
-    init: Annotated[
-        bool, typer.Option("--init", help="Print a transfer study with its keys, and end.")
-    ] = False,
+    init: Annotated[bool, Option("--init", help="Print a transfer study with its keys, and end.")] = False,
     as_json: AsJson = False,
 ) -> None:
     if init:
@@ -340,8 +313,8 @@ def _transfer(
 
 @verb
 def _defend(
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="The folder of a transfer study.")],
-    n_clean: Annotated[int, typer.Option("--n-clean", metavar="N", help="Clean inputs.")] = 200,
+    out: Annotated[Path, Argument(metavar="OUT", help="The folder of a transfer study.")],
+    n_clean: Annotated[int, Option(metavar="N", help="Clean inputs.")] = 200,
     as_json: AsJson = False,
 ) -> None:
     from polysem.engine import make_beside

@@ -3,47 +3,43 @@
 from pathlib import Path
 from typing import Annotated
 
-import typer
+from typer import Argument, Option
 
 from polysem.cli.shell import AsJson, result, say, verb, working
 
 
 @verb
 def explore(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, finished or not.")],
+    run: Annotated[Path, Argument(metavar="RUN", help="A run folder, finished or not.")],
     export: Annotated[
         Path | None,
-        typer.Option("--export", metavar="DIR", help="Write static files into a new folder and end."),
+        Option(metavar="DIR", help="Write static files into a new folder and end."),
     ] = None,
     live: Annotated[
         bool,
-        typer.Option(
-            "--live", help="Load the study's model when it is first steered, and let pages steer it."
-        ),
+        Option("--live", help="Load the study's model when it is first steered, and let pages steer it."),
     ] = False,
     against: Annotated[
         Path | None,
-        typer.Option("--against", metavar="RUN", help="Another run, beside this one under Results."),
+        Option(metavar="RUN", help="Another run, beside this one under Results."),
     ] = None,
-    host: Annotated[str, typer.Option("--host", help="Address to listen at.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="0 takes a free one.")] = 0,
+    host: Annotated[str, Option(help="Address to listen at.")] = "127.0.0.1",
+    port: Annotated[int, Option(min=0, max=65535, help="0 takes a free one.")] = 0,
     allow_host: Annotated[
         list[str] | None,
-        typer.Option(
-            "--allow-host",
+        Option(
             metavar="NAME[:PORT]",
             help="A name under which the explorer is visited, through a forwarded port or a proxy; without PORT at any.",
         ),
     ] = None,
     root_path: Annotated[
         str,
-        typer.Option(
-            "--root-path",
+        Option(
             metavar="PATH",
             help="The path that a proxy puts in front, e.g. '/user/me/proxy/{port}' behind jupyter-server-proxy.",
         ),
     ] = "",
-    browser: Annotated[bool, typer.Option("--open", help="Open the page in a browser.")] = False,
+    browser: Annotated[bool, Option("--open", help="Open the page in a browser.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Look at a study in a browser: map, pairs, steering, hubs, results; with --live, steer along features. Prints the address."""

@@ -4,7 +4,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Annotated
 
-import typer
+from typer import Argument, Option
 
 from polysem.cli.shell import AsJson, RunArgument, print_json, result, verb, working
 
@@ -12,14 +12,12 @@ from polysem.cli.shell import AsJson, RunArgument, print_json, result, verb, wor
 @verb
 def push(
     run: RunArgument,
-    repo: Annotated[str, typer.Argument(metavar="OWNER/NAME", help="A repository of the Hugging Face Hub.")],
-    public: Annotated[bool, typer.Option("--public", help="If it is made now: for everybody.")] = False,
+    repo: Annotated[str, Argument(metavar="OWNER/NAME", help="A repository of the Hugging Face Hub.")],
+    public: Annotated[bool, Option("--public", help="If it is made now: for everybody.")] = False,
     space: Annotated[
-        bool, typer.Option("--space", help="The explorer's static export, as a page in the browser.")
+        bool, Option("--space", help="The explorer's static export, as a page in the browser.")
     ] = False,
-    listed: Annotated[
-        bool, typer.Option("--list", help="Print what would be sent, and send nothing.")
-    ] = False,
+    listed: Annotated[bool, Option("--list", help="Print what would be sent, and send nothing.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Upload a finished run to the Hugging Face Hub, as a data set or with --space as a page. Prints the address."""
@@ -46,12 +44,10 @@ def push(
 @verb
 def export_neuronpedia(
     run: RunArgument,
-    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="A new folder.")],
-    sae: Annotated[str, typer.Option("--sae", metavar="LABEL", help="Which dictionary of the run.")],
-    model_id: Annotated[str, typer.Option("--model-id", help="Neuronpedia's name of the model: gemma-2-2b.")],
-    source_id: Annotated[
-        str, typer.Option("--source-id", help="Its name of the dictionary: 20-gemmascope-res-16k.")
-    ],
+    out: Annotated[Path, Option(metavar="DIR", help="A new folder.")],
+    sae: Annotated[str, Option(metavar="LABEL", help="Which dictionary of the run.")],
+    model_id: Annotated[str, Option(help="Neuronpedia's name of the model: gemma-2-2b.")],
+    source_id: Annotated[str, Option(help="Its name of the dictionary: 20-gemmascope-res-16k.")],
     as_json: AsJson = False,
 ) -> None:
     """Write glosses and pairs of a dictionary in the layout of Neuronpedia's bucket, ready to be uploaded. Prints the folder."""

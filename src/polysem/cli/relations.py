@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
+from typer import Argument, Option
 
 from polysem.cli.shell import AsJson, print_json, result, verb, working
 
@@ -14,31 +14,25 @@ if TYPE_CHECKING:
 
 @verb
 def relations(
-    sae: Annotated[str, typer.Argument(metavar="SAE", help="Reference of an autoencoder.")],
-    corpus: Annotated[str, typer.Option("--corpus", help="Text: zoo:NAME, a file or a folder.")],
+    sae: Annotated[str, Argument(metavar="SAE", help="Reference of an autoencoder.")],
+    corpus: Annotated[str, Option(help="Text: zoo:NAME, a file or a folder.")],
     narrow: Annotated[
         list[str] | None,
-        typer.Option("--narrow", metavar="SAE", help="A dictionary of the site with fewer features; repeat."),
+        Option(metavar="SAE", help="A dictionary of the site with fewer features; repeat."),
     ] = None,
-    model: Annotated[
-        str, typer.Option("--model", help="Model; default the one that the dictionary names.")
-    ] = "",
-    tokens: Annotated[int, typer.Option("--tokens", min=1000, help="Of the text.")] = 60_000,
-    context: Annotated[int, typer.Option("--context", min=2, help="Tokens of a row, BOS included.")] = 128,
-    probes: Annotated[
-        int | None, typer.Option("--probes", min=1, help="Features asked for absorption; default all.")
-    ] = None,
+    model: Annotated[str, Option(help="Model; default the one that the dictionary names.")] = "",
+    tokens: Annotated[int, Option(min=1000, help="Of the text.")] = 60_000,
+    context: Annotated[int, Option(min=2, help="Tokens of a row, BOS included.")] = 128,
+    probes: Annotated[int | None, Option(min=1, help="Features asked for absorption; default all.")] = None,
     levels: Annotated[
         str,
-        typer.Option("--levels", help="Inner sizes of a nested (Matryoshka) dictionary, as 288,576,1152."),
+        Option(help="Inner sizes of a nested (Matryoshka) dictionary, as 288,576,1152."),
     ] = "",
     without: Annotated[
         Path | None,
-        typer.Option(
-            "--without", metavar="RUN", help="A run with effects: its slopes with and without related pairs."
-        ),
+        Option(metavar="RUN", help="A run with effects: its slopes with and without related pairs."),
     ] = None,
-    out: Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Where the tables go.")] = None,
+    out: Annotated[Path | None, Option(metavar="DIR", help="Where the tables go.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Relations of features from firing and reconstruction: duplicates, parts, parents, absorption, hedges, opposites."""

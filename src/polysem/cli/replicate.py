@@ -4,18 +4,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
-import typer
+from typer import Argument, Option
 
 from polysem.cli.shell import AsJson, print_json, result, verb, working
 
 
 @verb
 def replicate(
-    saes: Annotated[list[str], typer.Argument(metavar="SAE...", help="References of two or more.")],
+    saes: Annotated[list[str], Argument(metavar="SAE...", help="References of two or more.")],
     out: Annotated[
-        Path | None, typer.Option("--out", metavar="FILE", help="Where the whole matching goes, as JSON.")
+        Path | None, Option(metavar="FILE", help="Where the whole matching goes, as JSON.")
     ] = None,
-    seed: Annotated[int, typer.Option("--seed", help="Of rotations and draws.")] = 0,
+    seed: Annotated[int, Option(help="Of rotations and draws.")] = 0,
     as_json: AsJson = False,
 ) -> None:
     """Match the features of dictionaries of one site: PW-MCC, stable features, interfering pairs that come back."""

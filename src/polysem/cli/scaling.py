@@ -4,21 +4,19 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
-import typer
+from typer import Argument, Option
 
 from polysem.cli.shell import AsJson, finite, print_json, result, verb, working
 
 
 @verb
 def scaling(
-    saes: Annotated[list[str], typer.Argument(metavar="SAE...", help="Of three widths or more, one site.")],
-    corpus: Annotated[str, typer.Option("--corpus", help="Text: zoo:NAME, a file or a folder.")],
-    model: Annotated[str, typer.Option("--model", help="Model; default the one that they name.")] = "",
-    tokens: Annotated[int, typer.Option("--tokens", min=1000, help="Of the text.")] = 30_000,
-    context: Annotated[int, typer.Option("--context", min=2, help="Tokens of a row, BOS included.")] = 128,
-    out: Annotated[
-        Path | None, typer.Option("--out", metavar="FILE", help="Where rows and fits go, as JSON.")
-    ] = None,
+    saes: Annotated[list[str], Argument(metavar="SAE...", help="Of three widths or more, one site.")],
+    corpus: Annotated[str, Option(help="Text: zoo:NAME, a file or a folder.")],
+    model: Annotated[str, Option(help="Model; default the one that they name.")] = "",
+    tokens: Annotated[int, Option(min=1000, help="Of the text.")] = 30_000,
+    context: Annotated[int, Option(min=2, help="Tokens of a row, BOS included.")] = 128,
+    out: Annotated[Path | None, Option(metavar="FILE", help="Where rows and fits go, as JSON.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """How close pairs, capacity and reconstruction change with the width of dictionaries: y = a + b width^-c."""

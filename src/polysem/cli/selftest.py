@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from typer import Option
 
 from polysem.cli.shell import FAILED, AsJson, verb
 
@@ -16,18 +17,16 @@ if TYPE_CHECKING:
 def selftest(
     full: Annotated[
         bool,
-        typer.Option("--full/--quick", help="The sizes of the published table (up to an hour), or minutes."),
+        Option("--full/--quick", help="The sizes of the published table (up to an hour), or minutes."),
     ] = False,
     as_json: AsJson = False,
     world: Annotated[
-        list[str] | None, typer.Option("--world", metavar="GT0", help="Only this world; may be repeated.")
+        list[str] | None, Option(metavar="GT0", help="Only this world; may be repeated.")
     ] = None,
-    seed: Annotated[int, typer.Option("--seed", min=0, help="Root of everything random.")] = 0,
+    seed: Annotated[int, Option(min=0, help="Root of everything random.")] = 0,
     out: Annotated[
         Path | None,
-        typer.Option(
-            "--out", metavar="DIR", help="Also write selftest.json, validation.md and its picture there."
-        ),
+        Option(metavar="DIR", help="Also write selftest.json, validation.md and its picture there."),
     ] = None,
 ) -> None:
     """Measure worlds whose truth is known; exit code 1 if a line does not hold."""

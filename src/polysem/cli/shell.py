@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, ParamSpec
 
 import typer
+from typer import Argument, Option
 
 from polysem.boundary.door import brief
 from polysem.errors import ConfigError, PolysemError
@@ -25,30 +26,26 @@ Engine = Literal["processes", "ray"]
 
 FAILED, USAGE, INTERRUPTED = 1, 2, 130
 
-StudyFile = Annotated[
-    Path, typer.Argument(metavar="STUDY.toml", help="The study file; `polysem init` prints one.")
-]
-RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")]
+StudyFile = Annotated[Path, Argument(metavar="STUDY.toml", help="The study file; `polysem init` prints one.")]
+RunArgument = Annotated[Path, Argument(metavar="RUN", help="A run folder.")]
 Out = Annotated[
-    Path | None, typer.Option("--out", metavar="DIR", help="Run folder; default runs/NAME of the study.")
+    Path | None, Option("--out", metavar="DIR", help="Run folder; default runs/NAME of the study.")
 ]
-Force = Annotated[bool, typer.Option("--force", help="Take over a folder that holds another study.")]
-AsJson = Annotated[bool, typer.Option("--json", help="The result as JSON on stdout.")]
+Force = Annotated[bool, Option("--force", help="Take over a folder that holds another study.")]
+AsJson = Annotated[bool, Option("--json", help="The result as JSON on stdout.")]
 IgnoreVersions = Annotated[
-    bool, typer.Option("--ignore-versions", help="Keep what was made with other versions of packages.")
+    bool, Option("--ignore-versions", help="Keep what was made with other versions of packages.")
 ]
 Workers = Annotated[
     int,
-    typer.Option(
+    Option(
         "--workers", metavar="N", min=0, help="Run the trials on N processes of one thread; 0: in this one."
     ),
 ]
-Where = Annotated[
-    Engine, typer.Option("--engine", help="Where workers run: on this machine, or on a Ray cluster.")
-]
+Where = Annotated[Engine, Option("--engine", help="Where workers run: on this machine, or on a Ray cluster.")]
 Shard = Annotated[
     str,
-    typer.Option(
+    Option(
         "--shard", metavar="K/N", help="Every N-th part of the trials only, from the K-th; for schedulers."
     ),
 ]

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
+from typer import Argument, Option
 
 from polysem.boundary.files import exists, local_path
 from polysem.cli.shell import (
@@ -54,13 +55,11 @@ def run(
     ignore_versions: IgnoreVersions = False,
     track: Annotated[
         str,
-        typer.Option(
-            "--track", metavar="TRACKER:PROJECT", help="Log what was found, once: trackio, wandb, mlflow."
-        ),
+        Option(metavar="TRACKER:PROJECT", help="Log what was found, once: trackio, wandb, mlflow."),
     ] = "",
     profile: Annotated[
         bool,
-        typer.Option("--profile", help="Count CPU seconds by stage and kind of work; kept in profile.json."),
+        Option("--profile", help="Count CPU seconds by stage and kind of work; kept in profile.json."),
     ] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -133,7 +132,7 @@ def _stages_of(path: Path) -> dict[str, dict[str, float]]:
 
 @verb
 def demo(
-    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Run folder.")] = Path("runs/demo"),
+    out: Annotated[Path, Option(metavar="DIR", help="Run folder.")] = Path("runs/demo"),
     force: Force = False,
     ignore_versions: IgnoreVersions = False,
     as_json: AsJson = False,
@@ -158,8 +157,8 @@ def _found(report: Path, *, as_json: bool) -> None:
 
 @verb
 def compare(
-    a: Annotated[str, typer.Argument(metavar="A", help="A run folder, or the reference of an SAE.")],
-    b: Annotated[str, typer.Argument(metavar="B", help="Another.")],
+    a: Annotated[str, Argument(metavar="A", help="A run folder, or the reference of an SAE.")],
+    b: Annotated[str, Argument(metavar="B", help="Another.")],
     as_json: AsJson = False,
 ) -> None:
     """Put two runs side by side: settings that differ, sizes, findings, and the pairs that both measured; or two SAEs.
@@ -242,7 +241,7 @@ def _plan(
     study_file: StudyFile,
     out: Out = None,
     cost: Annotated[
-        bool, typer.Option("--cost", help="Time a few batches, and say what the trials will take here.")
+        bool, Option("--cost", help="Time a few batches, and say what the trials will take here.")
     ] = False,
     force: Force = False,
     ignore_versions: IgnoreVersions = False,
@@ -346,12 +345,10 @@ def status(
 @verb
 def verify(
     run: RunArgument,
-    sample: Annotated[
-        int, typer.Option("--sample", min=0, help="Batches of trials to run again; 0 runs none.")
-    ] = 3,
+    sample: Annotated[int, Option(min=0, help="Batches of trials to run again; 0 runs none.")] = 3,
     inputs: Annotated[
         list[str] | None,
-        typer.Option(
+        Option(
             "--input",
             metavar="OLD=NEW",
             help="A model, SAE or file that lies elsewhere now: OLD as the study has it.",

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Annotated, Literal
 
-import typer
+from typer import Argument, Option
 
 from polysem.boundary.files import local_path
 from polysem.cli.shell import AsJson, numbers_of, print_json, verb
@@ -13,36 +13,26 @@ from polysem.errors import ConfigError
 @verb
 def train_sae(
     model: Annotated[
-        str, typer.Argument(metavar="MODEL", help="Model: Hub id, folder, zoo:NAME, package:NAME, .gguf.")
+        str, Argument(metavar="MODEL", help="Model: Hub id, folder, zoo:NAME, package:NAME, .gguf.")
     ],
-    site: Annotated[str, typer.Option("--site", help="Where it reads, as blocks.14.hook_resid_post.")],
-    corpus: Annotated[str, typer.Option("--corpus", help="Text: zoo:NAME, a file or a folder.")],
-    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="The dictionary's folder.")],
-    writes: Annotated[
-        str, typer.Option("--writes", help="What it reconstructs; default the site itself.")
-    ] = "",
-    work: Annotated[
-        Path | None, typer.Option("--work", metavar="DIR", help="Activations; default OUT.work.")
-    ] = None,
-    tokens: Annotated[
-        int, typer.Option("--tokens", min=1, help="Tokens run through the model once.")
-    ] = 2_000_000,
-    epochs: Annotated[float, typer.Option("--epochs", min=0.0, help="Times each is trained on.")] = 3.0,
-    context: Annotated[int, typer.Option("--context", min=2, help="Tokens of a row, BOS included.")] = 128,
-    latents: Annotated[int, typer.Option("--latents", min=2, help="Latents.")] = 4608,
-    k: Annotated[int, typer.Option("--k", min=1, help="Active latents a token.")] = 48,
-    select: Annotated[
-        Literal["topk", "batchtopk"], typer.Option("--select", help="How active ones are chosen.")
-    ] = "topk",
-    prefixes: Annotated[
-        str, typer.Option("--prefixes", help="Nested sizes, as 288,576,1152: Matryoshka.")
-    ] = "",
-    skip: Annotated[bool, typer.Option("--skip", help="A linear path beside the latents.")] = False,
-    batch: Annotated[int, typer.Option("--batch", min=1, help="Tokens of a step.")] = 4096,
-    lr: Annotated[float, typer.Option("--lr", min=0.0, help="Largest learning rate.")] = 1e-3,
-    seed: Annotated[int, typer.Option("--seed", help="Of weights and order.")] = 0,
-    dtype: Annotated[str, typer.Option("--dtype", help="The model runs in.")] = "bfloat16",
-    device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda.")] = "auto",
+    site: Annotated[str, Option(help="Where it reads, as blocks.14.hook_resid_post.")],
+    corpus: Annotated[str, Option(help="Text: zoo:NAME, a file or a folder.")],
+    out: Annotated[Path, Option(metavar="DIR", help="The dictionary's folder.")],
+    writes: Annotated[str, Option(help="What it reconstructs; default the site itself.")] = "",
+    work: Annotated[Path | None, Option(metavar="DIR", help="Activations; default OUT.work.")] = None,
+    tokens: Annotated[int, Option(min=1, help="Tokens run through the model once.")] = 2_000_000,
+    epochs: Annotated[float, Option(min=0.0, help="Times each is trained on.")] = 3.0,
+    context: Annotated[int, Option(min=2, help="Tokens of a row, BOS included.")] = 128,
+    latents: Annotated[int, Option(min=2, help="Latents.")] = 4608,
+    k: Annotated[int, Option(min=1, help="Active latents a token.")] = 48,
+    select: Annotated[Literal["topk", "batchtopk"], Option(help="How active ones are chosen.")] = "topk",
+    prefixes: Annotated[str, Option(help="Nested sizes, as 288,576,1152: Matryoshka.")] = "",
+    skip: Annotated[bool, Option("--skip", help="A linear path beside the latents.")] = False,
+    batch: Annotated[int, Option(min=1, help="Tokens of a step.")] = 4096,
+    lr: Annotated[float, Option(min=0.0, help="Largest learning rate.")] = 1e-3,
+    seed: Annotated[int, Option(help="Of weights and order.")] = 0,
+    dtype: Annotated[str, Option(help="The model runs in.")] = "bfloat16",
+    device: Annotated[str, Option(help="auto, cpu, cuda.")] = "auto",
     as_json: AsJson = False,
 ) -> None:
     """Train a sparse dictionary: activations once to disk, then as many epochs as wanted. Goes on where it stopped."""

@@ -221,7 +221,7 @@ def _verified(
         fit = atlas.explained(seen, seed=seed)._asdict()
         numbers = {name: None if np.isnan(value) else value for name, value in fit.items()}
         fits[stratum] = {**numbers, "n_asked": len(pairs) * len(tokens[:n])}
-    return ATLAS_SAMPLE.conform(pa.Table.from_pylist(rows, schema=ATLAS_SAMPLE.arrow())), fits
+    return ATLAS_SAMPLE.of(rows), fits
 
 
 def _toward(

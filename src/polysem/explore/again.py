@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field
 
-from polysem.errors import ConfigError, StoreError
+from polysem.errors import StoreError
+from polysem.explore.steer import Request
 from polysem.plan.strengths import own_strengths
+from polysem.report.source import where
 from polysem.stats.arms import collect_arms, join_trials
 from polysem.stats.effects import pair_effects
 from polysem.store.run import RunFolder
@@ -23,10 +25,8 @@ if TYPE_CHECKING:
 Number = Annotated[int, Field(ge=0)]
 
 
-class AskedRow(BaseModel):
+class AskedRow(Request):
     """Which row of PAIR_EFFECTS."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     sae: str
     locus: str
@@ -34,16 +34,6 @@ class AskedRow(BaseModel):
     target: Number
     token_set: str
     dose: Annotated[float, Field(gt=0, allow_inf_nan=False)]
-
-    @classmethod
-    def parse(cls, asked: Any) -> "AskedRow":
-        """The row of a request. Raises ConfigError, saying what was expected."""
-        try:
-            return cls.model_validate(asked)
-        except ValidationError as error:
-            first = error.errors()[0]
-            name = ".".join(str(part) for part in first["loc"]) or "the row"
-            raise ConfigError(f"{name}: {first['msg']} (got {str(first['input'])[:60]!r})") from error
 
 
 def run_again(
@@ -64,7 +54,7 @@ def run_again(
 
     whole = run.table("plan", where=pc.field("sae") == asked.sae)
     named = ("locus", "source", "target", "token_set")
-    mine = _where(whole, relation="pair", split="confirm", **{name: getattr(asked, name) for name in named})
+    mine = where(whole, relation="pair", split="confirm", **{name: getattr(asked, name) for name in named})
     mine = mine.filter(
         pc.less(pc.abs(pc.subtract(pc.abs(mine["dose"]), asked.dose)), 1e-9 * (1 + asked.dose))
     )
@@ -103,9 +93,3 @@ def _effect(plan: pa.Table, trials: pa.Table) -> dict[str, Any]:
     if not rows:
         raise StoreError("no prompt of the row has an outcome at both signs of the dose")
     return rows[0]
-
-
-def _where(table: pa.Table, **parts: object) -> pa.Table:
-    for name, value in parts.items():
-        table = table.filter(pc.equal(table[name], value))
-    return table

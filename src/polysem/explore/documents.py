@@ -97,7 +97,7 @@ def features(book: Book, sae: str, numbers: list[int]) -> list[dict[str, Any]]:
     partners = _grouped(
         _of(book, "t_partners", sae, numbers, order="feature, max_similarity, interference_bin")
     )
-    base = neuronpedia_base(book.study, sae, _labels(book))
+    base = neuronpedia_base(book.study, sae, [row["label"] for row in _saes(book)])
     for row in rows:
         own = row["feature"]
         row["glosses"] = glosses.get(own, [])
@@ -141,10 +141,6 @@ def _grouped(rows: list[dict[str, Any]]) -> dict[int, list[dict[str, Any]]]:
     for row in rows:
         found.setdefault(row.pop("feature"), []).append({k: v for k, v in row.items() if k != "sae"})
     return found
-
-
-def _labels(book: Book) -> list[str]:
-    return [row["label"] for row in _saes(book)]
 
 
 def _saes(book: Book) -> list[dict[str, Any]]:

@@ -6,7 +6,7 @@ begins.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import numpy as np
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -56,20 +56,35 @@ def _live(name: str) -> str:
     return name
 
 
-class Also(BaseModel):
-    """One push more, along a feature of the same SAE."""
+R = TypeVar("R", bound=BaseModel)
+
+
+class Request(BaseModel):
+    """What the page asks for."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    @classmethod
+    def parse(cls: type[R], asked: Any) -> R:
+        """Of JSON. Raises ConfigError, saying what was expected."""
+        try:
+            return cls.model_validate(asked)
+        except ValidationError as error:
+            first = error.errors()[0]
+            name = ".".join(str(part) for part in first["loc"]) or "the request"
+            raise ConfigError(f"{name}: {first['msg']} (got {str(first['input'])[:60]!r})") from error
+
+
+class Also(Request):
+    """One push more, along a feature of the same SAE."""
 
     source: Annotated[int, Field(ge=0)]
     dose: Annotated[float, Field(ge=-MAX_SCALE, le=MAX_SCALE, allow_inf_nan=False)]
     """x mean norm of the site"""
 
 
-class Asked(BaseModel):
+class Asked(Request):
     """What is asked for."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     prompt: Annotated[str, Field(min_length=1, max_length=4000)]
     sae: str
@@ -93,16 +108,6 @@ class Asked(BaseModel):
         if self.more and (self.locus, self.unit) != ("feature", "scale"):
             raise ValueError("several at once are pushed at the locus feature, with doses in scale")
         return self
-
-    @classmethod
-    def parse(cls, asked: Any) -> "Asked":
-        """The steering of a request. Raises ConfigError, saying what was expected."""
-        try:
-            return cls.model_validate(asked)
-        except ValidationError as error:
-            first = error.errors()[0]
-            name = ".".join(str(part) for part in first["loc"]) or "the request"
-            raise ConfigError(f"{name}: {first['msg']} (got {str(first['input'])[:60]!r})") from error
 
 
 class LiveSteer:

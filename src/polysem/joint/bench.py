@@ -10,10 +10,9 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from polysem.act.base import edited_positions
+from polysem.act.base import some_edited
 from polysem.act.steering import steered_at_kl
 from polysem.edits import Add, Edit
-from polysem.errors import MismatchError
 from polysem.models.base import WhiteBoxModel
 from polysem.models.hf import HFModel
 from polysem.models.sweep import sweep_of
@@ -78,12 +77,7 @@ class JointBench:
         """Raises MismatchError for a prompt without an edited position."""
         self.model, self.directions = model, list(directions)
         self.tokens = torch.tensor([list(ids)], dtype=torch.long, device=model.spec.device)
-        edited = edited_positions(positions, len(ids))
-        if not edited.any():
-            raise MismatchError(
-                f"a prompt of {len(ids)} tokens has no position among {positions!r}",
-                hint="use longer prompts",
-            )
+        edited = some_edited(positions, len(ids))
         self.edited = torch.as_tensor(edited, device=model.spec.device)
         self.base = model.logits(self.tokens, last_only=True)[:, -1].double().cpu()
         self._sweep = sweep_of(model) if isinstance(model, HFModel) else None

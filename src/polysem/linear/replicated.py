@@ -22,6 +22,7 @@ from polysem.linear.matching import match_features
 from polysem.linear.response import membership, odds_gradients
 from polysem.models.base import WhiteBoxModel
 from polysem.saes.base import SAE
+from polysem.store.schema import or_null
 
 SHARED_FEATURES = 20
 """drawn of those that both SAEs have"""
@@ -126,8 +127,8 @@ def replicated_pairs(
         {"sae": first.label, "other": second.label, "token_set": token_set}
         | {"target": target[0], "source": source[0], "other_target": target[1], "other_source": source[1]}
         | {"linear": float(found[0][0][j, i]), "other_linear": float(found[1][0][j, i])}
-        | {"steered": _number(found[0][1][j, i]), "other_steered": _number(found[1][1][j, i])}
-        | {"dealt_linear": float(found[1][0][j, n + i]), "dealt_steered": _number(found[1][1][j, n + i])}
+        | {"steered": or_null(found[0][1][j, i]), "other_steered": or_null(found[1][1][j, i])}
+        | {"dealt_linear": float(found[1][0][j, n + i]), "dealt_steered": or_null(found[1][1][j, n + i])}
         | {"stable_target": alike[target], "stable_source": alike[source]}
         | {"shared": target in shared and source in shared}
         | {"n_steered": int(min(found[0][2][j, i], found[1][2][j, i]))}
@@ -151,7 +152,3 @@ def _dealt(first: Tensor, second: Tensor, *, order: np.ndarray) -> Tensor:
     moved = moved - (moved * first).sum(-1, keepdim=True) * first
     size = moved.norm(dim=-1, keepdim=True).clamp_min(1e-12)
     return cosine * first + (1 - cosine**2).clamp_min(0).sqrt() * moved / size
-
-
-def _number(value: float) -> float | None:
-    return float(value) if np.isfinite(value) else None

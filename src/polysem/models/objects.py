@@ -108,10 +108,6 @@ def _check(model: Any) -> None:
         )
 
 
-def _transformers(given: Any) -> Found:
-    return given, None
-
-
 def _adapter(given: Any) -> Found:
     raise MismatchError(
         f"a {_name(given)} is a model with an adapter beside its weights; expected one set of weights",
@@ -328,6 +324,6 @@ _KINDS: dict[tuple[str, str], Callable[[Any], Found]] = {
     ("transformer_lens", "HookedTransformer"): _hooked,
     ("nnsight", "HuggingFaceModel"): _nnsight,
     ("nnsight", "LanguageModel"): _nnsight,
-    ("transformers", "PreTrainedModel"): _transformers,
+    ("transformers", "PreTrainedModel"): lambda given: (given, None),
 }
 """(package, class) -> what takes the model out of the object; the first that fits"""

@@ -102,10 +102,8 @@ def degree_tables(
             for row in _against(_summary(seen), null, rotations=rotations)
         ]
     return {
-        "neurons": NEURONS.conform(pa.Table.from_pylist(neurons, schema=NEURONS.arrow())),
-        "neuron_degrees": NEURON_DEGREES.conform(
-            pa.Table.from_pylist(summary, schema=NEURON_DEGREES.arrow())
-        ),
+        "neurons": NEURONS.of(neurons),
+        "neuron_degrees": NEURON_DEGREES.of(summary),
     }
 
 

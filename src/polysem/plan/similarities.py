@@ -32,6 +32,7 @@ from polysem.glosses.tokens import active_words, snippet
 from polysem.plan.index import Features
 from polysem.plan.signals import apart_from
 from polysem.seeds import rng_for
+from polysem.store.schema import or_null
 from polysem.store.tables import CONCEPTS, SENSES, SIMILARITIES
 from polysem.vocabulary import PRESETS, similarity, similarity_name
 
@@ -91,7 +92,7 @@ def similarity_tables(
             "sae": index.label,
             "measure": similarity_name(name),
             "place": place,
-            "limit": _number(limit),
+            "limit": or_null(limit),
             "made_by": made_by,
         }
         said["split"] = "" if measure is None else items.split
@@ -231,7 +232,3 @@ def _mixed(senses: Senses, own: Item, other: Item, *, seed: int) -> Concepts | N
     half = (len(own) + 1) // 2
     texts = [*rng.permutation(own)[:half].tolist(), *rng.permutation(other)[: len(own) - half].tolist()]
     return senses.concepts(tuple(texts))
-
-
-def _number(value: float) -> float | None:
-    return float(value) if np.isfinite(value) else None

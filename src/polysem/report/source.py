@@ -145,7 +145,7 @@ def open_run(path: str | Path) -> Run | TransferFound:
     return Run.open(folder)
 
 
-def where(table: pa.Table, **parts: str) -> pa.Table:
+def where(table: pa.Table, **parts: object) -> pa.Table:
     """The rows whose columns have these values."""
     for name, value in parts.items():
         table = table.filter(pc.equal(table[name], value))

@@ -190,7 +190,7 @@ def _own_k(sae: SAE) -> int | None:
 def _try(sae: SAE, captured: dict[Site, Tensor], attempts: list[tuple[Alternative, ...]]) -> Iterator[_Tried]:
     for changes in attempts:
         fields = dict(pair for change in changes for pair in change.fields)
-        site = _site_of(changes) or sae.reads
+        site = next((change.site for change in changes if change.site), sae.reads)
         other = replace(sae.at(site), **fields)
         x = captured[site]
         if any(change.scale_input for change in changes):
@@ -199,10 +199,6 @@ def _try(sae: SAE, captured: dict[Site, Tensor], attempts: list[tuple[Alternativ
             yield _Tried(changes, measure(other, x, written=captured[other.writes]))
         except NumericsError:  # an alternative that overflows is no explanation
             continue
-
-
-def _site_of(changes: tuple[Alternative, ...]) -> Site | None:
-    return next((change.site for change in changes if change.site), None)
 
 
 def _with_input_scale(sae: SAE, x: Float[Tensor, "*batch d_in"]) -> SAE:

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from polysem.act.base import edited_positions
+from polysem.act.base import some_edited
 from polysem.act.steering import steered_at_kl
 from polysem.edits import Add
 from polysem.errors import MismatchError, SiteError
@@ -221,12 +221,7 @@ class _Bench:
     ):
         self.model, self.sites, self.sets, self.readout, self.unit = model, sites, sets, readout, unit
         self.tokens = torch.tensor([list(ids)], dtype=torch.long, device=model.spec.device)
-        mask = edited_positions(positions, len(ids))
-        if not mask.any():
-            raise MismatchError(
-                f"a prompt of {len(ids)} tokens has no position among {positions!r}",
-                hint="use longer prompts",
-            )
+        mask = some_edited(positions, len(ids))
         self.mask = torch.as_tensor(mask, device=model.spec.device)
         seen = model.capture(self.tokens, sites[:1])[sites[0]][0].double().cpu().numpy()
         self.norm = mean_norm(np.linalg.norm(seen, axis=1), mask)

@@ -16,6 +16,11 @@ import pyarrow.compute as pc
 from polysem.errors import StoreError
 
 
+def or_null(value: float) -> float | None:
+    """For a table: null where there is no finite number."""
+    return float(value) if math.isfinite(value) else None
+
+
 @dataclass(frozen=True)
 class Column:
     """One column: `unit` is a physical or statistical unit, or "" for identifiers and text."""

@@ -219,9 +219,9 @@ def _protected(prepared: PreparedTransfer, box: WhiteBox) -> list[Row]:
             {
                 "target": box.name, "category": category, "kept": float(np.linalg.norm(left)),
                 "off_before": change.off_target_before, "off_after": change.off_target_after,
-                "reduction": _known(change.reduction), "on_before": change.on_target_before,
-                "on_after": change.on_target_after, "loss": _known(change.loss), "base_nats": _known(costs[0]),
-                "cost_before": _known(costs[1] - costs[0]), "cost_after": _known(costs[2] - costs[0]),
+                "reduction": change.reduction, "on_before": change.on_target_before,
+                "on_after": change.on_target_after, "loss": change.loss, "base_nats": costs[0],
+                "cost_before": costs[1] - costs[0], "cost_after": costs[2] - costs[0],
                 "kl": prepared.study.directions.kl, "n_features": len(members),
                 "n_sentences": len(halves[category].judged), "n_texts": len(texts),
             }
@@ -257,7 +257,3 @@ def _moved(
         nothing = np.full(len(inside), math.nan)
         return (nothing, nothing), math.nan
     return (np.mean(before, axis=0), np.mean(after, axis=0)), float(np.mean(strengths))
-
-
-def _known(value: float) -> float | None:
-    return float(value) if math.isfinite(value) else None

@@ -108,11 +108,12 @@ def judge_pairs(
             say(f"{member.name}: {missing} of {len(pairs)} pairs have no answer: {_UNUSABLE}")
     rows = [
         {"sae": p.sae, "i": p.i, "j": p.j, "judge": name, "similarity": p.similarity,
-         "related": None if math.isnan(v) else float(v)}
+         "related": float(v)}
         for name, view in views.items() for p, v in zip(pairs, view.related.tolist(), strict=True)
     ]  # fmt: skip
-    found = [*_shares(panel, views), *_agreement(panel, views), *_choices(panel, choices)]
-    return {"annotations": _table(JUDGED, rows), "judgements": _table(JUDGEMENTS, found)}
+    found = [*_shares(panel, views), *_agreement(panel, views)]
+    found += [_row("forced choice", name, share, panel) for name, share in choices.items()]
+    return {"annotations": JUDGED.of_rows(rows), "judgements": JUDGEMENTS.of_rows(found)}
 
 
 def chosen_pairs(run: Path, panel: JudgePanel) -> tuple[list[Pair], list[tuple[Pair, Pair]]]:
@@ -190,7 +191,7 @@ def _shares(panel: JudgePanel, views: dict[str, Annotation]) -> list[Row]:
     for name, view in views.items():
         known = view.related[~np.isnan(view.related)]
         share = proportion(int((known == 1).sum()), len(known), level=panel.level, n_missing=view.n_missing)
-        found.append(_row("related", name, "", share, panel, n_inconsistent=view.n_inconsistent))
+        found.append(_row("related", name, share, panel, n_inconsistent=view.n_inconsistent))
     return found
 
 
@@ -201,32 +202,27 @@ def _agreement(panel: JudgePanel, views: dict[str, Annotation]) -> list[Row]:
         k = cohen_kappa(views[a].related, views[b].related, level=panel.level, rng=rng)
         found.append(
             {
-                "measure": "kappa", "judge": a, "other": b, "estimate": _known(k.kappa), "lo": _known(k.lo),
-                "hi": _known(k.hi), "p": None, "agreement": _known(k.agreement), "n": k.n,
+                "measure": "kappa", "judge": a, "other": b, "estimate": k.kappa, "lo": k.lo,
+                "hi": k.hi, "p": None, "agreement": k.agreement, "n": k.n,
                 "n_missing": len(views[a].related) - k.n, "n_inconsistent": None, "level": panel.level,
             }
         )  # fmt: skip
     return found
 
 
-def _choices(panel: JudgePanel, choices: dict[str, Proportion]) -> list[Row]:
-    return [_row("forced choice", name, "", share, panel) for name, share in choices.items()]
-
-
 def _row(
     measure: str,
     judge: str,
-    other: str,
     share: Proportion,
     panel: JudgePanel,
     *,
     n_inconsistent: int | None = None,
 ) -> Row:
     # For annotations one half means nothing, so no p value against it is given.
-    p = _known(share.p) if measure == "forced choice" else None
+    p = share.p if measure == "forced choice" else None
     return {
-        "measure": measure, "judge": judge, "other": other, "estimate": _known(share.share), "lo": _known(share.lo),
-        "hi": _known(share.hi), "p": p, "agreement": None, "n": share.n, "n_missing": share.n_missing,
+        "measure": measure, "judge": judge, "other": "", "estimate": share.share, "lo": share.lo,
+        "hi": share.hi, "p": p, "agreement": None, "n": share.n, "n_missing": share.n_missing,
         "n_inconsistent": n_inconsistent, "level": panel.level,
     }  # fmt: skip
 
@@ -265,7 +261,7 @@ def explain_features(
             say(f"{member.name}: {none} of {len(glosses)} features have no gloss: {_UNUSABLE}")
         judge = members[(n + 1) % len(members)]
         rows += _scored(panel, member.name, glosses, chosen, everything, judge, reporter)
-    return _table(WRITTEN_GLOSSES, rows)
+    return WRITTEN_GLOSSES.of_rows(rows)
 
 
 Key = tuple[str, int]
@@ -331,9 +327,9 @@ def _scored(
             rng = rng_for(panel.seed, "panel", "detection", explainer, sae, feature)
             d = detection(gloss, active, silent, ask, rng=rng, level=panel.level)
             row |= {
-                "detection": _known(d.share),
-                "lo": _known(d.lo),
-                "hi": _known(d.hi),
+                "detection": d.share,
+                "lo": d.lo,
+                "hi": d.hi,
                 "n": d.n,
                 "n_missing": d.n_missing,
             }
@@ -376,11 +372,3 @@ def mean_detection(
     means = values[rng.integers(0, len(values), (2000, len(values)))].mean(axis=1)
     lo, hi = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
     return float(values.mean()), float(lo), float(hi)
-
-
-def _known(value: float) -> float | None:
-    return float(value) if math.isfinite(value) else None
-
-
-def _table(schema: Any, rows: list[Row]) -> pa.Table:
-    return schema.conform(pa.Table.from_pylist(rows, schema=schema.arrow()))

@@ -20,7 +20,6 @@ import pyarrow.compute as pc
 
 from polysem.http import Retries
 from polysem.progress import SILENT, Reporter
-from polysem.store.schema import Schema
 from polysem.store.tables import (
     TRANSFER_SETS,
     TRANSFER_SHARED,
@@ -222,7 +221,7 @@ def _ask(
     return {
         "transfer_trials": trials,
         "transfer_effects": effects(trials, prepared.study, noise=noise),
-        "transfer_targets": _table(TRANSFER_TARGETS, about),
+        "transfer_targets": TRANSFER_TARGETS.of(about),
     }
 
 
@@ -326,7 +325,7 @@ def shared_table(prepared: PreparedTransfer) -> pa.Table:
         "lift_lo": s.lift_lo, "lift_hi": s.lift_hi, "fraction": s.fraction, "fraction_lo": s.lo, "fraction_hi": s.hi,
         "p": s.p, "level": s.level,
     }  # fmt: skip
-    return _table(TRANSFER_SHARED, [{k: None if v != v else v for k, v in row.items()}])
+    return TRANSFER_SHARED.of([{k: None if v != v else v for k, v in row.items()}])
 
 
 def sets_table(prepared: PreparedTransfer) -> pa.Table:
@@ -350,8 +349,4 @@ def sets_table(prepared: PreparedTransfer) -> pa.Table:
                     "reason": prepared.reasons.get((category, arm)),
                 }
             )
-    return _table(TRANSFER_SETS, rows)
-
-
-def _table(schema: Schema, rows: list[dict[str, Any]]) -> pa.Table:
-    return schema.conform(pa.Table.from_pylist(rows, schema=schema.arrow()))
+    return TRANSFER_SETS.of(rows)

@@ -338,43 +338,29 @@ POSITIONS: Vocabulary[Word] = Vocabulary(
 REASONS: Vocabulary[Reason] = Vocabulary(
     "reason",
     Reason("absent", "not run yet", "the trial has no row", "absent"),
-    Reason("empty_target_set", "the target has no tokens of that kind", "nothing to read", "skipped"),
-    Reason("full_target_set", "the target's tokens are the whole vocabulary", "nothing to read", "skipped"),
+    Reason("empty_target_set", "the target has no tokens of that kind", "nothing to read"),
+    Reason("full_target_set", "the target's tokens are the whole vocabulary", "nothing to read"),
+    Reason("token_out_of_vocab", "a target token is not in the model's vocabulary", "nothing to read"),
+    Reason("zero_embedding", "a target token has a zero embedding", "its cosine is undefined"),
+    Reason("empty_prompt", "the prompt is empty", "nothing to run"),
+    Reason("prompt_too_long", "the prompt is longer than the model's context", "cannot be run"),
+    Reason("prompt_out_of_vocab", "a token is not in the model's vocabulary", "cannot be run"),
     Reason(
-        "token_out_of_vocab", "a target token is not in the model's vocabulary", "nothing to read", "skipped"
+        "no_edited_position", "the prompt is too short to be edited where the study asks", "nothing to edit"
     ),
-    Reason("zero_embedding", "a target token has a zero embedding", "its cosine is undefined", "skipped"),
-    Reason("empty_prompt", "the prompt is empty", "nothing to run", "skipped"),
-    Reason("prompt_too_long", "the prompt is longer than the model's context", "cannot be run", "skipped"),
-    Reason("prompt_out_of_vocab", "a token is not in the model's vocabulary", "cannot be run", "skipped"),
+    Reason("zero_direction", "the direction is zero", "nothing to add"),
+    Reason("non_finite_direction", "the direction is not finite", "nothing to add"),
     Reason(
-        "no_edited_position",
-        "the prompt is too short to be edited where the study asks",
-        "nothing to edit",
-        "skipped",
+        "control_unmatched", "no feature matches the target in density and norm", "the control does not exist"
     ),
-    Reason("zero_direction", "the direction is zero", "nothing to add", "skipped"),
-    Reason("non_finite_direction", "the direction is not finite", "nothing to add", "skipped"),
-    Reason(
-        "control_unmatched",
-        "no feature matches the target in density and norm",
-        "the control does not exist",
-        "skipped",
-    ),
-    Reason("no_covariance", "too few activations for a covariance", "the control does not exist", "skipped"),
+    Reason("no_covariance", "too few activations for a covariance", "the control does not exist"),
     Reason(
         "unstable_gradient",
         "float32 and float64 disagree on the gradient: it is rounding",
         "no direction to add",
-        "skipped",
     ),
-    Reason(
-        "no_round_trip",
-        "the snippet is read back as other tokens: nobody could type it",
-        "not injected",
-        "skipped",
-    ),
-    Reason("no_activation", "the feature was never seen to be active", "no value to clamp to", "skipped"),
+    Reason("no_round_trip", "the snippet is read back as other tokens: nobody could type it", "not injected"),
+    Reason("no_activation", "the feature was never seen to be active", "no value to clamp to"),
     Reason(
         "non_finite_baseline",
         "the unedited model gave NaN or infinite logits",
@@ -393,7 +379,6 @@ REASONS: Vocabulary[Reason] = Vocabulary(
         "over_kl_budget",
         "the strength is over the KL budget of the study",
         "left out of the estimates by effects.stop_kl",
-        "skipped",
     ),
 )
 

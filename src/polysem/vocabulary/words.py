@@ -159,7 +159,7 @@ class Category(Word):
 class Reason(Word):
     """Why a planned trial has no outcome."""
 
-    status: Literal["skipped", "failed", "absent"]
+    status: Literal["skipped", "failed", "absent"] = "skipped"
     """skipped: known beforehand; failed: tried, and no number came of it; absent: not run yet"""
 
 

@@ -62,8 +62,8 @@ def feature_table(
         if row.gloss is not None
     ]
     return FeatureTable(
-        features=FEATURES.conform(pa.Table.from_pylist(features, schema=FEATURES.arrow())),
-        glosses=GLOSSES.conform(pa.Table.from_pylist(glosses, schema=GLOSSES.arrow())),
+        features=FEATURES.of(features),
+        glosses=GLOSSES.of(glosses),
         contexts=CONTEXTS.empty(),
         clusters=CLUSTERS.empty(),
         embeddings={label: embeddings.astype(np.float32)},
@@ -94,7 +94,7 @@ def prompt_table(rows: Sequence[Sequence[int]]) -> pa.Table:
             {"prompt_id": short_hash(text), "text": text, "token_ids": list(ids), "source": f"world {k}"}
             | {"split": split}
         )
-    return PROMPTS.conform(pa.Table.from_pylist(written, schema=PROMPTS.arrow()))
+    return PROMPTS.of(written)
 
 
 def random_prompts(n: int, d_vocab: int, rng: np.random.Generator) -> pa.Table:

@@ -6,9 +6,8 @@ measured, `judgement` how sure it is. Besides tables, `features/` holds embeddin
 """
 
 from polysem.store.schema import Schema
-from polysem.store.tables.atlas import ATLAS, ATLAS_DENSITY, ATLAS_FIT, ATLAS_SAMPLE, ATLAS_TOP, ATLAS_TOWARD
+from polysem.store.tables.atlas import ATLAS_DENSITY, ATLAS_FIT, ATLAS_SAMPLE, ATLAS_TOP, ATLAS_TOWARD
 from polysem.store.tables.behaviour import (
-    BEHAVIOUR,
     TEXT_ARMS,
     TEXT_BRIDGE,
     TEXT_EFFECTS,
@@ -35,7 +34,6 @@ from polysem.store.tables.effects import (
 )
 from polysem.store.tables.features import CLUSTERS, CONTEXTS, FEATURES, GLOSSES
 from polysem.store.tables.guard import (
-    GUARD,
     GUARD_ALARMS,
     GUARD_EVASION,
     GUARD_FINDINGS,
@@ -82,7 +80,6 @@ from polysem.store.tables.layers import (
     LAYER_FINDINGS,
     LAYER_SPLICE,
     LAYER_TOKENS,
-    LAYERS,
 )
 from polysem.store.tables.pairs import DENSITY, NEAR, PAIRS, PARTNERS, SPECTRUM
 from polysem.store.tables.panel import JUDGED, JUDGEMENTS, WRITTEN_GLOSSES
@@ -118,7 +115,6 @@ from polysem.store.tables.side_effects import (
     SIDE_EFFECTS_MOVED,
 )
 from polysem.store.tables.transfer import (
-    TRANSFER,
     TRANSFER_COST,
     TRANSFER_DIRECTIONS,
     TRANSFER_EFFECTS,
@@ -132,13 +128,11 @@ from polysem.store.tables.trials import TRIALS
 
 __all__ = [
     "ABSORPTION",
-    "ATLAS",
     "ATLAS_DENSITY",
     "ATLAS_FIT",
     "ATLAS_SAMPLE",
     "ATLAS_TOP",
     "ATLAS_TOWARD",
-    "BEHAVIOUR",
     "BUDGETS",
     "CHECKS",
     "CLEANER",
@@ -162,7 +156,6 @@ __all__ = [
     "GRADED",
     "GRADIENT_MATRIX",
     "GRADIENT_PATH",
-    "GUARD",
     "GUARD_ALARMS",
     "GUARD_EVASION",
     "GUARD_FINDINGS",
@@ -173,7 +166,6 @@ __all__ = [
     "JUDGED",
     "JUDGEMENTS",
     "LATENT_SIMILARITY",
-    "LAYERS",
     "LAYER_BLOCKS",
     "LAYER_DENSITY",
     "LAYER_EDGES",
@@ -229,7 +221,6 @@ __all__ = [
     "TEXT_HORIZON",
     "TEXT_TASKS",
     "TOWARD",
-    "TRANSFER",
     "TRANSFER_COST",
     "TRANSFER_DIRECTIONS",
     "TRANSFER_EFFECTS",
@@ -286,12 +277,12 @@ STAGES: dict[str, tuple[Schema, ...]] = {
         GRADED,
         SLOPES_WITHOUT,
     ),
-    "atlas": ATLAS,
+    "atlas": (ATLAS_TOP, ATLAS_DENSITY, ATLAS_SAMPLE, ATLAS_FIT, ATLAS_TOWARD),
     "side-effects": (
         *(DIRECTIONS, SIDE_EFFECTS, SIDE_EFFECTS_MOVED, SIDE_EFFECTS_LINEAR),
         *(CLEANER, FORECASTS, SCREENED, REPAIRS),
     ),
-    "layers": LAYERS,
+    "layers": (LAYER_BLOCKS, LAYER_DENSITY, LAYER_EDGES, LAYER_TOKENS, LAYER_FINDINGS, LAYER_SPLICE),
     "joint": (
         JOINT_ADDITIVITY,
         JOINT_SIZES,
@@ -302,11 +293,14 @@ STAGES: dict[str, tuple[Schema, ...]] = {
         PLAN_DOSES,
         PLAN_EFFECTS,
     ),
-    "generate": BEHAVIOUR,
-    "guard": GUARD,
+    "generate": (TEXT_ARMS, TEXTS, TEXT_FIRING, TEXT_EFFECTS, TEXT_HORIZON, TEXT_BRIDGE, TEXT_TASKS),
+    "guard": (GUARD_MONITORS, GUARD_ALARMS, GUARD_RECOVERY, GUARD_NEURONS, GUARD_EVASION, GUARD_FINDINGS),
     "judge": (JUDGED, JUDGEMENTS),
     "explain": (WRITTEN_GLOSSES,),
-    "transfer": TRANSFER,
+    "transfer": (
+        *(TRANSFER_SHARED, TRANSFER_SETS, TRANSFER_TRIALS, TRANSFER_EFFECTS),
+        *(TRANSFER_TARGETS, TRANSFER_STEERED, TRANSFER_DIRECTIONS, TRANSFER_COST),
+    ),
     "defend": (DEFENCES, PROTECTED),
 }
 """Stage name -> its tables: of a study, in the order in which it runs, then of what is made beside it."""

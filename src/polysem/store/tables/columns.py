@@ -2,7 +2,7 @@
 
 import pyarrow as pa
 
-from polysem.store.schema import Column
+from polysem.store.schema import Column, Schema
 
 STRING, BOOL = pa.string(), pa.bool_()
 I8, I32, I64 = pa.int8(), pa.int32(), pa.int64()
@@ -15,20 +15,44 @@ FEATURE = Column("feature", I32, "", "row of W_dec")
 TRIAL = Column("trial_id", STRING, "", "hash of the trial's own specification, 16 hex digits")
 
 
+def schema(name: str, version: int, key: tuple[str, ...], *columns: Column, late: bool = False) -> Schema:
+    """A table: its name, its version, the columns that are its key, and all columns in order; `late` as in `Schema`."""
+    return Schema(name, version, key, columns, late)
+
+
 def text(name: str, meaning: str, *, nullable: bool = False) -> Column:
-    return Column(name, pa.string(), "", meaning, nullable)
+    return Column(name, STRING, "", meaning, nullable)
 
 
 def index(name: str, meaning: str, *, nullable: bool = False) -> Column:
-    return Column(name, pa.int32(), "", meaning, nullable)
+    return Column(name, I32, "", meaning, nullable)
 
 
-def number(name: str, unit: str, meaning: str, *, nullable: bool = False) -> Column:
-    return Column(name, pa.float64(), unit, meaning, nullable)
+def small(name: str, meaning: str) -> Column:
+    return Column(name, I8, "", meaning)
+
+
+def flag(name: str, meaning: str) -> Column:
+    return Column(name, BOOL, "", meaning)
 
 
 def count(name: str, unit: str, meaning: str) -> Column:
-    return Column(name, pa.int64(), unit, meaning)
+    return Column(name, I64, unit, meaning)
+
+
+def number(name: str, unit: str, meaning: str, *, nullable: bool = False) -> Column:
+    return Column(name, F64, unit, meaning, nullable)
+
+
+def perhaps(name: str, unit: str, meaning: str) -> Column:
+    """A number; null where there is none."""
+    return Column(name, F64, unit, meaning, nullable=True)
+
+
+def interval(unit: str, of: str = "its interval", stem: str = "") -> tuple[Column, Column]:
+    """Both ends of an interval, null where there is none: `lo` and `hi`, or `{stem}_lo` and `{stem}_hi`."""
+    lo, hi = (f"{stem}_{end}" if stem else end for end in ("lo", "hi"))
+    return perhaps(lo, unit, f"lower end of {of}"), perhaps(hi, unit, f"upper end of {of}")
 
 
 LOCUS = text("locus", "as in plan")
@@ -42,6 +66,9 @@ DOSE = number("dose", "dose_unit", "absolute value")
 LEVEL = number("level", "probability", "nominal coverage")
 NOTE = text("note", "what must be said next to the number", nullable=True)
 WHY = text("note", "why there is no number", nullable=True)
+PAIR = (SAE, index("target", "feature"), index("source", "feature, of the same SAE"))
+ESTIMATE = (perhaps("estimate", "unit", "point estimate"), *interval("unit"))
+UNIT = text("unit", "unit of the estimate")
 N_PAIRS = count("n_pairs", "pairs", "pairs that enter")
 N_TARGETS = count("n_targets", "features", "targets that enter")
 N_SOURCES = count("n_sources", "features", "sources that enter")

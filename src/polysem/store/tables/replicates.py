@@ -1,87 +1,70 @@
 """What a session in Python finds when it compares dictionaries of one site; no stage writes it."""
 
-import pyarrow as pa
+from polysem.store.tables import columns as c
 
-from polysem.store.schema import Column, Schema
-
-_FIRST = Column("first", pa.string(), "", "reference of a dictionary")
-_SECOND = Column("second", pa.string(), "", "reference of another one of the site")
+_FIRST = c.text("first", "reference of a dictionary")
+_SECOND = c.text("second", "reference of another one of the site")
 
 
-def _number(name: str, unit: str, meaning: str, *, nullable: bool = False) -> Column:
-    return Column(name, pa.float64(), unit, meaning, nullable=nullable)
-
-
-REPLICATES = Schema(
+REPLICATES = c.schema(
     "replicates",
     1,
     ("number", "first", "second"),
-    (
-        Column("number", pa.int32(), "", "of the two among all pairs, in the order in which they were given"),
-        _FIRST,
-        _SECOND,
-        Column("n", pa.int64(), "features", "matched one to one"),
-        _number("pw_mcc", "cosine", "mean |cosine| of matched decoder rows (PW-MCC)"),
-        _number("turned", "cosine", "the same with the second one turned at random"),
-        _number("drawn", "cosine", "the same with rows drawn with the second one's mean and covariance"),
-        _number("stable_first", "share", "of the first one's features that are stable"),
-        _number("stable_second", "share", "of the second one's features that are stable"),
-    ),
+    c.index("number", "of the two among all pairs, in the order in which they were given"),
+    _FIRST,
+    _SECOND,
+    c.count("n", "features", "matched one to one"),
+    c.number("pw_mcc", "cosine", "mean |cosine| of matched decoder rows (PW-MCC)"),
+    c.number("turned", "cosine", "the same with the second one turned at random"),
+    c.number("drawn", "cosine", "the same with rows drawn with the second one's mean and covariance"),
+    c.number("stable_first", "share", "of the first one's features that are stable"),
+    c.number("stable_second", "share", "of the second one's features that are stable"),
 )
 
-SURVIVAL = Schema(
+SURVIVAL = c.schema(
     "survival",
     1,
     ("number", "matched", "low"),
-    (
-        Column("number", pa.int32(), "", "of the two dictionaries"),
-        _FIRST,
-        _SECOND,
-        Column("matched", pa.string(), "", "which matched features"),
-        _number("low", "cosine", "lower end of the bin of |interference| in the first one"),
-        _number("high", "cosine", "its upper end"),
-        Column("n", pa.int64(), "pairs", "of matched features in the bin"),
-        _number("same", "share", "of them that are in the same bin in the second one"),
-        _number("chance", "share", "by regression to the mean alone"),
-        _number("lo", "share", "least of its draws"),
-        _number("hi", "share", "largest of its draws"),
-    ),
+    c.index("number", "of the two dictionaries"),
+    _FIRST,
+    _SECOND,
+    c.text("matched", "which matched features"),
+    c.number("low", "cosine", "lower end of the bin of |interference| in the first one"),
+    c.number("high", "cosine", "its upper end"),
+    c.count("n", "pairs", "of matched features in the bin"),
+    c.number("same", "share", "of them that are in the same bin in the second one"),
+    c.number("chance", "share", "by regression to the mean alone"),
+    c.number("lo", "share", "least of its draws"),
+    c.number("hi", "share", "largest of its draws"),
 )
 
-SHARED_SPANS = Schema(
+SHARED_SPANS = c.schema(
     "shared_spans",
     1,
     ("number", "group"),
-    (
-        Column("number", pa.int32(), "", "of the two dictionaries"),
-        _FIRST,
-        _SECOND,
-        Column("group", pa.string(), "", "neighbours: a feature that is not stable and its nearest such; all: all such as one group"),
-        Column("n_groups", pa.int64(), "groups", "of the first one's features"),
-        Column("size", pa.int64(), "features", "of a group"),
-        _number("rank", "dimensions", "of a group's span, mean: 90 % of the squared length of its rows"),
-        _number("shared", "share", "squared cosine of the principal angles with the nearest span of equal rank in the second one, mean"),
-        _number("angle", "degrees", "principal angle, mean"),
-        _number("random", "share", "`shared` of random spans of equal rank, chosen beside in the same way"),
-        _number("lo", "share", "least of its draws"),
-        _number("hi", "share", "largest of its draws"),
-        _number("drawn", "share", "`shared` with rows drawn with the mean and covariance of the second one's"),
-    ),
+    c.index("number", "of the two dictionaries"),
+    _FIRST,
+    _SECOND,
+    c.text("group", "neighbours: a feature that is not stable and its nearest such; all: all such as one group"),
+    c.count("n_groups", "groups", "of the first one's features"),
+    c.count("size", "features", "of a group"),
+    c.number("rank", "dimensions", "of a group's span, mean: 90 % of the squared length of its rows"),
+    c.number("shared", "share", "squared cosine of the principal angles with the nearest span of equal rank in the second one, mean"),
+    c.number("angle", "degrees", "principal angle, mean"),
+    c.number("random", "share", "`shared` of random spans of equal rank, chosen beside in the same way"),
+    c.number("lo", "share", "least of its draws"),
+    c.number("hi", "share", "largest of its draws"),
+    c.number("drawn", "share", "`shared` with rows drawn with the mean and covariance of the second one's"),
 )  # fmt: skip
 
-STABILITY = Schema(
+STABILITY = c.schema(
     "stability",
     1,
     ("number", "feature"),
-    (
-        Column("number", pa.int32(), "", "of the dictionary, in the order in which they were given"),
-        Column("sae", pa.string(), "", "its reference"),
-        Column("feature", pa.int32(), "", "row of W_dec"),
-        _number(
-            "stability",
-            "share",
-            "of the other dictionaries in which it has a match; null: a dead feature",
-            nullable=True,
-        ),
+    c.index("number", "of the dictionary, in the order in which they were given"),
+    c.text("sae", "its reference"),
+    c.index("feature", "row of W_dec"),
+    c.perhaps(
+        "stability", "share", "of the other dictionaries in which it has a match; null: a dead feature"
     ),
 )

@@ -1,13 +1,11 @@
 """What was run."""
 
-import pyarrow as pa
-
-from polysem.store.schema import Column, Schema
-from polysem.store.tables.columns import TRIAL
+from polysem.store.schema import Column
+from polysem.store.tables import columns as c
 from polysem.vocabulary import CATEGORIES, KL, OUTCOMES
 
 _OUTCOMES = tuple(
-    Column(f"{name}_{when}", pa.float64(), outcome.unit, f"{outcome.help}, {said}", nullable=True)
+    c.perhaps(f"{name}_{when}", outcome.unit, f"{outcome.help}, {said}")
     for name, outcome in OUTCOMES.items()
     for when, said in (("base", "before the edit"), ("edit", "after it"))
 )
@@ -15,7 +13,7 @@ _OUTCOMES = tuple(
 _TOWARD = tuple(
     Column(
         category.column,
-        pa.float32(),
+        c.F32,
         "nats",
         f"change in the log-odds of {category.help}, whatever the target; null where the vocabulary has none",
         nullable=True,
@@ -23,59 +21,37 @@ _TOWARD = tuple(
     for category in CATEGORIES.values()
 )
 
-TRIALS = Schema(
+TRIALS = c.schema(
     "trials",
     5,
     ("trial_id",),
-    (
-        TRIAL,
-        Column("status", pa.string(), "", "ok | skipped | failed"),
-        Column("reason", pa.string(), "", "why not ok; a word of vocabulary.REASONS", nullable=True),
-        *_OUTCOMES,
-        Column("kl", pa.float64(), "nats", KL.help, nullable=True),
-        Column(
-            "rho",
-            pa.float64(),
-            "share",
-            "signed share of the shift that goes into the odds of T: sqrt(KL of T's odds / KL), in [-1, 1]",
-            nullable=True,
-        ),
-        Column(
-            "alignment",
-            pa.float64(),
-            "cosine",
-            "realised direction . unit decoder row of the target",
-            nullable=True,
-        ),
-        Column(
-            "dose_absolute",
-            pa.float64(),
-            "activation",
-            "signed norm of the vector added at each position; for neurons the relative change",
-            nullable=True,
-        ),
-        Column(
-            "resid_norm",
-            pa.float64(),
-            "activation",
-            "mean norm of the site's activations at edited positions",
-            nullable=True,
-        ),
-        Column(
-            "coordinate",
-            pa.float64(),
-            "activation",
-            "neurons: mean over the edited positions of what is multiplied, before the edit; null elsewhere",
-            nullable=True,
-        ),
-        Column(
-            "push_norm",
-            pa.float64(),
-            "activation",
-            "mean norm of the change of the site's activations at edited positions; of injected text, at the tokens behind it",
-            nullable=True,
-        ),
-        Column("dtype", pa.string(), "", "dtype of the forward pass"),
-        *_TOWARD,
+    c.TRIAL,
+    c.text("status", "ok | skipped | failed"),
+    c.text("reason", "why not ok; a word of vocabulary.REASONS", nullable=True),
+    *_OUTCOMES,
+    c.perhaps("kl", "nats", KL.help),
+    c.perhaps(
+        "rho",
+        "share",
+        "signed share of the shift that goes into the odds of T: sqrt(KL of T's odds / KL), in [-1, 1]",
     ),
+    c.perhaps("alignment", "cosine", "realised direction . unit decoder row of the target"),
+    c.perhaps(
+        "dose_absolute",
+        "activation",
+        "signed norm of the vector added at each position; for neurons the relative change",
+    ),
+    c.perhaps("resid_norm", "activation", "mean norm of the site's activations at edited positions"),
+    c.perhaps(
+        "coordinate",
+        "activation",
+        "neurons: mean over the edited positions of what is multiplied, before the edit; null elsewhere",
+    ),
+    c.perhaps(
+        "push_norm",
+        "activation",
+        "mean norm of the change of the site's activations at edited positions; of injected text, at the tokens behind it",
+    ),
+    c.text("dtype", "dtype of the forward pass"),
+    *_TOWARD,
 )

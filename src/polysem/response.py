@@ -45,7 +45,6 @@ from polysem.plan.strengths import own_strengths
 from polysem.positions import PLAIN, ordinary_rows
 from polysem.progress import SILENT, Reporter
 from polysem.readouts import set_problem
-from polysem.replicate import stable_matching
 from polysem.saes.base import SAE
 from polysem.seeds import rng_for
 from polysem.store.tables import STAGES
@@ -82,6 +81,7 @@ def respond(
     saes: Mapping[str, SAE],
     *,
     seed: int,
+    matching: pa.Table | None = None,
     level: float = 0.95,
     reporter: Reporter = SILENT,
 ) -> dict[str, pa.Table]:
@@ -95,6 +95,7 @@ def respond(
         model: the model.
         saes: by label.
         seed: root seed.
+        matching: MATCHING of the SAEs; pairs of SAEs that it has nothing of are not compared.
         level: of the intervals of lambda. No setting of the study, so that statistics can be redone without
             the model.
         reporter: is told of every SAE and prompt.
@@ -116,23 +117,21 @@ def respond(
         compensations, matrix = one.compensations(level=level, seed=seed)
         rows["compensation"] += compensations
         rows["gradient_matrix"] += matrix
-        for other in parts:
-            if other.sae.writes == one.sae.writes:
-                rows["replicated"] += _replicated(other, one, seed=seed)
+        for other in parts if matching is not None else ():
+            two = pc.and_(pc.equal(matching["first"], other.label), pc.equal(matching["second"], label))
+            if (matched := matching.filter(two)).num_rows:
+                rows["replicated"] += _replicated(other, one, matched, seed=seed)
         parts.append(one)
     return {name: schema.of(rows[name]) for name, schema in schemas.items()}
 
 
-def _replicated(first: "_OneSAE", second: "_OneSAE", *, seed: int) -> Rows:
-    """REPLICATED of two SAEs of one site, on the first prompts that both were steered on."""
+def _replicated(first: "_OneSAE", second: "_OneSAE", matching: pa.Table, *, seed: int) -> Rows:
+    """REPLICATED of two SAEs of one site and their MATCHING, on the first prompts that both were steered on."""
     names = sorted(set(first.gradients) & set(second.gradients))[:REPLICATED_PROMPTS]
     places = {c["prompt_id"]: c["positions"] for c in first.cells}
     at = [first.prompt(name, places[name]) for name in names]
     rows: Rows = []
-    made, _, stable = stable_matching(
-        first.sae, second.sae, rng=rng_for(seed, "stable", first.label, second.label)
-    )
-    matched = Matched(made.first, made.second, made.decoder, stable)
+    matched = Matched(*(matching[name].to_numpy() for name in ("feature", "match", "decoder", "stable")))
     for tokens in sorted({name for _, name in first.keys} & {name for _, name in second.keys}) if at else []:
         here, there = (SeedSide(one.label, one.sae, one.all_sets(tokens)) for one in (first, second))
         rng = rng_for(seed, "replicated", first.label, second.label, tokens)

@@ -1,11 +1,11 @@
-"""What a session in Python finds when it compares dictionaries of one site; no stage writes it."""
+"""What dictionaries of one site have in common by weights alone: of a study, and of a session in Python."""
 
 import pyarrow as pa
 
 from polysem.store.schema import Column, Schema
 
-_FIRST = Column("first", pa.string(), "", "reference of a dictionary")
-_SECOND = Column("second", pa.string(), "", "reference of another one of the site")
+_FIRST = Column("first", pa.string(), "", "reference of a dictionary; in a study its label")
+_SECOND = Column("second", pa.string(), "", "the same of another one of the site")
 
 
 def _number(name: str, unit: str, meaning: str, *, nullable: bool = False) -> Column:
@@ -69,18 +69,40 @@ SHARED_SPANS = Schema(
     ),
 )  # fmt: skip
 
-STABILITY = Schema(
-    "stability",
+MATCHING = Schema(
+    "matching",
     1,
     ("number", "feature"),
     (
+        Column("number", pa.int32(), "", "of the two dictionaries"),
+        _FIRST,
+        _SECOND,
+        Column("feature", pa.int32(), "", "row of W_dec of the first one"),
+        Column("match", pa.int32(), "", "row of W_dec of the second one that it is matched with, one to one"),
+        _number("decoder", "cosine", "of their decoder rows, signed"),
+        _number("encoder", "cosine", "of what their encoders read, signed"),
+        Column("stable", pa.bool_(), "", "whether both exceed what 1 % of features reach in a dictionary turned at random"),
+    ),
+)  # fmt: skip
+
+STABILITY = Schema(
+    "stability",
+    2,
+    ("number", "feature"),
+    (
         Column("number", pa.int32(), "", "of the dictionary, in the order in which they were given"),
-        Column("sae", pa.string(), "", "its reference"),
+        Column("sae", pa.string(), "", "its reference; in a study its label"),
         Column("feature", pa.int32(), "", "row of W_dec"),
         _number(
             "stability",
             "share",
-            "of the other dictionaries in which it has a match; null: a dead feature",
+            "of the other dictionaries of the site in which its match is stable; null: a dead feature",
+            nullable=True,
+        ),
+        _number(
+            "nearest",
+            "cosine",
+            "largest |cosine| of its decoder row with one of another dictionary, mean over the others; null: a dead feature",
             nullable=True,
         ),
     ),

@@ -11,9 +11,11 @@ without a cosine are kept from it and read by it in the same way, and a child co
 of those reach.
 A logistic regression in all dimensions would cost hours for thousands of features; on the planted tree this one finds the
 planted rates.
-Cost: of each feature, a covariance of the text without its possible children's tokens, and one solution.
+Cost: of each feature, a covariance of the text without its possible children's tokens, and one solution. Held: the text, firings and
+what passes; no array of tokens and features.
 """
 
+from array import array
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -97,8 +99,9 @@ def absorption(seen: Fired, *, most: int | None = None) -> Absorbed:
     if most is not None:
         often = often[np.unique(np.linspace(0, len(often) - 1, min(most, len(often))).astype(np.int64))]
     tried: list[tuple[int, int, float, float]] = []
+    n_tests = 0
     probes: list[tuple[int, int, float]] = []
-    beside: list[float] = []
+    beside = array("d")
     hits: dict[tuple[int, int], np.ndarray] = {}
     for feature in often.tolist():
         cosine = seen.units @ seen.units[feature]
@@ -143,11 +146,14 @@ def absorption(seen: Fired, *, most: int | None = None) -> Absorbed:
                 np.array([n_false + n_hit]),
                 above=True,
             )
-            tried.append((feature, child, float(p[0]), n_hit / n_alone))
-            hits[feature, child] = hit
+            n_tests += 1
+            if p[0] <= LEVEL:  # a larger one neither passes nor moves a q that does
+                tried.append((feature, child, float(p[0]), n_hit / n_alone))
+                if n_hit >= MOSTLY * n_alone:
+                    hits[feature, child] = hit
     table = np.array(tried, dtype=np.float64).reshape(-1, 4)
-    q = benjamini_hochberg(table[:, 2], n_tests=len(table))
-    usual = float(np.quantile(beside, 1 - LEVEL)) if beside else 0.0
+    q = benjamini_hochberg(table[:, 2], n_tests=n_tests)
+    usual = float(np.quantile(np.asarray(beside), 1 - LEVEL)) if beside else 0.0
     kept = (q <= LEVEL) & (table[:, 3] >= MOSTLY) & (table[:, 3] > usual)
     # Two that are each on where the other should be are parts of one thing; neither is above the other.
     both = {tuple(pair) for pair in table[kept, :2].tolist()}

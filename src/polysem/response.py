@@ -47,7 +47,7 @@ from polysem.progress import SILENT, Reporter
 from polysem.readouts import set_problem
 from polysem.saes.base import SAE
 from polysem.seeds import rng_for
-from polysem.store.tables import STAGES
+from polysem.store.tables import MATCHING, STAGES
 from polysem.types import Site
 from polysem.vocabulary import TOKEN_SETS
 
@@ -106,6 +106,7 @@ def respond(
     tokens = {r["prompt_id"]: r["token_ids"] for r in prompts.select(["prompt_id", "token_ids"]).to_pylist()}
     labels = sorted(set(cells["sae"].to_pylist()))
     parts: list[_OneSAE] = []
+    known = MATCHING.empty() if matching is None else matching
     for label in reporter.track(labels, total=len(labels), label="response"):
         own = cells.filter(pc.equal(cells["sae"], label))
         one = _OneSAE(label, saes[label], model, features, own.to_pylist(), tokens)
@@ -117,9 +118,9 @@ def respond(
         compensations, matrix = one.compensations(level=level, seed=seed)
         rows["compensation"] += compensations
         rows["gradient_matrix"] += matrix
-        for other in parts if matching is not None else ():
-            two = pc.and_(pc.equal(matching["first"], other.label), pc.equal(matching["second"], label))
-            if (matched := matching.filter(two)).num_rows:
+        for other in parts:
+            two = (pc.field("first") == other.label) & (pc.field("second") == label)
+            if (matched := known.filter(two)).num_rows:
                 rows["replicated"] += _replicated(other, one, matched, seed=seed)
         parts.append(one)
     return {name: schema.of(rows[name]) for name, schema in schemas.items()}

@@ -16,7 +16,8 @@ from benchmarks.sweep import hook
 from benchmarks.worlds import DOSES
 from benchmarks.worlds import make_world as make_model_world
 from polysem.corpus import TokenRows
-from polysem.hierarchy.firing import Fired
+from polysem.hierarchy.absorption import absorption
+from polysem.hierarchy.firing import Fired, fired
 from polysem.hierarchy.relations import candidates
 from polysem.layers.coactivity import BLOCK, Coactivity, Firing, corpus_pass, fired_together
 from polysem.layers.ends import Ends
@@ -25,6 +26,7 @@ from polysem.replicate import assigned
 from polysem.saes.base import SAE
 from polysem.types import Site
 from polysem.worlds.tables import plain_sae, unit_rows
+from polysem.worlds.tree import tree_world
 
 DENSITY = 0.01
 """of the features of a dictionary, active on a token"""
@@ -212,10 +214,10 @@ def wide_matching(size: Size) -> Iterator[Line]:
     )
 
 
-def sparse_firing(n: int, tokens: int = 20_000, d: int = 256) -> Fired:
+def sparse_firing(n: int, tokens: int = 20_000, d: int = 256, active: int = 64) -> Fired:
     """Every token has some 64 of n features, drawn so that some fire often and most seldom; one in 16 mostly fires with another."""
     rng = np.random.default_rng(n)
-    place = np.repeat(np.arange(tokens), 64)
+    place = np.repeat(np.arange(tokens), active)
     drawn = np.minimum((n * rng.random(len(place)) ** 2).astype(np.int64), n - 1)
     twin = (drawn % 2 == 0) & (drawn < n // 8) & (rng.random(len(drawn)) < 0.9)
     place, drawn = np.concatenate([place, place[twin]]), np.concatenate([drawn, drawn[twin] + 1])
@@ -262,6 +264,42 @@ def wide_relations(size: Size) -> Iterator[Line]:
         "MB",
         f"{float(said):.0f} cpu s; at {small:,} features the same {len(close):,} close pairs and {len(same):,} of the same tokens as dense "
         "products give, with the same counts",
+    )
+
+
+def leaning_firing(n: int, tokens: int = 60_000, d: int = 768) -> Fired:
+    """Sparse firing of features in blocks of 32, each a possible child of the others (cosine 0.3), and activations that they write."""
+    seen = sparse_firing(n, tokens, d, active=16)
+    common = np.repeat(np.random.default_rng(0).standard_normal((n // 32, d)).astype(np.float32), 32, axis=0)
+    units = 0.7**0.5 * seen.units + 0.3**0.5 * common / np.linalg.norm(common, axis=1, keepdims=True)
+    units /= np.linalg.norm(units, axis=1, keepdims=True)
+    return replace(seen, units=units, rows=units, x=np.asarray(seen.fires @ units))
+
+
+@benchmark
+def wide_absorption(size: Size) -> Iterator[Line]:
+    """Memory and time of asking features for absorption, in a dictionary too wide for its activations to be held dense."""
+    n, tokens, probes = (65_536, 60_000, 256) if size == "full" else (2048, 4000, 16)
+    world = tree_world(roots=6, absorbed=3)
+    made = absorption(fired(world.wide, world.sample(20_000, seed=1)[0]))
+    pairs = set(zip(made.parent.tolist(), made.child.tolist(), strict=True))
+    require(world.truth.absorbed <= pairs, "a planted absorption is not found")
+    setup = f"from benchmarks import kernels as k\nimport time\nseen = k.leaning_firing({n}, {tokens})"
+    run = (
+        f"begun = time.process_time()\nmade = k.absorption(seen, most={probes})\n"
+        "print(time.process_time() - begun, len(made.f1), int((made.f1 >= 0.8).sum()))"
+    )
+    peak, said = peak_mb(setup, run)
+    spent, asked, good = said.split()
+    require(int(good) > 0, "no probe is good enough: children were not looked at")
+    yield Line(
+        f"extra memory, {asked} of {n:,} features asked for absorption on {tokens:,} tokens, 768-d, 31 possible children each",
+        "the activations of all tokens and features, float32",
+        peak.extra,
+        4e-6 * n * tokens,
+        "MB",
+        f"{1000 * float(spent) / int(asked):.0f} cpu ms a feature; the probe of {good} is good enough; a planted tree's absorbed pairs are "
+        "all found",
     )
 
 

@@ -31,7 +31,7 @@ from polysem.linear.subspaces import shared_spans
 from polysem.saes.base import SAE
 from polysem.seeds import random_rotation, rng_for
 from polysem.store.result import Result
-from polysem.store.tables import REPLICATES, SHARED_SPANS, STABILITY, SURVIVAL
+from polysem.store.tables import MATCHING, REPLICATES, SHARED_SPANS, STABILITY, SURVIVAL
 
 VERSION = 1
 """of the JSON"""
@@ -286,6 +286,8 @@ class Replicates(Result):
     """of every two: what `as_json` shows"""
     stability: tuple[Float[np.ndarray, " n"], ...]
     """by dictionary: share of the others in which each feature has a match; NaN where it is dead"""
+    nearest: tuple[Float[np.ndarray, " n"], ...]
+    """the soft form: largest |cosine| of its decoder row with a row of another, mean over the others"""
 
     def facts(self) -> Mapping[str, object]:
         return {
@@ -307,13 +309,21 @@ class Replicates(Result):
         ]
         lasting = [{**who, **row} for who, p in pairs for row in p["survival"]]
         spans = [{**who, **row} for who, p in pairs for row in p["spans"]]
+        columns = ("feature", "match", "decoder", "encoder", "stable")
+        matched = [
+            {**who, **dict(zip(columns, row, strict=True))}
+            for who, p in pairs
+            for row in zip(*p["matching"].values(), strict=True)
+        ]
         stable = [
-            {"number": k, "sae": self.refs[k][0], "feature": n, "stability": value}
+            {"number": k, "sae": self.refs[k][0], "feature": n, "stability": value, "nearest": soft}
             for k, own in enumerate(self.stability)
-            for n, value in enumerate(own.tolist())
+            for n, (value, soft) in enumerate(zip(own.tolist(), self.nearest[k].tolist(), strict=True))
         ]
         made = zip(
-            (REPLICATES, SURVIVAL, SHARED_SPANS, STABILITY), (of_two, lasting, spans, stable), strict=True
+            (REPLICATES, SURVIVAL, SHARED_SPANS, MATCHING, STABILITY),
+            (of_two, lasting, spans, matched, stable),
+            strict=True,
         )
         return {schema.name: schema.of_rows(rows) for schema, rows in made}
 
@@ -327,7 +337,10 @@ class Replicates(Result):
             "version": VERSION,
             "dictionaries": [{"ref": ref, "revision": revision} for ref, revision in self.refs],
             "pairs": [dict(p) for p in self.pairs],
-            "stability": [[None if np.isnan(v) else float(v) for v in own] for own in self.stability],
+            **{
+                name: [[None if np.isnan(v) else float(v) for v in own] for own in every]
+                for name, every in (("stability", self.stability), ("nearest", self.nearest))
+            },
         }
 
 
@@ -343,15 +356,53 @@ def replicate(saes: Sequence[SAE], *, seed: int = 0) -> Replicates:
     """
     _comparable(saes)
     refs = tuple((s.provenance.ref, s.provenance.revision) for s in saes)
-    sides = [_sides(s, _living(s)) for s in saes]
-    found, hits = [], [np.full(s.d_sae, np.nan) for s in saes]
-    for own, s in zip(hits, saes, strict=True):
-        own[_living(s)] = 0.0
+    return _compared(saes, refs, refs, seed=seed, word="replicate")
+
+
+def replicates_of(saes: Mapping[str, SAE], *, seed: int = 0) -> Replicates:
+    """Compare dictionaries of a study, each with those of its site; in tables they have their labels.
+
+    Args:
+        saes: by label; those that are alone at their site are left out.
+        seed: of the study.
+    """
+    sites = [(s.reads, s.writes) for s in saes.values()]
+    kept = {label: saes[label] for label, at in zip(saes, sites, strict=True) if sites.count(at) > 1}
+    refs = tuple((label, s.provenance.revision) for label, s in kept.items())
+    return _compared(list(kept.values()), refs, [(label,) for label in kept], seed=seed, word="stable")
+
+
+def _compared(
+    saes: Sequence[SAE],
+    refs: tuple[tuple[str, str], ...],
+    keys: Sequence[tuple[str, ...]],
+    *,
+    seed: int,
+    word: str,
+) -> Replicates:
+    """Every two that are of one site.
+
+    Args:
+        saes: the dictionaries.
+        refs: of each, as they are told.
+        keys: of each, from which draws follow.
+        seed: of draws.
+        word: the draws' name.
+    """
+    found, hits, soft = [], *([np.full(s.d_sae, np.nan) for s in saes] for _ in range(2))
+    for k, s in enumerate(saes):
+        hits[k][_living(s)] = soft[k][_living(s)] = 0.0
+    sites = [(s.reads, s.writes) for s in saes]
     for a, b in combinations(range(len(saes)), 2):
-        rng = rng_for(seed, "replicate", *refs[a], *refs[b])
+        if sites[a] != sites[b]:
+            continue
+        others = sites.count(sites[a]) - 1
+        rng = rng_for(seed, word, *keys[a], *keys[b])
         made, limits, stable = stable_matching(saes[a], saes[b], rng=rng)
-        for own, mine in ((a, made.first), (b, made.second)):
-            hits[own][mine[stable]] += 1.0 / (len(saes) - 1)
+        sides = [_sides(saes[k], _living(saes[k]))[0] for k in (a, b)]
+        for own, mine, best in zip((a, b), (made.first, made.second), _nearest(*sides), strict=True):
+            hits[own][mine[stable]] += 1.0 / others
+            soft[own][_living(saes[own])] += best / others
         lasting = []
         for how, kept in (
             ("stable", stable),
@@ -364,13 +415,13 @@ def replicate(saes: Sequence[SAE], *, seed: int = 0) -> Replicates:
             _sides(s, np.setdiff1d(_living(s), mine[stable]))[0]
             for s, mine in ((saes[a], made.first), (saes[b], made.second))
         ]
-        spans_rng = rng_for(seed, "spans", *refs[a], *refs[b])
+        spans_rng = rng_for(seed, "spans", *keys[a], *keys[b])
         found.append(
             {
                 **{"first": a, "second": b, "n": len(made.first), "pw_mcc": made.pw_mcc},
-                "null": null_pw_mcc(sides[a][0], sides[b][0], rng=rng),
+                "null": null_pw_mcc(*sides, rng=rng),
                 "limits": {"decoder": limits[0], "encoder": limits[1], "false_matches": FALSE},
-                "matched": [float(stable.sum() / len(sides[k][0])) for k in (a, b)],
+                "matched": [float(stable.sum() / len(side)) for side in sides],
                 "survival": lasting,
                 "spans": [vars(one) for one in shared_spans(*loose, rng=spans_rng)],
                 "matching": {
@@ -380,7 +431,19 @@ def replicate(saes: Sequence[SAE], *, seed: int = 0) -> Replicates:
                 },
             }
         )
-    return Replicates(refs, tuple(found), tuple(hits))
+    return Replicates(refs, tuple(found), tuple(hits), tuple(soft))
+
+
+def _nearest(
+    first: Float[np.ndarray, "n d"], second: Float[np.ndarray, "m d"]
+) -> tuple[Float[np.ndarray, " n"], Float[np.ndarray, " m"]]:
+    """Of every unit row the largest |cosine| with a row of the other side."""
+    best, back, rows = [np.zeros(0)], np.zeros(len(second)), _at_once(len(second))
+    for start in range(0, len(first), rows):
+        size = np.abs(first[start : start + rows] @ second.T)
+        best.append(size.max(axis=1, initial=0))
+        back = np.maximum(back, size.max(axis=0))
+    return np.concatenate(best), back
 
 
 def _rows(sae: SAE) -> Float[np.ndarray, "d_sae d_out"]:

@@ -45,11 +45,10 @@ from polysem.plan.strengths import own_strengths
 from polysem.positions import PLAIN, ordinary_rows
 from polysem.progress import SILENT, Reporter
 from polysem.readouts import set_problem
-from polysem.replicate import stable_matching
 from polysem.saes.base import SAE
 from polysem.seeds import rng_for
 from polysem.store.schema import or_null
-from polysem.store.tables import STAGES
+from polysem.store.tables import MATCHING, STAGES
 from polysem.types import Site
 from polysem.vocabulary import TOKEN_SETS
 
@@ -83,6 +82,7 @@ def respond(
     saes: Mapping[str, SAE],
     *,
     seed: int,
+    matching: pa.Table | None = None,
     level: float = 0.95,
     reporter: Reporter = SILENT,
 ) -> dict[str, pa.Table]:
@@ -96,6 +96,7 @@ def respond(
         model: the model.
         saes: by label.
         seed: root seed.
+        matching: MATCHING of the SAEs; pairs of SAEs that it has nothing of are not compared.
         level: of the intervals of lambda. No setting of the study, so that statistics can be redone without
             the model.
         reporter: is told of every SAE and prompt.
@@ -106,6 +107,7 @@ def respond(
     tokens = {r["prompt_id"]: r["token_ids"] for r in prompts.select(["prompt_id", "token_ids"]).to_pylist()}
     labels = sorted(set(cells["sae"].to_pylist()))
     parts: list[_OneSAE] = []
+    known = MATCHING.empty() if matching is None else matching
     for label in reporter.track(labels, total=len(labels), label="response"):
         own = cells.filter(pc.equal(cells["sae"], label))
         one = _OneSAE(label, saes[label], model, features, own.to_pylist(), tokens)
@@ -118,22 +120,20 @@ def respond(
         rows["compensation"] += compensations
         rows["gradient_matrix"] += matrix
         for other in parts:
-            if other.sae.writes == one.sae.writes:
-                rows["replicated"] += _replicated(other, one, seed=seed)
+            two = (pc.field("first") == other.label) & (pc.field("second") == label)
+            if (matched := known.filter(two)).num_rows:
+                rows["replicated"] += _replicated(other, one, matched, seed=seed)
         parts.append(one)
     return {name: schema.of(rows[name]) for name, schema in schemas.items()}
 
 
-def _replicated(first: "_OneSAE", second: "_OneSAE", *, seed: int) -> Rows:
-    """REPLICATED of two SAEs of one site, on the first prompts that both were steered on."""
+def _replicated(first: "_OneSAE", second: "_OneSAE", matching: pa.Table, *, seed: int) -> Rows:
+    """REPLICATED of two SAEs of one site and their MATCHING, on the first prompts that both were steered on."""
     names = sorted(set(first.gradients) & set(second.gradients))[:REPLICATED_PROMPTS]
     places = {c["prompt_id"]: c["positions"] for c in first.cells}
     at = [first.prompt(name, places[name]) for name in names]
     rows: Rows = []
-    made, _, stable = stable_matching(
-        first.sae, second.sae, rng=rng_for(seed, "stable", first.label, second.label)
-    )
-    matched = Matched(made.first, made.second, made.decoder, stable)
+    matched = Matched(*(matching[name].to_numpy() for name in ("feature", "match", "decoder", "stable")))
     for tokens in sorted({name for _, name in first.keys} & {name for _, name in second.keys}) if at else []:
         here, there = (SeedSide(one.label, one.sae, one.all_sets(tokens)) for one in (first, second))
         rng = rng_for(seed, "replicated", first.label, second.label, tokens)

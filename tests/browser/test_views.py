@@ -408,6 +408,8 @@ def test_a_card_says_what_a_feature_is_to_others_and_whether_another_dictionary_
     kin = [" ".join(text.split()) for text in here.page.locator("section.kin li").all_inner_texts()]
     assert f"of {OTHER}" in kin[0]
     assert kin[0].startswith("its match is not beyond chance: ")
+    assert kin[0].endswith("|cosine| 0.40")
+    assert "The nearest direction there, of any feature: |cosine| 0.45." in here.text("section.kin")
     assert [re.sub(r" .*feature", "", text).split(" pair")[0] for text in kin[1:]] == [
         "absorbed 12",
         "antipodal 3",

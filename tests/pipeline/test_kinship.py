@@ -1,5 +1,5 @@
 """Relations of features as a stage of a study, on the command line: counted on the map, left out of the plan, told with the
-effects, shown in the report; killed and made again; and a study that does not ask."""
+effects, shown in the report; killed and made again; and a study that does not ask. And its two SAEs of one site side by side."""
 
 import shutil
 from collections.abc import Sequence
@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow.compute as pc
 import pytest
 import torch
+from scipy.optimize import linear_sum_assignment
 from typer.testing import CliRunner
 
 from polysem.cli.app import app
@@ -18,6 +19,7 @@ from polysem.engine.status import study_status
 from polysem.engine.verify import verify_run
 from polysem.hierarchy.known import kinds_of
 from polysem.models import load_model
+from polysem.saes import load_sae
 from polysem.store.run import RunFolder
 from polysem.vocabulary_findings import KINSHIPS
 from support.sae_fixtures import WRITERS, Weights, planted
@@ -76,6 +78,7 @@ def folder(tmp_path_factory) -> Path:
     (folder / "prompts.txt").write_text("\n".join(draw(8) for _ in range(4)), encoding="utf-8")
     facts = {"d_in": model.spec.d_model, "layer": 0, "hook": "hook_resid_post", "k": 6}
     wide = [_mixed(planted(d_sae=96, seed=seed, **facts)) for seed in (0, 1)]
+    wide[1] = _sharing(wide[1], wide[0])
     narrow = _mixing(planted(d_sae=48, seed=2, **facts), wide)
     for name, weights in zip(("first", "second", "narrow"), (*wide, narrow), strict=True):
         WRITERS["saelens-v6-topk"](folder / name, weights)
@@ -88,6 +91,12 @@ def _mixed(weights: Weights) -> Weights:
     for m in MIXED:
         aside = torch.nn.functional.normalize(rows[m + 1] - (rows[m + 1] @ rows[m]) * rows[m], dim=0)
         rows[m + 1] = 0.5 * rows[m] + 0.75**0.5 * aside
+    return replace(weights, W_dec=rows, W_enc=rows.T.contiguous())
+
+
+def _sharing(weights: Weights, other: Weights) -> Weights:
+    """The last rows are the other's: stable features, whose pairs come back."""
+    rows = torch.cat([weights.W_dec[:60], other.W_dec[60:]])
     return replace(weights, W_dec=rows, W_enc=rows.T.contiguous())
 
 
@@ -251,6 +260,50 @@ def test_what_cannot_be_asked_is_an_error(
         )
         done = CliRunner().invoke(app, ["kinship", str(study), "--out", str(out)])
         assert done.exit_code == 0, done.output
+
+
+def test_two_saes_of_a_site_are_compared_in_the_report(folder, drawn) -> None:
+    """Matching, stability and the soft form by hand; the page tells them, and pairs and spans, without another command."""
+    rows = [load_sae(str(folder / name)).W_dec.double().numpy() for name in ("first", "second")]
+    a, b = (own / np.linalg.norm(own, axis=1, keepdims=True) for own in rows)
+    size = np.abs(a @ b.T)
+    i, j = linear_sum_assignment(size, maximize=True)
+    (two,) = drawn.table("replicates").to_pylist()
+    assert (two["first"], two["second"], two["n"]) == ("first", "second", 96)
+    assert two["pw_mcc"] == pytest.approx(size[i, j].mean(), abs=1e-9)
+    matching = drawn.table("matching")
+    assert matching["feature"].to_pylist() == i.tolist()
+    assert matching["match"].to_pylist() == j.tolist()
+    known = drawn.table("stability")
+    firm = dict(zip(i.tolist(), matching["stable"].to_pylist(), strict=True))
+    for label, best in (("first", size.max(axis=1)), ("second", size.max(axis=0))):
+        own = known.filter(pc.equal(known["sae"], label))
+        np.testing.assert_allclose(own["nearest"].to_numpy(), best, atol=1e-9)
+        assert 36 <= sum(own["stability"].to_pylist()) == sum(firm.values()) < 96
+    assert all(r["same"] == 1 or r["matched"] == "stable" for r in drawn.table("survival").to_pylist())
+    steered = drawn.table("replicated").to_pylist()
+    assert all(r["stable_source"] <= firm.get(r["source"], False) for r in steered)
+    page = (drawn.root / "report.html").read_text(encoding="utf-8")
+    assert f"<td>{two['pw_mcc']:.3f}</td>" in page
+    for caption in ("Features of two SAEs of a site, by weights", "Interfering pairs in another SAE", "Subspaces of features that are not stable"):  # fmt: skip
+        assert caption in page
+
+
+def test_the_comparison_is_made_again_with_the_same_bytes_and_asks_for_two(drawn, folder) -> None:
+    root = shutil.copytree(drawn.root, folder / "compared")
+    before = {p.name: p.read_bytes() for p in (root / "dictionaries").glob("*.parquet")}
+    shutil.rmtree(root / "dictionaries")
+    done = CliRunner().invoke(app, ["dictionaries", str(folder / "drawn.toml"), "--out", str(root)])
+    assert done.exit_code == 0, done.output
+    assert {p.name: p.read_bytes() for p in (root / "dictionaries").glob("*.parquet")} == before
+    study = folder / "alone.toml"
+    text = STUDY.format(relations="")
+    study.write_text(
+        text.replace(text[text.rindex("[[saes]]") : text.index("[corpus]")], ""), encoding="utf-8"
+    )
+    done = CliRunner().invoke(app, ["dictionaries", str(study), "--out", str(folder / "alone")])
+    assert done.exit_code == 2
+    assert "where a study has 2 sections [[saes]]" in " ".join(done.output.split())
 
 
 def test_verbs_beside_a_study_make_its_relations_first(folder, drawn) -> None:

@@ -149,6 +149,12 @@ class Fakes:
             rows += [{"trial_id": r["trial_id"], "status": "ok", "kl": batch + self.noise} for r in planned]
         return table(TRIALS, rows)
 
+    def replicates_of(self, saes: dict[str, Any], *, seed: int) -> SimpleNamespace:
+        self.note("dictionaries")
+        return SimpleNamespace(
+            tables=lambda: {schema.name: schema.empty() for schema in STAGES["dictionaries"]}
+        )
+
     def respond(self, *_: object, **__: object) -> dict[str, pa.Table]:
         self.note("response")
         return {schema.name: schema.empty() for schema in STAGES["response"]}

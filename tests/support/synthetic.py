@@ -29,9 +29,11 @@ from polysem.store.manifest import Manifest, Output, StageInputs
 from polysem.store.schema import Schema
 from polysem.store.stages import StageName, order_of
 from polysem.vocabulary import CATEGORIES
-from support.synthetic_response import response_tables
+from support.synthetic_response import dictionaries_tables, response_tables
 
-ALL_STAGES: tuple[StageName, ...] = ("features", "pairs", "plan", "trials", "response", "effects")
+ALL_STAGES: tuple[StageName, ...] = (
+    *("features", "pairs", "plan", "trials", "dictionaries", "response", "effects"),
+)
 BINS = (0.0, 0.1, 0.2, 0.3, 0.4, 1.0)
 Rows = list[dict[str, Any]]
 _TOPICS = {
@@ -386,6 +388,7 @@ def _made(world: SyntheticStudy, *, effects: bool, response: bool) -> dict[str, 
     study = parse_study(_study_text(world, "synthetic"))
     made = synthetic_tables(world)
     plan, trials = made["plan"]["plan"], made["trials"]["trials"]
+    made["dictionaries"] = dictionaries_tables(world)
     if response:
         pushed = estimate(plan, trials, config=study.effects, seed=0).pair_effects
         made["response"] = response_tables(world, pushed)

@@ -53,6 +53,57 @@ def response_tables(world: "SyntheticStudy", pairs: pa.Table) -> dict[str, pa.Ta
     }
 
 
+def dictionaries_tables(world: Any) -> dict[str, pa.Table]:
+    """Every feature of the first SAE is matched with its namesake in the others; the first five are stable."""
+    n, matched, stable = world.n_features, [], []
+    pairs = [{"number": k, "first": world.saes[0], "second": other} for k, other in enumerate(world.saes[1:])]
+    for two in pairs:
+        for f in range(n):
+            size = 0.9 if f < 5 else 0.4
+            matched.append(
+                two | {"feature": f, "match": f, "decoder": size, "encoder": size, "stable": f < 5}
+            )
+    for k, label in enumerate(world.saes):
+        for f in range(n):
+            known = {"stability": float(f < 5), "nearest": 0.9 if f < 5 else 0.45}
+            stable.append({"number": k, "sae": label, "feature": f} | known)
+    two_of = {
+        "n": n,
+        "pw_mcc": 0.41,
+        "turned": 0.2,
+        "drawn": 0.25,
+        "stable_first": 5 / n,
+        "stable_second": 5 / n,
+    }
+    bins = {
+        "matched": "stable",
+        "low": 0.3,
+        "high": 0.4,
+        "n": 10,
+        "same": 0.2,
+        "chance": 0.1,
+        "lo": 0.0,
+        "hi": 0.2,
+    }
+    spans = {
+        "group": "all",
+        "n_groups": 1,
+        "size": n - 5,
+        "rank": 30.0,
+        "shared": 0.6,
+        "angle": 35.0,
+        "random": 0.4,
+    }
+    rows = {
+        "replicates": [two | two_of for two in pairs],
+        "survival": [two | bins for two in pairs],
+        "shared_spans": [two | spans | {"lo": 0.35, "hi": 0.45, "drawn": 0.55} for two in pairs],
+        "matching": matched,
+        "stability": stable,
+    }
+    return {schema.name: schema.of_rows(rows[schema.name]) for schema in t.STAGES["dictionaries"]}
+
+
 def _matrix(label: str, slope: float, rng: np.random.Generator) -> Rows:
     """Cosines of 8 targets and 24 features, and gradients that follow them but for effects of both and noise."""
     G = 0.2 * rng.standard_normal((8, 24))

@@ -24,7 +24,7 @@ from polysem.engine.verify import compare_trials, verify_run
 from polysem.errors import ConfigError, PolysemError, StoreError
 from polysem.store import RunFolder
 from polysem.store import run as store_run
-from polysem.store.stages import order_of
+from polysem.store.stages import ORDER
 from polysem.store.tables import PLAN, STAGES, TRIALS
 from support.fake_stages import N_BATCHES, SITE, FakeFeatures, Fakes, fake_sae, table
 
@@ -43,6 +43,7 @@ def fakes(monkeypatch: pytest.MonkeyPatch) -> Fakes:
         "prompts": SimpleNamespace(make_prompts=made.make_prompts),
         "plan": plan,
         "trials": SimpleNamespace(run_batches=made.run_batches, Kept=object),
+        "replicate": SimpleNamespace(replicates_of=made.replicates_of),
         "response": SimpleNamespace(respond=made.respond),
         "stats": SimpleNamespace(estimate=made.estimate),
         "report": SimpleNamespace(write_report=made.write_report),
@@ -92,10 +93,10 @@ def reason(study: Study, out: Path, stage: str) -> str:
 ALL_CALLS = [
     *("model", "sae gated", "sae gated", "features"),
     *("pairs blocks.0.hook_resid_post", "pairs blocks.0.hook_resid_post-2"),
-    *("plan", "trials 0-1", "trials 2-3", "trials 4-4", "response", "effects", "report"),
+    *("plan", "trials 0-1", "trials 2-3", "trials 4-4", "dictionaries", "response", "effects", "report"),
 ]
-PLAIN = order_of(None)
-"""stages of a study that asks for nothing beside"""
+PLAIN = tuple(stage for stage in ORDER if stage != "kinship")
+"""stages of a study of two SAEs that asks for nothing beside"""
 ALL_FRESH = dict.fromkeys(PLAIN, "fresh")
 
 
@@ -245,7 +246,8 @@ def test_shards_in_any_order_give_the_files_of_one_run(fakes: Fakes, study: Stud
         assert states(study, sharded)["trials"] == "partial"
     fakes.calls.clear()
     run_study(study, sharded)
-    assert fakes.calls[-3:] == ["response", "effects", "report"]
+    late = [call for call in fakes.calls if call != "model"]
+    assert late[-4:] == ["dictionaries", "response", "effects", "report"]
     assert not [call for call in fakes.calls if call.startswith("trials")]
     for path in sorted(whole.rglob("*.parquet")):
         assert (sharded / path.relative_to(whole)).read_bytes() == path.read_bytes()
@@ -395,7 +397,8 @@ def test_stored_features_have_all_that_a_feature_table_has(fakes: Fakes, study: 
 def test_verify_says_that_a_run_is_not_finished(fakes: Fakes, study: Study, out: Path):
     run_study(study, out, stages=["features", "pairs"])
     assert [f for f in verify_run(out) if f.endswith("not finished")] == [
-        f"{stage}: not finished" for stage in ("plan", "trials", "response", "effects", "report")
+        f"{stage}: not finished"
+        for stage in ("plan", "trials", "dictionaries", "response", "effects", "report")
     ]
 
 

@@ -14,6 +14,7 @@ from polysem.progress import Reporter
 from polysem.store import io
 from polysem.store.manifest import Output
 from polysem.store.run import REPORT, Part, trial_parts
+from polysem.store.stages import has
 
 if TYPE_CHECKING:
     from polysem.transfer.panel import JudgePanel
@@ -155,6 +156,14 @@ def trials(task: Task) -> Made | None:
     return task.in_parts(compute, sizes=[len(some) for some in batches])
 
 
+def dictionaries(task: Task) -> Made:
+    """What SAEs of one site have in common."""
+    from polysem.replicate import replicates_of
+
+    saes = {label: task.context.saes[label] for label in sorted(task.context.saes)}
+    return task.whole(replicates_of(saes, seed=task.study.seed).tables())
+
+
 def response(task: Task) -> Made:
     """What the gradient says about the trials of the plan."""
     from polysem.response import respond
@@ -163,6 +172,7 @@ def response(task: Task) -> Made:
     tables = respond(
         *(task.run.table("plan"), task.run.table("prompts"), task.run.table("trials")),
         *(context.features, context.model, context.saes),
+        matching=task.run.table("matching") if has(task.study, "dictionaries") else None,
         seed=task.study.seed,
         reporter=task.how.reporter,
     )

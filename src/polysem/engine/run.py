@@ -271,10 +271,11 @@ def _wanted(
     if unknown or not wanted:
         raise ConfigError(f"unknown stages {unknown or '(none)'}; expected some of {', '.join(ORDER)}")
     if lacking := [stage for stage in wanted if not has(study, stage)]:
-        section = REGISTRY[lacking[0]].asked
+        section, fewest = REGISTRY[lacking[0]].asked, REGISTRY[lacking[0]].fewest
+        what = f"{fewest} sections [[{section}]]" if fewest else f"the section [{section}]"
         raise ConfigError(
-            f"{lacking[0]} is made where a study has the section [{section}], and this one has none",
-            hint=f"add a line [{section}] to the study; what it may hold: polysem init",
+            f"{lacking[0]} is made where a study has {what}, and this one has {'fewer' if fewest else 'none'}",
+            hint=f"add a line [{f'[{section}]' if fewest else section}] to the study; what it may hold: polysem init",
         )
     if shard is not None:
         if wanted != ("trials",):

@@ -28,7 +28,7 @@ def register(cursor: Any, stored: Mapping[str, RunTable], study: Study) -> dict[
         found["steering"] = _steering(cursor, study)
     if "toward" in stored:
         found["toward"] = _toward(cursor, study)
-    if "replicated" in stored:
+    if {"matching", "stability"} <= set(stored):
         found["matches"] = _matches(cursor)
     return found
 
@@ -214,22 +214,19 @@ def _toward(cursor: Any, study: Study) -> RunTable:
 
 
 def _matches(cursor: Any) -> RunTable:
-    """Which feature of another SAE of the site is the match of one, as far as features were drawn to be compared: both ways round."""
+    """Which feature of another SAE of the site is the match of one: both ways round."""
     sides = [
-        f"SELECT {sae} AS sae, {feature} AS feature, {other} AS other, {match} AS other_feature, stable_{end} AS stable FROM t_replicated"
-        for end in ("target", "source")
-        for sae, feature, other, match in (
-            ("sae", end, "other", f"other_{end}"),
-            ("other", f"other_{end}", "sae", end),
+        f"SELECT {own} AS sae, {feature} AS feature, {other} AS other, {match} AS other_feature, abs(decoder) AS cosine, stable "
+        "FROM t_matching"
+        for own, feature, other, match in (
+            ("first", "feature", "second", "match"),
+            ("second", "match", "first", "feature"),
         )
     ]
-    cursor.execute(
-        "CREATE OR REPLACE VIEW matches AS SELECT sae, feature, other, other_feature, bool_or(stable) AS stable "
-        f"FROM ({' UNION ALL '.join(sides)}) GROUP BY ALL"
-    )
+    cursor.execute(f"CREATE OR REPLACE VIEW matches AS {' UNION ALL '.join(sides)}")
     return RunTable(
         name="matches",
-        title="Features that were looked for in another SAE of their site",
+        title="Features and their matches in other SAEs of their site",
         base="matches",
         key=("sae", "feature", "other"),
         fields=(
@@ -237,13 +234,31 @@ def _matches(cursor: Any) -> RunTable:
             Field("feature", "feature", "", "row of W_dec"),
             Field("other", "text", "", "label of another SAE of the site"),
             Field("other_feature", "integer", "", "its match there, one to one"),
+            Field("cosine", "number", "cosine", "|cosine| of their decoder rows"),
             Field("stable", "flag", "", "whether they are alike beyond what a turned dictionary reaches"),
+            Field(
+                "stability",
+                "number",
+                "share",
+                "of the other SAEs in which its match is stable",
+                "soft.stability",
+                "soft",
+            ),
+            Field(
+                "nearest",
+                "number",
+                "cosine",
+                "largest |cosine| with a row of another SAE, mean over them",
+                "soft.nearest",
+                "soft",
+            ),
             Field("gloss", "text", "", "primary gloss", "n_feature.gloss", "feature"),
             Field("gloss_other", "text", "", "primary gloss of the match", "n_other.gloss", "other"),
         ),
         joins={
             "feature": "LEFT JOIN names n_feature ON n_feature.sae = b.sae AND n_feature.feature = b.feature",
             "other": "LEFT JOIN names n_other ON n_other.sae = b.other AND n_other.feature = b.other_feature",
+            "soft": "LEFT JOIN t_stability soft ON soft.sae = b.sae AND soft.feature = b.feature",
         },
         features=("feature",),
         aggregate=True,

@@ -2,18 +2,22 @@
 (arXiv 2409.14507).
 
 Whether it should fire, a probe says, learnt from the feature's own tokens against tokens where neither it nor any possible
-child fires (a child: decoder cosine above `NEAR`); so what may be absorbed teaches the probe nothing. Its direction is that of
+child fires (a child: decoder cosine above `NEAR`, and on at most half of the feature's tokens); so what may be absorbed teaches the
+probe nothing, and what is more general teaches it what the feature is not. Its direction is that of
 linear discriminant analysis, its threshold a logistic regression on that one number. A direction that merely leans towards the
-feature's moves the probe in step with itself; so on a child's tokens, what grows with the child is taken off first. What is
-left is the feature's own, and comes and goes by itself. A child that took the feature over writes its part, too; so a token counts
-only where the child is needed: without its part the error there would be larger. A probe may err where it has learnt nothing: so features of like density
-without a cosine are kept from it and read by it in the same way, and a child counts only where its share is above what 5 %
-of those reach.
+feature's moves the probe in step with itself; so on a child's tokens, what grows with the child is taken off first. Not so where the
+child reads the feature's part with its own, as learnt ones do: there the score is about as large as on the feature's own tokens, and
+two things vary. A child that took the feature over writes its part, too; so a token counts only where the child is needed: without
+its part the error there would be larger. A probe may err where it has learnt nothing: so features of like density without a cosine,
+which do not fire with it more than by chance, are kept from it and read by it in the same way, and a child counts only where its
+share is above what 5 % of those reach.
 A logistic regression in all dimensions would cost hours for thousands of features; on the planted tree this one finds the
 planted rates.
-Cost: of each feature, a covariance of the text without its possible children's tokens, and one solution.
+Cost: of each feature, a covariance of the text without its possible children's tokens, and one solution. Held: the text, firings and
+what passes; no array of tokens and features.
 """
 
+from array import array
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -36,6 +40,11 @@ FEW = 10
 LEVEL = 0.05
 FAR = 0.1
 """|decoder cosine| of those that stand beside the children at most"""
+PART = 0.5
+"""share of a feature's tokens on which what is more special fires at most"""
+FULL, STIRS = 0.6, 2.0
+"""a child that reads the feature's part with its own: mean score on its tokens, as a share of that on the feature's own, and standard
+deviation of what does not grow with the child, in those of the score on tokens of neither; at least"""
 _STEPS, _RIDGE = 12, 1e-3
 
 
@@ -96,18 +105,21 @@ def absorption(seen: Fired, *, most: int | None = None) -> Absorbed:
     often = np.flatnonzero(seen.count >= FEWEST)
     if most is not None:
         often = often[np.unique(np.linspace(0, len(often) - 1, min(most, len(often))).astype(np.int64))]
-    tried: list[tuple[int, int, float, float]] = []
+    tried: list[tuple[int, int, float, int, int]] = []
+    n_tests = 0
     probes: list[tuple[int, int, float]] = []
-    beside: list[float] = []
+    beside = array("d")
     hits: dict[tuple[int, int], np.ndarray] = {}
     for feature in often.tolist():
         cosine = seen.units @ seen.units[feature]
-        near = (cosine > NEAR) & (seen.count > 0)
-        near[feature] = False
+        own = seen.at(feature)
+        met = np.asarray(seen.fires[own].sum(axis=0)).ravel().astype(np.int64)
+        near = (cosine > NEAR) & (seen.count > 0) & (met <= PART * len(own))
         children = np.flatnonzero(near)
         others = _like(seen.count, children, np.flatnonzero((np.abs(cosine) < FAR) & (seen.count >= FEW)))
+        size = np.full(len(others), len(own))
+        others = others[cofiring_tail(met[others], seen.n, size, seen.count[others], above=True) > LEVEL]
         near[others] = True
-        own = seen.at(feature)
         fires = np.zeros(seen.n, dtype=bool)
         fires[own] = True
         with_child = np.asarray(seen.fires @ near.astype(np.float32)) > 0
@@ -125,12 +137,16 @@ def absorption(seen: Fired, *, most: int | None = None) -> Absorbed:
             continue
         base = learnt & ~fires
         n_base, n_false = int(base.sum()), int((base & on).sum())
+        zero, noise = float(score[base].mean()), float(score[base].std())
+        whole = float(score[own].mean()) - zero
         lean = seen.units[children] @ (pattern / np.linalg.norm(pattern))
         for child in (*children[lean > NEAR].tolist(), *others.tolist()):
             alone = np.setdiff1d(seen.at(child), own)
             if len(alone) < FEW:
                 continue
-            hit = alone[_beyond(score[alone], seen.activation(child, alone)) > limit]
+            here, without = score[alone], _beyond(score[alone], seen.activation(child, alone))
+            merged = here.mean() - zero >= FULL * whole and without.std() >= STIRS * noise
+            hit = alone[(here if merged else without) > limit]
             hit = np.intersect1d(hit, seen.needed(child), assume_unique=True)
             if child in others:
                 beside.append(len(hit) / len(alone))
@@ -143,12 +159,16 @@ def absorption(seen: Fired, *, most: int | None = None) -> Absorbed:
                 np.array([n_false + n_hit]),
                 above=True,
             )
-            tried.append((feature, child, float(p[0]), n_hit / n_alone))
-            hits[feature, child] = hit
-    table = np.array(tried, dtype=np.float64).reshape(-1, 4)
-    q = benjamini_hochberg(table[:, 2], n_tests=len(table))
-    usual = float(np.quantile(beside, 1 - LEVEL)) if beside else 0.0
-    kept = (q <= LEVEL) & (table[:, 3] >= MOSTLY) & (table[:, 3] > usual)
+            n_tests += 1
+            if p[0] <= LEVEL:  # a larger one neither passes nor moves a q that does
+                tried.append((feature, child, float(p[0]), n_hit, n_alone))
+                if n_hit >= MOSTLY * n_alone:
+                    hits[feature, child] = hit
+    table = np.array(tried, dtype=np.float64).reshape(-1, 5)
+    share = table[:, 3] / table[:, 4]
+    q = benjamini_hochberg(table[:, 2], n_tests=n_tests)
+    usual = float(np.quantile(np.asarray(beside), 1 - LEVEL)) if beside else 0.0
+    kept = (q <= LEVEL) & (share >= MOSTLY) & (share > usual)
     # Two that are each on where the other should be are parts of one thing; neither is above the other.
     both = {tuple(pair) for pair in table[kept, :2].tolist()}
     kept &= np.array([(b, a) not in both for a, b in table[:, :2].tolist()], dtype=bool)
@@ -164,7 +184,7 @@ def absorption(seen: Fired, *, most: int | None = None) -> Absorbed:
         rows.append((feature, n_on + n_hit, f1, n_hit / (n_on + n_hit) if known else np.nan, len(mine)))
     features = np.array(rows, dtype=np.float64).reshape(-1, 5)
     return Absorbed(
-        parent, child, table[kept, 2], q[kept], table[kept, 3], features[:, 0].astype(np.int64),
+        parent, child, table[kept, 2], q[kept], share[kept], features[:, 0].astype(np.int64),
         features[:, 1].astype(np.int64), features[:, 2], features[:, 3], features[:, 4].astype(np.int64),
     )  # fmt: skip
 

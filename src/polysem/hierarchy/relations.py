@@ -19,7 +19,7 @@ from jaxtyping import Bool, Float, Int
 from polysem.errors import ConfigError, MismatchError
 from polysem.geometry import benjamini_hochberg
 from polysem.hierarchy import meta
-from polysem.hierarchy.absorption import LEVEL, absorption
+from polysem.hierarchy.absorption import LEVEL, PART, absorption
 from polysem.hierarchy.firing import Fired, cofiring_tail, fired
 from polysem.hierarchy.known import BINS
 from polysem.saes.base import SAE
@@ -29,8 +29,8 @@ from polysem.vocabulary_findings import KINSHIPS
 
 TWICE = 0.7
 """|decoder cosine| of one feature twice, or of opposites"""
-COVERS, PART, FEWEST = 0.9, 0.5, 10
-"""a parent fires on at least so much of its child's tokens, the child on at most so much of the parent's, and on so many"""
+COVERS, FEWEST = 0.9, 10
+"""a parent fires on at least so much of its child's tokens (the child on at most `PART` of the parent's), and on so many"""
 LIKE, BEATEN = 20, 1
 """features of like density whose parts are taken away too, and how many of them may be needed more"""
 LOOKED_AT = 256

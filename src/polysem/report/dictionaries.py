@@ -1,5 +1,5 @@
-"""Several dictionaries of one site: how much of a claim is this dictionary. Survival of effects by stratum, their variance taken apart,
-and every headline with the dictionary as a cluster."""
+"""Several dictionaries of one site: how much of a claim is this dictionary. Their features matched and which interfering pairs come
+back, survival of effects by stratum, their variance taken apart, and every headline with the dictionary as a cluster."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -10,7 +10,7 @@ from markupsafe import Markup
 from polysem.report import words
 from polysem.report.html import Column, interval, table
 from polysem.report.source import Run
-from polysem.report.text import count, p_value, visible
+from polysem.report.text import count, fixed, p_value, visible
 from polysem.stats.rows import POOLED
 from polysem.stats.survival import COMPONENTS, STRATA
 
@@ -30,6 +30,42 @@ _BETWEEN: tuple[Column, ...] = (
     ("SAEs", lambda r: f"{visible(r['sae'])}, {visible(r['other'])}"),
     ("tokens", lambda r: words.asked(r["token_set"])),
     ("effects", lambda r: _MEASURES[r["measure"]]),
+)
+_TWO: Column = ("SAEs", lambda r: f"{visible(r['first'])}, {visible(r['second'])}")
+_MATCHED: tuple[Column, ...] = (
+    _TWO,
+    ("matched", lambda r: count(r["n"])),
+    ("PW-MCC", lambda r: fixed(r["pw_mcc"])),
+    ("turned at random", lambda r: fixed(r["turned"])),
+    ("drawn with its covariance", lambda r: fixed(r["drawn"])),
+    ("stable of the first", lambda r: _share(r["stable_first"])),
+    ("of the second", lambda r: _share(r["stable_second"])),
+)
+_LASTING: tuple[Column, ...] = (
+    _TWO,
+    ("matched features", lambda r: r["matched"]),
+    ("|interference| in the first", lambda r: f"{r['low']:g} to {r['high']:g}"),
+    ("pairs", lambda r: count(r["n"])),
+    ("same bin in the second", lambda r: _share(r["same"])),
+    (
+        "by regression to the mean",
+        lambda r: f"{_share(r['chance'])} ({_share(r['lo'])} to {_share(r['hi'])})",
+    ),
+)
+_SPANS: tuple[Column, ...] = (
+    _TWO,
+    (
+        "features that are not stable",
+        lambda r: (
+            f"all {count(r['size'])}"
+            if r["group"] == "all"
+            else f"{count(r['n_groups'])} groups of {count(r['size'])}"
+        ),
+    ),
+    ("dimensions", lambda r: fixed(r["rank"], places=1)),
+    ("of the span in the other's", lambda r: _share(r["shared"])),
+    ("random spans", lambda r: f"{_share(r['random'])} ({_share(r['lo'])} to {_share(r['hi'])})"),
+    ("drawn with its covariance", lambda r: _share(r["drawn"])),
 )
 _SURVIVAL: tuple[Column, ...] = (
     *_BETWEEN,
@@ -64,7 +100,7 @@ def dictionaries(run: Run, sites: Mapping[str, str]) -> Markup:
     several = {site for site, n in Counter(sites.values()).items() if n > 1}
     if not several:
         return Markup("")
-    parts = [Markup("")]
+    parts = _by_weights(run)
     lasting = run.table("effect_survival").to_pylist()
     if lasting:
         lasting.sort(key=lambda r: (r["sae"], r["other"], r["token_set"], r["measure"] != "steered", list(STRATA).index(r["stratum"])))  # fmt: skip
@@ -91,6 +127,29 @@ def dictionaries(run: Run, sites: Mapping[str, str]) -> Markup:
     return Markup("").join(parts)
 
 
+def _by_weights(run: Run) -> list[Markup]:
+    """Features matched one to one, interfering pairs that come back, and the spans of what is not stable."""
+    said = (
+        "Features matched one to one so that the sum of |cosine| of decoder rows is the largest; PW-MCC is its mean. Stable: decoder and "
+        "encoder cosines beyond what 1 % of features reach in an SAE turned at random.",
+        "Do interfering pairs come back? Of pairs of matched features, how many are in the same bin of |interference| in the second "
+        "SAE, beside what matches at these cosines would give were what differs between them dealt to other features (mean, least and "
+        "largest of the deals). What is above is a fact about the pair.",
+        "Do the subspaces come back in which features lie that are not stable? Share of a group's span that is in the nearest span of "
+        "equal rank in the other SAE, beside random spans and rows drawn with its mean and covariance.",
+    )
+    tables = (
+        ("replicates", _MATCHED, "Features of two SAEs of a site, by weights"),
+        ("survival", _LASTING, "Interfering pairs in another SAE"),
+        ("shared_spans", _SPANS, "Subspaces of features that are not stable"),
+    )
+    parts = [Markup("")]
+    for words_, (name, columns, caption) in zip(said, tables, strict=True):
+        if rows := run.table(name).to_pylist():
+            parts += [_said(words_), table(columns, rows, caption=caption)]
+    return parts
+
+
 def _taken_apart(run: Run) -> list[Markup]:
     """Components of variance as shares, and reliabilities, a row per design."""
     designs: dict[tuple[str, ...], dict[str, Row]] = {}
@@ -114,6 +173,10 @@ def _taken_apart(run: Run) -> list[Markup]:
         "dictionary alone is no fact about the model. Intervals of the components: table variance_components."
     )
     return [_said(said), table(columns, rows, caption="Components of the variance of pair effects")]
+
+
+def _share(value: float) -> str:
+    return f"{100 * value:.1f} %"
 
 
 def _percent(row: Row) -> str:

@@ -48,6 +48,7 @@ STAGES = {
     "kinship": "relations of features",
     "plan": "plan",
     "trials": "steering trials",
+    "dictionaries": "what SAEs of one site have in common",
     "response": "linear response",
     "effects": "effects",
 }

@@ -10,6 +10,7 @@ categories gives p values that hold for all of them together (Westfall and Young
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float, Int

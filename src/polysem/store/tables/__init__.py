@@ -94,7 +94,7 @@ from polysem.store.tables.plan import (
     SIGNALS,
     SIMILARITIES,
 )
-from polysem.store.tables.replicates import REPLICATES, SHARED_SPANS, STABILITY, SURVIVAL
+from polysem.store.tables.replicates import MATCHING, REPLICATES, SHARED_SPANS, STABILITY, SURVIVAL
 from polysem.store.tables.response import (
     COMPENSATION,
     DECOMPOSITION,
@@ -173,6 +173,7 @@ __all__ = [
     "LAYER_SPLICE",
     "LAYER_TOKENS",
     "LEVELS",
+    "MATCHING",
     "META_CODE",
     "METRICS",
     "MISSING",
@@ -245,6 +246,7 @@ STAGES: dict[str, tuple[Schema, ...]] = {
         *(SIGNALS, SIMILARITIES, CONCEPTS, SENSES, COVARIATES, NEAR),
     ),
     "trials": (TRIALS,),
+    "dictionaries": (REPLICATES, SURVIVAL, SHARED_SPANS, MATCHING, STABILITY),
     "response": (
         *(RESPONSE, DECOMPOSITION, METRICS, COMPENSATION),
         *(GRADIENT_PATH, GRADIENT_MATRIX, REPLICATED),

@@ -1,9 +1,9 @@
-"""What a session in Python finds when it compares dictionaries of one site; no stage writes it."""
+"""What dictionaries of one site have in common by weights alone: of a study, and of a session in Python."""
 
 from polysem.store.tables import columns as c
 
-_FIRST = c.text("first", "reference of a dictionary")
-_SECOND = c.text("second", "reference of another one of the site")
+_FIRST = c.text("first", "reference of a dictionary; in a study its label")
+_SECOND = c.text("second", "the same of another one of the site")
 
 
 REPLICATES = c.schema(
@@ -57,14 +57,35 @@ SHARED_SPANS = c.schema(
     c.number("drawn", "share", "`shared` with rows drawn with the mean and covariance of the second one's"),
 )  # fmt: skip
 
-STABILITY = c.schema(
-    "stability",
+MATCHING = c.schema(
+    "matching",
     1,
     ("number", "feature"),
+    c.index("number", "of the two dictionaries"),
+    _FIRST,
+    _SECOND,
+    c.index("feature", "row of W_dec of the first one"),
+    c.index("match", "row of W_dec of the second one that it is matched with, one to one"),
+    c.number("decoder", "cosine", "of their decoder rows, signed"),
+    c.number("encoder", "cosine", "of what their encoders read, signed"),
+    c.flag("stable", "whether both exceed what 1 % of features reach in a dictionary turned at random"),
+)
+
+STABILITY = c.schema(
+    "stability",
+    2,
+    ("number", "feature"),
     c.index("number", "of the dictionary, in the order in which they were given"),
-    c.text("sae", "its reference"),
+    c.text("sae", "its reference; in a study its label"),
     c.index("feature", "row of W_dec"),
     c.perhaps(
-        "stability", "share", "of the other dictionaries in which it has a match; null: a dead feature"
+        "stability",
+        "share",
+        "of the other dictionaries of the site in which its match is stable; null: a dead feature",
+    ),
+    c.perhaps(
+        "nearest",
+        "cosine",
+        "largest |cosine| of its decoder row with one of another dictionary, mean over the others; null: a dead feature",
     ),
 )

@@ -28,7 +28,7 @@ export async function kinOf(ctx, { sae, number: id }) {
   const [kin, lost, matches] = await Promise.all([ask("relations", { ...near, sort: "relation" }), ask("absorption", { f: own }), ask("matches", { f: own })]);
   const sides = [];
   if (matches.total) sides.push(stable(matches.rows));
-  else if (relations.matches && saes.filter((s) => s.site === saes.find((one) => one.label === sae)?.site).length > 1) sides.push(el("div", {}, el("h3", {}, "In other dictionaries"), el("p", { cls: "fine" }, "It was not among the features that were drawn to be looked for in another dictionary of its site.")));
+  else if (relations.matches && saes.filter((s) => s.site === saes.find((one) => one.label === sae)?.site).length > 1) sides.push(el("div", {}, el("h3", {}, "In other dictionaries"), el("p", { cls: "fine" }, "It has no match in another dictionary of its site: it is dead, or that one has fewer features.")));
   if (relations.relations) {
     const [one] = lost.rows;
     sides.push(el("div", {}, el("h3", {}, "In this dictionary"),
@@ -43,9 +43,9 @@ export async function kinOf(ctx, { sae, number: id }) {
 }
 
 function stable(rows) {
-  const n = rows.filter((row) => row.stable).length;
-  return el("div", {}, el("h3", {}, "In other dictionaries"), el("p", {}, el("strong", {}, `Stable in ${n} of ${rows.length}`), ` other ${rows.length === 1 ? "dictionary" : "dictionaries"} of its site in which it was looked for.`),
-    el("ul", {}, rows.map((row) => el("li", {}, row.stable ? "stable: " : "its match is not beyond chance: ", featureCell(row.other, row.other_feature, row.gloss_other), el("span", { cls: "id" }, ` of ${row.other}`)))));
+  const n = rows.filter((row) => row.stable).length, one = rows.length === 1;
+  return el("div", {}, el("h3", {}, "In other dictionaries"), el("p", {}, el("strong", {}, `Stable in ${n} of ${rows.length}`), ` other ${one ? "dictionary" : "dictionaries"} of its site. The nearest direction there, of any feature: |cosine| ${fixed(rows[0].nearest, 2)}${one ? "" : " on average"}.`),
+    el("ul", {}, rows.map((row) => el("li", {}, row.stable ? "stable: " : "its match is not beyond chance: ", featureCell(row.other, row.other_feature, row.gloss_other), el("span", { cls: "id" }, ` of ${row.other}, |cosine| ${fixed(row.cosine, 2)}`)))));
 }
 
 export async function kinOfPair(ctx, { sae, i, j }) {

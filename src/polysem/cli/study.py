@@ -119,7 +119,7 @@ def _stages_of(path: Path) -> dict[str, dict[str, float]]:
     from polysem.profiling import ROW
     from polysem.store.io import read_json
 
-    again = f"rm {path} (the profile of the stages that this run makes is kept anew)"
+    again = f"delete {path}: the profile of the stages that a run makes is kept anew"
     stages = read_json(path, rebuild=again).get("stages")
     if isinstance(stages, dict):
         rows = cast(dict[str, Any], stages)

@@ -10,7 +10,6 @@ categories gives p values that hold for all of them together (Westfall and Young
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -190,8 +189,9 @@ def _interval(
     both = (treated.var(axis=1, ddof=1) * (n_treated - 1) + reference.var(axis=1, ddof=1) * (n - 1)) / (
         n_treated + n - 2
     )
-    t: Any = stdtrit(n_treated + n - 2, 0.5 + level / 2)
-    reach = float(t) * np.sqrt(both * (1 / n_treated + 1 / n))
+    reach = float(stdtrit(float(n_treated + n - 2), 0.5 + level / 2)) * np.sqrt(
+        both * (1 / n_treated + 1 / n)
+    )
     effect = treated.mean(axis=1) - reference.mean(axis=1)
     return effect - reach, effect + reach
 

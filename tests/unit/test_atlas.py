@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from polysem import atlas
+from polysem.act.base import edited_positions
 from polysem.atlas import Dictionary, Sampled, effect_blocks, explained, set_responses, verify_sample
 from polysem.edits import Add
 from polysem.errors import ConfigError, MismatchError
@@ -31,7 +32,7 @@ def double(family: str, **config) -> HFModel:
 def finite_difference(model, site, positions, ids, vector):
     """d log-odds of every set along `vector` x the activation norm, by central differences in float64."""
     tokens = torch.tensor([ids])
-    mask = torch.as_tensor(atlas.edited_positions(positions, len(ids)))[None]
+    mask = torch.as_tensor(edited_positions(positions, len(ids)))[None]
     norm = model.capture(tokens, [site])[site][0][mask[0]].norm(dim=1).mean()
     ends = [
         model.logits(tokens, [Add(site, sign * STEP * norm * vector[None], mask)], last_only=True)[0, -1]

@@ -142,3 +142,10 @@ def test_a_text_is_shaded_in_fifths_of_the_largest_and_stays_a_text_in_a_cell():
     cells = table((("x", "x"), ("y", "y")), [{"x": drawn, "y": "<i>"}], caption="c")
     assert drawn in cells
     assert "&lt;i&gt;" in cells
+
+
+def test_a_count_in_a_cell_keeps_its_narrow_spaces_and_a_text_shows_them():
+    rows = [{"n": count(1234567)}, {"n": "a\u202fb 1\u202f2"}]
+    drawn = table(["n"], rows, caption="c")
+    assert "1\u202f234\u202f567<" in drawn
+    assert "a⟨U+202F⟩b 1⟨U+202F⟩2" in drawn

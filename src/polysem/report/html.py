@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import math
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
@@ -132,6 +133,14 @@ def head(label: str, table: str, column: str) -> Markup:
     return Markup('<abbr title="{}">{}</abbr>').format(said, label) if found.meaning else escape(label)
 
 
+_THOUSANDS = re.compile(r"(?<=\d)\u202f(?=\d{3})")
+
+
+def _written(cell: str) -> str:
+    """A text made visible; the narrow spaces of `text.count` between thousands stay."""
+    return "\u202f".join(map(text.visible, _THOUSANDS.split(cell)))
+
+
 def table(columns: Sequence[Column], rows: Iterable[Row], *, caption: str) -> Markup:
     """A table that scrolls by itself; every cell that is no markup is made visible and escaped. Columns of words stand left, of
     numbers right, and long texts wrap. A number is shown to three digits, and a dash where there is none."""
@@ -144,7 +153,7 @@ def table(columns: Sequence[Column], rows: Iterable[Row], *, caption: str) -> Ma
             Markup("<{tag}{kind}>{text}</{tag}>").format(
                 tag=Markup(tag),
                 kind=kind,
-                text=cell if isinstance(cell, Markup) else escape(text.visible(cell)),
+                text=cell if isinstance(cell, Markup) else escape(_written(cell)),
             )
             for cell, kind in zip(cells, kinds, strict=True)
         )

@@ -23,8 +23,8 @@ FLOAT32 = 1e-6
 
 
 OF_MINING = (
-    "a profile: half is the int8 product, a tenth each looking through its tiles and bringing rows to int8 with measured errors, "
-    "a twentieth finding flags; a fifth is deciding 120,000 pairs in float64, twice"
+    "a profile: over half is the int8 product, a fifth deciding 120,000 pairs in float64 by two cosines each, a tenth bringing rows "
+    "to int8 with measured errors, another looking through its tiles"
 )
 
 

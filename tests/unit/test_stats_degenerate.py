@@ -245,7 +245,6 @@ NONE: Mapping[str, str] = {
             "stats.arms.equals",
             "stats.arms.floats",
             "stats.arms.both_signs",
-            "stats.arms.group_codes",
             "stats.arms.means",
             "stats.arms.outcome_of",
             "stats.arms.standard_errors",

@@ -15,7 +15,7 @@ import pytest
 
 from polysem.errors import StoreError
 from polysem.store import io
-from polysem.store.schema import Column, Schema
+from polysem.store.schema import Column, Schema, group_codes
 
 DOGS = Schema(
     "dogs",
@@ -257,3 +257,11 @@ def test_tree_hashes_see_names_and_content_and_no_hidden_files(tmp_path: Path):
     io.write_text(tmp_path / "a/big.bin", "x")
     assert io.sha256_tree(tmp_path, suffixes=(".txt",)) != io.sha256_tree(tmp_path)
     assert io.sha256_tree(tmp_path / "a/x.txt") == io.sha256(tmp_path / "a/x.txt")
+
+
+def test_rows_that_hold_the_same_have_one_number_in_the_order_of_their_values_nulls_last():
+    rows = [("b", 1), ("a", None), ("a", 2), ("b", 1), (None, 2), ("a", None)]
+    table = pa.table({"x": [x for x, _ in rows], "n": pa.array([n for _, n in rows], pa.int32())})
+    order = sorted(set(rows), key=lambda row: tuple((value is None, value or 0) for value in row))
+    assert group_codes(table, ("x", "n")).tolist() == [order.index(row) for row in rows]
+    assert group_codes(table.slice(0, 0), ("x",)).tolist() == []

@@ -16,9 +16,10 @@ import pyarrow.compute as pc
 from polysem.paper.estimators import plain_ols
 from polysem.paper.scene import Row, lost
 from polysem.paper.selection import relative_change
-from polysem.stats.arms import floats, group_codes
+from polysem.stats.arms import floats
 from polysem.stats.regress import Regression
 from polysem.stats.rows import number
+from polysem.store.schema import group_codes
 
 SIDES: tuple[tuple[Literal["rise", "drop"], float], ...] = (("rise", 1.0), ("drop", -1.0))
 PATHS = ("degree", "degree_held_out")

@@ -15,8 +15,9 @@ import pyarrow.compute as pc
 from jaxtyping import Bool, Float, Int
 
 from polysem.paper.selection import relative_change
-from polysem.stats.arms import ARM, PRIMARY, effect_share, floats, group_codes
+from polysem.stats.arms import ARM, PRIMARY, effect_share, floats
 from polysem.stats.rows import View
+from polysem.store.schema import group_codes
 
 Outcome = Literal["after", "relative", "logodds"]
 """after: c itself. relative: its change over |c| before. logodds: change in log-odds, nats, of what is asked of the token set."""

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, fields, replace
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from jaxtyping import Bool, Int
+from jaxtyping import Bool
 
 from polysem.act.arms import ArmsRequest
 from polysem.act.base import UNMATCHED, intervention
@@ -36,6 +36,7 @@ from polysem.plan.screening import screen
 from polysem.plan.targets import draw_targets
 from polysem.saes.base import SAE
 from polysem.seeds import short_hash
+from polysem.store.schema import group_codes
 from polysem.store.tables import (
     CONCEPTS,
     COVARIATES,
@@ -242,7 +243,7 @@ def describe_plan(plan: Plan) -> dict[str, int]:
     )
     made = pc.not_equal(table["recipe"], UNMATCHED).to_numpy()
     pairs = pc.equal(table["relation"], "pair").to_numpy()
-    row = _codes(table, "sae", "locus", "prompt_id", "recipe", "dose", "dose_unit")
+    row = group_codes(table, ("sae", "locus", "prompt_id", "recipe", "dose", "dose_unit"))
     _, first = np.unique(row[made], return_index=True)
     passes = table["prompt_id"].take(pa.array(np.flatnonzero(made)[first])).value_counts().to_pylist()
     counts = {
@@ -339,16 +340,6 @@ def _pair_tables(pairs: PairTables | Mapping[str, pa.Table]) -> tuple[pa.Table, 
     return pairs.pairs, pairs.partners
 
 
-def _codes(table: pa.Table, *columns: str) -> Int[np.ndarray, " rows"]:
-    """A number for every row, the same where the columns hold the same: strings of a large plan are looked at once."""
-    codes = np.zeros(table.num_rows, dtype=np.int64)
-    for name in columns:
-        indices = table[name].combine_chunks().dictionary_encode().indices
-        own = indices.fill_null(-1).to_numpy(zero_copy_only=False) + 1
-        codes = np.unique(codes * (int(own.max(initial=0)) + 1) + own, return_inverse=True)[1]
-    return codes
-
-
 def _distinct(table: pa.Table, *columns: str, among: Bool[np.ndarray, " rows"] | None = None) -> int:
-    codes = _codes(table, *columns)
+    codes = group_codes(table, columns)
     return len(np.unique(codes if among is None else codes[among]))

@@ -11,7 +11,7 @@ Everything is sorted and summed in one order, so equal tables give equal bits. C
 trials.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -21,6 +21,7 @@ from jaxtyping import Bool, Float, Int
 
 from polysem.act.dosing import TOLERANCE
 from polysem.errors import MismatchError, NumericsError
+from polysem.store.schema import group_codes
 from polysem.store.tables import PLAN, TRIALS
 from polysem.types import Site
 from polysem.vocabulary import COVARIATES, KL, LOCI, OUTCOMES, TOKEN_SETS
@@ -196,20 +197,6 @@ def effect_share(joined: pa.Table) -> Float[np.ndarray, " n"]:
     share = np.array([LOCI[name].share for name in encoded.dictionary.to_pylist()])
     signs = np.where(floats(joined["coordinate"]) < 0, -1.0, 1.0)
     return share[encoded.indices.to_numpy(zero_copy_only=False)] * signs if joined.num_rows else signs
-
-
-def group_codes(table: pa.Table, columns: Sequence[str]) -> Int[np.ndarray, " n"]:
-    """One number per row, equal where all columns are, in the order of their values."""
-    code = np.zeros(table.num_rows, dtype=np.int64)
-    for name in columns:
-        encoded = table[name].combine_chunks().dictionary_encode()
-        order = pc.sort_indices(encoded.dictionary).to_numpy()
-        rank = np.empty(len(order), dtype=np.int64)
-        rank[order] = np.arange(len(order))
-        own = rank[encoded.indices.to_numpy(zero_copy_only=False)] if table.num_rows else code
-        # Made dense after every column, the product stays far below 2^63.
-        code = np.unique(code * max(1, len(order)) + own, return_inverse=True)[1].astype(np.int64)
-    return code
 
 
 def floats(column: pa.ChunkedArray | pa.Array) -> Float[np.ndarray, " n"]:

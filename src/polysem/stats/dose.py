@@ -6,8 +6,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from polysem.stats.arms import PRIMARY, equals, floats, group_codes
+from polysem.stats.arms import PRIMARY, equals, floats
 from polysem.stats.rows import POOLED, Row, Rows
+from polysem.store.schema import group_codes
 from polysem.store.tables import DOSE_RESPONSE, MISSING
 
 _KEY = ("sae", "locus", "relation", "interference_bin", "token_set", "dose")

@@ -23,9 +23,10 @@ import pyarrow.compute as pc
 from jaxtyping import Bool, Float
 
 from polysem.plan.degrees import SUPER
-from polysem.stats.arms import PRIMARY, floats, group_codes
+from polysem.stats.arms import PRIMARY, floats
 from polysem.stats.regress import Regression, clustered_ols, independent, within
 from polysem.stats.rows import Row, Rows, number
+from polysem.store.schema import group_codes
 
 OPERATIONS = ("mask", "ablate", "amplify")
 OUTCOMES = {"kl": "log10 nats", "tied": "nats"}

@@ -18,9 +18,10 @@ from jaxtyping import Float, Int
 
 from polysem.errors import ConfigError
 from polysem.seeds import rng_for
-from polysem.stats.arms import equals, floats, group_codes
+from polysem.stats.arms import equals, floats
 from polysem.stats.regress import clustered_ols, refusal, tells, within
 from polysem.stats.rows import Rows, reach
+from polysem.store.schema import group_codes
 from polysem.store.tables import POWER
 
 log = logging.getLogger(__name__)

@@ -12,9 +12,10 @@ import numpy as np
 import pyarrow as pa
 from jaxtyping import Bool, Float, Int
 
-from polysem.stats.arms import Arms, equals, floats, group_codes
+from polysem.stats.arms import Arms, equals, floats
 from polysem.stats.multiple import equivalence_p
 from polysem.stats.regress import Errors, Regression, clustered_ols
+from polysem.store.schema import group_codes
 from polysem.vocabulary import KL, OUTCOMES
 
 Row = dict[str, object]

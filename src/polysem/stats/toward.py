@@ -18,10 +18,10 @@ from polysem.stats.arms import (
     effect_share,
     equals,
     floats,
-    group_codes,
     means,
     standard_errors,
 )
+from polysem.store.schema import group_codes
 from polysem.store.tables import TOWARD
 from polysem.vocabulary import CATEGORIES, RELATIONS
 

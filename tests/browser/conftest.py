@@ -3,7 +3,6 @@
 import os
 import shutil
 import threading
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -130,12 +129,12 @@ class Visit:
         self.settled()
 
     def settled(self) -> None:
-        self.page.wait_for_selector("main:not([aria-busy]) h1")
-        for _ in range(1000):
-            if not self.page.query_selector("[aria-busy]"):
-                return
-            time.sleep(0.02)
-        raise AssertionError("the page is still busy after 20 seconds")
+        """Wait until what the address asks for is drawn: an event tells the page of a click, so at first it may look idle."""
+        self.page.wait_for_function(
+            "() => document.documentElement.dataset.shows === location.hash"
+            " && document.querySelector('main h1') && !document.querySelector('[aria-busy]')",
+            timeout=20_000,
+        )
 
     @property
     def hash(self) -> str:

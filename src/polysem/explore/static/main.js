@@ -1,6 +1,6 @@
 // The page: opens the study, draws the view that the address names, and draws it again when the address changes.
 import { el, link, note, problem, replace } from "./dom.js";
-import { address, here } from "./state.js";
+import { address, here, shows } from "./state.js";
 import { Server } from "./source.js";
 import { feature } from "./views/feature.js";
 import { home } from "./views/home.js";
@@ -70,7 +70,9 @@ async function draw({ again = false } = {}) {
   const { view, args } = here();
   const key = JSON.stringify([view, args, ctx.study.version]);
   const own = (turn += 1);
-  if (key === drawn && ctx.update && !again) { await ctx.update(); return; }
+  const asked = location.hash;
+  const done = () => { if (own === turn && asked === location.hash) shows(asked); };
+  if (key === drawn && ctx.update && !again) { await ctx.update(); done(); return; }
   const moved = drawn !== "" && key !== drawn && !again;
   drawn = key;
   ctx.update = null;
@@ -89,6 +91,7 @@ async function draw({ again = false } = {}) {
   if (moved) { main.focus({ preventScroll: true }); window.scrollTo(0, 0); }
   if (ctx.update) await ctx.update();
   main.removeAttribute("aria-busy");
+  done();
 }
 
 // A running study fills in: when its version changes, the view is drawn anew from the same address.

@@ -45,4 +45,10 @@ export function change(changes, { replace = false } = {}) {
 export function note(changes) {
   const now = here();
   history.replaceState(null, "", address(now.view, now.args, { ...now.params, ...changes }));
+  shows(location.hash);
+}
+
+// The address that the page shows: it lags behind the bar's by the time a view takes, and by the event that tells of a click.
+export function shows(address) {
+  document.documentElement.dataset.shows = address;
 }

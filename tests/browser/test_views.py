@@ -314,6 +314,21 @@ def test_transfer_shows_categories_by_arm_by_model(visit, served):
     assert not here.wrong
 
 
+def test_what_is_asked_for_is_shown_however_late_its_event_comes(visit, served):
+    here = visit(served)
+    here.page.add_init_script(
+        """const add = window.addEventListener.bind(window);
+        window.addEventListener = (kind, hear, ...rest) =>
+          add(kind, kind === "hashchange" ? (event) => setTimeout(() => hear(event), 500) : hear, ...rest);"""
+    )
+    here.page.reload()
+    here.open("#/results")
+    here.page.click("text=Paper against strict")
+    here.settled()
+    assert here.page.query_selector("#presets")
+    assert not here.wrong
+
+
 def test_a_point_of_the_scatter_leads_to_its_pair(visit, served):
     here = visit(served)
     here.open("#/results")

@@ -4,7 +4,7 @@
 
 The truth of the text is known, the dictionaries are not planted: sae-lens trains each. A latent is a feature's if the one-to-one matching gives
 it and their cosine is above 0.7. Of a feature of the first level, the truth about absorption is the share of the tokens on which it is present
-where its latent is off and a latent that leans towards it (cosine above 0.2) is on. Worlds 20 to 22 were looked at while the rules were made, 23 and up were not.
+where its latent is off and a latent that leans towards it (cosine above 0.2) is on. Worlds up to 25 were looked at while the rules were made, 26 and up were not.
 """
 
 import argparse
@@ -26,7 +26,7 @@ from polysem.worlds.codes import MATCHED, codes_world
 from polysem.worlds.training import BATCH, train_with_sae_lens
 from polysem.worlds.tree import TreeWorld, tree_world
 
-WORLDS, TOKENS, STEPS, WIDTH = (23, 24, 25), 30_000, 1_000, 128
+WORLDS, TOKENS, STEPS, WIDTH = (26, 27, 28), 30_000, 1_000, 128
 ARMS = {"relu_l1": 0.1, "topk_auxk": 2, "batchtopk": 2, "matryoshka": 2}
 """architecture -> penalty, or active latents: a little fewer than the 2.2 features of the tree that are present on a token"""
 FLAT = {"relu_l1": 0.1, "topk_auxk": 4, "batchtopk": 4, "matryoshka": 4}

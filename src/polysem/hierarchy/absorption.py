@@ -1,9 +1,10 @@
 """Absorption: a general feature is silent where it should fire, because a special one that fires there has its direction too
 (arXiv 2409.14507).
 
-Whether it should fire, a probe says, learnt from the feature's own tokens against tokens where neither it nor any possible
-child fires (a child: decoder cosine above `NEAR`, and on at most half of the feature's tokens); so what may be absorbed teaches the
-probe nothing, and what is more general teaches it what the feature is not. Its direction is that of
+Whether it should fire, a probe says, learnt from the feature's own tokens (it fires there and is needed: without its part the error
+would be larger, so that what leaks into it is not taken for it) against tokens where neither it nor any possible
+child fires (a child: decoder cosine above `NEAR`, and on at most half of the feature's tokens), nor what has the opposite direction; so
+what may be absorbed teaches the probe nothing, and what is more general teaches it what the feature is not. Its direction is that of
 linear discriminant analysis, its threshold a logistic regression on that one number. A direction that merely leans towards the
 feature's moves the probe in step with itself; so on a child's tokens, what grows with the child is taken off first. Not so where the
 child reads the feature's part with its own, as learnt ones do: there the score is about as large as on the feature's own tokens, and
@@ -30,7 +31,7 @@ from polysem.hierarchy.firing import Fired, cofiring_tail
 NEAR = 0.2
 """decoder cosine with the feature, and with the pattern of its probe, that a child has at least"""
 FEWEST = 50
-"""tokens of a feature from which a probe is learnt"""
+"""tokens of a feature on which it is needed from which a probe is learnt"""
 TRUSTED = 0.8
 """F1 of a probe on the feature's own tokens that makes a rate"""
 MOSTLY = 0.5
@@ -112,36 +113,40 @@ def absorption(seen: Fired, *, most: int | None = None) -> Absorbed:
     hits: dict[tuple[int, int], np.ndarray] = {}
     for feature in often.tolist():
         cosine = seen.units @ seen.units[feature]
-        own = seen.at(feature)
+        fires, own = seen.at(feature), seen.needed(feature)
+        if len(own) < FEWEST:
+            continue
         met = np.asarray(seen.fires[own].sum(axis=0)).ravel().astype(np.int64)
-        near = (cosine > NEAR) & (seen.count > 0) & (met <= PART * len(own))
-        children = np.flatnonzero(near)
+        near = (np.abs(cosine) > NEAR) & (seen.count > 0) & (met <= PART * len(own))
+        children = np.flatnonzero(near & (cosine > 0))
         others = _like(seen.count, children, np.flatnonzero((np.abs(cosine) < FAR) & (seen.count >= FEW)))
         size = np.full(len(others), len(own))
         others = others[cofiring_tail(met[others], seen.n, size, seen.count[others], above=True) > LEVEL]
         near[others] = True
-        fires = np.zeros(seen.n, dtype=bool)
-        fires[own] = True
+        mine = np.zeros(seen.n, dtype=bool)
+        mine[own] = True
         with_child = np.asarray(seen.fires @ near.astype(np.float32)) > 0
-        learnt = fires | ~with_child
+        learnt = ~with_child
+        learnt[fires] = False
+        learnt |= mine
         if not len(children) or learnt.sum() - len(own) < FEWEST:
             continue
         direction, pattern = text.direction(own, np.flatnonzero(~learnt))
         score = text.x @ direction.astype(np.float32)
-        limit = _limit(score, fires, learnt)
+        limit = _limit(score, mine, learnt)
         on = score > limit
         n_on = int((on & learnt).sum())
-        f1 = 2 * int((on & fires).sum()) / max(n_on + len(own), 1)
+        f1 = 2 * int((on & mine).sum()) / max(n_on + len(own), 1)
         probes.append((feature, n_on, f1))
         if f1 < TRUSTED:
             continue
-        base = learnt & ~fires
+        base = learnt & ~mine
         n_base, n_false = int(base.sum()), int((base & on).sum())
         zero, noise = float(score[base].mean()), float(score[base].std())
         whole = float(score[own].mean()) - zero
         lean = seen.units[children] @ (pattern / np.linalg.norm(pattern))
         for child in (*children[lean > NEAR].tolist(), *others.tolist()):
-            alone = np.setdiff1d(seen.at(child), own)
+            alone = np.setdiff1d(seen.at(child), fires)
             if len(alone) < FEW:
                 continue
             here, without = score[alone], _beyond(score[alone], seen.activation(child, alone))
@@ -178,10 +183,10 @@ def absorption(seen: Fired, *, most: int | None = None) -> Absorbed:
         of.setdefault(pair[0], []).append(hits[pair])
     rows = []
     for feature, n_on, f1 in probes:
-        mine = of.get(feature, [])
-        n_hit = len(np.unique(np.concatenate(mine))) if mine else 0
+        found = of.get(feature, [])
+        n_hit = len(np.unique(np.concatenate(found))) if found else 0
         known = f1 >= TRUSTED and n_on + n_hit > 0
-        rows.append((feature, n_on + n_hit, f1, n_hit / (n_on + n_hit) if known else np.nan, len(mine)))
+        rows.append((feature, n_on + n_hit, f1, n_hit / (n_on + n_hit) if known else np.nan, len(found)))
     features = np.array(rows, dtype=np.float64).reshape(-1, 5)
     return Absorbed(
         parent, child, table[kept, 2], q[kept], share[kept], features[:, 0].astype(np.int64),

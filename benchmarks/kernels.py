@@ -23,9 +23,9 @@ from polysem.layers.coactivity import BLOCK, Coactivity, Firing, corpus_pass, fi
 from polysem.layers.ends import Ends
 from polysem.layers.weights import VirtualWeights, joint_histogram, virtual_weights
 from polysem.replicate import assigned
-from polysem.saes.base import SAE
+from polysem.saes.base import SAE, unit_rows
 from polysem.types import Site
-from polysem.worlds.tables import plain_sae, unit_rows
+from polysem.worlds.tables import plain_sae
 from polysem.worlds.tree import tree_world
 
 DENSITY = 0.01

@@ -15,9 +15,9 @@ import sys
 import time
 
 import torch
+from tests.support.linearity import linear_validity
 
 from polysem.linear.response import membership
-from polysem.linear.validity import linear_validity
 from polysem.models import load_model
 from polysem.models.base import WhiteBoxModel
 from polysem.seeds import rng_for

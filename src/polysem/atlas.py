@@ -33,6 +33,7 @@ from polysem.models.replay import last_logits
 from polysem.models.sweep import sweep_of
 from polysem.positions import mean_norm
 from polysem.readouts import distinct_ids, kl, log_odds
+from polysem.saes.base import unit_rows
 from polysem.seeds import rng_for
 from polysem.types import Site
 
@@ -240,14 +241,10 @@ class Dictionary:
                 raise MismatchError(
                     f"{bad} of {len(rows)} {name} hold NaN or infinity", hint="polysem features STUDY.toml"
                 )
-        return cls(_unit(W_dec), _unit(embeddings))
-
-
-def _unit(rows: np.ndarray) -> Float[np.ndarray, "n d"]:
-    norms = np.linalg.norm(rows.astype(np.float64), axis=1, keepdims=True)
-    return np.divide(rows, norms, out=np.zeros_like(rows, dtype=np.float64), where=norms > 0).astype(
-        np.float32
-    )
+        W_dec, embeddings = (
+            unit_rows(rows.astype(np.float64)).astype(np.float32) for rows in (W_dec, embeddings)
+        )
+        return cls(W_dec, embeddings)
 
 
 def effect_blocks(

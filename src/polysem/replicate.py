@@ -28,7 +28,7 @@ from jaxtyping import Bool, Float, Int
 from polysem.errors import MismatchError
 from polysem.linear.matching import MATCH
 from polysem.linear.subspaces import shared_spans
-from polysem.saes.base import SAE
+from polysem.saes.base import SAE, decoder_rows, unit_rows
 from polysem.seeds import random_rotation, rng_for
 from polysem.store.result import Result
 from polysem.store.tables import MATCHING, REPLICATES, SHARED_SPANS, STABILITY, SURVIVAL
@@ -67,12 +67,6 @@ class DictionaryMatch:
     def pw_mcc(self) -> float:
         """Mean |cosine| of matched decoder rows."""
         return float(np.abs(self.decoder).mean()) if len(self.decoder) else float("nan")
-
-
-def units(rows: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "n d"]:
-    """Rows at norm 1; rows of zeros stay."""
-    norms = np.linalg.norm(rows, axis=1, keepdims=True)
-    return np.divide(rows, norms, out=np.zeros_like(rows), where=norms > 0)
 
 
 def assigned(
@@ -190,7 +184,7 @@ def null_pw_mcc(
         drawn = mean + rng.standard_normal(second.shape) @ spread.T
         for name, rows in (
             ("turned", second @ random_rotation(second.shape[1], rng)),
-            ("covariance", units(drawn)),
+            ("covariance", unit_rows(drawn)),
         ):
             found[name].append(float(np.abs(assigned(first, rows)[2]).mean()))
     return found
@@ -262,7 +256,7 @@ def survival(
     for _ in range(DEALS if len(first) > 1 else 0):
         moved = rest[rng.permutation(len(rest))]
         moved = moved - (moved * first).sum(axis=1, keepdims=True) * first
-        dealt.append(bins(m * first + length * units(moved)))
+        dealt.append(bins(m * first + length * unit_rows(moved)))
     found = []
     for k, (low, high) in enumerate(pairwise(BINS)):
         here = own == k
@@ -408,7 +402,10 @@ def _compared(
             ("stable", stable),
             (f"cosine at least {MATCH}", stable & (np.abs(made.decoder) >= MATCH)),
         ):
-            rows = [units(_rows(s)[m[kept]]) for s, m in ((saes[a], made.first), (saes[b], made.second))]
+            rows = [
+                unit_rows(decoder_rows(s)[m[kept]])
+                for s, m in ((saes[a], made.first), (saes[b], made.second))
+            ]
             rows[1] *= np.sign(made.decoder[kept])[:, None]
             lasting += [vars(one) for one in survival(*rows, rng=rng, matched=how)]
         loose = [
@@ -446,18 +443,16 @@ def _nearest(
     return np.concatenate(best), back
 
 
-def _rows(sae: SAE) -> Float[np.ndarray, "d_sae d_out"]:
-    return sae.W_dec.detach().double().cpu().numpy()
-
-
 def _living(sae: SAE) -> Int[np.ndarray, " n"]:
     """Features with a decoder row."""
-    return np.flatnonzero(np.linalg.norm(_rows(sae), axis=1) > 0).astype(np.int64)
+    return np.flatnonzero(np.linalg.norm(decoder_rows(sae), axis=1) > 0).astype(np.int64)
 
 
 def _sides(sae: SAE, living: Int[np.ndarray, " n"]) -> tuple[np.ndarray, np.ndarray]:
     """Unit decoder rows, and unit encoder columns as rows, of the living features."""
-    return units(_rows(sae)[living]), units(sae.W_enc.detach().double().cpu().numpy().T[living])
+    return unit_rows(decoder_rows(sae)[living]), unit_rows(
+        sae.W_enc.detach().double().cpu().numpy().T[living]
+    )
 
 
 def _comparable(saes: Sequence[SAE]) -> None:

@@ -8,12 +8,12 @@ import torch
 
 from polysem.corpus import token_rows
 from polysem.linear.response import membership
-from polysem.linear.validity import linear_validity
 from polysem.models import load_model
 from polysem.positions import positions_of
 from polysem.saes import load_sae
 from polysem.seeds import rng_for
 from polysem.types import Site
+from support.linearity import linear_validity
 
 SAES = ("gpt2/blocks.1.hook_mlp_out", "neox/blocks.2.hook_attn_out", "llama/blocks.3.hook_resid_post")
 OPEN = 1.0

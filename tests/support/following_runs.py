@@ -47,7 +47,7 @@ from polysem.joint.planner import LinearPlan, least_kl
 from polysem.joint.run import joint_rows
 from polysem.models import load_model
 from polysem.report.defence import write_defence_page
-from polysem.saes.base import SAE
+from polysem.saes.base import SAE, unit_rows
 from polysem.saes.transcoders import load_transcoders
 from polysem.side_effects.directions import Direction
 from polysem.side_effects.push import push
@@ -64,7 +64,7 @@ from polysem.transfer.prepare import PreparedTransfer, prepare
 from polysem.transfer.run import open_target
 from polysem.transfer.source import matched_rows, see
 from polysem.types import Site
-from polysem.worlds.tables import plain_sae, unit_rows
+from polysem.worlds.tables import plain_sae
 from polysem.worlds.tiny import tiny_model
 from support import sae_fixtures, transcoder_fixtures
 from support.following import PLANTED, Following, World, followed

@@ -30,9 +30,10 @@ from polysem.joint.planner import (
 )
 from polysem.models.hf import HFModel
 from polysem.readouts import kl, log_odds
+from polysem.saes.base import unit_rows
 from polysem.side_effects.directions import Direction
 from polysem.types import Site
-from polysem.worlds.tables import plain_sae, unit_rows
+from polysem.worlds.tables import plain_sae
 from polysem.worlds.tiny import TINY_FAMILIES, tiny_model
 
 RNG = np.random.default_rng(0)

@@ -24,13 +24,13 @@ from polysem.linear.response import (
     odds_gradients,
     run_rows,
 )
-from polysem.linear.validity import dose_scales, linear_validity
-from polysem.readouts import kl, log_odds
+from polysem.readouts import log_odds
 from polysem.saes.base import SAE, Provenance
 from polysem.seeds import rng_for
 from polysem.types import Site
 from polysem.worlds.linear import SITE, LinearWorld
 from polysem.worlds.tiny import TINY_FAMILIES, tiny_model
+from support.linearity import linear_validity
 
 IDENTITY = 1e-5
 REPLICATES = 300
@@ -111,23 +111,6 @@ def test_small_doses_are_linear_and_the_path_average_is_exact(family):
         assert large.r2_path >= 0.999
         assert large.r2 <= large.r2_path + 1e-6
         assert large.n == 24
-
-
-def test_doses_are_reached_and_unreachable_ones_are_refused():
-    model = tiny_model("gpt2")
-    tokens, site = tokens_of(model), Site(0, "hook_resid_post")
-    pushed, unit = all_but_first(len(tokens)), directions(5, 16)
-    reach = {"site": site, "pushed": pushed, "unit": unit, "start": torch.ones(5, dtype=torch.float64)}
-    scale = dose_scales(model, tokens, dose=0.05, **reach)
-    logits = model.logits(
-        tokens.expand(5, -1),
-        [Add(site, (scale[:, None] * unit).float(), pushed.expand(5, -1))],
-        last_only=True,
-    )[:, -1]
-    base = model.logits(tokens[None], last_only=True)[0, -1]
-    np.testing.assert_allclose(kl(base, logits), 0.05, rtol=0.021)
-    with pytest.raises(NumericsError, match="was not reached"):
-        dose_scales(model, tokens, dose=1e4, **reach)
 
 
 # ---- decomposition

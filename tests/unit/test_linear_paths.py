@@ -9,12 +9,13 @@ from polysem.linear.decompose import decompose, split_push
 from polysem.linear.response import membership
 from polysem.report.why import decomposition_panels
 from polysem.response import DECOMPOSED_PROMPTS, respond
+from polysem.saes.base import unit_rows
 from polysem.selftest.studies import study_of
 from polysem.types import Site
 from polysem.worlds.compiled import MIDDLE, compiled_world
 from polysem.worlds.linear import LinearWorld
 from polysem.worlds.model import WorldModel
-from polysem.worlds.tables import FeatureRow, WorldTables, feature_table, plain_sae, random_prompts, unit_rows
+from polysem.worlds.tables import FeatureRow, WorldTables, feature_table, plain_sae, random_prompts
 
 N, D, TOKENS = 16, 12, 3
 SITE = Site(0, "hook_resid_post")

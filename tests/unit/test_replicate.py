@@ -14,7 +14,7 @@ from polysem import replicate as r
 from polysem.cli.app import app
 from polysem.errors import ConfigError, MismatchError
 from polysem.linear.subspaces import principal_cosines, shared_spans, span
-from polysem.saes.base import SAE, Provenance
+from polysem.saes.base import SAE, Provenance, unit_rows
 from polysem.seeds import random_rotation, rng_for
 from polysem.types import Site
 from support.results import check_result
@@ -32,7 +32,7 @@ def sae_of(decoder, *, encoder=None, ref="memory", **more) -> SAE:
 
 
 def random_units(n, d, seed):
-    return r.units(rng_for(seed, "units").standard_normal((n, d)))
+    return unit_rows(rng_for(seed, "units").standard_normal((n, d)))
 
 
 @pytest.mark.parametrize(("n", "m"), [(5, 5), (4, 6), (6, 4)])
@@ -107,7 +107,7 @@ def test_pairs_survive_by_regression_to_the_mean_where_rests_are_noise():
     """Rows of the second are 0.8 times those of the first plus noise: what survives lies among the deals, or nearly."""
     first, m = random_units(300, 12, 9), 0.8
     noise = rng_for(10, "noise").standard_normal(first.shape)
-    noise = r.units(noise - (noise * first).sum(axis=1, keepdims=True) * first)
+    noise = unit_rows(noise - (noise * first).sum(axis=1, keepdims=True) * first)
     for same, _, lo, hi in shares(first, m * first + np.sqrt(1 - m * m) * noise, 11):
         width = max(hi - lo, 0.02)
         assert lo - width <= same <= hi + width
@@ -159,7 +159,7 @@ def test_few_candidates_give_the_assignment_of_all(n, m, seed):
     noise = rng_for(seed, "noise").standard_normal((m, 24)) * 0.15
     a, b = (
         base[:n],
-        r.units(np.where(np.arange(m)[:, None] % 2, base[:m] + noise, random_units(m, 24, seed + 50))),
+        unit_rows(np.where(np.arange(m)[:, None] % 2, base[:m] + noise, random_units(m, 24, seed + 50))),
     )
     best = np.abs(r.assigned(a, b)[2]).sum()
     i, j, found = r.assigned(a, b, near=32)
@@ -194,7 +194,7 @@ def test_spans_of_features_come_back_where_only_they_are_planted():
     random: no feature is stable. The planes show; rows that have none do not, beyond what choosing the nearest gives."""
     rng = rng_for(20, "planes")
     planes = [span(rng.standard_normal((6, 64)), 6) for _ in range(8)]
-    a, b = (r.units(np.concatenate([rng.standard_normal((20, 6)) @ p for p in planes])) for _ in range(2))
+    a, b = (unit_rows(np.concatenate([rng.standard_normal((20, 6)) @ p for p in planes])) for _ in range(2))
     other = [sae_of(rows, encoder=random_units(160, 64, k), ref=str(k)) for k, rows in enumerate((a, b))]
     found = r.replicate(other)
     near, whole = found.pairs[0]["spans"]

@@ -21,7 +21,7 @@ from polysem.act.neuron import Neuron, arms_by_share, rotation, turned_basis, un
 from polysem.edits import Add
 from polysem.errors import ConfigError, SiteError
 from polysem.models.base import WhiteBoxModel
-from polysem.saes.base import SAE
+from polysem.saes.base import SAE, unit_rows
 from polysem.types import Site
 
 _ROWS = 256
@@ -48,9 +48,7 @@ class MlpNeuron(Neuron):
     def arms(self, request: ArmsRequest) -> Sequence[Arm]:
         """Neurons by the cosine of what they write with the target's direction."""
         writes = request.writes["mlp_neuron"]
-        norms = np.linalg.norm(writes, axis=1, keepdims=True)
-        real = norms[:, 0] > 0
-        along = np.divide(writes, norms, out=np.zeros_like(writes), where=norms > 0)
+        along, real = unit_rows(writes), writes.any(axis=1)
         found: list[Arm] = []
         for target in request.targets:
             row = request.index.sae.W_dec[target].detach().cpu().double().numpy()

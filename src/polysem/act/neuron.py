@@ -29,7 +29,7 @@ from polysem.config import PlanConfig
 from polysem.edits import Clamp
 from polysem.errors import MismatchError
 from polysem.models.base import WhiteBoxModel
-from polysem.saes.base import SAE
+from polysem.saes.base import SAE, decoder_rows, unit_rows
 from polysem.seeds import random_rotation, rng_for
 
 
@@ -60,12 +60,10 @@ class Neuron(Intervention):
         """Coordinates by their share of the target's direction, and rotated ones of the same share. The similarity of
         a coordinate is that of the target with the feature, other than the target, that is most aligned with it."""
         index = request.index
-        rows = index.sae.W_dec.detach().cpu().double().numpy()
-        norms = np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), np.finfo(np.float64).tiny)
-        unit_rows = rows / norms
+        directions = unit_rows(decoder_rows(index.sae))
         found: list[Arm] = []
         for target, similarity in zip(request.targets, request.similarities, strict=True):
-            others = np.where(index.usable[:, None], unit_rows, -np.inf)
+            others = np.where(index.usable[:, None], directions, -np.inf)
             others[target] = -np.inf
             gloss = similarity[others.argmax(axis=0)]
 
@@ -74,7 +72,7 @@ class Neuron(Intervention):
                     1.0 if relation == "self" else None if np.isnan(gloss[neuron]) else float(gloss[neuron])
                 )
 
-            share = unit_rows[target]
+            share = directions[target]
             found += arms_by_share(
                 request, target, share, np.ones(len(share), bool), ("neuron", "rotated"), known
             )

@@ -201,7 +201,7 @@ def evasion_rows(scores: Sequence[PushScores], interference: Sequence[float]) ->
             {
                 "effect": s.effect, "kind": s.arm.kind, "feature": s.arm.number, "detector": s.detector,
                 "interference": cosine, "length": float(s.length[s.there].mean()), "kl": float(s.kl[s.there].mean()),
-                "seen": seen.value, "lo": seen.lo, "hi": seen.hi, "gap": gap.value, "gap_lo": gap.lo, "gap_hi": gap.hi,
+                **seen.columns("seen"), **gap.columns("gap", "gap_"),
                 "n_prompts": int(s.there.sum()),
             }
         )  # fmt: skip

@@ -27,7 +27,7 @@ from polysem.onednn import FrozenLinears
 from polysem.progress import SILENT, Reporter
 from polysem.saes.base import SAE
 from polysem.side_effects.directions import Direction
-from polysem.side_effects.measures import jackknife
+from polysem.side_effects.measures import jackknife, mean_of
 from polysem.side_effects.push import Sets
 from polysem.transfer.capability import Item
 from polysem.types import Site
@@ -105,14 +105,12 @@ def text_rows(
     """Rows of the BEHAVIOUR tables.
 
     Args:
-        model: which.
         sae: dictionary of the targets, which reads the texts.
         arms: what is pushed, and what is read.
         prompts: name and token ids.
         plan: how much is drawn.
         label: of the dictionary.
         items: tasks that are asked under every push.
-        reporter: is told of every prompt.
 
     Raises:
         ConfigError: no arm, no prompt that leaves room for the tokens, or a dose that cannot be.
@@ -361,18 +359,15 @@ def _effects(arms: Sequence[TextArm], plan: TextPlan, seen: Sequence[_OnPrompt])
             }
             row: dict[str, Any] = {"arm": k, "dose": dose}
             for name, values in columns.items():
-                v = np.array(values)
-                row |= _interval(name, jackknife(lambda some, v=v: float(v[some].mean()), places))
-            row |= _interval(
-                "log_rate",
-                jackknife(
-                    # half a token more on either side, so that no rate is 0 (Haldane)
-                    lambda some, up=up, down=down: float(
-                        np.log((up[some].sum() + 0.5) / (down[some].sum() + 0.5)) / 2
-                    ),
-                    places,
+                row |= mean_of(np.array(values), places).columns(name, f"{name}_")
+            rate = jackknife(
+                # half a token more on either side, so that no rate is 0 (Haldane)
+                lambda some, up=up, down=down: float(
+                    np.log((up[some].sum() + 0.5) / (down[some].sum() + 0.5)) / 2
                 ),
+                places,
             )
+            row |= rate.columns("log_rate", "log_rate_")
             mean = np.mean([seen[p].horizon[d, k] for p in places], axis=0)
             per = 100 / drawn
             row |= {
@@ -391,7 +386,3 @@ def _effects(arms: Sequence[TextArm], plan: TextPlan, seen: Sequence[_OnPrompt])
                 if np.isfinite(mean[s, step])
             ]
     return rows, curves
-
-
-def _interval(name: str, found: Any) -> dict[str, float]:
-    return {name: found.value, f"{name}_lo": found.lo, f"{name}_hi": found.hi}

@@ -38,7 +38,7 @@ from polysem.models.hf import HFModel
 from polysem.progress import SILENT, Reporter
 from polysem.rank import rank_correlation
 from polysem.readouts import kl
-from polysem.saes.base import SAE
+from polysem.saes.base import SAE, decoder_rows, unit_rows
 from polysem.seeds import rng_for
 from polysem.side_effects.measures import Estimate
 from polysem.stats.regress import clustered_mean
@@ -91,17 +91,8 @@ def guard_rows(scene: GuardScene, *, reporter: Reporter = SILENT) -> dict[str, R
     Raises:
         ConfigError: too few documents or prompts of either kind.
     """
-    rows: dict[str, Rows] = {
-        name: []
-        for name in (
-            "guard_monitors",
-            "guard_alarms",
-            "guard_recovery",
-            "guard_neurons",
-            "guard_evasion",
-            "guard_findings",
-        )
-    }
+    tables = ("monitors", "alarms", "recovery", "neurons", "evasion", "findings")
+    rows: dict[str, Rows] = {f"guard_{name}": [] for name in tables}
     ids, on = scene.documents["none"]
     half = np.arange(len(ids)) % 2 == 0
     few = min(
@@ -120,14 +111,14 @@ def guard_rows(scene: GuardScene, *, reporter: Reporter = SILENT) -> dict[str, R
         features = scene.features or writers(scene)
         handle = Handle(scene.model, scene.sae, features, scene.tokens)
         said = "feature that tells the documents of the fit best"
-        _find(rows, "reader", None, len(fit.on), said, value=float(chosen))
+        _find(rows, "reader", Estimate(float(chosen)), len(fit.on), said)
         how = "given" if scene.features else "those whose clamp takes most on the prompts of the choice"
         said = f"first of the clamped features: {', '.join(map(str, features))}, {how}"
-        _find(rows, "writer", None, len(scene.choice), said, value=float(features[0]))
-        _recovery(scene, handle, scene.prompts, rows)
+        _find(rows, "writer", Estimate(float(features[0])), len(scene.choice), said)
+        _recovery(scene, handle, rows)
     if isinstance(scene.model, HFModel):
         with reporter.stage("neurons"):
-            _neurons(scene, handle, scene.prompts, rows)
+            _neurons(scene, handle, rows)
     with reporter.stage("covert pushes"):
         _evasion(scene, handle, rows, fit, chosen)
     return rows
@@ -138,7 +129,7 @@ def writers(scene: GuardScene) -> tuple[int, ...]:
     most by gradient, mean over the prompts of the choice."""
     model, sae = scene.model, scene.sae
     told = np.zeros(sae.d_sae)
-    D = sae.W_dec.detach().cpu().double().numpy()
+    D = decoder_rows(sae)
     for ids in scene.choice:
         row = torch.tensor([list(ids)], device=model.spec.device)
         h = model.capture(row, [sae.reads])[sae.reads][0, 1:].cpu()
@@ -238,19 +229,14 @@ def _judge(
         )  # fmt: skip
 
 
-def _unit(sae: SAE) -> Float[np.ndarray, "d_sae d"]:
-    W = sae.W_dec.detach().cpu().double().numpy()
-    norms = np.linalg.norm(W, axis=1, keepdims=True)
-    return np.divide(W, norms, out=np.zeros_like(W), where=norms > 0)
-
-
 def _alarms(
     scene: GuardScene, rows: dict[str, Rows], fit: Documents, feature: int, half: Bool[np.ndarray, " n"]
 ) -> None:
     """False alarms of the single feature at 5 %, with and without what interfering features write into it."""
     ids, on = scene.documents["none"]
     threshold = float(np.quantile(fit.codes[~fit.on, feature], 0.95))
-    cosine = _unit(scene.sae) @ _unit(scene.sae)[feature]
+    unit = unit_rows(decoder_rows(scene.sae))
+    cosine = unit @ unit[feature]
     near = np.flatnonzero((np.abs(cosine) > INTERFERES) & (np.arange(len(cosine)) != feature))
     far = np.flatnonzero(np.abs(cosine) <= INTERFERES)
     rng = rng_for(scene.seed, "guard", "alarms")
@@ -285,10 +271,9 @@ def later_site(model: WhiteBoxModel, site: Site) -> Site | None:
     return Site(max(site.layer + 1, (site.layer + model.spec.n_layers) // 2), "hook_resid_post")
 
 
-def _recovery(
-    scene: GuardScene, handle: Handle, prompts: Sequence[Sequence[int]], rows: dict[str, Rows]
-) -> None:
+def _recovery(scene: GuardScene, handle: Handle, rows: dict[str, Rows]) -> None:
     """What the clamp takes and costs, and how far moves bring it back, at the site and at a later one."""
+    prompts = scene.prompts
     rng = rng_for(scene.seed, "guard", "recovery")
     outside = np.setdiff1d(np.arange(scene.model.spec.d_vocab), scene.tokens)
     drawn = tuple(sorted(rng.permutation(outside)[: len(scene.tokens)].tolist()))
@@ -296,37 +281,14 @@ def _recovery(
     drops = np.array([handle.odds(plain)[0] - handle.odds(held)[0] for plain, held in ends])
     priced = [_kl(handle.logits(ids, []), handle.logits(ids, handle.clamp(ids))) for ids in scene.off_prompts]
     costs = np.array([_kl(plain, held) for plain, held in ends])
-    n = len(prompts)
-    _find(
-        rows,
-        "suppression",
-        mean_interval(drops),
-        n,
-        "nats of log-odds that the clamp takes; n counts prompts",
-    )
-    _find(
-        rows,
-        "price on prompts of the concept",
-        within(mean_interval(costs), 0.0),
-        n,
-        "nats of KL of the next token",
-    )
-    _find(
-        rows,
-        "price on other prompts",
-        within(mean_interval(np.array(priced)), 0.0),
-        len(priced),
-        "nats of KL of the next token",
-    )
+    n, nats = len(prompts), "nats of KL of the next token"
+    said = "nats of log-odds that the clamp takes; n counts prompts"
+    _find(rows, "suppression", mean_interval(drops), n, said)
+    _find(rows, "price on prompts of the concept", within(mean_interval(costs), 0.0), n, nats)
+    _find(rows, "price on other prompts", within(mean_interval(np.array(priced)), 0.0), len(priced), nats)
     able = np.flatnonzero(drops > LEAST_DROP).tolist()
-    _find(
-        rows,
-        "prompts on which the clamp takes something",
-        None,
-        n,
-        f"more than {LEAST_DROP} nats",
-        value=float(len(able)),
-    )
+    told = Estimate(float(len(able)))
+    _find(rows, "prompts on which the clamp takes something", told, n, f"more than {LEAST_DROP} nats")
     if not len(able):
         return
     later = later_site(scene.model, handle.sae.writes)
@@ -364,7 +326,7 @@ def _recovered(
             told = within(mean_interval(share[:, r]), most=np.inf if arm == "other" else 1.0)
             rows["guard_recovery"].append(
                 {
-                    "site": str(site), "arm": arm, "radius": radius, "recovered": told.value, "lo": told.lo, "hi": told.hi,
+                    "site": str(site), "arm": arm, "radius": radius, **told.columns("recovered"),
                     "drift": max(one.drift for one in some), **{name: float(x[r]) for name, x in split.items()},
                     "n_prompts": len(some),
                 }
@@ -378,24 +340,22 @@ def _recovered(
         note = (
             f"1 - recovered at {radii[at]:g} norms, where a free move raises as many drawn tokens by as much"
         )
-        _find(rows, f"sufficiency of the handle{where}", told, n, note)
     else:
-        note = "no radius raises drawn tokens by as much"
-        _find(rows, f"sufficiency of the handle{where}", None, n, note)
+        told, note = Estimate(np.nan), "no radius raises drawn tokens by as much"
+    _find(rows, f"sufficiency of the handle{where}", told, n, note)
     back = np.flatnonzero(curves["handle"] >= 0.95)
-    note = (
-        "norms of the site at the last position; 95 % on average"
-        if len(back)
-        else f"none up to {RADII[-1]:g} norms"
-    )
-    value = float(radii[back[0]]) if len(back) else np.nan
-    _find(rows, f"smallest move that recovers{where}", None, n, note, value=value)
+    told, note = Estimate(np.nan), f"none up to {RADII[-1]:g} norms"
+    if len(back):
+        told, note = (
+            Estimate(float(radii[back[0]])),
+            "norms of the site at the last position; 95 % on average",
+        )
+    _find(rows, f"smallest move that recovers{where}", told, n, note)
 
 
-def _neurons(
-    scene: GuardScene, handle: Handle, prompts: Sequence[Sequence[int]], rows: dict[str, Rows]
-) -> None:
+def _neurons(scene: GuardScene, handle: Handle, rows: dict[str, Rows]) -> None:
     """Every neuron by gradient, the largest ones measured; how concentrated, against drawn tokens."""
+    prompts = scene.prompts
     slopes = neuron_slopes(handle, prompts, scene.tokens)
     rng = rng_for(scene.seed, "guard", "neurons")
     outside = np.setdiff1d(np.arange(scene.model.spec.d_vocab), scene.tokens)
@@ -404,47 +364,23 @@ def _neurons(
     chosen = [(int(k // slopes.shape[1]), int(k % slopes.shape[1])) for k in order]
     measured = np.stack([neurons_removed(handle, ids, chosen) for ids in prompts], axis=1)
     for (layer, neuron), values in zip(chosen, measured, strict=True):
-        told = mean_interval(values)
-        rows["guard_neurons"].append(
-            {
-                "layer": layer, "neuron": neuron, "forecast": float(slopes[layer, neuron]), "measured": told.value,
-                "lo": told.lo, "hi": told.hi,
-            }
-        )  # fmt: skip
+        told = {"layer": layer, "neuron": neuron, "forecast": float(slopes[layer, neuron])}
+        rows["guard_neurons"].append(told | mean_interval(values).columns("measured"))
     said = "of all neurons' changes by gradient; drawn tokens: "
-    _find(
-        rows,
-        "Gini of neurons",
-        None,
-        slopes.size,
-        f"{said}{gini(null.ravel()):.3f}",
-        value=gini(slopes.ravel()),
-    )
-    half = float(half_of(slopes.ravel()))
-    _find(rows, "neurons that have half", None, slopes.size, f"{said}{half_of(null.ravel())}", value=half)
-    r = rank_correlation(slopes.ravel()[order], measured.mean(1))
-    _find(
-        rows,
-        "neurons, forecast and measured",
-        None,
-        len(order),
-        "Spearman over the measured ones",
-        value=float(r),
-    )
+    own, drawn = slopes.ravel(), null.ravel()
+    _find(rows, "Gini of neurons", Estimate(gini(own)), own.size, f"{said}{gini(drawn):.3f}")
+    half = Estimate(float(half_of(own)))
+    _find(rows, "neurons that have half", half, own.size, f"{said}{half_of(drawn)}")
+    r = Estimate(float(rank_correlation(own[order], measured.mean(1))))
+    _find(rows, "neurons, forecast and measured", r, len(order), "Spearman over the measured ones")
 
 
 def _evasion(scene: GuardScene, handle: Handle, rows: dict[str, Rows], fit: Documents, reader: int) -> None:
     """Pushes of equal effect on prompts without the concept, and how well detectors tell them."""
     arms = _arms(scene, handle, fit)
-    target = _unit(scene.sae)[handle.features[0]]
-    bench = Covert(
-        handle,
-        reader,
-        scene.off_prompts,
-        arms,
-        later=later_site(scene.model, handle.sae.writes),
-        seed=scene.seed,
-    )
+    target = unit_rows(decoder_rows(scene.sae))[handle.features[0]]
+    later = later_site(scene.model, handle.sae.writes)
+    bench = Covert(handle, reader, scene.off_prompts, arms, later=later, seed=scene.seed)
     cosines = {
         id(arm): np.nan if arm.vector is None else float(arm.vector @ target / np.linalg.norm(arm.vector))
         for arm in arms
@@ -464,9 +400,9 @@ def _evasion(scene: GuardScene, handle: Handle, rows: dict[str, Rows], fit: Docu
         if r["kind"] == "interfering" and np.isfinite(r["gap"])
     ]
     if len(pairs) >= 3:
-        r = rank_correlation(*np.array(pairs).T)
+        r = Estimate(float(rank_correlation(*np.array(pairs).T)))
         said = "Spearman over interfering features, detector target"
-        _find(rows, "evasion gap and |cosine|", None, len(pairs), said, value=float(r))
+        _find(rows, "evasion gap and |cosine|", r, len(pairs), said)
 
 
 def _gap(
@@ -477,7 +413,7 @@ def _gap(
     found = [(places, values) for places, values in found if len(values)]
     said = f"AUROC of the target's own push minus that of {name.split(', ')[1]} features' at {effect:g} nats; n counts features"
     if len(found) < 3:
-        _find(rows, name, None, len(found), f"{said}; fewer than 3 reach the effect")
+        _find(rows, name, Estimate(np.nan), len(found), f"{said}; fewer than 3 reach the effect")
         return
     clusters = np.array([(k, p) for k, (places, _) in enumerate(found) for p in places.tolist()])
     told = clustered_mean(np.concatenate([values for _, values in found]), clusters, level=0.95)
@@ -487,7 +423,7 @@ def _gap(
 
 def _arms(scene: GuardScene, handle: Handle, fit: Documents) -> list[CovertPush]:
     """What is pushed: the target first, features that interfere most, random ones, and directions of other kinds."""
-    unit, target = _unit(scene.sae), handle.features[0]
+    unit, target = unit_rows(decoder_rows(scene.sae)), handle.features[0]
     rng = rng_for(scene.seed, "guard", "evasion")
     cosine = unit @ unit[target]
     alive = np.abs(unit).max(1) > 0
@@ -515,11 +451,8 @@ def _arms(scene: GuardScene, handle: Handle, fit: Documents) -> list[CovertPush]
     return [*arms, CovertPush("words", 0, None)]
 
 
-def _find(
-    rows: dict[str, Rows], name: str, told: Estimate | None, n: int, note: str, *, value: float = np.nan
-) -> None:
-    ends = {"value": value} if told is None else {"value": told.value, "lo": told.lo, "hi": told.hi}
-    rows["guard_findings"].append({"name": name, **ends, "n": n, "note": note})
+def _find(rows: dict[str, Rows], name: str, told: Estimate, n: int, note: str) -> None:
+    rows["guard_findings"].append({"name": name, **told.columns(), "n": n, "note": note})
 
 
 def split_prompts(

@@ -23,7 +23,7 @@ from polysem.models.gradients import pull_back_edited, scale_slopes
 from polysem.models.hf import HFModel
 from polysem.models.sweep import sweep_of
 from polysem.readouts import kl
-from polysem.saes.base import SAE, decoder_norms
+from polysem.saes.base import SAE, decoder_norms, decoder_rows, unit_rows
 from polysem.side_effects.push import Sets
 from polysem.types import Site
 
@@ -61,7 +61,7 @@ class Handle:
     @property
     def decoders(self) -> Float[np.ndarray, "k d"]:
         """What they write."""
-        return self.sae.W_dec[list(self.features)].detach().cpu().double().numpy()
+        return decoder_rows(self.sae)[list(self.features)]
 
     def odds(self, logits: Float[Tensor, "rows d_vocab"], tokens: Sequence[int] | None = None) -> np.ndarray:
         """Log-odds of the behaviour's tokens, nats."""
@@ -86,9 +86,7 @@ class Handle:
     ) -> Float[Tensor, "rows d_vocab"]:
         """Of the last position, float64."""
         tokens = torch.tensor([list(ids)], device=self.model.spec.device).expand(rows, -1)
-        if edits:
-            return sweep_of(self.model).logits(tokens, edits).double().cpu()
-        return self.model.logits(tokens, last_only=True)[:, -1].double().cpu()
+        return sweep_of(self.model).logits(tokens, edits).double().cpu()
 
     def slopes(
         self, ids: Sequence[int], edits: Sequence[Edit], site: Site, tokens: Sequence[int], *, rows: int = 1
@@ -115,7 +113,7 @@ class Handle:
         mask = torch.ones_like(row, dtype=torch.bool)
         mask[:, 0] = False
         size = STEP * float(self.model.capture(row, [site])[site][0, 1:].norm(dim=-1).mean())
-        unit = D / np.maximum(np.linalg.norm(D, axis=1, keepdims=True), 1e-300)
+        unit = unit_rows(D)
         push = Add(site, self.tensor(size * np.concatenate([unit, -unit])), mask.expand(2 * k, -1))
         edits = [*widened(self.clamp(ids), 2 * k), push]
         seen = self.model.capture(row.expand(2 * k, -1), [to], edits)[to][:, -1].double().cpu().numpy()
@@ -180,7 +178,6 @@ def recover(
         handle: what is clamped.
         ids: the prompt.
         arm: handle | free | random | other.
-        rng: of random moves.
         tokens: what the move is towards; the behaviour's own if left out.
         site: where the move is made; the dictionary's own if left out.
     """
@@ -215,11 +212,7 @@ def recover(
         )
         if gradient is None:
             break
-        g = gradient[:, -1] @ keep
-        size = np.linalg.norm(g, axis=1, keepdims=True)
-        towards = move + np.divide(g, size, out=np.zeros_like(g), where=size > 0)
-        long = np.linalg.norm(towards, axis=1, keepdims=True)
-        move = np.divide(towards, long, out=np.zeros_like(towards), where=long > 0)
+        move = unit_rows(move + unit_rows(gradient[:, -1] @ keep))
     if arm != "random":
         for r in range(1, n):  # a longer radius allows the shorter move
             if best[r - 1] > best[r]:
@@ -261,8 +254,7 @@ def neuron_rows(model: WhiteBoxModel, site: Site) -> Float[np.ndarray, "d_mlp d"
         return None
     module = model.model.get_submodule(model.tap(point).path)
     weight = module.weight.detach().cpu().double().numpy()  # type: ignore[union-attr]
-    rows = weight.T if isinstance(module, torch.nn.Linear) else weight
-    return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-300)
+    return unit_rows(weight.T if isinstance(module, torch.nn.Linear) else weight)
 
 
 def _neuron_share(
@@ -354,7 +346,7 @@ def lengths_to_effect(
     norm = float(model.capture(row, [site])[site][0, 1:].norm(dim=-1).mean())
     plain, slope = handle.slopes(ids, [], site, handle.tokens)
     base = handle.odds(plain)[0]
-    unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    unit = unit_rows(vectors)
     rises = unit @ slope[0, 1:].sum(0)
     unit = unit * np.where(rises < 0, -1.0, 1.0)[:, None]
 

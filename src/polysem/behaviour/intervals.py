@@ -20,7 +20,7 @@ def mean_interval(x: Float[np.ndarray, " n"]) -> Estimate:
     n = len(x)
     mean = float(x.mean()) if n else np.nan
     if n < MIN_PROMPTS or not np.isfinite(x).all():
-        return Estimate(mean, np.nan, np.nan, np.nan)
+        return Estimate(mean)
     spread = float(x.std(ddof=1))
     se = spread / np.sqrt(n)
     if not spread > 0:
@@ -83,7 +83,7 @@ def _on_log_odds(auroc: float, variance: float, df: float, pairs: int) -> Estima
     from scipy import stats
 
     if not np.isfinite(variance) or df < 1:
-        return Estimate(auroc, np.nan, np.nan, np.nan)
+        return Estimate(auroc)
     # half a pair off the ends, and no less variance than independent pairs would have: else no width where all are told apart
     kept = float(np.clip(auroc, 0.5 / pairs, 1 - 0.5 / pairs))
     se = float(np.sqrt(max(variance, kept * (1 - kept) / pairs)))

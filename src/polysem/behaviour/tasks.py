@@ -14,7 +14,7 @@ from jaxtyping import Float
 from polysem.errors import ConfigError
 from polysem.models.base import WhiteBoxModel
 from polysem.positions import positions_of
-from polysem.side_effects.measures import jackknife
+from polysem.side_effects.measures import mean_of
 from polysem.transfer.capability import Item, own_logprobs
 
 if TYPE_CHECKING:
@@ -64,8 +64,8 @@ def _row(
         "n": len(right),
     }
     if arm >= 0:
-        found = jackknife(lambda some: float((right - base)[some].mean()), np.arange(len(right)))
-        row |= {"change": found.value, "change_lo": found.lo, "change_hi": found.hi, "gap": float(gap.mean())}
+        found = mean_of(right - base)
+        row |= found.columns("change", "change_") | {"gap": float(gap.mean())}
     return row
 
 

@@ -57,7 +57,6 @@ class Collector:
         """Takes one text of feature `key`.
 
         Args:
-            key: the feature.
             tokens: list of strings.
             values: list of as many finite numbers.
             source: the text's name in the export.

@@ -58,7 +58,6 @@ def embed_texts(
         api_key: key of a served model; None looks into the environment (see `glosses/embedders.py`).
         client: for served models; None makes one.
         retries: for served models.
-        reporter: told of each batch.
 
     Raises:
         ConfigError: unknown embedder, or a blank text.
@@ -141,9 +140,6 @@ def embed_glosses(
         glosses: of one SAE, any number per feature.
         features: the rows wanted, in order; features without a gloss give rows of zeros.
         embedder: as in `embed_texts`, or `export` for the vectors that the glosses carry.
-        cache: as in `embed_texts`.
-        api_key: as in `embed_texts`.
-        client: as in `embed_texts`.
         reporter: as in `embed_texts`.
 
     Raises:

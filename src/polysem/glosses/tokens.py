@@ -64,7 +64,6 @@ def active_words(contexts: pa.Table, *, read: "_Contexts | None" = None) -> dict
     shown as first met; features without one are left out.
 
     Args:
-        contexts: as in `token_glosses`.
         read: the same, read before.
 
     Raises:

@@ -14,7 +14,6 @@ from polysem.act.base import some_edited
 from polysem.act.steering import steered_at_kl
 from polysem.edits import Add, Edit
 from polysem.models.base import WhiteBoxModel
-from polysem.models.hf import HFModel
 from polysem.models.sweep import sweep_of
 from polysem.positions import mean_norm
 from polysem.readouts import kl
@@ -80,7 +79,7 @@ class JointBench:
         edited = some_edited(positions, len(ids))
         self.edited = torch.as_tensor(edited, device=model.spec.device)
         self.base = model.logits(self.tokens, last_only=True)[:, -1].double().cpu()
-        self._sweep = sweep_of(model) if isinstance(model, HFModel) else None
+        self._sweep = sweep_of(model)
         self._arrange()
 
     def _arrange(self) -> None:
@@ -121,9 +120,7 @@ class JointBench:
         rows = self.tokens.expand(len(strengths), -1)
         if not edits:
             return self.base.expand(len(strengths), -1)
-        if self._sweep is not None:
-            return self._sweep.logits(rows, edits).double().cpu()
-        return self.model.logits(rows, edits, last_only=True)[:, -1].double().cpu()
+        return self._sweep.logits(rows, edits).double().cpu()
 
     def changes(self, strengths: Float[np.ndarray, "rows n"]) -> Changes:
         """Both ways."""

@@ -25,7 +25,7 @@ from polysem.rank import rank_correlation
 from polysem.saes.base import SAE
 from polysem.side_effects.directions import Direction
 from polysem.side_effects.forecast import over_features, partial_correlation
-from polysem.side_effects.measures import jackknife
+from polysem.side_effects.measures import mean_of
 from polysem.side_effects.push import Sets
 
 EDGES = (0.0, 0.05, 0.2, 0.35, 0.6, 0.95)
@@ -216,7 +216,7 @@ def tested(y: Float[np.ndarray, " prompts"]) -> tuple[float, float, float, float
     """(mean, lo, hi, p) over prompts, Student's t: whether an interaction is there."""
     from scipy import stats
 
-    found = jackknife(lambda some: float(y[some].mean()), np.arange(len(y)))
+    found = mean_of(y)
     p = 2 * stats.t.sf(abs(found.value) / found.se, len(y) - 1) if found.se > 0 else np.nan
     return found.value, found.lo, found.hi, float(p)
 

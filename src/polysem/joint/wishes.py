@@ -29,7 +29,7 @@ from polysem.readouts import kl
 from polysem.seeds import rng_for
 from polysem.side_effects.directions import Direction
 from polysem.side_effects.linear import own_sets, participation
-from polysem.side_effects.measures import jackknife
+from polysem.side_effects.measures import mean_of
 from polysem.side_effects.push import Sets
 from polysem.side_effects.scene import Scene
 from polysem.types import Site
@@ -164,7 +164,7 @@ class _Planning:
         found: dict[str, Rows] = {"plans": [], "plan_doses": [], "plan_effects": []}
         for row, (arm, (a, able)) in enumerate(arms.items()):
             every = np.arange(cost.shape[1])
-            spent = jackknife(lambda some, c=cost[row]: float(c[some].mean()), every)
+            spent = mean_of(cost[row], every)
             means = change[row].mean(0)
             found["plans"].append(
                 {
@@ -272,12 +272,12 @@ class _Planning:
         named = [*(t[:2] for t in self.wish.targets), *self.wish.protected]
         rows: Rows = []
         for k, (place, (name, ids)) in enumerate(zip([*self.targets, *self.protected], named, strict=True)):
-            found = jackknife(lambda some, c=change[:, place]: float(c[some].mean()), every)
+            found = mean_of(change[:, place], every)
             rows.append(
                 {
                     "arm": arm, "role": "wanted" if k < len(wanted) else "protected", "target": k, "name": name,
                     "tokens": self.scene.model.token_strings(list(ids[:6])), "asked": asked[k],
-                    "forecast": float(told[place]), "measured": found.value, "lo": found.lo, "hi": found.hi,
+                    "forecast": float(told[place]), **found.columns("measured"),
                 }
             )  # fmt: skip
         return rows

@@ -196,11 +196,9 @@ def corpus_pass(
     """Run the model over the rows once.
 
     Args:
-        model: which model.
         rows: text of equal length.
         dictionaries: whose activations are kept.
         norms: whose mean scale is wanted, by name.
-        reporter: is told of every batch.
 
     Raises:
         NumericsError: of models and dictionaries.

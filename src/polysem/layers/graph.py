@@ -74,7 +74,6 @@ def prompt_graph(
     """What features of one prompt carry to each other and to its most likely next tokens, directly.
 
     Args:
-        model: which model.
         tokens: the prompt, BOS included.
         dictionaries: one a layer.
         slug: name of the graph.

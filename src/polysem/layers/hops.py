@@ -32,7 +32,6 @@ def hop_index(
     Biases, which no feature carries, are left out.
 
     Args:
-        found: the transcoders.
         seen: what stands where each reads.
         site: a written site.
         directions: in it.
@@ -56,7 +55,6 @@ def hop_share(
     of earlier layers wrote; with its 95 % interval over groups.
 
     Args:
-        found: the transcoders.
         seen: what stands where each reads.
         site: a written site.
         groups: of every row of `seen`, e.g. its document.

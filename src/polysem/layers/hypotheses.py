@@ -8,6 +8,7 @@ X4  edges that raise the loss, by thirds of effectiveness; chance: signs flipped
 """
 
 from collections.abc import Mapping, Sequence
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from jaxtyping import Float, Int
 from polysem.layers.coactivity import Coactivity
 from polysem.layers.influence import Natural, PushedLater
 from polysem.layers.worth import Helpful
-from polysem.side_effects.measures import Estimate, jackknife
+from polysem.side_effects.measures import Estimate, jackknife, mean_of
 
 GROUPS = 20
 """of documents, for a jackknife"""
@@ -36,8 +37,8 @@ Row = dict[str, Any]
 def finding(hypothesis: str, quantity: str, by: str, found: Estimate, *, over: str, n: int, dose: float = 0.0,
             null: Float[np.ndarray, " m"] | None = None, note: str | None = None) -> Row:  # fmt: skip
     """A row of LAYER_FINDINGS, without its dictionaries."""
-    row: Row = {"hypothesis": hypothesis, "quantity": quantity, "by": by, "dose": dose, "value": found.value,
-                "lo": found.lo, "hi": found.hi, "over": over, "n": n, "note": note}  # fmt: skip
+    row: Row = {"hypothesis": hypothesis, "quantity": quantity, "by": by, "dose": dose, **found.columns(),
+                "over": over, "n": n, "note": note}  # fmt: skip
     if null is not None and np.isfinite(null).any():
         ends = np.nanquantile(null, [0.025, 0.975])
         row |= {"null": float(np.nanmean(null)), "null_lo": float(ends[0]), "null_hi": float(ends[1])}
@@ -49,26 +50,20 @@ def pushes(
 ) -> list[Row]:
     """X1, interventions: how much of what pushes do the predictions explain, by a line."""
     places = np.arange(pushed.same.shape[1])
-    rows = []
-    for quantity, what in (
-        ("R2, pushed at the same position", pushed.same),
-        ("R2, later positions", pushed.later),
-    ):
-        for by, told in predictions.items():
-            found = jackknife(lambda p, what=what, told=told: _r2(what[:, p].mean(1), told), places)
-            rows.append(finding("X1", quantity, by, found, over="prompts", n=len(places)))
-    told = predictions["weight"]
-    slope = jackknife(lambda p: _slope(pushed.same[:, p].mean(1), told), places)
-    rows.append(
-        finding("X1", "slope, pushed at the same position", "weight", slope, over="prompts", n=len(places))
-    )
+    row = partial(finding, "X1", over="prompts", n=len(places))
+    explained = {"R2, pushed at the same position": pushed.same, "R2, later positions": pushed.later}
+    rows = [
+        row(quantity, by, jackknife(lambda p, what=what, told=told: _r2(what[:, p].mean(1), told), places))
+        for quantity, what in explained.items()
+        for by, told in predictions.items()
+    ]
+    slope = jackknife(lambda p: _slope(pushed.same[:, p].mean(1), predictions["weight"]), places)
     ratio = jackknife(lambda p: _rms(pushed.later[:, p].mean(1)) / _rms(pushed.same[:, p].mean(1)), places)
-    rows.append(
-        finding(
-            "X1", "later positions over the same, root mean square", "-", ratio, over="prompts", n=len(places)
-        )
-    )
-    return rows
+    return [
+        *rows,
+        row("slope, pushed at the same position", "weight", slope),
+        row("later positions over the same, root mean square", "-", ratio),
+    ]
 
 
 def natural(
@@ -86,42 +81,24 @@ def natural(
     n = len(next(iter(predictions.values())))
     every = np.arange(n_groups)
 
-    def lost(groups: Int[np.ndarray, " some"]) -> np.ndarray:
+    @cache  # every prediction asks for the same ones
+    def lost(groups: tuple[int, ...]) -> np.ndarray:
         return seen.mean(np.flatnonzero(np.isin(group, groups)), n)
 
-    # the means are made once for every group that is left out
-    made = {len(every): lost(every), **{-k - 1: lost(np.delete(every, k)) for k in every.tolist()}}
-
-    def of(groups: Int[np.ndarray, " some"]) -> np.ndarray:
-        if len(groups) == len(every):
-            return made[len(every)]
-        return made[-int(np.setdiff1d(every, groups)[0]) - 1]
-
+    whole = lost(tuple(every.tolist()))
     orders = _within(cells, rng)
-    rows = []
+    row = partial(finding, "X1", over="documents", n=len(documents))
+    rows: list[Row] = []
     for by, told in predictions.items():
-        found = jackknife(lambda g, told=told: _spearman(np.abs(told), np.abs(of(g))), every)
-        whole = of(every)
-        null = np.array([_spearman(np.abs(told[:, order]), np.abs(whole)) for order in orders])
-        rows.append(
-            finding(
-                "X1",
-                "rank correlation with what is lost",
-                by,
-                found,
-                over="documents",
-                n=len(documents),
-                null=null,
-            )
+        found = jackknife(
+            lambda g, told=told: _spearman(np.abs(told), np.abs(lost(tuple(g.tolist())))), every
         )
-        signs = jackknife(lambda g, told=told: _signs(told, of(g)), every)
-        rows.append(
-            finding("X1", f"same sign among the {LARGEST} largest", by, signs, over="documents", n=len(documents),
-                    note="where both differ from 0")
-        )  # fmt: skip
-    never = 1.0 - float((np.abs(of(every)) > 0).mean()) if len(every) else float("nan")
-    rows.append(finding("X1", "pairs that lose nothing", "-", Estimate(never, np.nan, np.nan, np.nan), over="documents", n=len(documents)))  # fmt: skip
-    return rows
+        null = np.array([_spearman(np.abs(told[:, order]), np.abs(whole)) for order in orders])
+        rows.append(row("rank correlation with what is lost", by, found, null=null))
+        signs = jackknife(lambda g, told=told: _signs(told, lost(tuple(g.tolist()))), every)
+        rows.append(row(f"same sign among the {LARGEST} largest", by, signs, note="where both differ from 0"))
+    never = 1.0 - float((np.abs(whole) > 0).mean()) if len(every) else float("nan")
+    return [*rows, row("pairs that lose nothing", "-", Estimate(never))]
 
 
 def density_cells(
@@ -156,20 +133,14 @@ def steering(
     lift = seen.lift(needed, np.flatnonzero(seen.fires_j))
     at = {int(i): k for k, i in enumerate(needed)}
     rows: list[Row] = []
-    for quantity, where in (
-        ("share into pairs below chance", lift < BELOW),
-        ("share into pairs that never co-fire", lift == 0),
-    ):
+    below = {"share into pairs below chance": lift < BELOW, "share into pairs that never co-fire": lift == 0}
+    for quantity, where in below.items():
         own = np.array([_share(moved[k], where[at[i]]) for k, i in enumerate(sources)])
         like = np.array(
-            [np.mean([_share(moved[k], where[at[o]]) for o in others[k]]) for k in range(len(sources))]
+            [np.mean([_share(moved[k], where[at[o]]) for o in some]) for k, some in enumerate(others)]
         )
-        random = np.array(
-            [
-                np.nanmean([_share(r, where[at[i]]) for r in isotropic]) if len(isotropic) else np.nan
-                for i in sources
-            ]
-        )
+        by_chance = [[_share(r, where[at[i]]) for r in isotropic] for i in sources]
+        random = np.array([np.nanmean(shares) if shares else np.nan for shares in by_chance])
         note = f"of all pairs {float(where[[at[i] for i in sources]].mean()):.2f}"
         rows.append(_over_sources(quantity, "-", own, places, dose, note))
         rows.append(_over_sources(quantity, "less other sources of equal density", own - like, places, dose))
@@ -201,9 +172,7 @@ def unlike(
                 logs.append(np.log(low / high))
         found[k] = np.mean(logs) if logs else np.nan
     places = np.flatnonzero(np.isfinite(found))
-    value = (
-        jackknife(lambda p: float(found[p].mean()), places) if len(places) else Estimate(*[float("nan")] * 4)
-    )
+    value = mean_of(found, places)
     note = None if len(places) else "no source has enough targets with glosses"
     quantity = "log ratio of change, unlike over like gloss"
     return [finding("X3", quantity, "-", value, over="sources", n=len(places), dose=dose, note=note)]
@@ -215,43 +184,29 @@ def harmful(
     """X4: share of edges that raise the loss by more than two standard errors over documents, by thirds of effectiveness."""
     sums = [_by_document(seen, k) for k in range(len(effectiveness))]
     able = np.array([k for k, s in enumerate(sums) if len(s) >= 3], dtype=np.int64)
+    raising = partial(finding, "X4", "share of edges that raise the loss", over="edges")
     if not len(able):
         note = "no edge acts in three documents: more tokens, or more edges"
-        value = Estimate(np.nan, np.nan, np.nan, np.nan)
-        return [
-            finding("X4", "share of edges that raise the loss", "all", value, over="edges", n=0, note=note)
-        ]
+        return [raising("all", Estimate(np.nan), n=0, note=note)]
     rows: list[Row] = []
     thirds = _quantiles(effectiveness[able], 3)
-    for name, some in (
-        ("all", able),
-        *((f"third {n + 1} of effectiveness", able[thirds == n]) for n in range(3)),
-    ):
+    parts = {f"third {n + 1} of effectiveness": able[thirds == n] for n in range(3)}
+    for name, some in ({"all": able} | parts).items():
         if not len(some):
             continue
-        share = float(np.mean([_t(sums[k]) < -SURE for k in some]))
         null = np.array([
             np.mean([_t(sums[k] * rng.choice([-1.0, 1.0], len(sums[k]))) < -SURE for k in some]) for _ in range(FLIPS)
         ])  # fmt: skip
-        found = jackknife(
-            lambda p, some=some: float(np.mean([_t(sums[k]) < -SURE for k in some[p]])), np.arange(len(some))
-        )
-        found = found._replace(value=share)
-        rows.append(
-            finding(
-                "X4", "share of edges that raise the loss", name, found, over="edges", n=len(some), null=null
-            )
-        )
-        worse = float(np.mean([s.sum() < 0 for s in (sums[k] for k in some)]))
-        rows.append(finding("X4", "share of edges below 0", name, Estimate(worse, np.nan, np.nan, np.nan), over="edges", n=len(some)))  # fmt: skip
+        found = mean_of(np.array([_t(sums[k]) < -SURE for k in some]))
+        rows.append(raising(name, found, n=len(some), null=null))
+        worse = float(np.mean([sums[k].sum() < 0 for k in some]))
+        rows.append(finding("X4", "share of edges below 0", name, Estimate(worse), over="edges", n=len(some)))  # fmt: skip
     return rows
 
 
 def edge_interval(seen: Helpful, edge: int) -> Estimate:
     """Mean saved nats of an edge a token on which it acts, with its interval over documents."""
     mine = np.flatnonzero(seen.edge == edge)
-    if not len(mine):
-        return Estimate(*[float("nan")] * 4)
     documents, back = np.unique(seen.document[mine], return_inverse=True)
     values = seen.saved[mine]
     return jackknife(lambda p: float(values[np.isin(back, p)].mean()), np.arange(len(documents)))
@@ -272,9 +227,7 @@ def _over_sources(
     quantity: str, by: str, values: np.ndarray, places: np.ndarray, dose: float, note: str | None = None
 ) -> Row:
     places = places[np.isfinite(values[places])]
-    found = (
-        jackknife(lambda p: float(values[p].mean()), places) if len(places) else Estimate(*[float("nan")] * 4)
-    )
+    found = mean_of(values, places)
     if by == "-":  # t intervals may leave [0, 1], where no share can be
         found = found._replace(lo=float(np.clip(found.lo, 0, 1)), hi=float(np.clip(found.hi, 0, 1)))
     return finding("X2", quantity, by, found, over="sources", n=len(places), dose=dose, note=note)

@@ -4,17 +4,18 @@ Pushed: a unit of its row is added at one position, both ways; what the pre-acti
 all later positions together. Natural: where it fires, what it wrote is taken away; what every target's activation loses.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from polysem.edits import Add, Edit
 from polysem.layers.coactivity import Pass
 from polysem.layers.ends import Ends, linked
+from polysem.layers.steer import written_push
 from polysem.models.base import WhiteBoxModel
 from polysem.progress import SILENT, Reporter
 
@@ -52,16 +53,36 @@ class Natural:
         return np.divide(total, times[:, None], out=np.full_like(total, np.nan), where=times[:, None] > 0)
 
 
-def written_edits(
-    source: Ends, target: Ends, amounts: Float[Tensor, " rows"], features: Sequence[int], mask: Tensor
-) -> list[Edit]:
-    """Adding `amounts` units of each row's feature, at every site that it writes before the target reads."""
-    index = torch.as_tensor(list(features), dtype=torch.long)
-    own = source.written_before(target.reads)
-    return [
-        Add(site, (amounts[:, None] * rows[index].to(amounts)).contiguous(), mask)
-        for site, rows in own.items()
-    ]
+class Events(NamedTuple):
+    """Positions of the corpus at which something is taken away, and how much of it."""
+
+    of: Int[np.ndarray, " events"]
+    """place of what is taken away among all that is asked for"""
+    row: Int[np.ndarray, " events"]
+    position: Int[np.ndarray, " events"]
+    value: Float[np.ndarray, " events"]
+
+    @classmethod
+    def joined(cls, parts: Sequence["Events"]) -> "Events":
+        """One after the other."""
+        none = cls(*(np.empty(0, dtype) for dtype in (np.int64, np.int64, np.int64, np.float64)))
+        return cls(*(np.concatenate(column) for column in zip(none, *parts, strict=True)))
+
+    def documents(self, seen: Pass) -> Int[np.ndarray, " events"]:
+        """That each is in."""
+        return seen.document[self.row, self.position]
+
+    def batches(
+        self, model: WhiteBoxModel, seen: Pass, reporter: Reporter, label: str
+    ) -> Iterator[tuple["Events", Int[Tensor, "rows pos"], Bool[Tensor, "rows pos"]]]:
+        """(some events, the text of each, where in it)."""
+        starts = range(0, len(self.of), ROWS)
+        for at in reporter.track(starts, total=len(starts), label=label):
+            some = Events(*(column[at : at + ROWS] for column in self))
+            tokens = torch.from_numpy(seen.rows.tokens[some.row].astype(np.int64)).to(model.spec.device)
+            mask = torch.zeros(tokens.shape, dtype=torch.bool)
+            mask[torch.arange(len(mask)), torch.from_numpy(some.position)] = True
+            yield some, tokens, mask
 
 
 def pushed_later(
@@ -77,13 +98,9 @@ def pushed_later(
     """Push every source at the middle position of every prompt, by central differences.
 
     Args:
-        model: which model.
         tokens: prompts of one length.
         source: dictionary of what is pushed; a unit is a unit length of what it writes in all.
         target: dictionary of what is looked at.
-        sources: features.
-        targets: features.
-        reporter: is told of every source.
     """
     assert linked(source, target)
     middle, n = tokens.shape[1] // 2, len(tokens)
@@ -98,7 +115,7 @@ def pushed_later(
         ends = []
         for sign in (1.0, -1.0):
             amounts = torch.full((n,), sign * step / float(length[feature]))
-            edits = written_edits(source, target, amounts, [feature] * n, mask)
+            edits = written_push(source, [feature] * n, amounts, mask, before=target.reads)
             ends.append(model.capture(tokens, [target.reads], edits)[target.reads].float().cpu())
         change = (ends[0] - ends[1]) @ columns.T / (2 * step)
         same[k], later[k] = change[:, middle].numpy(), change[:, middle + 1 :].sum(1).numpy()
@@ -121,51 +138,26 @@ def natural_influence(
     """Take each source's contribution away at positions of one half of the documents where it fires.
 
     Args:
-        model: which model.
-        seen: the corpus pass.
         source: dictionary of what is taken away.
         target: dictionary of what is looked at, at the same position.
-        sources: features.
-        targets: features.
         half: which documents.
         n_events: positions of each source, at most; drawn, one a row of text.
-        rng: of the draw.
-        reporter: is told of every batch.
     """
     kept = seen.counted & (seen.half == half)
-    events: list[tuple[int, int, int, float]] = []
+    found: list[Events] = []
     for k, feature in enumerate(sources):
         row, position, value = seen.active[source.label].of(feature, kept)
         order = rng.permutation(len(row))
         _, first = np.unique(row[order], return_index=True)
         chosen = order[np.sort(first)[:n_events]]
-        events += [(k, int(row[c]), int(position[c]), float(value[c])) for c in chosen]
-    starts = range(0, len(events), ROWS)
-    changes = []
-    for at in reporter.track(starts, total=len(starts), label="ablations"):
-        batch = events[at : at + ROWS]
-        tokens = torch.from_numpy(seen.rows.tokens[[e[1] for e in batch]].astype(np.int64)).to(
-            model.spec.device
+        found.append(Events(np.full(len(chosen), k), row[chosen], position[chosen], value[chosen]))
+    events, reads = Events.joined(found), target.reads
+    changes = [np.empty((0, len(targets)), dtype=np.float32)]
+    for some, tokens, mask in events.batches(model, seen, reporter, "ablations"):
+        features, amounts = [sources[k] for k in some.of], torch.from_numpy(-some.value).float()
+        edits = written_push(source, features, amounts, mask, before=reads)
+        with_it, without = (
+            target.encoder.encode(model.capture(tokens, [reads], e)[reads].cpu()[mask]) for e in ([], edits)
         )
-        where = torch.tensor([e[2] for e in batch])
-        mask = torch.zeros(tokens.shape, dtype=torch.bool)
-        mask[torch.arange(len(batch)), where] = True
-        amounts = torch.tensor([-e[3] for e in batch], dtype=torch.float32)
-        edits = written_edits(source, target, amounts, [sources[e[0]] for e in batch], mask)
-        pair = [
-            target.encoder.encode(
-                model.capture(tokens, [target.reads], e)[target.reads].cpu()[torch.arange(len(batch)), where]
-            )
-            for e in ([], edits)
-        ]
-        changes.append((pair[0] - pair[1]).detach()[:, torch.as_tensor(targets)].numpy())
-    rows, places = (
-        np.array([e[1] for e in events], dtype=np.int64),
-        np.array([e[2] for e in events], dtype=np.int64),
-    )
-    width = len(targets)
-    return Natural(
-        np.array([e[0] for e in events], dtype=np.int64),
-        seen.document[rows, places] if len(events) else np.empty(0, dtype=np.int64),
-        np.concatenate(changes) if changes else np.empty((0, width), dtype=np.float32),
-    )
+        changes.append((with_it - without).detach()[:, torch.as_tensor(targets)].numpy())
+    return Natural(events.of, events.documents(seen), np.concatenate(changes))

@@ -107,14 +107,11 @@ def across(
     """Rows of the tables of the stage, of one source and all dictionaries that it may write to.
 
     Args:
-        model: which model.
         source: the dictionary that writes.
         others: dictionaries that may read it; those that cannot get a row that says why.
         rows: text of equal length, the corpus of co-firing and of all events.
         plan: how much is measured.
         glosses: of the features; without them X3 has no number.
-        seed: of all draws.
-        reporter: is told of progress.
 
     Raises:
         NumericsError: of model and dictionaries.
@@ -298,7 +295,7 @@ class _TwoEnds:
             "i": i, "j": j, "chosen": why, "gloss_i": self.glosses.text(self.source.label, i),
             "gloss_j": self.glosses.text(self.target.label, j),
             "weight_raw": float(self.weights.unfolded(np.array([i]), np.array([j]))[0]),
-            "saved": one.value, "lo": one.lo, "hi": one.hi, "n_events": int((helped.edge == k).sum()),
+            **one.columns("saved"), "n_events": int((helped.edge == k).sum()),
             **{name: values[place].item() for name, values in measured.items()},
         }  # fmt: skip
 
@@ -408,7 +405,7 @@ def _token_rows(
             found.append(
                 {
                     "source": source.label, "i": i, "token": token, "token_str": strings[k], "weight": float(weight[k]),
-                    "effectiveness": float(nats[k]), "saved": one.value, "lo": one.lo, "hi": one.hi, "n_events": len(saved),
+                    "effectiveness": float(nats[k]), **one.columns("saved"), "n_events": len(saved),
                 }
             )  # fmt: skip
     return found

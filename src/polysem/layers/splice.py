@@ -70,11 +70,9 @@ def splice(
     """Cross-entropy of the model, of the model with what the set writes in place of its own, and with nothing there.
 
     Args:
-        model: which model.
         found: the transcoders; layers that it lacks stay the model's own.
         tokens: text, one length; a BOS in front where the transcoders were trained with one.
         sites: where the set stands for the model, of those that it writes; None: at all of them.
-        reporter: is told of every batch.
 
     Raises:
         NumericsError: of the model.
@@ -123,7 +121,7 @@ def splice_rows(
             made = splice(model, found, tokens, sites=sites, reporter=reporter)
             row |= {"n_tokens": len(tokens) * kept, **{way: float(x.mean()) for way, x in vars(made).items()}}
             for key, one in (("cost", made.cost), ("recovered", made.recovered)):
-                row |= {key: one.value, f"{key}_lo": one.lo, f"{key}_hi": one.hi}
+                row |= one.columns(key, f"{key}_")
         rows.append(row)
     return rows
 

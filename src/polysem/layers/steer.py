@@ -25,17 +25,24 @@ from polysem.models.base import WhiteBoxModel
 from polysem.progress import SILENT, Reporter
 from polysem.readouts import kl
 from polysem.saes.transcoder import Transcoder
-from polysem.side_effects.measures import Estimate, jackknife
+from polysem.side_effects.measures import Estimate, mean_of
+from polysem.types import Site
 
 
 def written_push(
-    ends: Ends, features: Sequence[int], amounts: Float[Tensor, " rows"], mask: Bool[Tensor, "rows pos"]
+    ends: Ends,
+    features: Sequence[int],
+    amounts: Float[Tensor, " rows"],
+    mask: Bool[Tensor, "rows pos"],
+    *,
+    before: Site | None = None,
 ) -> list[Edit]:
-    """Adding `amounts` activations of each row's feature at every site that it writes."""
+    """Adding `amounts` activations of each row's feature at every site that it writes, or at those that `before` can see."""
     which = torch.as_tensor(list(features), dtype=torch.long)
+    rows = ends.rows if before is None else ends.written_before(before)
     return [
         Add(site, (amounts[:, None] * own[which].to(amounts)).contiguous(), mask)
-        for site, own in ends.rows.items()
+        for site, own in rows.items()
     ]
 
 
@@ -77,10 +84,7 @@ class TwoWays:
         usable = np.isfinite(values)
         sums = np.where(usable, values, 0.0).sum(1)
         means = np.divide(sums, usable.sum(1), out=np.full(len(sums), np.nan), where=usable.any(1))
-        means = means[np.isfinite(means)]
-        if not len(means):
-            return Estimate(*[float("nan")] * 4)
-        return jackknife(lambda p: float(means[p].mean()), np.arange(len(means)))
+        return mean_of(means[np.isfinite(means)])
 
 
 def two_ways(
@@ -95,12 +99,9 @@ def two_ways(
     """Bring features to values at the last position of every prompt, in each way.
 
     Args:
-        model: which model.
         one: the transcoder; what the MLP adds is looked at where it writes first.
         tokens: prompts of one length.
-        features: which.
         values: activation that each is brought to.
-        reporter: is told of every feature.
 
     Raises:
         MismatchError: a transcoder whose pre-activation is not linear in what it reads.

@@ -23,10 +23,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from polysem.edits import Add
+from polysem.edits import Edit
 from polysem.errors import MismatchError
 from polysem.layers.coactivity import Pass
 from polysem.layers.ends import Ends
+from polysem.layers.influence import Events
+from polysem.layers.steer import written_push
 from polysem.layers.weights import VirtualWeights
 from polysem.models.base import WhiteBoxModel
 from polysem.progress import SILENT, Reporter
@@ -74,13 +76,9 @@ def readings(
     """Run rows of the corpus once and keep what edges are judged by.
 
     Args:
-        model: which model.
-        seen: the corpus pass.
         wanted: target dictionaries, and which of their features.
         columns: what logits read of the stream behind the last block.
         tokens: whose probability is kept.
-        rng: of the rows that are drawn.
-        reporter: is told of every batch.
     """
     n_rows, n_pos = seen.counted.shape
     order = rng.permutation(n_rows)
@@ -189,12 +187,9 @@ def effectiveness(
     """Effectiveness of all edges from some sources.
 
     Args:
-        seen: the corpus pass.
         read: at which positions; of these targets.
         source: dictionary of the sources.
         target: dictionary of the targets.
-        weights: between them.
-        sources: features.
         targets: features, those of the readings.
     """
     which = torch.as_tensor(targets)
@@ -240,18 +235,13 @@ def helpful_features(
     """Take edges away where they act, and see what the text's loss does.
 
     Args:
-        model: which model.
-        seen: the corpus pass.
         read: at which positions edges are looked for; of the targets.
         source: dictionary of the sources.
         target: dictionary of the targets.
-        weights: between them.
         edges: (source, target).
         n_events: positions of each, at most; drawn among those where the edge changes its target.
-        rng: of the draw.
-        reporter: is told of every batch.
     """
-    events: list[tuple[int, int, int, float]] = []
+    found: list[Events] = []
     where_of = np.argwhere(read.place >= 0)
     where_of = where_of[np.argsort(read.place[tuple(where_of.T)], kind="stable")]
     for k, (i, j) in enumerate(edges):
@@ -261,29 +251,15 @@ def helpful_features(
         weight = weights.of([i], np.array([j]))[0]
         df = edge_changes(target, read.x[target.label][at], value, weight, torch.tensor([j]))[:, 0]
         acting = np.flatnonzero(df.numpy() != 0)
-        for c in rng.permutation(acting)[:n_events].tolist():
-            row, position = where_of[at[c]].tolist()
-            events.append((k, row, position, float(df[c])))
-    starts, saved = range(0, len(events), ROWS), []
-    for at in reporter.track(starts, total=len(starts), label="edges"):
-        batch = events[at : at + ROWS]
-        tokens = torch.from_numpy(seen.rows.tokens[[e[1] for e in batch]].astype(np.int64)).to(
-            model.spec.device
-        )
-        mask = torch.zeros(tokens.shape, dtype=torch.bool)
-        where = torch.tensor([e[2] for e in batch])
-        mask[torch.arange(len(batch)), where] = True
-        df = torch.tensor([e[3] for e in batch])
-        js = torch.tensor([edges[e[0]][1] for e in batch])
-        edits = [Add(site, (-df[:, None] * own[js]).contiguous(), mask) for site, own in target.rows.items()]
-        losses = [_losses(model, tokens, edit, where) for edit in ([], edits)]
-        saved.append((losses[1] - losses[0]).numpy())
-    rows, places = (np.array([e[n] for e in events], dtype=np.int64) for n in (1, 2))
-    return Helpful(
-        np.array([e[0] for e in events], dtype=np.int64),
-        seen.document[rows, places] if len(events) else np.empty(0, dtype=np.int64),
-        np.concatenate(saved) if saved else np.empty(0),
-    )
+        chosen = rng.permutation(acting)[:n_events]
+        found.append(Events(np.full(len(chosen), k), *where_of[at[chosen]].T, df.numpy()[chosen]))
+    events, saved = Events.joined(found), [np.empty(0)]
+    for some, tokens, mask in events.batches(model, seen, reporter, "edges"):
+        amounts = torch.from_numpy(-some.value).float()
+        edits = written_push(target, [edges[k][1] for k in some.of], amounts, mask)
+        with_it, less = (_losses(model, tokens, e, torch.from_numpy(some.position)) for e in ([], edits))
+        saved.append((less - with_it).numpy())
+    return Helpful(events.of, events.documents(seen), np.concatenate(saved))
 
 
 def token_weights(
@@ -321,7 +297,7 @@ def token_worth(
 
 
 def _losses(
-    model: WhiteBoxModel, tokens: Tensor, edits: Sequence[Add], where: Tensor
+    model: WhiteBoxModel, tokens: Tensor, edits: Sequence[Edit], where: Tensor
 ) -> Float[Tensor, " rows"]:
     """Loss on a row's own tokens from a position on, nats, float64."""
     said = model.logits(tokens, edits).double().cpu()[:, :-1].log_softmax(-1)

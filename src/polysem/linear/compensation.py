@@ -58,7 +58,6 @@ def compensation(
         effects: E_ij, nats for one common length of push, source i in columns; every target among the columns.
         cosines: G_ij.
         own: column of each target.
-        level: of the interval.
         rng: deals sources to groups.
     """
     from scipy.special import stdtrit

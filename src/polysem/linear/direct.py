@@ -36,7 +36,6 @@ def direct_logits(
     the stream, or the model gives no finite logits.
 
     Args:
-        model: the model.
         rows: tokens of the unedited prompt, and where it is edited.
         edits: of every row.
         base: logits of the unedited prompt.

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float, Int
 
+from polysem.saes.base import unit_rows
+
 MATCH = 0.7
 """cosine above which two features count as one"""
 _BLOCK = 2048
@@ -39,7 +41,7 @@ def match_features(
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
 
-    a, b = (w / np.maximum(np.linalg.norm(w, axis=1, keepdims=True), 1e-30) for w in (first, second))
+    a, b = unit_rows(first), unit_rows(second)
     rows, columns, cosines, best = [], [], [], []
     for start in range(0, len(a), _BLOCK):
         block = a[start : start + _BLOCK] @ b.T

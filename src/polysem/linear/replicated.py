@@ -68,13 +68,8 @@ def replicated_pairs(
     """Rows of REPLICATED for one token set; none where fewer than two features are shared.
 
     Args:
-        first: one SAE.
-        second: the other.
-        model: the model.
         prompts: on which both are steered.
         token_set: whose tokens are read.
-        steered: steers.
-        rng: of the draws.
         matched: which matches are stable; without it all that are drawn count as such.
     """
     decoders = [side.sae.W_dec.detach().double().cpu() for side in (first, second)]

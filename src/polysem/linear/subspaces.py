@@ -13,6 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float
 
+from polysem.saes.base import unit_rows
+
 SIZE, GROUPS = 16, 64
 """features of a group, and groups drawn at most"""
 ENERGY = 0.9
@@ -69,7 +71,6 @@ def shared_spans(
     Args:
         first: unit decoder rows of features without a counterpart.
         second: of the other dictionary's.
-        rng: of groups and draws.
     """
     if min(len(first), len(second)) < SIZE:
         return []
@@ -101,7 +102,7 @@ def _beside(
     drawn = []
     for _ in range(DRAWN):
         rows = mean + rng.standard_normal(second.shape) @ root.T
-        drawn.append(mean_share(spans, rows / np.linalg.norm(rows, axis=1, keepdims=True)))
+        drawn.append(mean_share(spans, unit_rows(rows)))
     return SharedSpans(
         name, len(groups), len(groups[0]), float(np.mean([len(own) for own in spans])),
         float(np.mean([(c**2).mean() for c in cosines])), float(np.mean([np.degrees(np.arccos(c)).mean() for c in cosines])),

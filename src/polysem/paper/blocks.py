@@ -21,6 +21,7 @@ from polysem.paper.strengths import (
 )
 from polysem.plan.blocks import LocusBlock
 from polysem.plan.degrees import bin_of, ties
+from polysem.saes.base import decoder_rows, unit_rows
 from polysem.seeds import rng_for
 
 
@@ -42,9 +43,7 @@ def _by_degree(locus: str, request: ArmsRequest) -> LocusBlock:
 
 def _neurons(locus: str, request: ArmsRequest, clusters: Int[np.ndarray, " d_sae"]) -> list[Arm]:
     index, writes = request.index, request.writes[locus]
-    rows = index.sae.W_dec.detach().cpu().double().numpy()
-    norms = np.linalg.norm(rows, axis=1, keepdims=True)
-    unit = np.divide(rows, norms, out=np.zeros_like(rows), where=norms > 0)
+    unit = unit_rows(decoder_rows(index.sae))
     neuron, feature = ties(np.where(clusters[:, None] >= 0, unit, 0.0), writes)
     by_neuron = [feature[neuron == n] for n in range(len(writes))]
     bins = np.array([bin_of(len(np.unique(clusters[tied]))) for tied in by_neuron])

@@ -31,7 +31,6 @@ def degree_rows(table: pa.Table, *, level: float) -> Iterator[Row]:
 
     Args:
         table: plan joined with trials, of the paper's neurons.
-        level: of intervals.
     """
     for token_set in sorted(set(table["token_set"].to_pylist())):
         mine = table.filter(pc.equal(table["token_set"], token_set))

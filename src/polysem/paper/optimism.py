@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from polysem.paper.grid import kl_at_best, means_by_arm
-from polysem.paper.scene import Choices, Found, PaperScene, Row, preset_row
+from polysem.paper.scene import Choices, Found, PaperScene, Row, Step, preset_row
 
 PARTS = (
     ("best_per_prompt", "best strength of each reported prompt, all cases"),
@@ -40,14 +40,5 @@ def optimism(scene: PaperScene, relation: str) -> Iterator[Row]:
         known = used & np.isfinite(values)
         regression = scene.view.regress(values[known], np.ones((int(known.sum()), 1)), known)
         found = Found(regression, 0, known, int(known.sum()), about)
-        yield preset_row(
-            scene,
-            "mean",
-            relation,
-            found,
-            path="optimism",
-            step=step,
-            choice=name,
-            outcome="relative",
-            unit=unit,
-        )
+        key = {"question": "mean", "relation": relation, "outcome": "relative", "unit": unit}
+        yield key | preset_row(scene, found, Step("optimism", step, name))

@@ -22,7 +22,7 @@ from polysem.paper.degree import degree_rows
 from polysem.paper.estimators import plain_ols, welch
 from polysem.paper.grid import Cells, Outcome, means_by_arm
 from polysem.paper.optimism import optimism
-from polysem.paper.scene import Choices, Found, PaperScene, Question, Row, preset_row
+from polysem.paper.scene import Choices, Found, PaperScene, Question, Row, Step, preset_row
 from polysem.plan.strengths import paper_neurons, paper_strengths
 from polysem.stats.contrasts import RECORD, coefficient, fitted
 from polysem.stats.regress import Regression, varies, within
@@ -126,7 +126,7 @@ def _scene_rows(scene: PaperScene, *, preset: str) -> Iterator[Row]:
 def _walk(scene: PaperScene, question: Question, relation: str, *, preset: str) -> Iterator[Row]:
     """The paper's estimate; then, for both presets, every change on top of the others and by itself."""
     paper = Choices(outcome="after" if question == "slope_a" else "relative")
-    yield _row(scene, question, relation, paper, path="walk", step=0, choice="paper")
+    yield _row(scene, question, relation, paper, Step("walk", 0, "paper"))
     if preset == "paper":
         return
     same_control = len(set(_CONTROLS[scene.view.locus])) == 1
@@ -141,21 +141,11 @@ def _walk(scene: PaperScene, question: Question, relation: str, *, preset: str) 
     for step, (name, value) in enumerate(changes, start=1):
         change = {_FIELDS.get(name, name): value}
         so_far = so_far._replace(**change)
-        yield _row(scene, question, relation, so_far, path="walk", step=step, choice=name)
-        alone = paper._replace(**change)
-        yield _row(scene, question, relation, alone, path="alone", step=step, choice=name)
+        yield _row(scene, question, relation, so_far, Step("walk", step, name))
+        yield _row(scene, question, relation, paper._replace(**change), Step("alone", step, name))
 
 
-def _row(
-    scene: PaperScene,
-    question: Question,
-    relation: str,
-    choices: Choices,
-    *,
-    path: str,
-    step: int,
-    choice: str,
-) -> Row:
+def _row(scene: PaperScene, question: Question, relation: str, choices: Choices, step: Step) -> Row:
     cells = scene.effects(choices)
     if question in ("slope_a", "slope_b"):
         found = _slope(scene, cells, choices)
@@ -164,18 +154,9 @@ def _row(
     else:
         found = _difference(scene, cells, choices)
     unit = _UNITS[choices.outcome] + (" per cosine" if question in ("slope_a", "slope_b") else "")
-    return preset_row(
-        scene,
-        question,
-        relation,
-        found,
-        path=path,
-        step=step,
-        choice=choice,
-        outcome=scene.own.asked if choices.outcome == "logodds" else choices.outcome,
-        unit=unit,
-        notes=scene.notes(choices),
-    )
+    outcome = scene.own.asked if choices.outcome == "logodds" else choices.outcome
+    key = {"question": question, "relation": relation, "outcome": outcome, "unit": unit}
+    return key | preset_row(scene, found, step, notes=scene.notes(choices))
 
 
 def _slope(scene: PaperScene, cells: Cells, choices: Choices) -> Found:
@@ -184,18 +165,10 @@ def _slope(scene: PaperScene, cells: Cells, choices: Choices) -> Found:
     record = choices.model == "record"
     c, view = scene.view.columns, scene.view
     arms = view.where(token_set=scene.token_set, relation="pair")
-    known = np.zeros(len(arms), dtype=bool)
-    known[cells.arm[np.isfinite(cells.values)]] = True
-    made = fitted(
-        view,
-        arms & known,
-        RECORD if record else ("interference", "similarity"),
-        wanted="interference",
-        factor="target" if record else "layer_type",
-    )
-    chosen = np.zeros(len(arms), dtype=bool)
-    chosen[made.rows] = True
-    rows, arm, y, base = _rows_of(scene, cells, chosen, choices)
+    known = _among(arms, cells.arm[np.isfinite(cells.values)])
+    regressors, factor = (RECORD, "target") if record else (("interference", "similarity"), "layer_type")
+    made = fitted(view, known, regressors, wanted="interference", factor=factor)
+    rows, arm, y, base = _rows_of(scene, cells, _among(known, made.rows), choices)
     design, names = made.x[np.searchsorted(made.rows, arm)], list(made.names)
     said = list(made.notes)
     target = view.clusters[arm, 0]
@@ -210,10 +183,7 @@ def _slope(scene: PaperScene, cells: Cells, choices: Choices) -> Found:
         else:
             said.append("c before does not vary and is left out")
     if made.reason:
-        nan = np.full(1, np.nan)
-        return Found(
-            Regression(nan, nan, nan, nan, nan, df=nan, reason=made.reason, remark=""), 0, arms, rows, ""
-        )
+        return Found(Regression.none(1, made.reason), 0, arms, rows, "")
     regression = _regress(scene, y, design, arm, choices)
     levels = len(set(c["layer_type"][arm].tolist()))
     formula = " + ".join(names) + (" + targets" if record else " + layer type" if levels > 1 else "")
@@ -235,9 +205,8 @@ def _difference(scene: PaperScene, cells: Cells, choices: Choices) -> Found:
     pairs = view.where(token_set=scene.token_set, relation="pair")
     controls = view.where(token_set=scene.token_set, relation=relation)
     if not controls.any():
-        nan = np.full(1, np.nan)
         reason = f"no {relation} arm is planned: add {relation!r} to plan.controls"
-        return Found(Regression(nan, nan, nan, nan, nan, df=nan, reason=reason, remark=""), 0, pairs, 0, "")
+        return Found(Regression.none(1, reason), 0, pairs, 0, "")
     if choices.control == "one_random":
         controls &= _first_draw(view, controls)
     chosen = _cases(cells, choices)
@@ -250,13 +219,8 @@ def _difference(scene: PaperScene, cells: Cells, choices: Choices) -> Found:
     target = view.clusters[arm, 0]
     keep = np.isin(target, np.intersect1d(target[mine], target[~mine]))
     arm, y, mine, target = arm[keep], y[keep], mine[keep], target[keep]
-    regression = _regress(
-        scene,
-        within(y[:, None], target)[:, 0],
-        within(mine[:, None].astype(np.float64), target),
-        arm,
-        choices,
-    )
+    y, is_pair = within(np.column_stack([y, mine]), target).T
+    regression = _regress(scene, y, is_pair[:, None], arm, choices)
     return Found(regression, 0, _among(pairs | controls, arm), len(arm), "within targets", note)
 
 
@@ -279,8 +243,8 @@ def _regress(
 ) -> Regression:
     if choices.errors == "trials":
         return plain_ols(y, design, level=scene.view.level)
-    used = np.zeros(len(scene.view.clusters), dtype=bool)
-    used[arm] = True  # rows are in the order of arms, once each
+    # rows are in the order of arms, once each
+    used = _among(np.ones(len(scene.view.clusters), dtype=bool), arm)
     strict = (choices.outcome, choices.selection, choices.sign) == ("logodds", "fixed", "odd")
     return scene.view.regress(y, design, used, outcome=scene.own.asked if strict else "")
 
@@ -295,13 +259,11 @@ def _cases(cells: Cells, choices: Choices) -> Cells:
 def _first_draw(view: View, controls: Bool[np.ndarray, " arms"]) -> Bool[np.ndarray, " arms"]:
     """The first control of every target."""
     rows = np.flatnonzero(controls)
-    _, first = np.unique(view.clusters[rows, 0], return_index=True)
-    chosen = np.zeros(len(controls), dtype=bool)
-    chosen[rows[first]] = True
-    return chosen
+    return _among(controls, rows[np.unique(view.clusters[rows, 0], return_index=True)[1]])
 
 
 def _among(arms: Bool[np.ndarray, " arms"], used: np.ndarray) -> Bool[np.ndarray, " arms"]:
+    """Those of `arms` that are among the rows used."""
     chosen = np.zeros(len(arms), dtype=bool)
     chosen[used] = True
     return chosen & arms

@@ -151,23 +151,19 @@ class Found(NamedTuple):
     note: str = ""
 
 
-def preset_row(
-    scene: PaperScene,
-    question: Question,
-    relation: str,
-    found: Found,
-    *,
-    path: str,
-    step: int,
-    choice: str,
-    outcome: str,
-    unit: str,
-    notes: Sequence[str] = (),
-) -> Row:
-    """One row of PRESETS."""
+class Step(NamedTuple):
+    """Where a row of PRESETS stands."""
+
+    path: str
+    step: int
+    choice: str
+
+
+def preset_row(scene: PaperScene, found: Found, at: Step, *, notes: Sequence[str] = ()) -> Row:
+    """One row of PRESETS but for its question, relation, outcome and unit."""
     view, r = scene.view, found.regression
     numbers = {k: number(getattr(r, k)[found.which]) for k in ("estimate", "se", "lo", "hi", "p")}
-    clustered = path == "optimism" or choice == "errors"
+    clustered = at.path == "optimism" or at.choice == "errors"
     errors = (
         f"clustered by target and source ({links(view.clusters[found.arms])})" if clustered else "every trial"
     )
@@ -175,15 +171,9 @@ def preset_row(
     return {
         "locus": view.locus,
         "token_set": scene.token_set,
-        "question": question,
-        "relation": relation,
-        "path": path,
-        "step": step,
-        "choice": choice,
-        "outcome": outcome,
+        **at._asdict(),
         **numbers,
         "level": view.level,
-        "unit": unit,
         "method": f"{found.method}; {errors}" if found.method else "",
         "n_rows": found.n_rows,
         "n_pairs": int(found.arms.sum()),

@@ -15,11 +15,11 @@ import numpy as np
 
 from polysem.categories import Categories
 from polysem.paper.welch import inflation, welch_of_rates
+from polysem.saes.base import unit_rows
 from polysem.seeds import rng_for
 from polysem.transfer.arms import Structure, target_features
 from polysem.transfer.config import SharedConfig
 from polysem.transfer.effects import FrameEffects, TransferCell
-from polysem.transfer.shared import unit_rows
 from polysem.transfer.source import SourceModel
 
 Join = Literal["union", "intersection"]

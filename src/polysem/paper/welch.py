@@ -78,8 +78,6 @@ def inflation(
         sentence_sd: spread over sentences of an arm's effect on log-odds.
         pool_sd: spread over pools; each arm has drawn one.
         rate: typical success rate.
-        worlds: simulated.
-        rng: draws them.
     """
     centre = math.log(rate / (1 - rate))
     rejected = 0

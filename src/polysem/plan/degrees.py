@@ -21,6 +21,7 @@ import pyarrow.compute as pc
 from jaxtyping import Float, Int
 
 from polysem.errors import MismatchError
+from polysem.saes.base import unit_rows
 from polysem.seeds import random_rotation, rng_for
 from polysem.store.tables import NEURON_DEGREES, NEURONS
 
@@ -62,13 +63,11 @@ def degree_tables(
     """NEURONS and NEURON_DEGREES of one SAE.
 
     Args:
-        label: of the SAE.
         directions: decoder rows, of any length.
         clusters: gloss cluster of every feature; -1 for features without a gloss, which tie nothing.
         kinds: the neurons to judge.
         unembedding: W_U^T W_U, for the norm of what a neuron writes into the logits.
         seed: root seed, for the rotations.
-        rotations: how many.
 
     Raises:
         MismatchError: if the parts are not of one SAE.
@@ -78,8 +77,7 @@ def degree_tables(
             f"SAE {label!r}: {len(directions)} directions but {len(clusters)} cluster numbers; expected as many",
             hint="polysem features STUDY.toml",
         )
-    norms = np.linalg.norm(directions, axis=1, keepdims=True)
-    unit = np.divide(directions, norms, out=np.zeros_like(directions), where=norms > 0)[clusters >= 0]
+    unit = unit_rows(directions[clusters >= 0])
     kept = clusters[clusters >= 0]
     neurons: list[dict[str, Any]] = []
     summary: list[dict[str, object]] = []
@@ -124,8 +122,7 @@ def ties(
     unit: Float[np.ndarray, "n d_in"], writes: Float[np.ndarray, "m d_in"]
 ) -> tuple[Int[np.ndarray, " ties"], Int[np.ndarray, " ties"]]:
     """(neuron, feature) of every tie."""
-    norms = np.linalg.norm(writes, axis=1, keepdims=True)
-    along = np.divide(writes, norms, out=np.zeros_like(writes), where=norms > 0)
+    along = unit_rows(writes)
     top = min(ALIGNED, len(along))
     features, found = [np.empty(0, dtype=np.int64)], [np.empty(0, dtype=np.int64)]
     for start in range(0, len(unit), _BLOCK):
@@ -149,7 +146,6 @@ def gloss_clusters(clusters: pa.Table, label: str, d_sae: int) -> Int[np.ndarray
 
     Args:
         clusters: CLUSTERS.
-        label: of the SAE.
         d_sae: features of it.
     """
     near = pc.less(pc.abs(pc.subtract(clusters["similarity_cut"], CLUSTER_CUT)), 1e-9)

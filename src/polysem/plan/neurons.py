@@ -14,6 +14,7 @@ from polysem.act.arms import Arm, ArmsRequest
 from polysem.act.base import Recipe, intervention
 from polysem.plan.blocks import LocusBlock
 from polysem.plan.degrees import bin_of
+from polysem.saes.base import decoder_rows, unit_rows
 from polysem.seeds import random_rotation, rng_for
 
 UNIT = "neuron_factor"
@@ -50,10 +51,10 @@ def _arms(request: ArmsRequest, locus: str, neurons: pa.Table, writes: np.ndarra
     if basis:
         rotation = random_rotation(len(writes), rng_for(request.seed, "degrees", index.label, kind, 0))
         writes = rotation.T @ writes
-    rows = index.sae.W_dec.detach().cpu().double().numpy()
+    rows = decoder_rows(index.sae)
     usable = index.usable & np.array([bool(t) for t in index.tokens_in])
     features = np.flatnonzero(usable)
-    unit = rows[features] / np.linalg.norm(rows[features], axis=1, keepdims=True)
+    unit = unit_rows(rows[features])
     found: list[Arm] = []
     for k in np.unique(bins):
         inside = np.flatnonzero((bins == k) & moves)

@@ -15,6 +15,7 @@ from polysem.plan.degrees import CLUSTER_CUT, Neurons, degree_tables
 from polysem.plan.index import Features
 from polysem.plan.signals import activations_on, apart_from, flagged_pairs, pair_signals
 from polysem.plan.similarities import similarity_tables
+from polysem.saes.base import decoder_rows
 
 log = logging.getLogger(__name__)
 
@@ -28,9 +29,6 @@ def screen(
 
     Args:
         request: the features of one SAE; `arms` holds their pairs, `writes` what its neurons write.
-        study: the study.
-        features: the feature table.
-        model: the model.
         prompts: PROMPTS.
     """
     signals = pair_signals(request.index, request.arms, model, prompts, seed=request.seed)
@@ -57,7 +55,7 @@ def _degrees(request: ArmsRequest, model: WhiteBoxModel, prompts: pa.Table) -> d
         Neurons(acts.neurons, writes, activations_on(model, acts.site(index.sae), texts))
         for acts, writes in loci.items()
     ]
-    directions = index.sae.W_dec.detach().double().cpu().numpy()
+    directions = decoder_rows(index.sae)
     gram = _gram(model, index.sae.d_out)
     return degree_tables(index.label, directions, clusters, kinds, gram, seed=request.seed)
 

@@ -43,9 +43,7 @@ def pair_signals(
     Args:
         index: the SAE and what is known of its features.
         arms: those with the relation `pair` are looked at.
-        model: that the SAE belongs to.
         prompts: PROMPTS; read beside the contexts.
-        seed: root seed.
     """
     pairs = sorted(
         {(arm.target, arm.source) for arm in arms if arm.relation == "pair" and arm.source is not None}

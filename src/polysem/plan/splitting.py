@@ -18,7 +18,7 @@ from torch import Tensor
 
 from polysem.errors import ConfigError, MismatchError
 from polysem.pairs import DUPLICATE_FIRING, DUPLICATE_INTERFERENCE, DUPLICATE_SWITCH, DUPLICATE_TOKENS
-from polysem.saes.base import SAE
+from polysem.saes.base import SAE, decoder_rows, unit_rows
 
 _ROWS, _ENTRIES = 1024, 1 << 23
 """tokens encoded at a time, and the most activations of all features that are held"""
@@ -66,7 +66,6 @@ def splitting_signals(
         pairs: feature ids.
         tokens_in: top tokens of every feature of the SAE.
         n_contexts: tokens on which writing is tried, drawn from `activations`.
-        rng: for that draw.
 
     Raises:
         ConfigError: if there are no activations, or they are not finite.
@@ -91,8 +90,7 @@ def splitting_signals(
     union = alone[i] + alone[j] - together[i, j]
     chosen = np.sort(rng.permutation(len(activations))[:n_contexts])
     switched = _switched(sae, activations[chosen], fires[chosen], features, means)
-    unit = sae.W_dec[torch.as_tensor(features)].detach().cpu().double().numpy()
-    unit = unit / np.maximum(np.linalg.norm(unit, axis=1, keepdims=True), np.finfo(np.float64).tiny)
+    unit = unit_rows(decoder_rows(sae)[features])
     return Signals(
         interference=(unit[i] * unit[j]).sum(axis=1),
         firing=np.divide(together[i, j], union, out=np.full(len(pairs), np.nan), where=union > 0),

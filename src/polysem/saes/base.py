@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -187,6 +188,17 @@ def encoder_input(sae: SAE, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*
 def decoder_norms(sae: SAE) -> Float[Tensor, " d_sae"]:
     """Euclidean norm of each decoder row, kept above zero."""
     return sae.W_dec.norm(dim=-1).clamp(min=MIN_DECODER_NORM)
+
+
+def decoder_rows(sae: SAE) -> Float[np.ndarray, "d_sae d_out"]:
+    """The decoder in float64."""
+    return sae.W_dec.detach().cpu().double().numpy()
+
+
+def unit_rows(rows: Float[np.ndarray, "*n d"]) -> Float[np.ndarray, "*n d"]:
+    """Rows at norm 1; rows of zeros stay."""
+    norms = np.linalg.norm(rows, axis=-1, keepdims=True)
+    return rows / np.where(norms > 0, norms, 1.0)
 
 
 def _on(sae: SAE, x: Tensor) -> Tensor:

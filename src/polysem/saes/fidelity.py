@@ -91,7 +91,6 @@ def measure(
     """FVU and L0 on given activations, massive tokens apart. If the SAE centres its input, so does the yardstick.
 
     Args:
-        sae: the SAE.
         x: activations where it reads.
         written: activations where it writes, of the same tokens; None: an autoencoder, which writes x.
 

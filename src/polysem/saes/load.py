@@ -119,7 +119,6 @@ def as_dictionary(vector: Float[Tensor, " d"], *, site: Site, ref: str) -> SAE:
 
     Args:
         vector: as it is added at coefficient 1.
-        site: where.
         ref: what it is called in manifests and errors.
 
     Raises:

@@ -7,12 +7,12 @@ import torch
 
 from polysem.config import PairsConfig
 from polysem.pairs import map_pairs
-from polysem.saes.base import SAE
+from polysem.saes.base import SAE, unit_rows
 from polysem.seeds import rng_for
 from polysem.selftest.lines import Measured, at_least, at_most, exactly, near, reported
 from polysem.selftest.runner import RunSize
 from polysem.worlds import codes, training
-from polysem.worlds.tables import FeatureRow, feature_table, plain_sae, unit_rows
+from polysem.worlds.tables import FeatureRow, feature_table, plain_sae
 
 CURVE = {
     "relu_l1": (0.3, 0.15, 0.05),

@@ -9,6 +9,7 @@ import pyarrow as pa
 import torch
 
 from polysem.linear.direct import promoted
+from polysem.saes.base import unit_rows
 from polysem.seeds import rng_for
 from polysem.selftest.lines import Measured, at_least, at_most, near
 from polysem.selftest.runner import RunSize
@@ -17,7 +18,7 @@ from polysem.stats.effects import estimate
 from polysem.stats.rows import parse_group
 from polysem.types import Site
 from polysem.worlds.readout import readout_world
-from polysem.worlds.tables import FeatureRow, WorldTables, feature_table, plain_sae, random_prompts, unit_rows
+from polysem.worlds.tables import FeatureRow, WorldTables, feature_table, plain_sae, random_prompts
 from polysem.worlds.tiny import tiny_model
 
 PLANTED = 0.3

@@ -13,6 +13,7 @@ from polysem.joint.bench import JointBench
 from polysem.joint.pairs import pairs_seen, tested
 from polysem.joint.wishes import Wish, wish_rows
 from polysem.readouts import log_odds
+from polysem.saes.base import unit_rows
 from polysem.seeds import rng_for
 from polysem.selftest.lines import Measured, at_most, near, rate
 from polysem.selftest.runner import RunSize
@@ -21,7 +22,7 @@ from polysem.side_effects.directions import Direction
 from polysem.side_effects.scene import Scene
 from polysem.worlds.joint import InteractingWorld, Term
 from polysem.worlds.linear import SITE, LinearWorld
-from polysem.worlds.tables import FeatureRow, feature_table, plain_sae, prompt_table, unit_rows
+from polysem.worlds.tables import FeatureRow, feature_table, plain_sae, prompt_table
 
 VOCAB, WIDTH, INNER, DOSE, SETS = 200, 40, 20, 0.05, 128
 EFFECT = 0.1

@@ -20,6 +20,7 @@ from polysem.edits import Add, Edit
 from polysem.linear.decompose import Decomposition, decompose, mean_direction, split_push
 from polysem.linear.response import membership
 from polysem.models.hf import HFModel
+from polysem.saes.base import unit_rows
 from polysem.seeds import rng_for
 from polysem.selftest.identities import SITE, TARGETS, tiny_models, tiny_tokens
 from polysem.selftest.lines import Measured, at_most, exactly
@@ -42,7 +43,7 @@ def decomposition(size: RunSize) -> Iterator[Measured]:
     for model in tiny_models(size.seed).values():
         tokens = tiny_tokens(model, size.seed, batch=1)[0]
         W = rng_for(size.seed, "parts", model.spec.ref).standard_normal((LATENTS, model.spec.d_model))
-        unit = torch.as_tensor(W / np.linalg.norm(W, axis=1, keepdims=True))
+        unit = torch.as_tensor(unit_rows(W))
         pushed = torch.ones(len(tokens), dtype=torch.bool)
         pushed[0] = False
         push = (LENGTH * unit[:ROWS]).float().double()  # pushes are handed to the model in float32

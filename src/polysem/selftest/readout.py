@@ -9,6 +9,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from polysem.saes.base import unit_rows
 from polysem.selftest.lines import Measured, at_least, at_most, exactly, near
 from polysem.selftest.runner import RunSize
 from polysem.selftest.studies import WorldStudy, study_of
@@ -71,8 +72,7 @@ def _map_lines(world: ReadoutWorld, made: WorldStudy) -> Iterator[Measured]:
     others = (G.sum(axis=1) - 1) / (len(G) - 1)
     off = np.abs(found["row_mean_i"].to_numpy() - others[i]).max()
     yield at_most("mean cosine of a row", off, 1e-6, unit="cosine")
-    E = np.linalg.pinv(D).T
-    E /= np.linalg.norm(E, axis=1, keepdims=True)
+    E = unit_rows(np.linalg.pinv(D).T)
     off = np.abs(found["enc_dec_ij"].to_numpy() - (E @ D.T)[i, j]).max()
     yield at_most("encoder reads decoder", off, 1e-5, unit="cosine", note="the encoder is the dual basis")
 

@@ -112,10 +112,8 @@ def run(
 
     Args:
         full: the sizes of the published table, instead of those of every test run.
-        seed: root of everything random.
         worlds: only these (GT0 to GT8); empty for all.
         checks: what there is to run; None for all of `CHECKS`.
-        reporter: is told of every check.
         on_line: called with every line as soon as it is known.
 
     Raises:

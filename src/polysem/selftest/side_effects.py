@@ -15,6 +15,7 @@ from jaxtyping import Float, Int
 from polysem.atlas import PromptResponse
 from polysem.linear.response import membership, odds_cotangent
 from polysem.rank import rank_correlation
+from polysem.saes.base import unit_rows
 from polysem.seeds import rng_for
 from polysem.selftest.lines import Measured, at_least, between, near
 from polysem.selftest.runner import RunSize
@@ -25,7 +26,7 @@ from polysem.side_effects.push import Readout, push
 from polysem.side_effects.scene import Scene
 from polysem.worlds.linear import SITE, LinearWorld
 from polysem.worlds.readout import replace_encoder
-from polysem.worlds.tables import FeatureRow, feature_table, plain_sae, random_prompts, unit_rows
+from polysem.worlds.tables import FeatureRow, feature_table, plain_sae, random_prompts
 
 LABEL = "planted"
 GROUPS = (1, 1, 1, 1, 2, 2, 2, 3, 3, 4, 4, 5, 6, 7, 8, 9, 10, 11, 12, 14)

@@ -65,8 +65,6 @@ def study_of(
     """Pairs, plan, trials and effects of a world.
 
     Args:
-        parts: the world.
-        seed: of the study.
         response: also the linear response, decompositions and the compensation index.
         pairs: changes to the section `pairs`.
         **plan: changes to the section `plan`.

@@ -17,9 +17,10 @@ from jaxtyping import Float, Int
 
 from polysem.geometry.neighbours import nearest
 from polysem.rank import rank_correlation
-from polysem.saes.base import SAE
+from polysem.saes.base import SAE, decoder_rows
 from polysem.side_effects.firing import TextFiring
 from polysem.side_effects.linear import LinearEffects
+from polysem.side_effects.measures import Estimate
 from polysem.stats.multiple import equivalence_p
 from polysem.stats.permute import permute_within
 from polysem.stats.regress import clustered_ols
@@ -60,14 +61,13 @@ def predictors(
     """Every predictor of every feature of a dictionary; NaN where it is not known. Those of `firing` are left NaN.
 
     Args:
-        sae: the dictionary.
         W_U: the model's unembedding; what a dictionary of another width writes into it is not known.
         features: rows of FEATURES of this dictionary.
         linear: of all its unit decoder rows.
         own: place of every feature's own set; -1 without.
         twins: other dictionaries of the same site: of other seeds, say.
     """
-    W_dec = sae.W_dec.detach().cpu().double().numpy()
+    W_dec = decoder_rows(sae)
     norms = np.linalg.norm(W_dec, axis=1)
     with np.errstate(divide="ignore", invalid="ignore"):
         unit = W_dec / norms[:, None]
@@ -76,8 +76,7 @@ def predictors(
         found |= {name: np.full(len(norms), np.nan) for name in TextFiring._fields}
         found["seed_cosine"] = np.full(len(norms), np.nan)
         if twins:
-            others = [one.W_dec.detach().cpu().double().numpy() for one in twins]
-            best = [nearest(W_dec, k=1, among=one).cosine[:, 0] for one in others]
+            best = [nearest(W_dec, k=1, among=decoder_rows(one)).cosine[:, 0] for one in twins]
             found["seed_cosine"] = np.mean(best, axis=0)
         encoder = sae.W_enc.detach().cpu().double().numpy()
         both = encoder / np.linalg.norm(encoder, axis=0) if encoder.shape[0] == W_dec.shape[1] else None
@@ -168,18 +167,16 @@ def partial_correlation(
     return float(left[0] @ left[1]) / scale if scale > 0 and not any(small) else np.nan
 
 
-def over_features(
-    of: Callable[[Int[np.ndarray, " m"]], float], n: int, *, level: float = 0.95
-) -> tuple[float, float, float, float]:
-    """(value, lo, hi, se) of a statistic of features, by leaving out one after the other; normal quantiles."""
+def over_features(of: Callable[[Int[np.ndarray, " m"]], float], n: int) -> Estimate:
+    """A statistic of features, and its 95 % interval by leaving out one after the other; normal quantiles."""
     from scipy import stats
 
     every = np.arange(n)
     value = of(every)
     left = np.array([of(np.delete(every, k)) for k in range(n)])
     se = float(np.sqrt((n - 1) / n * ((left - left.mean()) ** 2).sum()))
-    reach = float(stats.norm.ppf(0.5 + level / 2)) * se
-    return value, value - reach, value + reach, se
+    reach = float(stats.norm.ppf(0.975)) * se
+    return Estimate(value, value - reach, value + reach, se)
 
 
 def split_half(first: Float[np.ndarray, " n"], second: Float[np.ndarray, " n"]) -> float:
@@ -235,15 +232,15 @@ def forecast_rows(
     rows: list[dict[str, Any]] = []
     for name, columns in PREDICTORS.items():
         told[name] = labelled.told(labelled.label, columns, seed_rng("folds"))
-        value, lo, hi, _ = over_features(lambda at, t=told[name]: rank_correlation(t[at], y[at]), n)
+        found = over_features(lambda at, t=told[name]: rank_correlation(t[at], y[at]), n)
         rows.append(
-            {"predictors": name, "spearman": value, "lo": lo, "hi": hi, "n_features": n}
+            {"predictors": name, **found.columns("spearman"), "n_features": n}
             | {"reliability": reliability, "ceiling": reliability**0.5}
         )
         if name == "all":
             order = permute_within(labelled.deciles, draws=PERMUTATIONS, rng=seed_rng("permute"))
             draws = [rank_correlation(told[name], y[one]) for one in order]
-            rows[-1]["p"] = float((1 + (np.array(draws) >= value).sum()) / (1 + PERMUTATIONS))
+            rows[-1]["p"] = float((1 + (np.array(draws) >= found.value).sum()) / (1 + PERMUTATIONS))
     rows += [
         _difference(told["all"], told[other], y, f"all minus {other}")
         for other in ("density", "activation size", "linear response")
@@ -253,27 +250,28 @@ def forecast_rows(
 
 
 def _difference(one: np.ndarray, other: np.ndarray, y: np.ndarray, name: str) -> dict[str, Any]:
-    from scipy import stats
-
-    value, lo, hi, se = over_features(
+    found = over_features(
         lambda at: rank_correlation(one[at], y[at]) - rank_correlation(other[at], y[at]), len(y)
     )
-    p = float(2 * stats.norm.sf(abs(value) / se)) if se > 0 else np.nan
-    return {"predictors": name, "spearman": value, "lo": lo, "hi": hi, "p": p, "n_features": len(y)}
+    return {"predictors": name, **found.columns("spearman"), "p": _p(found), "n_features": len(y)}
+
+
+def _p(found: Estimate) -> float:
+    from scipy import stats
+
+    return float(2 * stats.norm.sf(abs(found.value) / found.se)) if found.se > 0 else np.nan
 
 
 def _crowding(labelled: Labelled) -> dict[str, Any]:
     """Does interference add to the linear response? A partial correlation with its equivalence test."""
-    from scipy import stats
-
     given = np.column_stack([labelled.predictors[c] for c in (*LINEAR, "log_density")])
     x, y = labelled.predictors["crowding"], labelled.label
-    value, lo, hi, se = over_features(lambda at: partial_correlation(x[at], y[at], given[at]), len(y))
+    found = over_features(lambda at: partial_correlation(x[at], y[at], given[at]), len(y))
     df = float(len(y) - given.shape[1] - 2)
     return {
-        "predictors": "crowding given linear response and density", "spearman": value, "lo": lo, "hi": hi,
-        "p": float(2 * stats.norm.sf(abs(value) / se)) if se > 0 else np.nan,
-        "p_equivalent": equivalence_p(value, se, df, margin=MARGIN), "margin": MARGIN, "n_features": len(y),
+        "predictors": "crowding given linear response and density", **found.columns("spearman"), "p": _p(found),
+        "p_equivalent": equivalence_p(found.value, found.se, df, margin=MARGIN), "margin": MARGIN,
+        "n_features": len(y),
     }  # fmt: skip
 
 
@@ -281,8 +279,6 @@ def screen_row(
     told: Float[np.ndarray, " n"],
     on: Float[np.ndarray, " n"],
     outcome: Float[np.ndarray, "n prompts"],
-    *,
-    level: float = 0.95,
 ) -> dict[str, Any]:
     """The screen test: of the ends of a forecast the tenth of all features that pair best on the target, dirtiest minus
     cleanest.
@@ -302,7 +298,7 @@ def screen_row(
     means = np.nanmean(change, axis=1)
     moves = np.where(known, change - means[:, None], 0.0) / known.sum(1, keepdims=True)
     pair = np.repeat(np.arange(n)[:, None], 2, axis=1)
-    fit = clustered_ols(means, np.ones((n, 1)), pair, level=level, prompts=moves)
+    fit = clustered_ols(means, np.ones((n, 1)), pair, level=0.95, prompts=moves)
     sides = [outcome[at[:, side]] for side in (0, 1)]
     return {
         "dirtiest": float(np.nanmean(sides[0])), "cleanest": float(np.nanmean(sides[1])),

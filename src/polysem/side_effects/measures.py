@@ -30,23 +30,33 @@ class Estimate(NamedTuple):
     """A number with its interval; NaN where there is none."""
 
     value: float
-    lo: float
-    hi: float
-    se: float
+    lo: float = np.nan
+    hi: float = np.nan
+    se: float = np.nan
+
+    def columns(self, name: str = "value", ends: str = "") -> dict[str, float]:
+        """Of a row: the number by its name, and its interval as lo and hi, with `ends` in front of them."""
+        return {name: self.value, f"{ends}lo": self.lo, f"{ends}hi": self.hi}
 
 
-def jackknife(of: Callable[[Places], float], places: Places, *, level: float = 0.95) -> Estimate:
-    """A statistic of prompts, and its interval by leaving out one after the other (t with n - 1 degrees of freedom)."""
+def jackknife(of: Callable[[Places], float], places: Places) -> Estimate:
+    """A statistic of prompts, and its 95 % interval by leaving out one after the other (t with n - 1 degrees of freedom)."""
     from scipy import stats
 
     value = of(places) if len(places) else np.nan
     if len(places) < MIN_PROMPTS or not np.isfinite(value):
-        return Estimate(value, np.nan, np.nan, np.nan)
+        return Estimate(value)
     left = np.array([of(np.delete(places, k)) for k in range(len(places))])
     n = len(places)
     se = float(np.sqrt((n - 1) / n * ((left - left.mean()) ** 2).sum()))
-    reach = float(stats.t.ppf(0.5 + level / 2, n - 1)) * se
+    reach = float(stats.t.ppf(0.975, n - 1)) * se
     return Estimate(value, value - reach, value + reach, se)
+
+
+def mean_of(values: Float[np.ndarray, " n"], places: Places | None = None) -> Estimate:
+    """The mean over prompts, all of them or those at `places`."""
+    some = np.arange(len(values)) if places is None else places
+    return jackknife(lambda kept: float(values[kept].mean()), some)
 
 
 @dataclass(frozen=True)
@@ -148,7 +158,7 @@ def measure_rows(
             known = among[np.isfinite(among)]
             lo, middle, hi = np.quantile(known, [1 - BEYOND, 0.5, BEYOND]) if len(known) else (np.nan,) * 3
             yield {
-                "direction": name, "measure": measure, "value": found.value, "lo": found.lo, "hi": found.hi,
+                "direction": name, "measure": measure, **found.columns(),
                 "forecast": float(told[measure][row]) if measure in told else np.nan,
                 "null": middle, "null_lo": lo, "null_hi": hi, "p": rank_p(found.value, known),
                 "n_prompts": len(mine), "n_null": len(known),
@@ -200,7 +210,7 @@ def moved_rows(
             order = np.argsort(-size, kind="stable")[:TOP]
             limit = np.quantile(np.abs(among), BEYOND, axis=0) if among else np.full(len(labels), np.nan)
             for rank, k in enumerate(order.tolist()):
-                found = jackknife(lambda some, c=k, v=values: float(v[some, c].mean()), told_on)
+                found = mean_of(values[:, k], told_on)
                 said = np.nan
                 if forecast is not None and kind != "feature":
                     said = float(forecast.effect[row][columns[kind]][k])

@@ -20,7 +20,6 @@ from polysem.act.steering import steered_at_kl
 from polysem.edits import Add
 from polysem.errors import MismatchError, SiteError
 from polysem.models.base import WhiteBoxModel
-from polysem.models.hf import HFModel
 from polysem.models.sweep import sweep_of
 from polysem.positions import PLAIN, mean_norm
 from polysem.progress import SILENT, Reporter
@@ -119,7 +118,6 @@ def push(
     """Push every direction on every prompt.
 
     Args:
-        model: which model.
         prompts: token ids.
         directions: all at one site, or all at the same ones.
         sets: token ids whose log-odds are read.
@@ -127,7 +125,6 @@ def push(
         unit: kl | coefficient.
         positions: which are edited.
         readout: a dictionary at the same site or a later one.
-        reporter: is told of every prompt.
 
     Raises:
         MismatchError: directions of several sites or another width, a prompt without an edited position.
@@ -230,7 +227,7 @@ class _Bench:
         self.base_text = self._text(whole[None])
         self.base_sets = sets.log_odds(self.base)
         self.base_read = None if readout is None else self._read(1, [])
-        self.sweep = sweep_of(model) if isinstance(model, HFModel) else None
+        self.sweep = sweep_of(model)
 
     def push(
         self, vectors: Float[np.ndarray, "rows d"], doses: Float[np.ndarray, " rows"]
@@ -300,9 +297,7 @@ class _Bench:
 
     def _logits(self, pushes: Float[np.ndarray, "rows d"]) -> Float[Tensor, "rows d_vocab"]:
         rows, edits = self._rows(len(pushes)), self._edits(pushes)
-        if self.sweep is not None:
-            return self.sweep.logits(rows, edits).double().cpu()
-        return self.model.logits(rows, edits, last_only=True)[:, -1].double().cpu()
+        return self.sweep.logits(rows, edits).double().cpu()
 
     def _text(self, logits: Float[Tensor, "rows pos d_vocab"]) -> Float[np.ndarray, " rows"]:
         """Cross-entropy of the prompt's own tokens, nats per token."""

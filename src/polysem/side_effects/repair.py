@@ -123,5 +123,5 @@ def repair_rows(
             "direction": name, "measure": measure, "cosine": cosine, "n_protected": len(chosen),
             "before": value(before, measure, both) if len(both) else np.nan,
             "after": value(after, measure, both) if len(both) else np.nan,
-            "difference": change.value, "lo": change.lo, "hi": change.hi,
+            **change.columns("difference"),
         }  # fmt: skip

@@ -129,7 +129,6 @@ def side_effects(
         n_null: isotropic directions.
         repair: look for the direction with least collateral for each.
         tokens_from: by direction who said what it is meant to move, where it was not its feature.
-        reporter: is told of progress.
 
     Raises:
         ConfigError: a dose that cannot be, two directions of one name.
@@ -341,11 +340,9 @@ def forecast_side_effects(
 
     Args:
         scene: what they are judged in.
-        n: how many.
         dose: nats.
         twins: other dictionaries of the same site, which say how stable a feature is.
         text: rows on which firing is counted; None: it is not.
-        reporter: is told of progress.
 
     Raises:
         MismatchError: a model without gradients.

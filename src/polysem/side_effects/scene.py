@@ -19,7 +19,7 @@ from polysem.models.hf import HFModel
 from polysem.positions import PLAIN
 from polysem.progress import Reporter
 from polysem.readouts import CategoryWords, set_problem
-from polysem.saes.base import SAE
+from polysem.saes.base import SAE, decoder_rows, unit_rows
 from polysem.seeds import rng_for
 from polysem.side_effects.directions import Direction
 from polysem.side_effects.linear import LinearEffects, linear_effects, own_sets
@@ -75,7 +75,6 @@ class Scene:
         """The scene of a study.
 
         Args:
-            model: which model.
             sae: dictionary whose features' tokens are read; usually of the site that is steered.
             features: FEATURES.
             prompts: PROMPTS.
@@ -84,7 +83,6 @@ class Scene:
             positions: which are edited.
             token_set: in | out.
             word_start: whether what comes next begins with a space.
-            seed: of all draws.
 
         Raises:
             ConfigError: no token set that can be read, or a half without prompts.
@@ -141,7 +139,7 @@ class Scene:
             ConfigError: a feature that is not there.
             MismatchError: one without a direction.
         """
-        W_dec = self.dictionary.W_dec.detach().cpu().double().numpy()
+        W_dec = decoder_rows(self.dictionary)
         tokens = {int(f): tuple(self.sets[k]) for k, f in enumerate(self.set_features)}
         found = []
         for k in ids:
@@ -225,9 +223,7 @@ class Scene:
     @cached_property
     def all_rows(self) -> Float[np.ndarray, "d_sae d"]:
         """Unit decoder rows; zero rows where there is none."""
-        W_dec = self.dictionary.W_dec.detach().cpu().double().numpy()
-        norms = np.linalg.norm(W_dec, axis=1, keepdims=True)
-        return np.divide(W_dec, norms, out=np.zeros_like(W_dec), where=norms > 0)
+        return unit_rows(decoder_rows(self.dictionary))
 
     @cached_property
     def all_own(self) -> Int[np.ndarray, " d_sae"]:

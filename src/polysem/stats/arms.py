@@ -11,7 +11,7 @@ Everything is sorted and summed in one order, so equal tables give equal bits. C
 trials.
 """
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -56,18 +56,11 @@ class Arms:
 
     def beside(self, covariates: pa.Table) -> "Arms":
         """The same with the columns of COVARIATES; null where an arm has no row there."""
-        key = ("sae", "target", "source", "token_set")
-        row = dict(
-            zip(
-                zip(*(covariates[n].to_pylist() for n in key), strict=True),
-                range(covariates.num_rows),
-                strict=True,
-            )
-        )
-        found = [row.get(one) for one in zip(*(self.table[n].to_pylist() for n in key), strict=True)]
-        table = self.table
+        table, key = self.table, ("sae", "target", "source", "token_set")
+        found = places(*(zip(*(t[n].to_pylist() for n in key), strict=True) for t in (table, covariates)))
+        rows = pa.array(found, mask=found < 0)
         for name in COVARIATES:
-            table = table.append_column(name, covariates[name].take(pa.array(found, pa.int64())))
+            table = table.append_column(name, covariates[name].take(rows))
         return replace(self, table=table)
 
     def only(self, kept: Bool[np.ndarray, " arms"]) -> "Arms":
@@ -135,9 +128,7 @@ def collect_arms(joined: pa.Table) -> Arms:
     prompt = group_codes(table, ("prompt_id",))
     ok = equals(table, status="ok")
     plus, minus = both_signs(arm, prompt, signed, ok)
-    n_arms = int(arm.max(initial=-1)) + 1
-    first = np.full(n_arms, -1)
-    first[arm[::-1]] = np.arange(len(arm))[::-1]
+    n_arms, first = int(arm.max(initial=-1)) + 1, first_rows(arm)
     count = np.bincount(arm[plus], minlength=n_arms)
     whole = (*ARM, "token_set", "interference_bin", "pair_target", "pair_source")
     columns: dict[str, Column] = {name: table[name].take(pa.array(first)) for name in whole}
@@ -199,6 +190,12 @@ def effect_share(joined: pa.Table) -> Float[np.ndarray, " n"]:
     return share[encoded.indices.to_numpy(zero_copy_only=False)] * signs if joined.num_rows else signs
 
 
+def places(wanted: Iterable[Hashable], known: Iterable[Hashable]) -> Int[np.ndarray, " n"]:
+    """Where each wanted key stands among the known ones; -1 for those that do not."""
+    place = {key: k for k, key in enumerate(known)}
+    return np.array([place.get(key, -1) for key in wanted], dtype=np.int64)
+
+
 def floats(column: pa.ChunkedArray | pa.Array) -> Float[np.ndarray, " n"]:
     """A column as float64, null as NaN."""
     if not len(column):
@@ -213,6 +210,11 @@ def equals(table: pa.Table, **wanted: str | float) -> Bool[np.ndarray, " n"]:
         same = pc.fill_null(pc.equal(table[name], value), False)
         here &= same.to_numpy(zero_copy_only=False).astype(bool)
     return here
+
+
+def first_rows(code: Int[np.ndarray, " n"]) -> Int[np.ndarray, " groups"]:
+    """The first row of every group, of codes 0 .. G - 1 that are each there (`group_codes`)."""
+    return np.unique(code, return_index=True)[1]
 
 
 def both_signs(

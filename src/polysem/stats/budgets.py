@@ -34,8 +34,6 @@ def budgets(views: Sequence[View], *, max_kl: float, level: float, seed: int) ->
     Args:
         views: the arms of every locus at its headline dose.
         max_kl: the KL at which effects are compared, nats.
-        level: of the intervals.
-        seed: of the bootstrap.
     """
     if not views:
         return BUDGETS.empty()

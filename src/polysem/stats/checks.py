@@ -38,7 +38,6 @@ def checks_of(view: View, rows: Rows) -> Iterator[Row]:
     """Rows of CHECKS that rest on the trials of one locus.
 
     Args:
-        view: the locus at its headline dose.
         rows: EFFECTS of the view, for the slope to agree with.
     """
     for tokens in view.token_sets:

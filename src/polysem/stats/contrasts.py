@@ -115,7 +115,7 @@ def means(view: View, *, sae: str, tokens: str, outcome: str) -> Iterator[Row]:
     pairs = chosen & view.where(relation="pair")
     present = sorted(set(view.columns["relation"].tolist()))
     groups = [({"relation": name}, chosen & view.where(relation=name)) for name in present]
-    groups += [({"relation": "pair", "bin": index}, mine) for index, mine in _bins(view, pairs)]
+    groups += [({"relation": "pair", "bin": index}, mine) for index, mine in bins_of(view, pairs)]
     for parts, planned in groups:
         used = planned & np.isfinite(view.columns[outcome])
         yield effect_row(
@@ -142,10 +142,6 @@ def differences(view: View, *, sae: str, tokens: str, outcome: str, only: str = 
     is that of the matched controls minus that of random features, inside the same targets: what the angle alone does.
 
     Args:
-        view: the arms.
-        sae: of this SAE; `*` takes all.
-        tokens: the token set.
-        outcome: of this outcome.
         only: the one contrast that is wanted; "" takes all.
     """
     chosen = view.where(sae=sae, token_set=tokens)
@@ -154,7 +150,7 @@ def differences(view: View, *, sae: str, tokens: str, outcome: str, only: str = 
     references = (name for name, relation in RELATIONS.items() if relation.role == "reference")
     for control in (name for name in references if only in ("", f"pair_minus_{name}")):
         controls = chosen & view.where(relation=control)
-        for index, mine in (("all", pairs), *_bins(view, pairs)) if controls.any() else ():
+        for index, mine in (("all", pairs), *bins_of(view, pairs)) if controls.any() else ():
             own = controls & _drawn_for(view, mine)
             matched = bool((view.pair_of[controls] >= 0).any())
             a = _each(view, mine, outcome)
@@ -173,7 +169,7 @@ def differences(view: View, *, sae: str, tokens: str, outcome: str, only: str = 
     if only not in ("", "geometry_effect"):
         return
     matched, random = (chosen & view.where(relation=name) for name in GEOMETRY)
-    for index, mine in (("all", pairs), *_bins(view, pairs)) if matched.any() and random.any() else ():
+    for index, mine in (("all", pairs), *bins_of(view, pairs)) if matched.any() and random.any() else ():
         own = matched & _drawn_for(view, mine)
         yield _difference(
             view,
@@ -230,6 +226,8 @@ class _Compared(NamedTuple):
     """row of the pair itself, or that it was drawn for"""
     arms: Int[np.ndarray, " n_arms"]
     """that it rests on"""
+    row: Int[np.ndarray, " n_arms"]
+    """of every arm, the row above that it entered"""
 
 
 def _each(view: View, arms: Bool[np.ndarray, " arms"], outcome: str) -> _Compared:
@@ -237,7 +235,13 @@ def _each(view: View, arms: Bool[np.ndarray, " arms"], outcome: str) -> _Compare
     rows = np.flatnonzero(arms & np.isfinite(view.columns[outcome]))
     clusters = view.clusters[rows]
     return _Compared(
-        view.columns[outcome][rows], view.prompts(outcome)[rows], clusters, clusters[:, 0], rows, rows
+        view.columns[outcome][rows],
+        view.prompts(outcome)[rows],
+        clusters,
+        clusters[:, 0],
+        rows,
+        rows,
+        np.arange(len(rows)),
     )
 
 
@@ -251,7 +255,7 @@ def _by_pair(view: View, arms: Bool[np.ndarray, " arms"], outcome: str) -> _Comp
     target = each.clusters[first, 0]
     clusters = np.column_stack([target, view.clusters[pair, 1]])
     y = np.bincount(code, weights=each.y, minlength=len(pair)) / count
-    return _Compared(y, prompts / count[:, None], clusters, target, pair, each.arms)
+    return _Compared(y, prompts / count[:, None], clusters, target, pair, each.arms, code)
 
 
 def _difference(
@@ -279,9 +283,7 @@ def _difference(
     effect, design = within(np.column_stack([y, is_a]), stratum).T
     used = np.zeros_like(planned)
     for side, k in zip((a, b), keep, strict=True):
-        entered = np.zeros_like(planned)
-        entered[side.pair[k]] = True
-        used[side.arms[entered[_owner(view, side)]]] = True
+        used[side.arms[k[side.row]]] = True
     return effect_row(
         view,
         contrast,
@@ -301,15 +303,6 @@ def _difference(
 def _drawn_for(view: View, pairs: Bool[np.ndarray, " arms"]) -> Bool[np.ndarray, " arms"]:
     """Controls that were drawn for one of these pairs."""
     return (view.pair_of >= 0) & pairs[view.pair_of]
-
-
-def _owner(view: View, side: _Compared) -> Int[np.ndarray, " n_arms"]:
-    """Of every arm of a side, what its row calls its pair."""
-    return (
-        side.arms
-        if len(side.arms) == len(side.pair) and (side.arms == side.pair).all()
-        else view.pair_of[side.arms]
-    )
 
 
 def sign_agreement(view: View, *, sae: str, tokens: str, outcome: str) -> Row:
@@ -483,14 +476,11 @@ def coefficient(
 
 def _margin(view: View, outcome: str) -> float:
     """The declared margin is in nats of log-odds; other outcomes have none."""
-    return (
-        view.margin
-        if PRIMARY in (outcome, OUTCOMES[outcome].scale if outcome in OUTCOMES else "")
-        else float("nan")
-    )
+    scale = OUTCOMES[outcome].scale if outcome in OUTCOMES else ""
+    return view.margin if PRIMARY in (outcome, scale) else float("nan")
 
 
-def _bins(view: View, pairs: Bool[np.ndarray, " arms"]) -> list[tuple[str, Bool[np.ndarray, " arms"]]]:
-    """Number and pairs of every interference bin."""
+def bins_of(view: View, pairs: Bool[np.ndarray, " arms"]) -> list[tuple[str, Bool[np.ndarray, " arms"]]]:
+    """Number and pairs of every bin of interference that holds any, from the lowest."""
     bins = view.columns["interference_bin"]
     return [(str(int(b)), pairs & (bins == b)) for b in np.unique(bins[pairs]) if b >= 0]

@@ -203,8 +203,6 @@ def views_of(joined: pa.Table, arms: Arms, *, config: EffectsConfig, model: str 
 
     Args:
         joined: plan and trials, at their own strengths and stopped.
-        arms: of them.
-        config: as of `estimate`.
         model: named in the groups of the effects table where given.
     """
     present = set(pc.unique(joined["locus"]).to_pylist())

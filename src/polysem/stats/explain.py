@@ -20,7 +20,7 @@ import pyarrow as pa
 from jaxtyping import Float, Int
 
 from polysem.seeds import rng_for
-from polysem.stats.arms import ARM, PRIMARY, Arms, floats, outcome_of
+from polysem.stats.arms import ARM, PRIMARY, Arms, floats, outcome_of, places
 from polysem.stats.rows import POOLED, Row, Rows, View
 from polysem.store.tables import VALIDITY
 from polysem.vocabulary import OUTCOMES
@@ -34,7 +34,6 @@ def linear_of(arms: Arms, response: pa.Table, *, asked: bool = False) -> Float[n
     """Linear response of every arm in nats; nan where there is none.
 
     Args:
-        arms: the arms.
         response: RESPONSE.
         asked: of the outcome that is asked of each token set (`arms.outcome_of`), in place of log-odds.
     """
@@ -45,8 +44,7 @@ def linear_of(arms: Arms, response: pa.Table, *, asked: bool = False) -> Float[n
         )
         for column in set(less.tolist()) - {""}:
             values = np.where(less == column, values - floats(response[column]), values)
-    known = dict(zip(_keys(response), values.tolist(), strict=True))
-    return np.array([known.get(key, np.nan) for key in _keys(arms.table)], dtype=np.float64)
+    return np.append(values, np.nan)[places(_keys(arms.table), _keys(response))]
 
 
 def explained(view: View, linear: Float[np.ndarray, " arms"], metrics: pa.Table, *, seed: int) -> Rows:

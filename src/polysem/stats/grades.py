@@ -20,7 +20,15 @@ from typing import NamedTuple
 import numpy as np
 
 from polysem.seeds import rng_for
-from polysem.stats.contrasts import GEOMETRY, RECORD, coefficient, differences, sign_agreement, slopes
+from polysem.stats.contrasts import (
+    GEOMETRY,
+    RECORD,
+    bins_of,
+    coefficient,
+    differences,
+    sign_agreement,
+    slopes,
+)
 from polysem.stats.explain import held_out_r2
 from polysem.stats.multiple import adjust_p
 from polysem.stats.rows import POOLED, Row, Rows, View, parse_group, reach
@@ -49,7 +57,6 @@ def graded(
     """FINDINGS and GRADED of one locus.
 
     Args:
-        view: the locus at its headline dose.
         rows: EFFECTS of the view, with `p_adj`.
         tested: those of them that answer a declared question, or would in the first locus.
         declared: whether this is the first locus.
@@ -209,7 +216,7 @@ def _linearity(view: View, row: Row) -> GradedLine:
     size = np.abs(c["interference"])
     known = planned & np.isfinite(size) & np.isfinite(c[parts["outcome"]])
     bends: list[tuple[float, Row]] = []
-    for _, own in _bins(view, known)[1:]:
+    for _, own in bins_of(view, known)[1:]:
         knot = float(size[own].min())
         beyond = known & (size > knot)
         if min(beyond.sum(), (known & ~beyond).sum()) < MIN_BEYOND:
@@ -258,7 +265,7 @@ def _without_a_bin(view: View, row: Row) -> GradedLine:
     parts = parse_group(str(row["group"]))
     pairs = view.where(token_set=parts["tokens"], relation="pair")
     pairs &= np.isfinite(view.columns["interference"])
-    bins = _bins(view, pairs)
+    bins = bins_of(view, pairs)
     if len(bins) < 2:
         return GradedLine("without_a_bin", "untested", "the pairs are of one bin of interference")
     found: list[tuple[str, Row]] = []
@@ -302,12 +309,6 @@ def _again(view: View, contrast: str, group: str) -> Row:
         made = differences(view, **asked, only=contrast)
     nothing: Row = {"estimate": None, "lo": None, "hi": None, "p": None}
     return next((r for r in made if (r["contrast"], r["group"]) == (contrast, group)), nothing)
-
-
-def _bins(view: View, pairs: np.ndarray) -> list[tuple[int, np.ndarray]]:
-    """Number and pairs of every bin of interference that holds any, from the lowest."""
-    bins = view.columns["interference_bin"]
-    return [(int(b), pairs & (bins == b)) for b in np.unique(bins[pairs]) if b >= 0]
 
 
 def _same_but(row: Row, parts: Mapping[str, str], free: str) -> str:

@@ -34,7 +34,6 @@ def related_pairs(
     Args:
         pairs: PAIRS, of any SAEs.
         relations: RELATIONS of that SAE.
-        label: of the SAE.
         exclude: relations that the study leaves out.
     """
     own = pairs.filter(pc.and_(pc.equal(pairs["sae"], label), pc.equal(pairs["sae_j"], label)))

@@ -61,11 +61,9 @@ def qap(
         x: the property of pairs; finite where it is ever needed, that is everywhere but on the diagonal of
             `one_set`.
         given: other properties that may explain y, finite where y is.
-        draws: relabellings.
         nodes: `one_set` if row k and column k are the same feature (one relabelling for both, the diagonal
             left out); `two_sets` relabels rows and columns independently.
         blocks: rows (of `one_set`: nodes) are relabelled inside their block only, e.g. their layer.
-        statistic: what is compared.
         fixed_effects: take out a fixed effect of every row and column first.
         alpha: the smallest p that is asked for; fewer draws or possible relabellings than 1 / alpha give none.
 

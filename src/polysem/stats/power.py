@@ -81,9 +81,7 @@ def design_power(
         design: regressors; with `inside` what is left of them after a fixed effect of every target.
         clusters: target and source of every row.
         which: the column that is asked for.
-        spread: of effects.
         n_prompts: on which every pair rests.
-        level: of the interval.
         inside: whether outcomes are compared inside targets.
 
     Raises:

@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 from jaxtyping import Bool, Float, Int
 
-from polysem.stats.arms import Arms, equals, floats
+from polysem.stats.arms import Arms, equals, floats, places
 from polysem.stats.multiple import equivalence_p
 from polysem.stats.regress import Errors, Regression, clustered_ols
 from polysem.store.schema import group_codes
@@ -85,10 +85,9 @@ class View:
         c = self.columns
         names = ("sae", "token_set", "target", "source")
         pairs = np.flatnonzero(self.where(relation="pair"))
-        known = {tuple(c[name][k] for name in names): k for k in pairs.tolist()}
-        names = ("sae", "token_set", "pair_target", "pair_source")
-        found = [known.get(key, -1) for key in zip(*(c[name] for name in names), strict=True)]
-        return np.where(self.where(relation="pair"), -1, np.array(found, dtype=np.int64))
+        of = ("sae", "token_set", "pair_target", "pair_source")
+        at = places(zip(*(c[n] for n in of), strict=True), zip(*(c[n][pairs] for n in names), strict=True))
+        return np.where((at < 0) | self.where(relation="pair"), -1, np.append(pairs, -1)[at])
 
     def prompts(self, outcome: str) -> Float[np.ndarray, "arms prompts"]:
         """What every prompt adds to the mean effect of its arm; see `clustered_ols`."""

@@ -21,7 +21,7 @@ from jaxtyping import Float, Int
 from polysem.errors import ConfigError
 from polysem.glosses.grid import SimilarityGrid
 from polysem.seeds import rng_for
-from polysem.stats.arms import outcome_of
+from polysem.stats.arms import outcome_of, places
 from polysem.stats.contrasts import RECORD, fitted
 from polysem.stats.regress import within
 from polysem.stats.reliability import instrumented, reliability
@@ -194,11 +194,7 @@ def similarity_model(found: Latent | None, *, level: float) -> pa.Table:
         row |= {"r_halves": half, "reliability_halves": whole}
         row |= {"loading": loading, "reliability": loading**2, "note": found.model.remark or None}
         row |= {"lo": found.ends[0, m], "hi": found.ends[1, m]}
-        alike = (
-            grid.values[planned, m] > grid.limit[planned, m]
-            if m
-            else grid.values[planned, m] >= grid.limit[planned, m]
-        )
+        alike = (np.greater if m else np.greater_equal)(grid.values[planned, m], grid.limit[planned, m])
         rows.append(row | {"n_planned": int(planned.sum()), "n_related": int(alike.sum())})
     if found is not None and len(found.grid.measures) > 1:
         known = np.isfinite(found.model.loadings).all()
@@ -248,23 +244,18 @@ def gloss_reliability(found: Latent | None, views: Sequence[View]) -> pa.Table:
     """RELIABILITY of the pairs at the headline dose of every locus.
 
     Args:
-        found: the measures.
         views: the arms of every locus at its headline dose.
     """
     rows: Rows = []
     if found is None:
         return RELIABILITY.of(rows)
-    place = {pair: k for k, pair in enumerate(found.grid.pairs)}
-    held = {pair: k for k, pair in enumerate(found.held.pairs)}
+    held = found.held.pairs
     for view in views:
-        c = view.columns
-        keys = [(s, int(t), int(o)) for s, t, o in zip(c["sae"], c["target"], c["source"], strict=True)]
-        at = np.array([place.get(key, -1) for key in keys])
-        beside = np.array([held.get(key, -1) for key in keys])
+        keys = list(zip(*(view.columns[name] for name in ("sae", "target", "source")), strict=True))
+        at, beside = places(keys, found.grid.pairs), places(keys, held)
         for token_set in view.token_sets:
-            pairs = view.mined("interference", "similarity", outcome_of(token_set), token_set=token_set) & (
-                at >= 0
-            )
+            pairs = view.mined("interference", "similarity", outcome_of(token_set), token_set=token_set)
+            pairs &= at >= 0
             for name, values in found.seconds().items():
                 second = np.where(at >= 0, values[at], np.nan)
                 fixed = np.where(beside[:, None] >= 0, found.held.values[beside], np.nan) if held else None

@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from polysem.seeds import rng_for
-from polysem.stats.arms import outcome_of
+from polysem.stats.arms import outcome_of, places
 from polysem.stats.permute import permute_within
 from polysem.stats.regress import layout_of, within
 from polysem.stats.rows import Row, Rows, View, number
@@ -40,10 +40,8 @@ def specifications(view: View, measures: Latent | None = None, *, seed: int, dra
     """SPECIFICATION of one locus at its headline dose, all SAEs together.
 
     Args:
-        view: the arms.
         measures: the further measures of similarity; None where there are none.
         seed: root seed of the permutations.
-        draws: of them.
     """
     rows: Rows = []
     for tokens in view.token_sets:
@@ -64,8 +62,7 @@ def _further(view: View, tokens: str, measures: Latent | None) -> Iterator[_Spec
     if measures is None:
         return
     grid, c = measures.grid, view.columns
-    place = {pair: k for k, pair in enumerate(grid.pairs)}
-    at = np.array([place.get(key, -1) for key in zip(c["sae"], c["target"], c["source"], strict=True)])
+    at = places(zip(c["sae"], c["target"], c["source"], strict=True), grid.pairs)
     values = np.where(at[:, None] >= 0, grid.values[at], np.nan)
     limits = {high: np.where(at[:, None] >= 0, grid.limits(high)[at], np.nan) for high in MAX_SIMILARITY}
     known = np.isfinite(values)

@@ -17,6 +17,7 @@ from polysem.stats.arms import (
     both_signs,
     effect_share,
     equals,
+    first_rows,
     floats,
     means,
     standard_errors,
@@ -47,9 +48,7 @@ def toward(joined: pa.Table) -> pa.Table:
     table, push, prompt = _once(table)
     ok = np.ones(table.num_rows, dtype=bool)
     plus, minus = both_signs(push, prompt, floats(table["dose"]), ok)
-    n = int(push.max(initial=-1)) + 1
-    first = np.full(n, -1)
-    first[push[::-1]] = np.arange(len(push))[::-1]
+    n, first = int(push.max(initial=-1)) + 1, first_rows(push)
     owner = push[plus]
     kl = floats(table["kl"])
     parts = {split: equals(table, split=split)[plus] for split in _SPLITS}

@@ -202,9 +202,7 @@ def cell_means(
     """Mean of the values at each place of an array of `shape`; NaN where there is none.
 
     Args:
-        values: numbers.
         at: their places, an array for each axis.
-        shape: of the result.
     """
     total, count = np.zeros(shape), np.zeros(shape)
     np.add.at(total, at, values)
@@ -230,9 +228,6 @@ def sentence_bootstrap(
     Args:
         values: one number per sentence (trials of one sentence are averaged before); NaN for a sentence without
             any is left out.
-        level: coverage.
-        rng: draws the samples.
-        draws: number of samples.
     """
     values = values[~np.isnan(values)]
     _finite(values)

@@ -46,7 +46,6 @@ def reader_of_tokens(spelling: str, *, by_id: Callable[[int], str] | None, who: 
     """What turns a token as it is spelled into its text.
 
     Args:
-        spelling: of SPELLINGS.
         by_id: the text of a token by its id; None where no tokenizer is known.
         who: names the target in errors.
 

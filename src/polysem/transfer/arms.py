@@ -79,11 +79,7 @@ def common_structure(
     """Match the features of two sources on one text and count the pairs that both have.
 
     Args:
-        a: first source.
-        b: second.
         config: what counts as matched and as passing.
-        level: of intervals.
-        rng: for permuted matchings.
         snippet_tokens: length of the snippets that are injected; None injects tokens.
     """
     matching = match_sources(a, b, min_r=config.min_r, min_active=config.min_active)

@@ -23,6 +23,7 @@ from jaxtyping import Float
 
 from polysem.errors import ConfigError
 from polysem.progress import SILENT, Reporter
+from polysem.saes.base import decoder_rows, unit_rows
 from polysem.seeds import rng_for
 from polysem.store.tables import DEFENCES, PROTECTED
 from polysem.targets import LocalTarget, TargetPrompt
@@ -35,7 +36,7 @@ from polysem.transfer.defence import detector, monitor_scores, protected_directi
 from polysem.transfer.directions import WhiteBox, members_of, open_white_box
 from polysem.transfer.prepare import PreparedTransfer, prepare
 from polysem.transfer.run import open_target
-from polysem.transfer.shared import passing_pairs, unit_rows
+from polysem.transfer.shared import passing_pairs
 from polysem.transfer.source import held_out_rows
 from polysem.transfer.steering import category_gradients, steer
 
@@ -49,11 +50,8 @@ def judge_defences(
     """The defences on a transfer study's local targets: tables by name.
 
     Args:
-        study: the transfer study.
         kept: where answers are kept.
-        n_clean: clean inputs.
         say: is told what is left out.
-        reporter: is told of progress.
 
     Raises:
         ConfigError: no local target.
@@ -195,8 +193,8 @@ def _protected(prepared: PreparedTransfer, box: WhiteBox) -> list[Row]:
         members = members_of(prepared, box, category)["target"]
         if not len(members):
             continue
-        vectors = box.sae.W_dec[box.triples.feature[members]].detach().double().cpu().numpy()
-        goal = (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).mean(axis=0)
+        vectors = decoder_rows(box.sae)[box.triples.feature[members]]
+        goal = unit_rows(vectors).mean(axis=0)
         goal = goal / np.linalg.norm(goal)
         gradients = np.mean(
             [

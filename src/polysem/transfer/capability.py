@@ -37,7 +37,6 @@ def own_logprobs(
     """Log-probability (nats, float64) of each token of a text but the first, after those before it.
 
     Args:
-        model: which.
         ids: of the text, BOS included where it has one.
         edits: under which.
         n: rows that the edits are for.

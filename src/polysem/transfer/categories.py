@@ -42,7 +42,6 @@ def load_sentences(source: str, names: Sequence[str], *, n: int) -> dict[str, li
 
     Args:
         source: "builtin", or a .toml file: per category a list of incomplete sentences.
-        names: categories.
         n: at most so many of each.
 
     Raises:

@@ -38,7 +38,6 @@ def monitor_scores(
     """The monitor's score of every token, in the unit of activations.
 
     Args:
-        acts: feature activations.
         pairs: gloss-distant pairs; either feature may be the active one.
         interference: their cosines; negative ones write away from the other and do not count.
         tau: what is written is counted beyond this.

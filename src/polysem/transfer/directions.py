@@ -25,6 +25,7 @@ from jaxtyping import Float, Int
 from polysem.errors import ConfigError
 from polysem.positions import positions_of
 from polysem.progress import SILENT, Reporter
+from polysem.saes.base import unit_rows
 from polysem.seeds import rng_for, short_hash
 from polysem.stats.multiple import adjust_p
 from polysem.stats.units import cell_means, stratified_test
@@ -35,7 +36,6 @@ from polysem.transfer.ask import kept_part
 from polysem.transfer.config import TargetConfig
 from polysem.transfer.matching import match_sources, n_active
 from polysem.transfer.prepare import PreparedTransfer, leakage_of
-from polysem.transfer.shared import unit_rows
 from polysem.transfer.source import SourceModel, matched_rows, see
 from polysem.transfer.steering import steer
 

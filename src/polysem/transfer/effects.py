@@ -10,14 +10,13 @@ are not matched to it.
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import reduce
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from jaxtyping import Float
 
 from polysem.seeds import rng_for
+from polysem.stats.arms import equals
 from polysem.stats.units import (
     MIN_REFERENCE,
     LookedTest,
@@ -143,16 +142,14 @@ class FrameEffects:
 
     def __init__(self, trials: pa.Table, key: dict[str, str], study: TransferStudy, noise: dict[str, float]):
         self.key, self.study, self.noise = key, study, noise
-        mine = trials.filter(_equal(trials, key))
+        mine = trials.filter(equals(trials, **key))
         self.cells: dict[str, dict[str, TransferCell]] = {}
         """arm -> category -> its cell"""
         for arm in study.pools.arms:
-            of_arm = mine.filter(_equal(mine, {"arm": arm}))
+            of_arm = mine.filter(equals(mine, arm=arm))
             present = sorted(set(of_arm["category"].to_pylist()), key=study.categories.names.index)
             if present:
-                self.cells[arm] = {
-                    c: cell_of(of_arm.filter(_equal(of_arm, {"category": c})), c) for c in present
-                }
+                self.cells[arm] = {c: cell_of(of_arm.filter(equals(of_arm, category=c)), c) for c in present}
 
     def rows(self) -> Iterable[Row]:
         further = [attribute(contrast.row) for contrast in TRANSFER_CONTRASTS.values() if contrast.row]
@@ -239,9 +236,8 @@ class FrameEffects:
     ) -> tuple[Float[np.ndarray, "categories treated"], Float[np.ndarray, "categories reference"]]:
         """Means of pools, as many in every category as the one with the fewest has."""
         n, m = min(map(len, treated)), min(map(len, reference))
-        return np.array([t[:n].mean(axis=1) for t in treated]), np.array(
-            [r[:m].mean(axis=1) for r in reference]
-        )
+        means = [np.array([side[:k].mean(axis=1) for side in of]) for of, k in ((treated, n), (reference, m))]
+        return means[0], means[1]
 
     def _rng(self, contrast: str, arm: str) -> np.random.Generator:
         return rng_for(self.study.seed, "test", *self.key.values(), contrast, arm)
@@ -307,9 +303,3 @@ def widened(estimate: float, lo: float, hi: float, *, sd: float, level: float) -
         "lo": estimate - math.hypot(estimate - lo, reach),
         "hi": estimate + math.hypot(hi - estimate, reach),
     }
-
-
-def _equal(table: pa.Table, values: dict[str, str]) -> Any:
-    import pyarrow.compute as pc
-
-    return reduce(pc.and_, (pc.equal(table[name], value) for name, value in values.items()))

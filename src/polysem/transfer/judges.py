@@ -49,8 +49,6 @@ def question(ask: Ask, data: Mapping[str, object], key: str, allowed: tuple[obje
     """The value of `key` in the judge's reply; None where no reply of ATTEMPTS was of the form.
 
     Args:
-        ask: the judge.
-        data: the question.
         key: of the reply's object.
         allowed: values that count; () takes any non-empty string.
     """
@@ -197,7 +195,6 @@ def forced_choice(
     Args:
         trials: (pair of high interference, matched pair): glosses.
         ask: the judge; each trial is asked with either pair first, and counts only if both answers name the same.
-        level: of the interval.
     """
     wins = losses = missing = 0
     for high, matched in trials:

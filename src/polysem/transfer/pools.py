@@ -140,7 +140,6 @@ def make_pools(
         n_treated: treated pools; they have no string in common, so fewer where the arm is small.
         n_reference: reference pools; 0 for an arm that is not tested.
         nearest: a reference string is drawn among so many.
-        seed: root seed.
 
     Raises:
         ConfigError: if pools cannot be matched: too few strings of a kind.

@@ -16,6 +16,7 @@ from jaxtyping import Float
 
 from polysem.errors import StoreError
 from polysem.seeds import rng_for
+from polysem.stats.arms import equals
 from polysem.stats.power import POWER_WANTED
 from polysem.stats.units import MIN_REFERENCE, cell_means, spending
 from polysem.store import io
@@ -53,11 +54,8 @@ def smallest_effect(
     """The effect that is shown with probability POWER_WANTED, in standard deviations of pool means; inf where none is.
 
     Args:
-        n_treated: treated pools.
         n_categories: over which p values are adjusted; taken to be independent, which asks for a little more than is needed.
         looks: numbers of reference pools at which the test is looked at; the last is all of them.
-        level: of the test.
-        rng: draws reference pools.
     """
     from scipy.special import ndtri
 
@@ -112,9 +110,7 @@ def spread_of(trials: pa.Table, category: str) -> PoolSpread | None:
     squares: list[tuple[int, float, float]] = []
     names = ["arm", "template", "position"]
     for key in free.select(names).group_by(names).aggregate([]).to_pylist():
-        rows = free
-        for column, value in key.items():
-            rows = rows.filter(pc.equal(rows[column], value))
+        rows = free.filter(equals(free, **key))
         values = np.array([row[own] for row in rows["logodds"].to_pylist()], dtype=np.float64)
         pools, at = np.unique(rows["pool"].to_numpy(), return_inverse=True)
         sentences, of = np.unique(rows["sentence"].to_numpy(), return_inverse=True)
@@ -145,7 +141,6 @@ def what_is_seen(
     """The smallest effect by category, in nats: that of its arm with the fewest treated pools.
 
     Args:
-        prepared: the study.
         spreads: by category; others have that of the zoo.
         n_reference: reference pools; None takes the study's, with its looks.
     """
@@ -172,7 +167,6 @@ def affordable(prepared: PreparedTransfer, *, wanted: int, most: int, each: int)
     """Reference pools that a number of requests pays for.
 
     Args:
-        prepared: the study.
         wanted: requests of the whole plan.
         most: requests that there may be.
         each: requests for one prompt.

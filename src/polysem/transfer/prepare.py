@@ -9,6 +9,7 @@ from jaxtyping import Float
 from polysem.categories import Categories, load_categories
 from polysem.errors import ConfigError
 from polysem.progress import SILENT, Reporter
+from polysem.saes.base import unit_rows
 from polysem.seeds import rng_for
 from polysem.transfer.arms import ArmSets, Structure, arm_sets, common_structure, plain_texts, plain_tokens
 from polysem.transfer.categories import load_sentences
@@ -43,9 +44,7 @@ def prepare(
     """Load the sources, find what they share, and draw all pools.
 
     Args:
-        study: the study.
         count_tokens: tokens of a string in the target's tokenizer; None counts those of the first source.
-        reporter: is told of progress.
 
     Raises:
         PolysemError: of models, SAEs, tables and sentences; ConfigError if no arm of any category has enough strings.
@@ -163,7 +162,7 @@ def _leakage(prepared: PreparedTransfer, strings: Sequence[str], category: str) 
             known = [n for n, t in enumerate(strings) if t in place]
             rows = source.embedding[[place[strings[n]] for n in known]].astype(np.float64)
             rows -= source.embedding.mean(axis=0)  # rows share a large mean, which would hide what differs
-            vectors[known] = rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
+            vectors[known] = unit_rows(rows)
     words = [n for n, s in enumerate(strings) if prepared.categories.of_token(s, word_start=True) == category]
     goal = vectors[words].mean(axis=0) if words else vectors[0] * 0
     size = np.linalg.norm(goal)

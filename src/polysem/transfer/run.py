@@ -70,12 +70,9 @@ def make_transfer(
     """The tables of a transfer study; None if only its cost is said.
 
     Args:
-        study: the study.
         folder: where answers are kept.
-        reporter: is told of progress.
         say: is told what will be sent and cost before it is sent, and what is not run.
         estimate_only: say it and end.
-        retries: of served targets.
 
     Raises:
         ConfigError: a budget is too small, or nothing can be run.

@@ -23,6 +23,7 @@ from scipy.sparse.csgraph import connected_components
 
 from polysem.errors import MismatchError
 from polysem.geometry import covariance_null
+from polysem.saes.base import unit_rows
 
 LARGE_COMPONENT = 0.05
 """share of all features above which a component is not one unit but as many as it has features"""
@@ -53,12 +54,6 @@ class SharedStructure:
     level: float
 
 
-def unit_rows(directions: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "n d"]:
-    """The rows at norm 1; rows of zeros stay."""
-    norms = np.linalg.norm(directions, axis=1, keepdims=True)
-    return directions / np.where(norms > 0, norms, 1.0)
-
-
 def passing_pairs(
     directions: Float[np.ndarray, "d_sae d"],
     features: Int[np.ndarray, " m"],
@@ -70,7 +65,6 @@ def passing_pairs(
 
     Args:
         directions: decoder rows of the whole SAE.
-        features: the matched ones.
         min_z: standard deviations of the covariance null.
         excluded: further pairs that do not pass (common tokens, like glosses).
     """
@@ -98,10 +92,6 @@ def shared_structure(
     Args:
         pairs_a: pairs (i < j) of matched features that pass in the first model.
         pairs_b: the same in the second, in the same numbering.
-        m: matched features.
-        level: coverage of the intervals.
-        rng: permutes the matching.
-        permutations: for p.
 
     Raises:
         MismatchError: if a pair is not i < j < m.

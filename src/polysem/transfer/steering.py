@@ -55,9 +55,7 @@ def steer(
     """Steer the last position of one sentence along every direction, at the same KL or at one strength.
 
     Args:
-        model: which model.
         tokens: of the sentence.
-        site: where.
         directions: rows; unit ones where `kl` is the dose.
         inside: which tokens belong to which category.
         kl: dose, nats.

@@ -15,10 +15,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from polysem.saes.base import SAE
+from polysem.saes.base import SAE, unit_rows
 from polysem.seeds import rng_for
 from polysem.types import Site
-from polysem.worlds.tables import plain_sae, unit_rows
+from polysem.worlds.tables import plain_sae
 
 SITE = Site(0, "hook_resid_post")
 MATCHED = 0.7
@@ -85,15 +85,12 @@ def codes_world(
     """The world.
 
     Args:
-        n_features: features.
-        d: dimensions.
         n_pairs: planted pairs (2 k, 2 k + 1) at `cosine`.
         cosine: of planted pairs.
         l0: mean number of features present, hierarchy apart.
         zipf: exponent of the firing chances over ranks.
         hierarchy: the last half are children of the first half, present in half of their parents' cases.
         noise: standard deviation per coordinate.
-        seed: of the dictionary.
     """
     rng = rng_for(seed, "codes world")
     directions = unit_rows(rng.standard_normal((n_features, d)))

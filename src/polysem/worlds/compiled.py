@@ -126,7 +126,6 @@ def compiled_world(
         compression: d / D; None for no compression.
         bigram_gain: logits that a bigram's axis gives its token.
         successor_gain: logits that a token's axis gives its successor.
-        seed: of circuit and map.
     """
     rng = rng_for(seed, "compiled world")
     D = 2 * n_tokens + n_bigrams

@@ -19,11 +19,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from polysem.corpus import TokenRows
-from polysem.saes.base import SAE, Provenance
+from polysem.saes.base import SAE, Provenance, unit_rows
 from polysem.seeds import rng_for
 from polysem.types import Site
 from polysem.worlds.model import Tap, WorldModel
-from polysem.worlds.tables import unit_rows
 
 FIRST, READ, WRITTEN = Site(0, "hook_resid_post"), Site(1, "hook_resid_pre"), Site(1, "hook_mlp_out")
 THRESHOLD = 1.5
@@ -81,7 +80,6 @@ def edges_world(
         n_harmful: neurons that a twin makes fire wrongly in some text.
         cosine: between a feature and its twin.
         n_rows: rows of text, each a document of its own.
-        seed: of directions and text.
     """
     rng = rng_for(seed, "edges world")
     n = 2 * n_neurons

@@ -46,8 +46,6 @@ def train_group_bias(
 
     Args:
         batches: activations without end.
-        d_sae: latents.
-        steps: of Adam.
         site: where the activations are from.
         groups: groups of (nearly) equal size; group k aims at first_target / 2^k.
         first_target: activation frequency of the first group.
@@ -105,7 +103,6 @@ def adapt(
         pre: pre-activations, bias included, since the last adaptation.
         target: activation frequency that each neuron's group aims at.
         group: number of each neuron's group.
-        gamma: step.
     """
     frequency = (pre > 0).float().mean(0)
     reach = torch.relu(pre.max(0).values)

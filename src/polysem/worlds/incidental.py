@@ -60,10 +60,8 @@ def train_incidental(
 
     Args:
         n, m: features and neurons.
-        seeds: how many.
         price: of the L1 norm of a feature's activations, against its squared error.
         rate, steps: of plain gradient descent on the exact loss.
-        seed: root.
     """
     start = rng_for(seed, "incidental", n, m).standard_normal((seeds, n, m)) / np.sqrt(m)
     W = torch.tensor(start, dtype=torch.float32)

@@ -19,7 +19,7 @@ import torch
 from jaxtyping import Float, Int
 
 from polysem.corpus import TokenRows
-from polysem.saes.base import SAE
+from polysem.saes.base import SAE, unit_rows
 from polysem.seeds import rng_for
 from polysem.worlds.edges import FIRST, READ, ROW, WRITTEN, TwoLayers, dictionary
 
@@ -83,8 +83,6 @@ def interference_world(
         n, m: features and dimensions.
         p: probability that a feature is present while the toy is trained.
         n_rows: rows of text, each a document of its own.
-        steps: of training.
-        seed: of training and text.
     """
     W_in, W_out, b = _trained(n, m, p, steps, seed)
     levels = np.array(LEVELS)
@@ -98,7 +96,7 @@ def interference_world(
         *(torch.tensor(x, dtype=torch.float32) for x in (W_E, W_U)), W_in=torch.tensor(readers, dtype=torch.float32),
         W_out=torch.tensor(axes, dtype=torch.float32), bias=torch.tensor(b, dtype=torch.float32),
     )  # fmt: skip
-    unit = np.pad(W_in / np.linalg.norm(W_in, axis=1, keepdims=True), ((0, 0), (0, n)))
+    unit = np.pad(unit_rows(W_in), ((0, 0), (0, n)))
     # a position has one feature: the direction closest to what stands there, whatever the others' overlap
     source = dictionary(unit.T, unit, FIRST, FIRST, bias=np.zeros(n), k=1)
     target = dictionary(readers.T, axes, READ, WRITTEN, bias=b)

@@ -16,10 +16,10 @@ from jaxtyping import Float
 from safetensors.torch import save_file
 from torch import Tensor
 
-from polysem.saes.base import SAE
+from polysem.saes.base import SAE, unit_rows
 from polysem.seeds import rng_for
 from polysem.types import Site
-from polysem.worlds.tables import plain_sae, unit_rows
+from polysem.worlds.tables import plain_sae
 
 SITE = Site(1, "hook_resid_post")
 
@@ -47,11 +47,8 @@ def layer_norm_world(
     """The world.
 
     Args:
-        d: width of the site.
         n_features: features, fewer than d.
-        n_tokens: activations.
         l0: mean number of active features per token.
-        seed: of everything.
     """
     rng = rng_for(seed, "layer norm world")
     rows = rng.standard_normal((n_features, d))

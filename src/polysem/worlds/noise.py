@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 from jaxtyping import Float
 
+from polysem.saes.base import unit_rows
 from polysem.seeds import rng_for
 from polysem.store.tables import PLAN, TRIALS
 from polysem.worlds.linear import SITE
@@ -55,7 +56,6 @@ def noise_world(
     """The tables.
 
     Args:
-        n_targets: targets.
         n_sources: sources that all targets draw from.
         sources_per_target: pairs of each target.
         n_prompts: half of each split.
@@ -69,7 +69,6 @@ def noise_world(
         common: scale of the common mode of the cosines.
         negatives: as many pairs again whose cosine is negative, of other sources, for the question of signs.
         sign_effect: nats that a pair moves the way of its cosine's sign.
-        seed: of everything.
     """
     rng = rng_for(seed, "noise world")
     cosines = _cosines(n_targets, n_sources, common, rng)
@@ -93,9 +92,7 @@ def noise_world(
 def _cosines(n_targets: int, n_sources: int, common: float, rng: np.random.Generator) -> np.ndarray:
     """Positive cosines with a common mode, below the duplicate threshold."""
     rows = rng.standard_normal((n_targets + n_sources, 32))
-    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
-    rows = np.column_stack([rows, np.abs(rng.normal(0, common, len(rows)))])
-    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    rows = unit_rows(np.column_stack([unit_rows(rows), np.abs(rng.normal(0, common, len(rows)))]))
     return np.abs(rows[:n_targets] @ rows[n_targets:].T)
 
 

@@ -20,10 +20,10 @@ import torch
 from jaxtyping import Bool, Float, Int
 
 from polysem.features import FeatureTable
-from polysem.saes.base import SAE
+from polysem.saes.base import SAE, unit_rows
 from polysem.seeds import rng_for
 from polysem.worlds.linear import SITE, LinearWorld
-from polysem.worlds.tables import FeatureRow, WorldTables, feature_table, plain_sae, random_prompts, unit_rows
+from polysem.worlds.tables import FeatureRow, WorldTables, feature_table, plain_sae, random_prompts
 
 LABEL = "readout"
 TOKENS = 3
@@ -145,7 +145,6 @@ def readout_world(
         leak_gain: what that source adds to the shared token, logits per unit.
         n_prompts: half of each split.
         rotation_seed: of an orthogonal change of basis of the residual stream; None keeps the basis.
-        seed: of everything else.
     """
     if n_features + duplicates > d:
         raise ValueError(

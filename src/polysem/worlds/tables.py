@@ -121,11 +121,6 @@ def plain_sae(W_dec: Float[np.ndarray, "d_sae d_in"], *, site: Site = SITE) -> S
     )
 
 
-def unit_rows(rows: np.ndarray) -> np.ndarray:
-    """Rows at norm 1."""
-    return rows / np.linalg.norm(rows, axis=-1, keepdims=True)
-
-
 def _feature(label: str, k: int, row: FeatureRow, site: Site, decoder: np.ndarray) -> dict[str, object]:
     ins, outs = list(row.tokens_in), list(row.tokens_out)
     return {

@@ -36,9 +36,7 @@ def tiny_model(
     """A random model of one family with its own tokenizer, float32 on the CPU.
 
     Args:
-        family: one of `TINY_FAMILIES`.
         seed: of the weights; the same seed gives the same weights for ever.
-        n_layers: number of blocks.
         d_model: width of the residual stream; a multiple of 8 (4 heads).
         vocab: tokens of the model; the tokenizer has at most as many. At least 48.
         **config: further fields of the transformers configuration, e.g. `use_parallel_residual=False`.

@@ -70,7 +70,6 @@ def train_toys(
         p: probability that a feature is present, per model.
         importance: weight of each feature's error; None for ones.
         steps, batch, rate: of Adam; only samples with a feature present are drawn, and weighted so.
-        seed: of initialisation and samples.
     """
     rng = rng_for(seed, "toys", n, m)
     scale = torch.tensor(np.asarray(p), dtype=torch.float32)[:, None, None]

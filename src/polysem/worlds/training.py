@@ -49,16 +49,12 @@ def train_sae(
     """An SAE of one architecture, learnt on the world.
 
     Args:
-        world: the source of activations.
-        architecture: one of ARCHITECTURES.
-        d_sae: latents.
         steps: batches of BATCH activations.
         sparsity: mean number of active latents (top-k kinds), or the coefficient of the penalty; not used by
             group_bias.
         tied: start with the encoder as the decoder's transpose (sae-lens does); otherwise the encoder starts at
             directions of its own.
         auxiliary: coefficient of the AuxK loss, of the kinds that have one.
-        seed: of initialisation and data.
 
     Raises:
         UnknownReferenceError: if sae-lens is not installed, or the architecture is unknown.

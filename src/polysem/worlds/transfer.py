@@ -20,9 +20,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from scipy import sparse
 
+from polysem.saes.base import unit_rows
 from polysem.seeds import rng_for
 from polysem.worlds.linear import LinearWorld
-from polysem.worlds.tables import unit_rows
 
 
 @dataclass(frozen=True)
@@ -128,7 +128,6 @@ def pool_trials(
         sentence_sd: of how a sentence answers to a pool.
         noise_sd: of one draw.
         effect: of the treated pool, nats.
-        seed: of everything.
     """
     rng = rng_for(seed, "pool trials")
     potency = potency_sd * rng.standard_normal((pools + 1, 1))
@@ -170,7 +169,6 @@ def block_world(
     """A world whose blocks are shared independently, with probability `phi`.
 
     Args:
-        rng: draws everything.
         phi: planted probability, in [0, 1].
         n_blocks: blocks of each model.
         block: features of a block.
@@ -210,7 +208,7 @@ def _directions(rng: np.random.Generator, block: np.ndarray, d: int, overlap: fl
     common = rng.standard_normal((int(block.max()) + 1, d)) / np.sqrt(d)
     own = rng.standard_normal((len(block), d)) / np.sqrt(d)
     rows = np.sqrt(overlap) * common[block] + np.sqrt(1 - overlap) * own
-    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+    return unit_rows(rows)
 
 
 def _noisy(rng: np.random.Generator, acts: Any, noise: float) -> sparse.csr_matrix:

@@ -17,10 +17,10 @@ import numpy as np
 import torch
 from jaxtyping import Float
 
-from polysem.saes.base import SAE
+from polysem.saes.base import SAE, unit_rows
 from polysem.seeds import rng_for
 from polysem.types import Site
-from polysem.worlds.tables import plain_sae, unit_rows
+from polysem.worlds.tables import plain_sae
 
 SITE = Site(0, "hook_resid_post")
 THRESHOLD = 0.2
@@ -104,7 +104,6 @@ def tree_world(
         flat: features that hang on nothing; every two beside each other at `cosine`.
         cosine: of those pairs, which is interference and no relation.
         noise: standard deviation per coordinate.
-        seed: of directions.
     """
     rng = rng_for(seed, "tree world", "directions")
     chance: list[float] = []

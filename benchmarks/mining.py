@@ -23,8 +23,8 @@ FLOAT32 = 1e-6
 
 
 OF_MINING = (
-    "a profile: over half is the int8 product, a fifth deciding 120,000 pairs in float64 by two cosines each, a tenth bringing rows "
-    "to int8 with measured errors, another looking through its tiles"
+    "a profile: two fifths are the screening product, a quarter deciding 120,000 pairs in float64 by two cosines each, a seventh "
+    "bringing rows to unit length and to the screen's arithmetic with measured errors, an eighth looking through its tiles"
 )
 
 

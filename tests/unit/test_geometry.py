@@ -13,6 +13,7 @@ import torch
 from polysem.errors import ConfigError, MismatchError, NumericsError
 from polysem.geometry import count_joint, mine_pairs, neighbours, pair_blocks
 from polysem.geometry import product as products
+from polysem.geometry import rows as row_module
 from polysem.geometry import screen as screens
 from polysem.geometry.rows import canonical_cosines, prepare_rows, unit_float32
 
@@ -187,6 +188,19 @@ def test_a_screen_that_fails_its_probe_gives_way_to_fp32_with_the_same_pairs(kin
     )
     assert made.arithmetic == "fp32"
     assert mine_pairs(x, e, min_interference=0.3, max_similarity=0.3, screen=kind).equals(with_screen)
+
+
+@pytest.mark.parametrize("kind", ["fp32", "bf16", "int8"])
+def test_what_is_worked_on_at_a_time_changes_no_pair(kind, monkeypatch):
+    x, e = world()
+    at_once = mine_pairs(x, e, min_interference=0.25, max_similarity=0.3, screen=kind, tile=64)
+    monkeypatch.setattr(
+        screens, "_PANEL_BYTES", 4 * 64 * 40
+    )  # panels of 40 and 24 rows, the second below the least
+    monkeypatch.setattr(screens, "_CACHED", 24 * 7)
+    monkeypatch.setattr(row_module, "_CACHED", 24 * 7)
+    assert mine_pairs(x, e, min_interference=0.25, max_similarity=0.3, screen=kind, tile=64).equals(at_once)
+    assert at_once.num_rows > 500
 
 
 def test_probe_finds_out_saturating_and_short_accumulators(monkeypatch):

@@ -20,7 +20,7 @@ from polysem.act.directions import cosine_matched_direction, isotropic_direction
 from polysem.act.feature import FEATURE
 from polysem.act.neuron import NEURON
 from polysem.act.prompt import PROMPT
-from polysem.act.snippets import Contexts
+from polysem.act.snippets import Contexts, FiringContext
 from polysem.edits import Scale
 from polysem.errors import FormatError, MismatchError
 from polysem.linear.decompose import split_push
@@ -226,6 +226,35 @@ def test_snippets_avoid_tokens_and_match_in_form():
     assert not set(found) & {2, 3, 4}
     assert all(words[i].startswith(" ") and words[i].strip().isalpha() and words[i].islower() for i in found)
     assert contexts.match([6], rng, without=()) is None, "the only number has no like"
+
+
+def test_stored_contexts_are_those_of_the_table():
+    def row(feature, rank, ids, texts, values):
+        return {
+            "sae": "s", "feature": feature, "rank": rank, "max_value": 1.0, "position": 0,
+            "token_ids": ids, "tokens": texts, "values": values, "source": "t",
+        }  # fmt: skip
+
+    import pyarrow as pa
+
+    rows = [
+        row(7, 1, [5, 2], ["e", "b"], [0.5, 0.0]),
+        row(7, 0, [2, 9], ["b", "i"], [2.0, 1.0]),
+        row(3, 0, [9], ["i"], [1.0]),
+        row(4, 0, [], ["only", "strings"], []),
+        row(5, 0, [1], ["a"], None),
+        row(6, 0, [8, 8], ["h"], [1.0]),
+        {**row(3, 0, [5], ["of another"], [1.0]), "sae": "another"},
+    ]
+    found = Contexts.of("s", pa.Table.from_pylist(rows, schema=CONTEXTS.arrow()))
+    assert dict(found.by_feature) == {
+        3: [FiringContext([9], 0, (1.0,))],
+        5: [FiringContext([1], 0, ())],
+        7: [FiringContext([2, 9], 0, (2.0, 1.0)), FiringContext([5, 2], 0, (0.5, 0.0))],
+    }
+    assert found.by_feature.get(4) is None
+    assert found.counts == {1: 1, 2: 2, 5: 1, 9: 2}
+    assert found.strings == {1: "a", 2: "b", 5: "e", 9: "i"}
 
 
 @given(

@@ -4,7 +4,7 @@ Frequencies are counts over the contexts of the feature table, the only text tha
 words that some feature fires on, for snippets and matches alike.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
@@ -45,6 +45,33 @@ class FiringContext(NamedTuple):
         return [k for k, value in enumerate(self.values) if value >= ratio * largest]
 
 
+class StoredContexts(Mapping[int, list[FiringContext]]):
+    """The contexts of every feature of some rows of CONTEXTS, best first, made when they are asked for: the texts of a wide
+    dictionary are half a gigabyte as Python objects, and a plan reads those of a few hundred features."""
+
+    def __init__(self, contexts: pa.Table):
+        """Of one SAE, in any order."""
+        feature, rank = (contexts[name].to_numpy() for name in ("feature", "rank"))
+        self._table = contexts.select(["token_ids", "position", "values"])
+        self._order = np.lexsort((rank, feature))
+        self._features, first = np.unique(feature[self._order], return_index=True)
+        self._bounds = np.append(first, len(feature))
+
+    def __getitem__(self, feature: int) -> list[FiringContext]:
+        place = int(np.searchsorted(self._features, feature))
+        if place == len(self._features) or self._features[place] != feature:
+            raise KeyError(feature)
+        rows = self._order[self._bounds[place] : self._bounds[place + 1]].tolist()
+        found = (self._table.slice(row, 1).to_pylist()[0] for row in rows)
+        return [FiringContext(row["token_ids"], row["position"], tuple(row["values"] or ())) for row in found]
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._features.tolist())
+
+    def __len__(self) -> int:
+        return len(self._features)
+
+
 @dataclass(frozen=True)
 class Contexts:
     """The top contexts of one SAE's features that come with token ids, best first."""
@@ -58,22 +85,20 @@ class Contexts:
         """From CONTEXTS; empty where there is no such table."""
         if contexts is None:
             return cls({}, {}, {})
-        own = contexts.filter(pc.equal(contexts["sae"], label)).sort_by(
-            [("feature", "ascending"), ("rank", "ascending")]
-        )
-        by_feature: dict[int, list[FiringContext]] = {}
-        strings: dict[int, str] = {}
-        counts: dict[int, int] = {}
-        for row in own.select(["feature", "token_ids", "tokens", "position", "values"]).to_pylist():
-            if len(row["token_ids"]) != len(row["tokens"]) or not row["token_ids"]:
-                continue  # a source that gives only strings
-            by_feature.setdefault(row["feature"], []).append(
-                FiringContext(row["token_ids"], row["position"], tuple(row["values"] or ()))
-            )
-            for token, text in zip(row["token_ids"], row["tokens"], strict=True):
-                strings[token] = text
-                counts[token] = counts.get(token, 0) + 1
-        return cls(by_feature, strings, counts)
+        of_label = pc.equal(contexts["sae"], label)
+        own = contexts if pc.all(of_label).as_py() else contexts.filter(of_label)
+        # a source that gives only strings, or other ones, is left out
+        length, n_texts = (pc.list_value_length(own[name]) for name in ("token_ids", "tokens"))
+        whole = pc.and_(pc.equal(length, n_texts), pc.greater(length, 0))
+        own = own if pc.all(whole).as_py() else own.filter(whole)
+        ids = pc.list_flatten(own["token_ids"]).to_numpy()
+        counts = np.bincount(ids) if len(ids) else np.empty(0, np.int64)
+        last = np.zeros(len(counts), np.int64)
+        last[ids] = np.arange(len(ids))  # where an index comes twice, numpy keeps the later value
+        seen = np.flatnonzero(counts)
+        texts = pc.list_flatten(own["tokens"]).take(pa.array(last[seen])).to_pylist()
+        strings = dict(zip(seen.tolist(), texts, strict=True))
+        return cls(StoredContexts(own), strings, dict(zip(seen.tolist(), counts[seen].tolist(), strict=True)))
 
     @cached_property
     def _forms(self) -> dict[int, Form]:

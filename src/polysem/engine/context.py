@@ -1,7 +1,7 @@
 """What stages work with, loaded when first asked for and once: the model, the SAEs, the feature table."""
 
 from collections import ChainMap
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import cache, cached_property, partial
 from pathlib import Path
@@ -228,17 +228,24 @@ class StoredFeatures:
 class StoredPairs:
     """The map of pairs of a run folder, read when it is asked for."""
 
-    def __init__(self, run: RunFolder, where: pc.Expression | None = None):
-        self._run, self._table = run, cache(partial(run.table, where=where))
+    def __init__(
+        self,
+        run: RunFolder,
+        *,
+        columns: Sequence[str] | None = None,
+        where: pc.Expression | None = None,
+    ):
+        """`columns` of PAIRS, and rows of both tables, that are read; None: all."""
+        self._run, self._columns, self._table = run, columns, cache(partial(run.table, where=where))
 
     def only(self, label: str) -> "StoredPairs":
         """The rows of one SAE, read by themselves."""
-        return StoredPairs(self._run, pc.equal(pc.field("sae"), label))
+        return StoredPairs(self._run, columns=self._columns, where=pc.equal(pc.field("sae"), label))
 
     @property
     def pairs(self) -> pa.Table:
         """PAIRS"""
-        return self._table("pairs")
+        return self._table("pairs", columns=self._columns)
 
     @property
     def partners(self) -> pa.Table:

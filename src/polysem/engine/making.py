@@ -107,6 +107,7 @@ def kinship(task: Task) -> Made | None:
 def plan(task: Task) -> Made:
     """Prompts and plan."""
     from polysem import plan as planning
+    from polysem.plan.index import MINED
     from polysem.positions import RowsBegin, positions_of, positions_of_all
     from polysem.prompts import make_prompts
 
@@ -121,7 +122,7 @@ def plan(task: Task) -> Made:
             "rows of some SAEs begin otherwise than those of others; of all prompts: %s", positions.said
         )
     prompts = make_prompts(study.prompts, study.corpus, context.model, positions=positions, seed=study.seed)
-    mined = StoredPairs(task.run)
+    mined = StoredPairs(task.run, columns=MINED)
     kin = {"relations": task.run.table("relations")} if study.relations else {}
     own = context.vectors if study.vectors else None
     made = planning.make_plan(

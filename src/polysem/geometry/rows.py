@@ -17,8 +17,8 @@ from polysem.errors import ConfigError, MismatchError, NumericsError
 
 _BLOCK = 4096
 """rows widened to float64 at a time"""
-_CHUNK = 256
-"""pairs gathered at a time: two chunks of float64 rows stay in the second-level cache"""
+_CACHED = 1 << 15
+"""float64 entries worked on at a time: two such blocks stay in the second-level cache, where a pass over them costs a third"""
 
 
 @dataclass(frozen=True)
@@ -63,8 +63,9 @@ def prepare_rows(matrix: Float[Any, "n d"], *, name: str) -> Rows:
     values = as_numpy(matrix)
     inverse = np.zeros(len(values))
     scaled = None
-    for start in range(0, len(values), _BLOCK):
-        block = values[start : start + _BLOCK].astype(np.float64)
+    step = _cached_rows(values.shape[1])
+    for start in range(0, len(values), step):
+        block = values[start : start + step].astype(np.float64)
         squares = np.einsum("nd,nd->n", block, block)
         finite = np.array(True) if np.isfinite(squares).all() else np.isfinite(block)
         if not finite.all():
@@ -77,10 +78,10 @@ def prepare_rows(matrix: Float[Any, "n d"], *, name: str) -> Rows:
         if values.dtype == np.float64 and _squares_overflow(block):
             scaled = values.copy() if scaled is None else scaled
             block = _to_unit_scale(block)
-            scaled[start : start + _BLOCK] = block
+            scaled[start : start + step] = block
             squares = np.einsum("nd,nd->n", block, block)
         norm = np.sqrt(squares)
-        np.divide(1.0, norm, out=inverse[start : start + _BLOCK], where=norm > 0)
+        np.divide(1.0, norm, out=inverse[start : start + step], where=norm > 0)
     return Rows(name, values if scaled is None else scaled, inverse)
 
 
@@ -158,14 +159,31 @@ def canonical_dots(
 ) -> Float[np.ndarray, " p"]:
     """Dot products of left[i[p]] with right[j[p]] in float64, each a function of its two rows only."""
     out = np.empty(len(i))
-    shape = (min(_CHUNK, len(i)), left.shape[1])
-    a, b = (np.empty(shape) for _ in range(2))
-    for start in range(0, len(i), _CHUNK):
-        part = slice(start, start + _CHUNK)
-        n = len(out[part])
-        a[:n], b[:n] = left[i[part]], right[j[part]]
-        np.einsum("pd,pd->p", a[:n], b[:n], out=out[part])
+    step = min(_cached_rows(left.shape[1]), max(len(i), 1))
+    a, b = (_Gathered(matrix, step) for matrix in (left, right))
+    for start in range(0, len(i), step):
+        part = slice(start, start + step)
+        np.einsum("pd,pd->p", a.rows(i[part]), b.rows(j[part]), out=out[part])
     return out
+
+
+class _Gathered:
+    """Some rows of a matrix at a time in float64, in memory that is used again."""
+
+    def __init__(self, matrix: Float[np.ndarray, "n d"], most: int):
+        self._matrix = np.ascontiguousarray(matrix)
+        self._given = np.empty((most, matrix.shape[1]), matrix.dtype)
+        self._wide = None if matrix.dtype == np.float64 else np.empty(self._given.shape)
+
+    def rows(self, index: Int[np.ndarray, " p"]) -> Float[np.ndarray, "p d"]:
+        """The rows of `index`; valid until the next call."""
+        # "clip" lets numpy write straight to `out`; twice as fast as indexing, whose rows are new memory each time
+        given = np.take(self._matrix, index, axis=0, out=self._given[: len(index)], mode="clip")
+        if self._wide is None:
+            return given
+        wide = self._wide[: len(index)]
+        wide[:] = given
+        return wide
 
 
 def unit_blocks(rows: Rows) -> Iterator[tuple[int, Float[np.ndarray, "m d"]]]:
@@ -178,9 +196,16 @@ def unit_blocks(rows: Rows) -> Iterator[tuple[int, Float[np.ndarray, "m d"]]]:
 def unit_float32(rows: Rows) -> Float[np.ndarray, "n d"]:
     """All rows at norm 1, rounded once from float64 to float32: what the screens multiply."""
     unit = np.empty((rows.n, rows.d), np.float32)
-    for start, block in unit_blocks(rows):
-        unit[start : start + len(block)] = block
+    step = _cached_rows(rows.d)
+    for start in range(0, rows.n, step):
+        part = slice(start, start + step)
+        unit[part] = rows.values[part].astype(np.float64) * rows.inverse_norm[part, None]
     return unit
+
+
+def _cached_rows(d: int) -> int:
+    """Rows of d entries that are worked on at a time."""
+    return max(_CACHED // max(d, 1), 1)
 
 
 def as_numpy(matrix: Any) -> np.ndarray:

@@ -208,14 +208,16 @@ def _keys_values(
 
 
 def _rotated(x: Float[Tensor, "rows head pos d"], rotary: Rotary | None, at: int) -> Tensor:
-    """Rotary positions on the first coordinates of each head, from position `at` on."""
+    """Rotary positions on the first coordinates of each head, from position `at` on: in place, as what is given was made
+    for this and the rest of each head stays as it is."""
     if rotary is None:
         return x
     cos, sin = (table[at : at + x.shape[2]] for table in rotary)
     n = cos.shape[-1]
     part = x[..., :n]
-    turned = part * cos + torch.cat((-part[..., n // 2 :], part[..., : n // 2]), -1) * sin
-    return turned if n == x.shape[-1] else torch.cat((turned, x[..., n:]), -1)
+    turned = torch.cat((-part[..., n // 2 :], part[..., : n // 2]), -1).mul_(sin)
+    part.mul_(cos).add_(turned)
+    return x
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, block: BlockModules) -> Float[Tensor, "rows n_q d_heads"]:

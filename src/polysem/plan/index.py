@@ -22,6 +22,18 @@ L = TypeVar("L")
 Own = TypeVar("Own", covariant=True)
 _BLOCK = 8192
 N_DECILES = 10
+MINED = (
+    "sae",
+    "sae_j",
+    "i",
+    "j",
+    "interference",
+    "similarity",
+    "interference_bin",
+    "is_duplicate",
+    "is_dense",
+)
+"""columns of PAIRS that planning reads"""
 
 
 @runtime_checkable
@@ -61,7 +73,7 @@ class Features(FeatureRows, Protocol):
 
 @runtime_checkable
 class PairTables(Protocol):
-    """The part of the map of pairs that planning reads: PAIRS and PARTNERS."""
+    """The part of the map of pairs that planning reads: PAIRS, of which the columns `MINED` are enough, and PARTNERS."""
 
     @property
     def pairs(self) -> pa.Table: ...
@@ -92,7 +104,7 @@ class FeatureIndex:
     embeddings: Float[np.ndarray, "d_sae d_embed"]
     """of the glosses, of any length; zero rows where there is none"""
     mined: pa.Table
-    """rows of PAIRS of this SAE"""
+    """rows of PAIRS of this SAE; the columns `MINED`"""
     partners: pa.Table
     """rows of PARTNERS of this SAE"""
     texts_in: list[tuple[str, ...]] = field(default_factory=list)
@@ -148,14 +160,14 @@ class FeatureIndex:
             sae=sae,
             density=density,
             embeddings=placed,
-            mined=_within(pairs, label),
+            mined=_within(pairs.select(list(MINED)), label),
             partners=_within(partners, label),
             contexts=Contexts.of(label, contexts),
             excluded=excluded or {},
             max_act=_placed(sae.d_sae, ids, own["max_act"].to_numpy(zero_copy_only=False)),
-            tokens_in=_lists(frozenset, sae.d_sae, ids, own["tokens_in"].to_pylist()),
-            tokens_out=_lists(frozenset, sae.d_sae, ids, own["tokens_out"].to_pylist()),
-            texts_in=_lists(tuple, sae.d_sae, ids, own["tokens_in_str"].to_pylist()),
+            tokens_in=_lists(frozenset, sae.d_sae, ids, own["tokens_in"]),
+            tokens_out=_lists(frozenset, sae.d_sae, ids, own["tokens_out"]),
+            texts_in=_lists(tuple, sae.d_sae, ids, own["tokens_in_str"]),
         )
 
     @cached_property
@@ -248,8 +260,9 @@ def density_deciles(density: Float[np.ndarray, " d_sae"]) -> Int[np.ndarray, " d
 
 
 def _within(table: pa.Table, label: str) -> pa.Table:
-    """Rows of PAIRS or PARTNERS whose features are of one dictionary."""
-    return table.filter(pc.and_(pc.equal(table["sae"], label), pc.equal(table["sae_j"], label)))
+    """Rows of PAIRS or PARTNERS whose features are of one dictionary; no copy if that is all of them."""
+    own = pc.and_(pc.equal(table["sae"], label), pc.equal(table["sae_j"], label))
+    return table if pc.all(own).as_py() else table.filter(own)
 
 
 def _placed(size: int, ids: np.ndarray, values: np.ndarray) -> np.ndarray:
@@ -258,8 +271,10 @@ def _placed(size: int, ids: np.ndarray, values: np.ndarray) -> np.ndarray:
     return result
 
 
-def _lists(kind: Callable[[list[Any]], L], size: int, ids: np.ndarray, lists: list[Any]) -> list[L]:
+def _lists(kind: Callable[[list[Any]], L], size: int, ids: np.ndarray, lists: pa.ChunkedArray) -> list[L]:
     result = [kind([])] * size
-    for feature, values in zip(ids.tolist(), lists, strict=True):
-        result[feature] = kind(values or [])
+    for start in range(0, len(ids), _BLOCK):
+        some = lists.slice(start, _BLOCK).to_pylist()
+        for feature, values in zip(ids[start : start + _BLOCK].tolist(), some, strict=True):
+            result[feature] = kind(values or [])
     return result

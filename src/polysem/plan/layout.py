@@ -127,24 +127,9 @@ def make_plan(
         s.name: [s.empty()] for s in STAGES["plan"] if s not in (PLAN, PROMPTS)
     }
     for label in sorted(saes):
-        if label not in features.embeddings:
-            raise MismatchError(
-                f"the feature table has no gloss embeddings for SAE {label!r}; "
-                f"it has {', '.join(sorted(features.embeddings))}",
-                hint="polysem features STUDY.toml",
-            )
-        own = _own(features, label)
-        mined, partners = _pair_tables(pairs.only(label) if isinstance(pairs, ByDictionary) else pairs)
-        index = FeatureIndex.of(
-            label,
-            saes[label],
-            features=own.features,
-            embeddings=own.embeddings[label],
-            pairs=mined,
-            partners=partners,
-            contexts=own.contexts,
-            excluded=_excluded(relations, label, excluded) if excluded and relations is not None else None,
-        )
+        kin = _excluded(relations, label, excluded) if excluded and relations is not None else None
+        index, own = _read(label, saes[label], features, pairs, kin)
+        pa.default_memory_pool().release_unused()  # of what was read, and what it was filtered from
         blocks, screened, out = _chosen(index, study, own, model, prompts, vectors or {})
         if out:
             told = ", ".join(f"{KINSHIPS[kind].label} {out[kind]}" for kind in KINSHIPS if out[kind])
@@ -156,6 +141,9 @@ def make_plan(
             part, used = _lay_out(index, block, prompts, config=study.plan, first_batch=n_batches)
             parts.append(part)
             n_batches += used
+        # what one wide SAE holds would be there beside the next
+        del index, own, blocks, screened
+        pa.default_memory_pool().release_unused()
     if not parts:
         raise ConfigError(
             f"no feature of the SAEs {', '.join(sorted(saes))} can be a target: none is glossed, neither "
@@ -177,6 +165,35 @@ def _joined(parts: list[pa.Table]) -> pa.Table:
     whole = pa.concat_tables(parts)
     parts.clear()
     return whole
+
+
+def _read(
+    label: str,
+    sae: SAE,
+    features: Features | ByDictionary[Features],
+    pairs: PairTables | Mapping[str, pa.Table] | ByDictionary[PairTables],
+    excluded: Kinds | None,
+) -> tuple[FeatureIndex, Features]:
+    """What is known of one SAE, and its own feature table."""
+    if label not in features.embeddings:
+        raise MismatchError(
+            f"the feature table has no gloss embeddings for SAE {label!r}; "
+            f"it has {', '.join(sorted(features.embeddings))}",
+            hint="polysem features STUDY.toml",
+        )
+    own = _own(features, label)
+    mined, partners = _pair_tables(pairs.only(label) if isinstance(pairs, ByDictionary) else pairs)
+    index = FeatureIndex.of(
+        label,
+        sae,
+        features=own.features,
+        embeddings=own.embeddings[label],
+        pairs=mined,
+        partners=partners,
+        contexts=own.contexts,
+        excluded=excluded,
+    )
+    return index, own
 
 
 def _own(features: Features | ByDictionary[Features], label: str) -> Features:

@@ -128,11 +128,10 @@ def _random_pairs(index: KnownFeatures, planned: Sequence[Pair], *, seed: int) -
 
 def _read(kind: str, index: KnownFeatures, features: Features, wanted: set[int]) -> Read:
     if kind == "gloss":
-        own = features.glosses.filter(pc.equal(features.glosses["sae"], index.label)).to_pylist()
-        first, second = (
-            {r["feature"]: r["text"] for r in own if r["gloss_index"] == k and r["feature"] in wanted}
-            for k in (0, 1)
-        )
+        asked = pc.is_in(features.glosses["feature"], pa.array(sorted(wanted), pa.int32()))
+        rows = features.glosses.filter(pc.and_(pc.equal(features.glosses["sae"], index.label), asked))
+        own = rows.select(["feature", "gloss_index", "text"]).to_pylist()
+        first, second = ({r["feature"]: r["text"] for r in own if r["gloss_index"] == k} for k in (0, 1))
         if sum(f in second for f in wanted) >= len(wanted) / 2:
             return Read(first, (first, second), "glosses")
         whole: dict[int, Item] = dict(first)

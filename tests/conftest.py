@@ -5,7 +5,8 @@ import pkgutil
 from pathlib import Path
 
 import pytest
-from jaxtyping import install_import_hook
+
+from support.checked import check
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -29,7 +30,7 @@ _ARRAYS = (
     "similarity",
 )
 _CHECKED = [*(f"polysem.{name}" for name in sorted(_PARTS)), *(f"polysem.glosses.{name}" for name in _ARRAYS)]
-install_import_hook(_CHECKED, "beartype.beartype")
+check(_CHECKED)
 
 # Thousands of small files are written: none needs to outlive a power failure.
 os.environ.setdefault("POLYSEM_SYNC", "0")

@@ -25,7 +25,7 @@ READERS = {
 NOT_FUZZED = {
     "corpus.py:_is_json": "a text that documents has read",
     "engine/run.py:_read": "the calls of config.load_study",
-    "explore/server.py:_add_live.start": "a request: tests/unit/test_explore_live.py sends odd ones",
+    "explore/server.py:_add_live.start": "a request: tests/pipeline/test_explore_live.py sends odd ones",
     "features/harvest.py:_resume": "parts that the run wrote, of which the manifest has hashes",
     "glosses/embedders.py:SentenceTransformers.__init__": "a model of 90 MB that another library loads",
     "saes/load.py:_shape": "a file of the zoo's package",

@@ -1,4 +1,4 @@
-"""Every function that reads a foreign file is damaged in `tests/unit/test_fuzz.py`, or says here why it is not.
+"""Every function that reads a foreign file is damaged in `tests/conformance/test_fuzz.py`, or says here why it is not.
 
 Seen, not declared: each good file is read once while calls of `polysem.boundary` are watched, and whoever stands behind a
 call that was given that file, or its folder, counts.

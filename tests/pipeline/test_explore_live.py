@@ -115,7 +115,7 @@ def finished(live, job):
 
 @pytest.fixture
 def held(monkeypatch):
-    """Pushes that reach the model stay there until this is set, or for a minute."""
+    """Pushes that reach the model stay there until this is set, or for a minute; they may still be cancelled on the way."""
     event = threading.Event()
     monkeypatch.setattr("polysem.explore.live.LiveSteer.run", lambda self: event.wait(60))
     yield event
@@ -123,7 +123,7 @@ def held(monkeypatch):
 
 
 def at_the_model(live, job):
-    """Wait until nothing asks any more whether the push was cancelled."""
+    """Wait until the model is at work on a push."""
     next(told for told in live.follow(job["id"]) if told.get("doing") == "running the model")
 
 

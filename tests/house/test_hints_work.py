@@ -21,8 +21,8 @@ ELSEWHERE = {
     "engine/run.py: add a line": "pipeline/test_kinship.py::test_what_cannot_be_asked_is_an_error",
     "saes/load.py: set prepend_bos = false": "unit/test_positions.py::test_a_bos_that_there_is_not_is_an_error",
     "glosses/origin.py: name the SAE": "unit/test_glosses_as_people_have_them.py::test_hints_of_gloss_files_work",
-    "boundary/text.py: iconv": "conformance/test_models_checkpoint.py::test_text_of_another_kind_is_named_and_the_command_mends_it",
-    "models/load.py: rename that file": "conformance/test_models_checkpoint.py::test_weights_of_another_name_are_not_read_in_place_of_the_models",
+    "boundary/text.py: iconv": "unit/test_models_checkpoint.py::test_text_of_another_kind_is_named_and_the_command_mends_it",
+    "models/load.py: rename that file": "unit/test_models_checkpoint.py::test_weights_of_another_name_are_not_read_in_place_of_the_models",
     "glosses/cache.py: rm X": "unit/test_glosses_embed.py::test_damaged_cache_is_named",
 }
 """`file: beginning of the hint` -> the test that raises and follows it"""

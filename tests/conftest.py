@@ -5,7 +5,8 @@ import pkgutil
 from pathlib import Path
 
 import pytest
-from jaxtyping import install_import_hook
+
+from support.checked import check
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -29,7 +30,7 @@ _ARRAYS = (
     "similarity",
 )
 _CHECKED = [*(f"polysem.{name}" for name in sorted(_PARTS)), *(f"polysem.glosses.{name}" for name in _ARRAYS)]
-install_import_hook(_CHECKED, "beartype.beartype")
+check(_CHECKED)
 
 # Thousands of small files are written: none needs to outlive a power failure.
 os.environ.setdefault("POLYSEM_SYNC", "0")
@@ -58,8 +59,13 @@ def slow_tests() -> list[str]:
     return [line for line in lines if line.strip() and not line.startswith("#")]
 
 
+LAST = ("served", "properties", "unit")
+"""folders of short files: a worker takes one file after the other, and at the end waits for what the other one is at"""
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what `make test` leaves out. A name that no test of its file has is a mistake, and stops the run."""
+    """Short files last; mark what `make test` leaves out. A name that no test of its file has is a mistake, and stops the run."""
+    items.sort(key=lambda item: (LAST.index(folder) + 1) if (folder := item.path.parent.name) in LAST else 0)
     beginnings = slow_tests()
     ids = [item.nodeid.removeprefix("tests/") for item in items]
     for item, name in zip(items, ids, strict=True):

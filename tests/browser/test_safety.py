@@ -132,31 +132,22 @@ def test_another_site_gets_nothing(chromium, served):
         (390, False, ["color-contrast", "scrollable-region-focusable", "target-size", "aria-hidden-focus"]),
     ],
 )
-def test_axe_finds_no_serious_problem(chromium, served, width, dark, rules):
+def test_axe_finds_no_serious_problem(visit, served, width, dark, rules):
     axe = pytest.importorskip(
         "axe_playwright_python.sync_playwright", reason="axe-playwright-python is not installed"
     )
-    context = chromium.new_context(
-        viewport={"width": width, "height": 900}, color_scheme="dark" if dark else "light", bypass_csp=True
-    )
-    page = context.new_page()
-    page.goto(served.address)
-    page.wait_for_selector("main:not([aria-busy]) h1")
-    page.goto(f"{served.base}/#/steering")
-    page.wait_for_selector("table.grid a.open")
-    pair = page.get_attribute("table.grid tbody a.open", "href")
+    here = visit(served, width=width, dark=dark, bypass_csp=True)
+    here.open("#/steering")
+    pair = here.page.get_attribute("table.grid tbody a.open", "href")
     feature = f"#/feature/{pair.split('/')[2]}/{pair.split('/')[3]}"
     options = None if rules is None else {"runOnly": {"type": "rule", "values": rules}}
     found = []
     for view in [*VIEWS, "#/hubs/coordinates", "#/tables", "#/live", pair, feature]:
-        page.goto(f"{served.base}/{view}")
-        page.wait_for_selector("main:not([aria-busy]) h1")
-        page.wait_for_function("!document.querySelector('[aria-busy]')")
-        for problem in axe.Axe().run(page, options=options).response["violations"]:
+        here.open(view)
+        for problem in axe.Axe().run(here.page, options=options).response["violations"]:
             if problem["impact"] in ("serious", "critical"):
                 places = [node["html"][:160] for node in problem["nodes"][:3]]
                 found.append({"view": view, "rule": problem["id"], "where": places})
-    context.close()
     assert not found, json.dumps(found, indent=1)
 
 

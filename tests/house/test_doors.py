@@ -1,4 +1,4 @@
-"""Every function that reads a foreign file is damaged in `tests/unit/test_fuzz.py`, or says here why it is not.
+"""Every function that reads a foreign file is damaged in `tests/conformance/test_fuzz.py`, or says here why it is not.
 
 Seen, not declared: each good file is read once while calls of `polysem.boundary` are watched, and whoever stands behind a
 call that was given that file, or its folder, counts.
@@ -25,7 +25,7 @@ READERS = {
 NOT_FUZZED = {
     "corpus.py:_is_json": "a text that documents has read",
     "engine/run.py:_read": "the calls of config.load_study",
-    "explore/server.py:_add_live.start": "a request: tests/unit/test_explore_live.py sends odd ones",
+    "explore/server.py:_add_live.start": "a request: tests/pipeline/test_explore_live.py sends odd ones",
     "features/harvest.py:_resume": "parts that the run wrote, of which the manifest has hashes",
     "glosses/embedders.py:SentenceTransformers.__init__": "a model of 90 MB that another library loads",
     "saes/load.py:_shape": "a file of the zoo's package",

@@ -5,6 +5,7 @@ import json
 import multiprocessing
 import re
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +24,7 @@ from polysem.transfer import read_transfer
 from polysem.transfer.config import load_transfer
 from polysem.transfer.result import FOLDER
 from support.results import check_result
-from support.served import Books, Server, distribution_of
+from support.served import Books, Server, distribution_of, kept_port
 
 FAST = Retries(attempts=5, first=0.001, sleep=lambda seconds: None)
 VOCABULARY = 4096
@@ -380,10 +381,15 @@ def start(path: str, out: str) -> None:
     run_transfer(Path(path), Path(out), retries=FAST)
 
 
-def test_a_killed_run_pays_for_nothing_twice(tmp_path):
+@pytest.fixture
+def port() -> Iterator[int]:
+    with kept_port() as kept:
+        yield kept
+
+
+def test_a_killed_run_pays_for_nothing_twice(tmp_path, port):
     context = multiprocessing.get_context("forkserver")
-    with Server(words_distribution) as server:
-        port = server.port
+    with Server(words_distribution, port=port) as server:
         path = study(tmp_path, served(server.url, k=12), k=10)
         run_transfer(path, tmp_path / "calm", retries=FAST)
         needed = len(server.books.charged)

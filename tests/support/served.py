@@ -13,9 +13,11 @@ restarted with them.
 """
 
 import json
+import socket
 import threading
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Literal
@@ -39,6 +41,15 @@ def distribution_of(target: LocalTarget) -> Distribution:
         return answer.tokens, answer.logprobs
 
     return distribution
+
+
+@contextmanager
+def kept_port() -> Iterator[int]:
+    """A port for servers that come and go: bound and never listened on, so that no other process is given it between two."""
+    with socket.socket() as held:
+        held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        held.bind(("127.0.0.1", 0))
+        yield held.getsockname()[1]
 
 
 @dataclass

@@ -11,6 +11,7 @@ and explorers run on it.
 """
 
 import json
+from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -221,10 +222,10 @@ class _SAE:
                 }
             )
         counts = np.zeros((self.world.n_features, len(BINS) - 1), dtype=int)
-        for a, b, cosine, gloss in zip(i, j, g, s, strict=True):
-            if cosine >= 0 and gloss < 0.3:
-                counts[a, _bin(float(cosine))] += 1
-                counts[b, _bin(float(cosine))] += 1
+        near = (g >= 0) & (s < 0.3)
+        bins = np.minimum(np.searchsorted(BINS, g[near], side="right") - 1, len(BINS) - 2)
+        for end in (i, j):
+            np.add.at(counts, (end[near], bins), 1)
         own: dict[str, Any] = {"sae": self.label, "sae_j": self.label, "max_similarity": 0.3}
         rows["partners"] += [
             own | {"feature": f, "interference_bin": b, "count": int(counts[f, b])}
@@ -342,7 +343,7 @@ def _failed(trial: str) -> dict[str, Any]:
 
 def _bin(cosine: float) -> int:
     inside = BINS[0] <= cosine <= BINS[-1]
-    return min(int(np.searchsorted(BINS, cosine, side="right")) - 1, len(BINS) - 2) if inside else -1
+    return min(bisect_right(BINS, cosine) - 1, len(BINS) - 2) if inside else -1
 
 
 def _normal_tail(z: float) -> float:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from polysem.config import Study
-from polysem.corpus import corpus_path, documents, lay, token_rows
+from polysem.corpus import documents, lay, token_rows
 from polysem.engine.sources import Pins, content_of
 from polysem.errors import ConfigError, FormatError, MismatchError, PolysemError, UnknownReferenceError
 from polysem.places import Places
@@ -82,15 +82,6 @@ def test_missing_corpora_are_refused(tmp_path):
         read(tmp_path / "nowhere.txt")
     with pytest.raises(FormatError, match=r"holds no \.txt or \.md or \.jsonl file"):
         read(tmp_path)
-
-
-def test_zoo_names_lead_to_the_zoo():
-    polysem_zoo = pytest.importorskip("polysem_zoo")
-    for name in polysem_zoo.names("texts"):
-        assert corpus_path(f"zoo:{name}").is_file()
-        assert next(documents(f"zoo:{name}")).name == f"{name}[0]"
-    with pytest.raises(UnknownReferenceError, match="no texts entry 'atlantis'"):
-        corpus_path("zoo:atlantis")
 
 
 @pytest.fixture

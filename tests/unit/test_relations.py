@@ -1,6 +1,5 @@
 """Relations of features: on a planted tree, where nothing is planted, and against scipy's exact tails."""
 
-import json
 from dataclasses import replace
 
 import numpy as np
@@ -10,9 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import hypergeom
-from typer.testing import CliRunner
 
-from polysem.cli.app import app
 from polysem.errors import ConfigError, MismatchError
 from polysem.hierarchy.firing import Fired, cofiring_tail, fired
 from polysem.hierarchy.known import mean_code
@@ -233,19 +230,6 @@ def test_a_wider_dictionary_is_no_narrow_one(planted) -> None:
         relations_of(world.narrow, x, label="a", narrow=[world.wide])
     with pytest.raises(ConfigError, match="no activations of"):
         relations_of(world.wide, x[:0], label="a")
-
-
-def test_the_verb_prints_and_writes(tmp_path) -> None:
-    sae = "zoo:gpt2/blocks.2.hook_resid_post"
-    arguments = ["relations", sae, "--corpus", "zoo:samples", "--tokens", "3000", "--probes", "5"]
-    done = CliRunner().invoke(app, [*arguments, "--out", str(tmp_path / "out"), "--json"])
-    assert done.exit_code == 0, done.output
-    told = json.loads(done.stdout[: done.stdout.rindex("}") + 1])
-    assert told["features"] == 1536
-    assert told["pairs"]
-    assert told["meta"]["explained"] > told["meta"]["turned"]
-    for name in ("relations", "absorption", "meta_code"):
-        assert (tmp_path / "out" / f"{name}.parquet").is_file()
 
 
 def test_planted_relations_are_whole() -> None:

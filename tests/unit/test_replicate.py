@@ -2,16 +2,13 @@
 
 import itertools
 import json
-import re
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
-from typer.testing import CliRunner
 
 from polysem import replicate as r
-from polysem.cli.app import app
 from polysem.errors import ConfigError, MismatchError
 from polysem.linear.subspaces import principal_cosines, shared_spans, span
 from polysem.saes.base import SAE, Provenance, unit_rows
@@ -135,20 +132,6 @@ def test_what_cannot_be_compared_is_refused():
         r.replicate([sae_of(W, ref="a"), sae_of(W, ref="b", reads=elsewhere, writes=elsewhere)])
     with pytest.raises(MismatchError, match="one model"):
         r.replicate([sae_of(W, model_id="x"), sae_of(W, model_id="y")])
-
-
-def test_the_command_line_compares_two_seeds(tmp_path):
-    refs = [f"zoo:gpt2/blocks.2.hook_resid_post{seed}" for seed in ("", "-seed1")]
-    ended = CliRunner().invoke(app, ["replicate", *refs, "--out", str(tmp_path / "match.json")]).stdout
-    assert "PW-MCC 0.47" in ended
-    assert "by regression to the mean" in ended
-    found = json.loads((tmp_path / "match.json").read_text())
-    assert (found["schema"], found["version"]) == ("polysem/replicate", 1)
-    assert [d["ref"] for d in found["dictionaries"]] == refs
-    assert len(found["pairs"][0]["matching"]["first"]) == 1536
-    beside = CliRunner().invoke(app, ["compare", *refs]).stdout
-    assert re.search(r"features +1,536 +1,536", beside)
-    assert "PW-MCC 0.47" in beside
 
 
 @pytest.mark.parametrize(("n", "m", "seed"), [(300, 300, 0), (250, 400, 1), (400, 250, 2)])

@@ -1,18 +1,10 @@
 """Curves over widths: a known exponent comes back, chance is what random rows have, capacity is shared out."""
 
-import json
-from pathlib import Path
-
 import numpy as np
 import pytest
-import torch
-from typer.testing import CliRunner
 
-from polysem.cli.app import app
 from polysem.errors import ConfigError
 from polysem.scaling import at_matched, capacity, chance_close, geometry, power_fit, random_rows, rows_of
-from polysem.training.write import write
-from polysem.types import Site
 
 
 @pytest.mark.parametrize("exponent", [0.3, 0.5, 1.0])
@@ -94,32 +86,3 @@ def test_matched_values_are_told_inside_the_family_only() -> None:
     assert np.isnan(at_matched(x, y, 0.35))
     with pytest.raises(ConfigError, match="three widths"):
         power_fit(np.array([1.0, 2.0]), np.array([1.0, 2.0]), np.zeros(2))
-
-
-def test_the_verb_writes_what_one_seed_cannot_know_as_null(tmp_path: Path) -> None:
-    """Three widths and one seed have no interval; two sparsities give measures at one reconstruction."""
-    site, refs = Site.parse("blocks.2.hook_resid_post"), []
-    for width, k in ((32, 4), (48, 4), (48, 16), (64, 4)):
-        made = random_rows(width, 192, seed=width)
-        made[1::2] = made[::2] + 0.1 * made[1::2]  # close pairs, so that `apart` is known
-        rows = torch.tensor(made, dtype=torch.float32)
-        weights = {
-            "W_enc": rows.T.contiguous(),
-            "b_enc": torch.zeros(width),
-            "W_dec": rows,
-            "b_dec": torch.zeros(192),
-        }
-        refs.append(str(tmp_path / f"w{width}-k{k}"))
-        write(
-            Path(refs[-1]), weights, reads=site, writes=site, k=k, about={"model_name": "zoo:gpt2"}, card={}
-        )
-    out = tmp_path / "scaling.json"
-    made = CliRunner().invoke(
-        app, ["scaling", *refs, "--corpus", "zoo:samples", "--tokens", "1000", "--out", str(out)]
-    )
-    assert made.exit_code == 0, made.output
-    told = json.loads(out.read_text())
-    assert told["k"] == 4
-    assert {r["width"] for r in told["dictionaries"]} == {32, 48, 64}
-    assert told["fits"]["learnt, capacity"]["lo"] is None
-    assert [r["width"] for r in told["at_one_fvu"]] == [48]

@@ -12,23 +12,18 @@ from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
 import pytest
 
 import polysem.linear
 import polysem.paper
 import polysem.stats
-from polysem.config import EffectsConfig
 from polysem.errors import PolysemError
 from polysem.linear.compensation import compensation, crosstalk_floor
 from polysem.linear.matching import match_features
 from polysem.linear.subspaces import SIZE, principal_cosines, shared_spans, span
 from polysem.paper.estimators import plain_ols, stars, welch
-from polysem.paper.presets import PaperEstimates
 from polysem.paper.selection import best_of_grid, null_inflation, relative_change, select
 from polysem.seeds import rng_for
-from polysem.stats import estimate
 from polysem.stats.discovery import conformal_p, nameable
 from polysem.stats.explain import held_out_r2, held_out_r2s
 from polysem.stats.mixed import mixed_model
@@ -41,8 +36,6 @@ from polysem.stats.replication import replicate
 from polysem.stats.similarity import correlated, loadings_between, one_factor
 from polysem.stats.survival import COMPONENTS, components_of
 from polysem.stats.units import pool_test, sentence_bootstrap, spending, stratified_test
-from polysem.store.tables import PLAN, TRIALS
-from support.synthetic import SyntheticStudy, synthetic_tables
 
 
 @dataclass(frozen=True)
@@ -236,7 +229,7 @@ TABLES = {
     *("stats.rows.effect_row", "stats.specification.specifications", "paper.optimism.optimism"),
     *("paper.scene.preset_row", "paper.grid.effects_of", "paper.grid.kl_at_best", "paper.grid.means_by_arm"),
 }
-"""called by `estimate` on the degenerate studies below"""
+"""called by `estimate` on the degenerate studies of calibration/test_degenerate_studies.py"""
 NONE: Mapping[str, str] = {
     **dict.fromkeys(
         (
@@ -442,102 +435,3 @@ def test_formulas_at_their_edges():
     assert permute_within(np.empty(0, dtype=int), draws=3, rng=rng()).shape == (3, 0)
     assert within(np.ones((1, 1)), np.zeros(1, dtype=int)).tolist() == [[0.0]]
     assert degrees_of_freedom(np.ones((3, 1)), np.zeros((3, 2), dtype=int)).tolist() == [1.0]
-
-
-WORLD = SyntheticStudy(
-    n_features=80, n_targets=4, n_prompts=4, doses=(0.1, 0.2), sources_per_bin=2, preset="both"
-)
-
-
-@pytest.fixture(scope="module")
-def study():
-    made = synthetic_tables(WORLD)
-    return made["plan"]["plan"], made["trials"]["trials"]
-
-
-def changed(trials, law):
-    """Trials whose edited log-odds, cosine and mass are `law` of those before and after."""
-    for name in ("logodds", "cosine", "mass"):
-        base, edit = (trials[f"{name}_{when}"].to_numpy() for when in ("base", "edit"))
-        column = pa.array(law(base, edit), pa.float64(), from_pandas=True)
-        trials = trials.set_column(trials.column_names.index(f"{name}_edit"), f"{name}_edit", column)
-    return trials
-
-
-def failing(trials):
-    outcomes = [c.name for c in TRIALS.columns if c.nullable and c.name != "reason"]
-    for name, value in {"status": "failed", "reason": "non_finite_logits"}.items():
-        trials = trials.set_column(trials.column_names.index(name), name, pa.array([value] * trials.num_rows))
-    for name in outcomes:
-        kind = TRIALS.arrow().field(name).type
-        trials = trials.set_column(trials.column_names.index(name), name, pa.nulls(trials.num_rows, kind))
-    return trials
-
-
-def constant(table, name, value):
-    kind = table.schema.field(name).type
-    return table.set_column(
-        table.column_names.index(name), name, pa.repeat(pa.scalar(value, kind), table.num_rows)
-    )
-
-
-def few(plan, **wanted):
-    for name, values in wanted.items():
-        plan = plan.filter(pc.is_in(plan[name], pa.array(values, plan.schema.field(name).type)))
-    return plan
-
-
-def given(plan):
-    """Every other pair as the push of a vector of one's own."""
-    rows = plan.to_pylist()
-    for row in rows:
-        if row["relation"] == "pair" and row["locus"] == "feature" and row["source"] % 2 == 0:
-            row |= {"relation": "given", "source_sae": f"mine {row['source']}"}
-    return pa.Table.from_pylist(rows, schema=plan.schema)
-
-
-STUDIES: Mapping[str, Callable[[pa.Table, pa.Table], tuple[pa.Table, pa.Table]]] = {
-    "as planted": lambda p, t: (p, t),
-    "nothing changes": lambda p, t: (p, changed(t, lambda base, edit: base)),
-    "everything changes alike": lambda p, t: (p, changed(t, lambda base, edit: base + 0.25)),
-    "changes of 1e-12": lambda p, t: (p, changed(t, lambda base, edit: 1e-12 * (edit - base) + 0 * base)),
-    "changes of 1e12": lambda p, t: (p, changed(t, lambda base, edit: base + 1e12 * (edit - base))),
-    "no trial was run": lambda p, t: (p, TRIALS.empty()),
-    "every trial failed": lambda p, t: (p, failing(t)),
-    "nothing is planned": lambda p, t: (PLAN.empty(), TRIALS.empty()),
-    "interference is constant": lambda p, t: (constant(p, "interference", 0.3), t),
-    "similarity is constant": lambda p, t: (constant(p, "similarity", 0.1), t),
-    "interference is not known": lambda p, t: (
-        constant(p, "interference", None),
-        constant(t, "alignment", None),
-    ),
-    "one target": lambda p, t: (few(p, target=p["target"].to_pylist()[:1]), t),
-    "pairs alone": lambda p, t: (few(p, relation=["pair"]), t),
-    "controls alone": lambda p, t: (few(p, relation=["random_feature", "random_direction"]), t),
-    "one prompt": lambda p, t: (few(p, prompt_id=p["prompt_id"].to_pylist()[:1]), t),
-    "select prompts alone": lambda p, t: (few(p, split=["select"]), t),
-    "confirm prompts alone": lambda p, t: (few(p, split=["confirm"]), t),
-    "vectors of one's own": lambda p, t: (given(p), t),
-    "vectors alone": lambda p, t: (few(given(p), relation=["given"]), t),
-    "vectors change nothing": lambda p, t: (given(p), changed(t, lambda base, edit: base)),
-    "one sign": lambda p, t: (p.filter(pc.greater(p["dose"], 0)), t),
-}
-SAID = {"effects": ("estimate", "lo"), "presets": ("estimate", "lo"), "checks": ("p",), "explained": ("r2",)}
-"""columns that may be null only where the note says why"""
-
-
-@pytest.mark.parametrize("kind", STUDIES)
-def test_studies_give_numbers_or_notes(study, kind):
-    plan, trials = STUDIES[kind](*study)
-    trials = trials.filter(pc.is_in(trials["trial_id"], plan["trial_id"].combine_chunks()))
-    both = [PaperEstimates("both")]
-    made = estimate(
-        plan, trials, config=EffectsConfig(margin=0.1), seed=0, response={}, checks=True, beside=both
-    ).tables()
-    for name, columns in SAID.items():
-        for row in made[name].to_pylist():
-            assert row["note"] or all(row[c] is not None for c in columns), (name, row)
-    for name, table in made.items():
-        for column in table.schema:
-            if pa.types.is_floating(column.type):
-                assert not np.isnan(table[column.name].drop_null().to_numpy()).any(), (name, column.name)

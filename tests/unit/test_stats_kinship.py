@@ -3,9 +3,7 @@
 import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
-from typer.testing import CliRunner
 
-from polysem.cli.app import app
 from polysem.stats import estimate
 from polysem.stats.kinship import slopes_without
 from polysem.stats.rows import parse_group
@@ -98,19 +96,3 @@ def test_no_slope_is_told_where_every_pair_is_left_out(run, planned) -> None:
     for r in _made(run, _relations(planned, "duplicate")):
         assert (r["estimate"] is None) == (r["pairs"] == "unrelated")
         assert r["pairs"] == "all" or "no pairs" in r["note"]
-
-
-def test_a_run_without_the_dictionary_is_an_error_before_anything_is_made(run) -> None:
-    done = CliRunner().invoke(
-        app,
-        [
-            "relations",
-            "zoo:gpt2/blocks.2.hook_resid_post",
-            "--corpus",
-            "zoo:samples",
-            "--without",
-            str(run.root),
-        ],
-    )
-    assert done.exit_code == 1
-    assert "has no SAE" in done.output

@@ -3,7 +3,6 @@
 import itertools
 import math
 import threading
-import time
 
 import pytest
 import torch
@@ -106,12 +105,26 @@ def live(tmp_path_factory):
 
 
 def finished(live, job):
-    for _ in range(600):
-        now = live.look(job["id"])
-        if now["state"] not in ("waiting", "running"):
-            return now
-        time.sleep(0.05)
-    raise AssertionError("not finished after 30 seconds")
+    """The end of a push, as the page waits for it: told of every change, not looking again and again."""
+    silent = 0
+    for told in live.follow(job["id"]):
+        silent += not told
+        assert silent < 60, "nothing has changed for two minutes"
+    return live.look(job["id"])
+
+
+@pytest.fixture
+def held(monkeypatch):
+    """Pushes that reach the model stay there until this is set, or for a minute; they may still be cancelled on the way."""
+    event = threading.Event()
+    monkeypatch.setattr("polysem.explore.live.LiveSteer.run", lambda self: event.wait(60))
+    yield event
+    event.set()
+
+
+def at_the_model(live, job):
+    """Wait until the model is at work on a push."""
+    next(told for told in live.follow(job["id"]) if told.get("doing") == "running the model")
 
 
 def push(live, **change):
@@ -270,26 +283,24 @@ def test_a_push_can_be_cancelled_and_the_next_one_runs(live):
     assert finished(live, push(live, n_tokens=0))["state"] == "done"
 
 
-def test_asking_never_waits_for_the_model(live):
-    long = push(live, n_tokens=64)
-    begun = time.perf_counter()
-    for _ in range(20):
-        live.look(long["id"])
-    assert time.perf_counter() - begun < 0.5
-    assert threading.current_thread().name != "polysem-live"
-    live.cancel(long["id"])
+def test_asking_never_waits_for_the_model(live, held):
+    long = push(live)
+    at_the_model(live, long)
+    assert live.look(long["id"])["state"] == "running"
+    assert live.cancel(long["id"])["state"] == "running"
+    held.set()
     finished(live, long)
 
 
-def test_too_many_pushes_are_refused(live):
-    jobs = [push(live, n_tokens=64)]
-    while live.look(jobs[0]["id"])["state"] == "waiting":
-        time.sleep(0.01)
-    jobs += [push(live, n_tokens=64) for _ in range(WAITING)]
+def test_too_many_pushes_are_refused(live, held):
+    jobs = [push(live)]
+    at_the_model(live, jobs[0])
+    jobs += [push(live) for _ in range(WAITING)]
     with pytest.raises(ConfigError, match="waiting already"):
-        push(live, n_tokens=64)
+        push(live)
     for job in jobs:
         live.cancel(job["id"])
+    held.set()
     for job in jobs:
         finished(live, job)
 

@@ -148,7 +148,7 @@ def test_nested_models_see_what_each_knows(study):
     assert by_dose[POOLED, "in", 0.4]["r2"] > 0.95
 
 
-def test_specifications_agree_on_a_planted_slope_and_not_on_none(study):
+def test_specifications_agree_on_a_planted_slope(study):
     tables = (study["plan"]["plan"], study["trials"]["trials"])
     # One interval of 95 % in twenty misses the truth; one study is asked here.
     rows = estimate(*tables, config=EffectsConfig(level=0.99), seed=0).specification.to_pylist()
@@ -161,6 +161,9 @@ def test_specifications_agree_on_a_planted_slope_and_not_on_none(study):
         if (r["min_interference"], r["max_similarity"], r["fixed_effects"]) == (0.0, 1.0, "layer_type")
     )
     assert whole["lo"] < 3.0 * 0.2 < whole["hi"]
+
+
+def test_specifications_agree_on_no_slope_where_there_is_none(study):
     p = [specifications(v, seed=k, draws=99)[0]["p_joint"] for k, v in enumerate(null_views(study, 60))]
     assert np.mean(np.array(p) <= 0.05) <= 0.05 + 3 * np.sqrt(0.05 * 0.95 / len(p))
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from polysem.http import Retries
 from polysem.targets import Budget, ResponseCache, ServedTarget, Serving, TargetPrompt
-from support.served import Books, Server
+from support.served import Books, Server, kept_port
 
 PROMPTS = [TargetPrompt(f"prompt {i}") for i in range(60)]
 THREADS = 3
@@ -42,14 +42,12 @@ def responses(folder: Path) -> dict[str, str]:
     }
 
 
-def interrupted(tmp_path: Path, books: Books) -> tuple[ServedTarget, int]:
+def interrupted(tmp_path: Path, books: Books, port: int) -> tuple[ServedTarget, int]:
     """Three kills at the worst moment, each with the server started anew and other troubles, then a run to the end."""
     context = multiprocessing.get_context("forkserver")
-    port = 0
     for first_lost in (9, 24, 31):
         troubles = {2: "cut", 4: "busy", 6: "half", **dict.fromkeys(range(first_lost, 10_000), "lost")}
         with Server(words, port=port, troubles=troubles, books=books) as server:
-            port = server.port
             process = context.Process(target=ask, args=(server.url, str(tmp_path / "killed")))
             process.start()
             assert server.wait_hanging(THREADS, timeout=600.0), f"not asked {first_lost} times"
@@ -76,7 +74,8 @@ def interrupted(tmp_path: Path, books: Books) -> tuple[ServedTarget, int]:
 
 def test_where_keys_are_honoured_nothing_is_paid_for_twice(tmp_path):
     books = Books()
-    target, unsettled = interrupted(tmp_path, books)
+    with kept_port() as port:
+        target, unsettled = interrupted(tmp_path, books, port)
     assert unsettled == THREADS, "as many as were under way at the last kill"
     assert set(books.charged.values()) == {1}
     assert len(books.charged) == len(PROMPTS)
@@ -86,7 +85,8 @@ def test_where_keys_are_honoured_nothing_is_paid_for_twice(tmp_path):
 
 def test_where_they_are_not_only_what_was_lost_on_the_way_is(tmp_path):
     books = Books(honours=False)
-    target, _ = interrupted(tmp_path, books)
+    with kept_port() as port:
+        target, _ = interrupted(tmp_path, books, port)
     again = sum(books.charged.values()) - len(PROMPTS)
     lost_by_kills, cut_or_half = 3 * THREADS, 3 * 2 + 2
     assert 0 < again <= lost_by_kills + cut_or_half

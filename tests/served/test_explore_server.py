@@ -212,7 +212,7 @@ def test_headers_that_do_not_come_end_the_connection(book, monkeypatch):
                 begun = time.monotonic()
                 while slow.recv(1 << 16):
                     pass
-                assert 0.1 < time.monotonic() - begun < 4
+                assert 0.1 < time.monotonic() - begun < 15  # of 20 s that it has otherwise
     finally:
         server.should_exit = True
         thread.join(timeout=10)

@@ -140,7 +140,7 @@ def test_an_attempt_ends_at_its_deadline_however_the_server_writes(drip):
             RequestError, match=r"after 3 attempts; last: no whole answer within 0\.3 s"
         ) as caught:
             ask(server, deadline=0.3)
-        assert time.monotonic() - begun < 5
+        assert time.monotonic() - begun < 20  # three attempts; a byte every 30 s would take longer than one
     assert "timeout" in caught.value.hint
 
 

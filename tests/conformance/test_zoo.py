@@ -1,4 +1,4 @@
-"""The zoo: everything in it loads, is what its card says, and is small."""
+"""The zoo: everything in it loads, is what its card says, and is small; and the law of chance on its dictionaries."""
 
 import json
 from pathlib import Path
@@ -7,7 +7,10 @@ import pytest
 
 polysem_zoo = pytest.importorskip("polysem_zoo", reason="polysem-zoo is not installed")
 
-from polysem.models import load_model  # noqa: E402  (only where the zoo is)
+from polysem.corpus import corpus_path, documents  # noqa: E402  (only where the zoo is)
+from polysem.errors import UnknownReferenceError  # noqa: E402
+from polysem.geometry import cosine_tail, covariance_null  # noqa: E402
+from polysem.models import load_model  # noqa: E402
 from polysem.registry import zoo_names, zoo_path  # noqa: E402
 from polysem.saes import load_sae  # noqa: E402
 from polysem.saes.transcoders import load_transcoders  # noqa: E402
@@ -65,3 +68,30 @@ def test_every_set_of_transcoders_writes_as_its_card_says(name):
         assert found.provenance.measured[f"fvu blocks.{layer}.hook_mlp_out"] == pytest.approx(
             one["fvu"], abs=0.1
         )
+
+
+def test_its_texts_are_found_by_name():
+    for name in polysem_zoo.names("texts"):
+        assert corpus_path(f"zoo:{name}").is_file()
+        assert next(documents(f"zoo:{name}")).name == f"{name}[0]"
+    with pytest.raises(UnknownReferenceError, match="no texts entry 'atlantis'"):
+        corpus_path("zoo:atlantis")
+
+
+@pytest.mark.parametrize(
+    ("site", "too_few", "simulated"),
+    [
+        ("blocks.1.hook_resid_post", 633, 901),
+        ("blocks.2.hook_resid_post", 1575, 2044),
+        ("blocks.2.hook_mlp_out", 729, 1048),
+    ],
+)
+def test_pairs_as_uneven_as_the_zoos_dictionaries(site, too_few, simulated):
+    """Pairs over 0.3 that one simulation of each dictionary gave, and the number of an isotropic law of the same
+    variance, which leaves the diagonal out of the moments."""
+    null = covariance_null(load_sae(f"zoo:gpt2/{site}").W_dec)
+    assert null.n_pairs * float(cosine_tail(0.3 - null.mean, d=1 / null.variance)) == pytest.approx(
+        too_few, abs=1
+    )
+    assert null.expected_above(0.3) == pytest.approx(simulated, rel=0.08)
+    assert null.expected_se(0.3) < 0.03 * simulated

@@ -3,15 +3,12 @@
 from polysem.store.schema import Column
 from polysem.store.tables import columns as c
 
-FEATURES = c.schema(
-    "features",
-    1,
-    ("sae", "feature"),
+FEATURES = c.table("features", 1, "sae", "feature")(
     c.SAE,
     c.FEATURE,
     c.text("site", "hook point whose activations the dictionary reads"),
     c.perhaps("density", "fraction of tokens", "how often the feature is active"),
-    Column("n_active", c.I64, "tokens", "tokens of the corpus on which it is active", nullable=True),
+    c.count("n_active", "tokens", "tokens of the corpus on which it is active", nullable=True),
     Column("max_act", c.F32, "activation", "largest activation seen", nullable=True),
     Column("tokens_in", c.INTS, "token ids", "tokens with activation >= ratio x max_act, best first"),
     Column("tokens_in_str", c.STRINGS, "", "the same as text"),
@@ -43,10 +40,7 @@ FEATURES = c.schema(
     Column("n_glosses", c.I32, "glosses", "how many glosses the feature has"),
 )
 
-GLOSSES = c.schema(
-    "glosses",
-    1,
-    ("sae", "feature", "gloss_index"),
+GLOSSES = c.table("glosses", 1, "sae", "feature", "gloss_index")(
     c.SAE,
     c.FEATURE,
     c.index("gloss_index", "0 is the primary gloss"),
@@ -55,10 +49,7 @@ GLOSSES = c.schema(
     c.text("explainer", "model or method that wrote it", nullable=True),
 )
 
-CONTEXTS = c.schema(
-    "contexts",
-    1,
-    ("sae", "feature", "rank"),
+CONTEXTS = c.table("contexts", 1, "sae", "feature", "rank")(
     c.SAE,
     c.FEATURE,
     c.index("rank", "0 is the context with the largest activation"),
@@ -70,10 +61,7 @@ CONTEXTS = c.schema(
     c.text("source", "document and offset, or the export's row id"),
 )
 
-CLUSTERS = c.schema(
-    "clusters",
-    1,
-    ("sae", "feature", "similarity_cut"),
+CLUSTERS = c.table("clusters", 1, "sae", "feature", "similarity_cut")(
     c.SAE,
     c.FEATURE,
     c.number("similarity_cut", "cosine", "clusters merge above this gloss similarity (average linkage)"),

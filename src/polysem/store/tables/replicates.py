@@ -6,10 +6,7 @@ _FIRST = c.text("first", "reference of a dictionary; in a study its label")
 _SECOND = c.text("second", "the same of another one of the site")
 
 
-REPLICATES = c.schema(
-    "replicates",
-    1,
-    ("number", "first", "second"),
+REPLICATES = c.table("replicates", 1, "number", "first", "second")(
     c.index("number", "of the two among all pairs, in the order in which they were given"),
     _FIRST,
     _SECOND,
@@ -21,10 +18,7 @@ REPLICATES = c.schema(
     c.number("stable_second", "share", "of the second one's features that are stable"),
 )
 
-SURVIVAL = c.schema(
-    "survival",
-    1,
-    ("number", "matched", "low"),
+SURVIVAL = c.table("survival", 1, "number", "matched", "low")(
     c.index("number", "of the two dictionaries"),
     _FIRST,
     _SECOND,
@@ -38,10 +32,7 @@ SURVIVAL = c.schema(
     c.number("hi", "share", "largest of its draws"),
 )
 
-SHARED_SPANS = c.schema(
-    "shared_spans",
-    1,
-    ("number", "group"),
+SHARED_SPANS = c.table("shared_spans", 1, "number", "group")(
     c.index("number", "of the two dictionaries"),
     _FIRST,
     _SECOND,
@@ -57,10 +48,7 @@ SHARED_SPANS = c.schema(
     c.number("drawn", "share", "`shared` with rows drawn with the mean and covariance of the second one's"),
 )  # fmt: skip
 
-MATCHING = c.schema(
-    "matching",
-    1,
-    ("number", "feature"),
+MATCHING = c.table("matching", 1, "number", "feature")(
     c.index("number", "of the two dictionaries"),
     _FIRST,
     _SECOND,
@@ -71,10 +59,7 @@ MATCHING = c.schema(
     c.flag("stable", "whether both exceed what 1 % of features reach in a dictionary turned at random"),
 )
 
-STABILITY = c.schema(
-    "stability",
-    2,
-    ("number", "feature"),
+STABILITY = c.table("stability", 2, "number", "feature")(
     c.index("number", "of the dictionary, in the order in which they were given"),
     c.text("sae", "its reference; in a study its label"),
     c.index("feature", "row of W_dec"),

@@ -26,10 +26,7 @@ CATEGORIES = Column("categories", c.STRINGS, "", "order of the lists that follow
 REFERENCE = c.perhaps("reference", "unit", "the same under the reference")
 ESTIMATE = c.perhaps("estimate", "unit", "treated minus reference")
 
-TRANSFER_SHARED = c.schema(
-    "transfer_shared",
-    1,
-    ("source_a", "source_b"),
+TRANSFER_SHARED = c.table("transfer_shared", 1, "source_a", "source_b")(
     c.text("source_a", "first source"),
     c.text("source_b", "second source"),
     c.count("n_segments", "segments", "of text between common token ends"),
@@ -46,10 +43,7 @@ TRANSFER_SHARED = c.schema(
     c.LEVEL,
 )
 
-TRANSFER_SETS = c.schema(
-    "transfer_sets",
-    1,
-    ("category", "arm"),
+TRANSFER_SETS = c.table("transfer_sets", 1, "category", "arm")(
     CATEGORY,
     ARM,
     c.count("n_strings", "strings", "disjoint from those of the arms of its family"),
@@ -60,10 +54,9 @@ TRANSFER_SETS = c.schema(
     c.text("reason", "why the arm was not run", nullable=True),
 )
 
-TRANSFER_TRIALS = c.schema(
-    "transfer_trials",
-    2,
-    ("target", "category", "arm", "template", "position", "pool", "sentence", "draw"),
+TRANSFER_TRIALS = c.table(
+    "transfer_trials", 2, "target", "category", "arm", "template", "position", "pool", "sentence", "draw"
+)(
     TARGET,
     c.text("category", "whose sentences and arm sets were used"),
     ARM,
@@ -101,10 +94,9 @@ TRANSFER_TRIALS = c.schema(
     c.flag("refused", "the answer declines"),
 )
 
-TRANSFER_EFFECTS = c.schema(
-    "transfer_effects",
-    2,
-    ("target", "contrast", "arm", "category", "template", "position"),
+TRANSFER_EFFECTS = c.table(
+    "transfer_effects", 2, "target", "contrast", "arm", "category", "template", "position"
+)(
     TARGET,
     c.text("contrast", _any(TRANSFER_CONTRASTS)),
     ARM,
@@ -132,16 +124,12 @@ TRANSFER_EFFECTS = c.schema(
     c.text("note", "what must be said next to the number", nullable=True),
 )
 
-TRANSFER_TARGETS = c.schema(
-    "transfer_targets",
-    2,
-    ("target",),
+TRANSFER_TARGETS = c.table("transfer_targets", 2, "target")(
     TARGET,
     c.text("what", "kind, model and address"),
-    Column("asked", c.I64, "log-probabilities", "asked for; null where all are there", nullable=True),
-    Column(
+    c.count("asked", "log-probabilities", "asked for; null where all are there", nullable=True),
+    c.count(
         "granted",
-        c.I64,
         "log-probabilities",
         "given by the server; null where all are there",
         nullable=True,
@@ -156,10 +144,7 @@ TRANSFER_TARGETS = c.schema(
     c.text("coverage", "words of each category seen as one token: JSON"),
 )
 
-TRANSFER_STEERED = c.schema(
-    "transfer_steered",
-    1,
-    ("target", "kind", "category", "sentence", "feature"),
+TRANSFER_STEERED = c.table("transfer_steered", 1, "target", "kind", "category", "sentence", "feature")(
     TARGET,
     c.text("kind", f"direction: {_any(KINDS)}"),
     c.text("category", "whose sentence"),
@@ -173,10 +158,7 @@ TRANSFER_STEERED = c.schema(
     Column("logodds", NUMBERS, "nats", "odd part of the change of each log-odds; NaN: dose not reached"),
 )
 
-TRANSFER_DIRECTIONS = c.schema(
-    "transfer_directions",
-    1,
-    ("target", "kind", "contrast", "arm", "category"),
+TRANSFER_DIRECTIONS = c.table("transfer_directions", 1, "target", "kind", "contrast", "arm", "category")(
     TARGET,
     c.text("kind", "as in transfer_steered"),
     c.text("contrast", "logodds | specific"),
@@ -196,10 +178,7 @@ TRANSFER_DIRECTIONS = c.schema(
     c.count("n_refused", "features", "whose direction could not be made or dosed"),
 )
 
-TRANSFER_COST = c.schema(
-    "transfer_cost",
-    1,
-    ("target", "kind", "measure", "arm", "category"),
+TRANSFER_COST = c.table("transfer_cost", 1, "target", "kind", "measure", "arm", "category")(
     TARGET,
     c.text("kind", _any(("prompt", *KINDS))),
     c.text("measure", "text (cross-entropy) | choices (accuracy)"),

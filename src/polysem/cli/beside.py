@@ -30,8 +30,11 @@ Estimate = Annotated[bool, Option("--estimate", help="Say what would be sent and
 
 def _finish(stage: StageName, made: Path, *, as_json: bool, estimate: bool = False) -> None:
     """Print the page of a stage, or its folder where nothing was made."""
-    shown = made if estimate else REGISTRY[stage].load("page")(made.parent)
-    result(shown, as_json=as_json, stage=stage, estimate=estimate)
+    if not estimate:
+        from polysem.report.html import write_page
+
+        made = write_page(made.parent, stage)
+    result(made, as_json=as_json, stage=stage, estimate=estimate)
 
 
 def _make(

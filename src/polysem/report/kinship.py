@@ -10,7 +10,7 @@ from markupsafe import Markup
 
 from polysem.hierarchy.known import mean_code
 from polysem.report import words
-from polysem.report.html import Column, interval, part, probability, table
+from polysem.report.html import Column, Part, interval, probability, table
 from polysem.report.source import Run, where
 from polysem.report.text import count, number, plural, visible
 from polysem.stats.rows import POOLED
@@ -85,9 +85,8 @@ def kinship_section(run: Run) -> Markup:
             "writes, leaking looks like absorption."
         )  # fmt: skip
     said.append(_coded(run.table("meta_code")))
-    return part(
-        STAGE, TITLE, LEAD, Markup("").join([*(Markup("<p>{}</p>").format(s) for s in said if s), body])
-    )
+    told = Markup("").join(Markup("<p>{}</p>").format(s) for s in said if s)
+    return Part(TITLE, LEAD, told + body).section(STAGE)
 
 
 def kinship_line(run: Run) -> str:

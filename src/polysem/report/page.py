@@ -2,32 +2,29 @@
 forbids the page to load or send anything."""
 
 from collections.abc import Mapping
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from polysem.report import cards, charts, html, panels, selftest, sure, text, transfer_section, why, words
+from polysem.report import cards, charts, html, joint, panels, selftest, side_effects, sure, text, why, words
 from polysem.report.budgets import budgets_section
 from polysem.report.concepts import concepts_section
 from polysem.report.dictionaries import dictionaries
 from polysem.report.findings import finding
 from polysem.report.hubs import hubs_section
-from polysem.report.joint import joint_section
 from polysem.report.kinship import NOT_ASKED, kinship_line, kinship_section
 from polysem.report.neurons import neurons_section
 from polysem.report.pairs import details, pair_rows
 from polysem.report.presets import presets_section
-from polysem.report.side_effects import side_effects_section
 from polysem.report.source import Run, Tables, schema_of, where
 from polysem.report.text import Real, count, interval, number, p_value, plural, visible
 from polysem.report.toward import toward_section
 from polysem.selftest import record
 from polysem.stats import HYPOTHESES, POOLED
 from polysem.store import io
-from polysem.store.manifest import read_manifest
 from polysem.vocabulary import DOSE_UNITS, POSITIONS
 
 NAME = "report.html"
@@ -45,8 +42,8 @@ _GLOSSARY = (
 )
 """tables whose columns the report shows"""
 _BESIDE = {
-    "side-effects": ("Side effects", side_effects_section),
-    "joint": ("Several at once", joint_section),
+    "side-effects": ("Side effects", partial(side_effects.page, cards=side_effects.REPORTED)),
+    "joint": ("Several at once", joint.page),
 }
 """stages beside a study that the report shows: what the section is called, and what makes it"""
 
@@ -158,11 +155,13 @@ def context(run: Run) -> dict[str, Any]:
         "neurons": neurons_section(run),
         "study": study,
         "beside": [
-            (stage, name, make(run.folder))
+            (stage, name, make(html.rows_of(run.folder, stage)).section(stage))
             for stage, (name, make) in _BESIDE.items()
-            if read_manifest(run.folder, stage) is not None
+            if run.finished(stage)
         ],
-        "transfer": transfer_section.section(run.folder) if transfer_section.has_transfer(run.folder) else "",
+        "transfer": html.part_of("transfer", html.rows_of(run.folder, "transfer")).body
+        if run.finished("transfer")
+        else "",
         "glossary": _glossary(),
     }
 

@@ -66,7 +66,7 @@ class Stage:
     verify: str = ""
     """"module:attribute" of a function (RunFolder) -> findings, on what hashes do not show"""
     page: str = ""
-    """"module:attribute" of a function (run folder) -> path, which shows what was found"""
+    """"module:attribute" of a function (rows of its tables, by name) -> `report.html.Part`, which shows what was found"""
 
     @property
     def tables(self) -> "tuple[Schema, ...]":
@@ -219,7 +219,7 @@ _BESIDE = (
         sources=("model", "saes", "corpus"),
         packages=(*_MODEL, "scipy"),
         plug_ins=("saes",),
-        page="polysem.report.side_effects:write_side_effects_page",
+        page="polysem.report.side_effects:page",
     ),
     Stage(
         "layers",
@@ -233,7 +233,7 @@ _BESIDE = (
         parts="writers",
         part_file="{k}-{table}.parquet",
         digits=2,
-        page="polysem.report.layers:write_layers_page",
+        page="polysem.report.layers:page",
     ),
     Stage(
         "joint",
@@ -244,7 +244,7 @@ _BESIDE = (
         sources=("model", "saes", "text"),
         packages=(*_MODEL, "scipy"),
         plug_ins=("saes",),
-        page="polysem.report.joint:write_joint_page",
+        page="polysem.report.joint:page",
     ),
     Stage(
         "generate",
@@ -255,7 +255,7 @@ _BESIDE = (
         sources=("model", "saes"),
         packages=(*_MODEL, "scipy"),
         plug_ins=("saes",),
-        page="polysem.report.behaviour:write_generate_page",
+        page="polysem.report.behaviour:page",
     ),
     Stage(
         "guard",
@@ -267,7 +267,7 @@ _BESIDE = (
         packages=(*_MODEL, "scipy"),
         plug_ins=("saes",),
         command="polysem guard {folder}/study.toml CONCEPT.toml --out {folder}",
-        page="polysem.report.guard:write_guard_page",
+        page="polysem.report.guard:page",
     ),
     Stage(
         "judge",
@@ -278,7 +278,7 @@ _BESIDE = (
         packages=("polysem", "numpy", "scipy"),
         command="polysem judge {folder} JUDGES.toml",
         reads="finished",
-        page="polysem.report.interpret:write_judge_page",
+        page="polysem.report.interpret:judged",
     ),
     Stage(
         "explain",
@@ -289,7 +289,7 @@ _BESIDE = (
         packages=("polysem", "numpy", "scipy"),
         command="polysem explain {folder} JUDGES.toml",
         reads="finished",
-        page="polysem.report.interpret:write_explain_page",
+        page="polysem.report.interpret:explained",
     ),
     Stage(
         "transfer",
@@ -301,7 +301,7 @@ _BESIDE = (
         settings="transfer.toml",
         command="polysem transfer {folder}/transfer.toml --out {folder}",
         verify="polysem.transfer.check:effects_follow",
-        page="polysem.report.transfer_section:write_transfer_report",
+        page="polysem.report.transfer_section:page",
     ),
     Stage(
         "defend",
@@ -314,7 +314,7 @@ _BESIDE = (
         settings="transfer.toml",
         command="polysem defend {folder}",
         reads="finished",
-        page="polysem.report.defence:write_defence_page",
+        page="polysem.report.defence:page",
     ),
 )
 REGISTRY: Mapping[StageName, Stage] = {stage.name: stage for stage in (*_STUDY, *_BESIDE)}

@@ -79,9 +79,9 @@ class StudyContext:
         return ChainMap(self.vectors, self.saes) if self.study.vectors else self.saes  # pyright: ignore[reportArgumentType]  (is only read)
 
     @cached_property
-    def features(self) -> "StoredFeatures":
-        """The feature table of the run folder."""
-        return StoredFeatures(self.run)
+    def features(self) -> "StoredTables":
+        """The feature table of the run folder, and its map of pairs."""
+        return StoredTables(self.run)
 
     def gate(self) -> None:
         """From now on SAEs are loaded with the model at hand, so that each must fit it and reconstruct it."""
@@ -187,17 +187,17 @@ def given_transcoders(entry: TranscoderConfig, model: Any) -> "TranscoderSet":
     return replace(found, layers=tuple(known[n] for n in entry.layers)) if entry.layers else found
 
 
-class StoredFeatures:
-    """The feature table of a run folder: all that `features.FeatureTable` has, each table read when it is first asked
-    for. Running the trials needs neither the contexts nor the embeddings, which are the bulk of it."""
+class StoredTables:
+    """The feature table of a run folder, all that `features.FeatureTable` has, and its map of pairs: each table read when it
+    is first asked for. Running the trials needs neither contexts nor embeddings, which are the bulk of it."""
 
     def __init__(self, run: RunFolder, where: pc.Expression | None = None):
         self._run, self._embeddings = run, cache(run.embeddings)
         self._table = cache(partial(run.table, where=where))
 
-    def only(self, label: str) -> "StoredFeatures":
+    def only(self, label: str) -> "StoredTables":
         """The rows of one SAE, read by themselves."""
-        return StoredFeatures(self._run, pc.equal(pc.field("sae"), label))
+        return StoredTables(self._run, pc.equal(pc.field("sae"), label))
 
     @property
     def features(self) -> pa.Table:
@@ -223,17 +223,6 @@ class StoredFeatures:
     def embeddings(self) -> Mapping[str, np.ndarray]:
         """By SAE label, [n_features d_embed] float32 unit rows; zero without a gloss."""
         return self._embeddings()
-
-
-class StoredPairs:
-    """The map of pairs of a run folder, read when it is asked for."""
-
-    def __init__(self, run: RunFolder, where: pc.Expression | None = None):
-        self._run, self._table = run, cache(partial(run.table, where=where))
-
-    def only(self, label: str) -> "StoredPairs":
-        """The rows of one SAE, read by themselves."""
-        return StoredPairs(self._run, pc.equal(pc.field("sae"), label))
 
     @property
     def pairs(self) -> pa.Table:

@@ -17,8 +17,9 @@ from polysem import profiling
 from polysem.config import Study, parse_study, read_text
 from polysem.engine.check import check_study
 from polysem.engine.context import StudyContext
+from polysem.engine.options import StageOptions
 from polysem.engine.status import Standings, manifest_of
-from polysem.engine.task import How, StageOptions, Task
+from polysem.engine.task import How, Task
 from polysem.engine.toml import to_toml
 from polysem.engine.workers import check_workers, lock_name, run_workers
 from polysem.errors import ConfigError, StoreError

@@ -5,7 +5,7 @@ The page adopts them as nodes (no string ever becomes HTML there) and adds what 
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pyarrow.compute as pc
@@ -20,12 +20,6 @@ from polysem.report.source import Run, where
 from polysem.report.svg import tick_text
 from polysem.report.text import count, number, plural, visible
 from polysem.store.tables import STAGES
-
-
-class OnePair(NamedTuple):
-    sae: str
-    i: int
-    j: int
 
 
 def maps(book: Book) -> Iterator[Figure]:
@@ -190,7 +184,7 @@ def of_pair(book: Book, sae: str, i: int, j: int) -> str:
     one = pc.field("sae") == sae
     ends = pc.field("source").isin([i, j]) & pc.field("target").isin([i, j])
     response = book.table("response", where=one & ends)
-    drawn, _ = cards.curves(loci, [OnePair(sae, i, j)], level=level, response=response)
+    drawn, _ = cards.curves(loci, [(sae, i, j)], level=level, response=response)
     apart = book.table("decomposition", where=one & ends).sort_by("target").to_pylist()
     return _together([*drawn, *(f for row in apart if (f := _apart(row)))])
 

@@ -14,10 +14,10 @@ from markupsafe import Markup, escape
 
 from polysem.report import colours, text
 from polysem.report.charts import legend
-from polysem.report.source import schema_of
 from polysem.store import io
 from polysem.store.run import RunFolder
 from polysem.store.stages import REGISTRY, StageName
+from polysem.store.tables import HOMES
 
 MISSING = "–"
 LONG = 48
@@ -140,7 +140,7 @@ def section(title: str, said: str, *parts: Markup) -> Markup:
 
 def head(label: str, table: str, column: str) -> Markup:
     """A column head that says on request what the column of a stage's table holds, and in which unit."""
-    found = next(c for c in schema_of(table).columns if c.name == column)
+    found = next(c for c in HOMES[table][1].columns if c.name == column)
     said = found.meaning + (f" ({found.unit})" if found.unit and found.unit != "unit" else "")
     return Markup('<abbr title="{}">{}</abbr>').format(said, label) if found.meaning else escape(label)
 

@@ -19,12 +19,13 @@ from polysem.report.kinship import NOT_ASKED, kinship_line, kinship_section
 from polysem.report.neurons import neurons_section
 from polysem.report.pairs import details, pair_rows
 from polysem.report.presets import presets_section
-from polysem.report.source import Run, Tables, schema_of, where
+from polysem.report.source import Run, Tables, where
 from polysem.report.text import Real, count, interval, number, p_value, plural, visible
 from polysem.report.toward import toward_section
 from polysem.selftest import record
 from polysem.stats import HYPOTHESES, POOLED
 from polysem.store import io
+from polysem.store.tables import HOMES
 from polysem.vocabulary import DOSE_UNITS, POSITIONS
 
 NAME = "report.html"
@@ -112,7 +113,8 @@ def context(run: Run) -> dict[str, Any]:
     found = panels.loci(run)
     first = found[0] if found else None
     rows, n_listed = pair_rows(run, panels.measured(first) if first else {})
-    drawn, n_drawn = cards.curves(found, rows, level=level, response=run.table("response"))
+    shown = [(row.sae, row.i, row.j) for row in rows]
+    drawn, n_drawn = cards.curves(found, shown, level=level, response=run.table("response"))
     return {
         "name": visible(study.name),
         "model": visible(study.model.ref),
@@ -376,6 +378,6 @@ def _glossary() -> list[tuple[str, list[tuple[str, str, str]]]]:
         for kind in words.KINDS.values()
     ]
     for name in _GLOSSARY:
-        columns = [(c.name, c.unit, c.meaning) for c in schema_of(name).columns if c.meaning]
+        columns = [(c.name, c.unit, c.meaning) for c in HOMES[name][1].columns if c.meaning]
         found.append((f"Table {name}", columns))
     return found

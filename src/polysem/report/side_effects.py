@@ -144,24 +144,19 @@ _FROM = {"feature": "the feature's own", "asked": "as asked", "direct": "what it
 
 
 def _chart(rows: Sequence[Row], title: str) -> Markup:
-    bars = [
-        (
-            visible(row["name"], limit=28),
-            [
-                Bar("pair", row["value"], row["lo"], row["hi"], plural(row["n_prompts"], "prompt")),
-                *(
-                    [Bar("self", row["forecast"], None, None, "forecast")]
-                    if row["forecast"] is not None
-                    else []
-                ),
-            ],
-        )
-        for row in rows
-    ]
-    drawn = dot_plot(bars, title=title, x_label="change of log-odds (nats)")
-    return Markup('<figure class="panel">{}{}</figure>').format(
-        drawn, legend([("pair", "measured"), ("self", "forecast by gradient")], plain=True)
-    )
+    drawn = dot_plot([bars(row) for row in rows], title=title, x_label="change of log-odds (nats)")
+    return Markup('<figure class="panel">{}{}</figure>').format(drawn, legend(BARS, plain=True))
+
+
+BARS = [("pair", "measured"), ("self", "forecast by gradient")]
+
+
+def bars(row: Row) -> tuple[str, list[Bar]]:
+    """A thing that moved, and BARS of it."""
+    found = [Bar("pair", row["value"], row["lo"], row["hi"], plural(row["n_prompts"], "prompt"))]
+    if row["forecast"] is not None:
+        found.append(Bar("self", row["forecast"], None, None, "forecast"))
+    return visible(row["name"], limit=28), found
 
 
 def _forecasts(found: Rows) -> Markup:

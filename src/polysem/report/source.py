@@ -15,9 +15,8 @@ from polysem.store import io
 from polysem.store.manifest import Manifest, read_manifest
 from polysem.store.result import Result
 from polysem.store.run import RunFolder
-from polysem.store.schema import Schema
 from polysem.store.stages import ORDER, StageName, order_of
-from polysem.store.tables import STAGES
+from polysem.store.tables import HOMES, STAGES
 from polysem.transfer.result import TransferFound, read_transfer
 
 
@@ -104,10 +103,9 @@ class Run(Result):
         Feature tables of many SAEs are larger than memory, so only the columns and rows that are shown are
         read.
         """
-        stage, schema = _owner(name)
-        wanted = list(columns) if columns is not None else [c.name for c in schema.columns]
+        stage, schema = HOMES[name]
         if not self.finished(stage):
-            return schema.empty().select(wanted)
+            return schema.empty(columns)
         return RunFolder(self.folder).table(name, columns=columns, where=where)
 
 
@@ -150,16 +148,3 @@ def where(table: pa.Table, **parts: object) -> pa.Table:
     for name, value in parts.items():
         table = table.filter(pc.equal(table[name], value))
     return table
-
-
-def schema_of(name: str) -> Schema:
-    """The schema of a stage's table."""
-    return _owner(name)[1]
-
-
-def _owner(name: str) -> tuple[StageName, Schema]:
-    for stage, schemas in STAGES.items():
-        for schema in schemas:
-            if schema.name == name:
-                return stage, schema
-    raise ValueError(f"no table is named {name!r}")

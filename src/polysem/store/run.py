@@ -50,15 +50,13 @@ from polysem.store.manifest import (
 )
 from polysem.store.schema import Schema
 from polysem.store.stages import REGISTRY, StageName, command
+from polysem.store.tables import HOMES
 
 BATCHES_PER_PART = 64
 """batches of the plan in one part of the trials: what a kill can cost, against what starting a part costs"""
 REPORT = "report.html"
 ORIGIN = "origin.json"
 
-_HOMES: dict[str, tuple[StageName, Schema]] = {
-    schema.name: (stage.name, schema) for stage in REGISTRY.values() for schema in stage.tables
-}
 Arrays = Mapping[str, np.ndarray]
 """of one safetensors file, by name"""
 SETTINGS = {"study.toml": "study", "transfer.toml": "the transfer study"}
@@ -240,7 +238,7 @@ class RunFolder:
         files = [self.root / file for file in self.files(name)]
         parts = [io.read_table(file, schema, rebuild=rebuild, columns=columns, where=where) for file in files]
         if not parts:
-            return schema.empty() if columns is None else schema.empty().select(list(columns))
+            return schema.empty(columns)
         if len(parts) == 1:
             return parts[0]
         together = pa.concat_tables(parts)
@@ -282,9 +280,9 @@ class RunFolder:
         return found
 
     def _home(self, name: str) -> tuple[StageName, Schema]:
-        if name not in _HOMES:
-            raise StoreError(f"there is no table {name!r}; expected one of {', '.join(_HOMES)}")
-        return _HOMES[name]
+        if name not in HOMES:
+            raise StoreError(f"there is no table {name!r}; expected one of {', '.join(HOMES)}")
+        return HOMES[name]
 
     # writing
 

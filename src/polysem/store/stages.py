@@ -6,7 +6,6 @@ asked for, beside them. What carries a stage out is named as "module:attribute",
 nothing of it. A stage's folder in the run folder has its name.
 """
 
-import importlib
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any, Literal
 
 from polysem.errors import typed
+from polysem.registry import attribute
 
 if TYPE_CHECKING:  # help lists the stages, and must not wait for pyarrow
     from pydantic import BaseModel
@@ -77,10 +77,7 @@ class Stage:
 
     def load(self, what: Literal["make", "verify", "page"]) -> Callable[..., Any]:
         """One of its functions."""
-        module, _, attribute = {"make": self.make, "verify": self.verify, "page": self.page}[what].partition(
-            ":"
-        )
-        return getattr(importlib.import_module(module), attribute)
+        return attribute({"make": self.make, "verify": self.verify, "page": self.page}[what])
 
 
 _MODEL = ("polysem", "torch", "transformers", "tokenizers", "numpy")

@@ -168,3 +168,7 @@ STAGES: dict[str, tuple[Schema, ...]] = {
     "defend": (DEFENCES, PROTECTED),
 }
 """Stage name -> its tables: of a study, in the order in which it runs, then of what is made beside it."""
+HOMES: dict[str, tuple[str, Schema]] = {
+    schema.name: (stage, schema) for stage, some in STAGES.items() for schema in some
+}
+"""table -> the stage that writes it, and itself"""

@@ -103,7 +103,7 @@ def _option(flag: str, one: "Field[Any]") -> inspect.Parameter:
         kind, default = str, ",".join(f"{number:g}" for number in default)
     named = f"--{flag.replace('_', '-')}"
     option = Option(named, metavar=one.metadata["metavar"], help=one.metadata["help"])
-    return _parameter(flag, Annotated[kind, option], default)
+    return _parameter(flag, Annotated[kind, option], default)  # type: ignore[valid-type]
 
 
 def _taken(given: Any, one: "Field[Any]", flag: str) -> Any:

@@ -14,9 +14,8 @@ import pyarrow.compute as pc
 from polysem.config import SAEConfig, Study, TranscoderConfig
 from polysem.engine.cache import SAECache, check_named
 from polysem.engine.sources import Pins, is_local
-from polysem.errors import ConfigError, MismatchError, StoreError
+from polysem.errors import ConfigError, MismatchError
 from polysem.places import Places
-from polysem.store.manifest import Manifest
 from polysem.store.run import RunFolder
 
 if TYPE_CHECKING:
@@ -33,7 +32,9 @@ class StudyContext:
         self.study = study
         self.run = run
         self.places = places or run.places()
-        self.pins = Pins.of(_features_manifest(run))
+        self.pins = Pins.of(
+            run.seen("features")[0]
+        )  # a damaged manifest settles nothing, and its stage is made again
         self.gated = False
 
     @cached_property
@@ -51,7 +52,7 @@ class StudyContext:
     @cached_property
     def saes(self) -> SAECache:
         """The study's SAEs by label, in its order; each checked against the model where `gate` was called."""
-        manifest = None if self.gated else _features_manifest(self.run)
+        manifest = None if self.gated else self.run.seen("features")[0]
         known = manifest.facts.get("saes", {}) if manifest else {}
         cache = SAECache(self.study.saes, self._sae, known=known)
         check_named(self.study, cache)
@@ -233,10 +234,3 @@ class StoredTables:
     def partners(self) -> pa.Table:
         """PARTNERS"""
         return self._table("partners")
-
-
-def _features_manifest(run: RunFolder) -> Manifest | None:
-    try:
-        return run.manifest("features")
-    except StoreError:
-        return None  # a damaged manifest settles nothing, and its stage is made again

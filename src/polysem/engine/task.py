@@ -111,7 +111,7 @@ class Task:
         steps = sizes or [1] * len(parts)
         if todo:
             total, left = (sum(steps[part.k] for part in some) for some in (mine, todo))
-            bar = _Steps(self.how.reporter, total=total, done=total - left, label=self.stage)
+            bar = Steps(self.how.reporter, total=total, done=total - left, label=self.stage)
             for part in todo:
                 started = now()
                 made = compute(part, bar)
@@ -167,7 +167,7 @@ def parts_of(study: Study, run: RunFolder, stage: StageName) -> list[Part]:
     return [Part(stage, k, n) for k in range(n)]
 
 
-class _Steps:
+class Steps:
     """One bar over the steps of all parts, where each part reports its own."""
 
     def __init__(self, reporter: Reporter, *, total: int, done: int, label: str):

@@ -111,18 +111,21 @@ class Book:
     @property
     def problems(self) -> dict[str, str]:
         """Tables that cannot be shown, and why."""
-        return {name: why for stage in (*self.stages, *self.others) for name, why in stage.problems.items()}
+        return {name: why for stage in self._all() for name, why in stage.problems.items()}
+
+    def _all(self) -> list[StageFiles]:
+        return [*self.stages, *self.others]
 
     def has(self, table: str) -> bool:
         """Whether a stored table is there, whole or in part."""
-        return any(table in stage.tables for stage in (*self.stages, *self.others))
+        return any(table in stage.tables for stage in self._all())
 
     def table(
         self, name: str, *, columns: Sequence[str] | None = None, where: pc.Expression | None = None
     ) -> pa.Table:
         """A stored table as far as it is there, or the part of it that is asked for; without rows where it is not."""
         home, schema = HOMES[name]
-        files = [f for s in (*self.stages, *self.others) for f in s.tables.get(name, ())]
+        files = [f for s in self._all() for f in s.tables.get(name, ())]
         rebuild = command(home, self.folder)
         parts = [io.read_table(f, schema, rebuild=rebuild, columns=columns, where=where) for f in files]
         return pa.concat_tables(parts) if parts else schema.empty(columns)
@@ -198,7 +201,7 @@ class Book:
         for (view,) in cursor.execute("SELECT view_name FROM duckdb_views() WHERE NOT internal").fetchall():
             cursor.execute(f'DROP VIEW IF EXISTS "{view}"')
         self.relations = {}
-        for stage in (*self.stages, *self.others):
+        for stage in self._all():
             for name, files in list(stage.tables.items()):
                 listed = ", ".join("'" + str(file).replace("'", "''") + "'" for file in files)
                 held = name == "pairs" and stage.rows[name] <= IN_MEMORY
@@ -212,7 +215,7 @@ class Book:
             with _said():
                 made = derived.register(cursor, self.relations, self.study)
         except StoreError:  # a table is damaged inside: which, only reading them all tells
-            for stage in (*self.stages, *self.others):
+            for stage in self._all():
                 for name in self.relations.keys() & stage.tables.keys():
                     if not self._can(cursor, stage, name, f"SELECT max(hash(COLUMNS(*))) FROM t_{name}"):
                         del self.relations[name]

@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 
 from polysem.report import cards, charts, html, joint, panels, selftest, side_effects, sure, text, why, words
 from polysem.report.budgets import budgets_section
+from polysem.report.compare import flat
 from polysem.report.concepts import concepts_section
 from polysem.report.dictionaries import dictionaries
 from polysem.report.findings import finding
@@ -347,7 +348,8 @@ def _provenance(run: Run) -> dict[str, Any]:
             for n, o in manifest.outputs.items()
         ]
         stages.append((stage, manifest.made_from.fingerprint, outputs))
-        facts += [(f"{stage}: {visible(k)}", visible(v, limit=300)) for k, v in _flat(manifest.facts)]
+        told = sorted(flat(manifest.facts).items())
+        facts += [(f"{stage}: {visible(k)}", visible(str(v), limit=300)) for k, v in told]
     return {
         "packages": sorted(packages.items()),
         "sources": [(visible(k), visible(v)) for k, v in sorted(sources.items())],
@@ -355,17 +357,6 @@ def _provenance(run: Run) -> dict[str, Any]:
         "facts": facts,
         "version": packages.get("polysem", ""),
     }
-
-
-def _flat(value: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
-    result = []
-    for key in sorted(value):
-        name = f"{prefix}{key}"
-        if isinstance(value[key], Mapping):
-            result += _flat(value[key], f"{name}.")
-        else:
-            result.append((name, str(value[key])))
-    return result
 
 
 def _glossary() -> list[tuple[str, list[tuple[str, str, str]]]]:

@@ -217,6 +217,13 @@ class RunFolder:
         """The manifest of a finished stage, or None."""
         return read_manifest(self.root, stage)
 
+    def seen(self, stage: StageName) -> tuple[Manifest | None, str]:
+        """The manifest of a stage; None where it is not finished, with the reason where it is damaged."""
+        try:
+            return self.manifest(stage), ""
+        except StoreError as error:
+            return None, str(error).splitlines()[0]
+
     # reading
 
     def table(

@@ -133,8 +133,7 @@ def _panel(stage: StageName) -> Callable[..., None]:
             Path | None, Argument(metavar="RUN", help="A run folder with features and pairs.")
         ] = None,
         panel_file: Annotated[
-            Path | None,
-            Argument(metavar="JUDGES.toml", help="The panel of models; --init prints one."),
+            Path | None, Argument(metavar="JUDGES.toml", help="The panel of models; --init prints one.")
         ] = None,
         estimate: Estimate = False,
         init: Annotated[bool, Option("--init", help="Print a panel with its keys, and end.")] = False,

@@ -17,16 +17,14 @@ def relations(
     sae: Annotated[str, Argument(metavar="SAE", help="Reference of an autoencoder.")],
     corpus: Annotated[str, Option(help="Text: zoo:NAME, a file or a folder.")],
     narrow: Annotated[
-        list[str] | None,
-        Option(metavar="SAE", help="A dictionary of the site with fewer features; repeat."),
+        list[str] | None, Option(metavar="SAE", help="A dictionary of the site with fewer features; repeat.")
     ] = None,
     model: Annotated[str, Option(help="Model; default the one that the dictionary names.")] = "",
     tokens: Annotated[int, Option(min=1000, help="Of the text.")] = 60_000,
     context: Annotated[int, Option(min=2, help="Tokens of a row, BOS included.")] = 128,
     probes: Annotated[int | None, Option(min=1, help="Features asked for absorption; default all.")] = None,
     levels: Annotated[
-        str,
-        Option(help="Inner sizes of a nested (Matryoshka) dictionary, as 288,576,1152."),
+        str, Option(help="Inner sizes of a nested (Matryoshka) dictionary, as 288,576,1152.")
     ] = "",
     without: Annotated[
         Path | None,

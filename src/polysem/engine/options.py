@@ -75,9 +75,7 @@ class JointOptions(StageOptions):
     """What a plan should reach; nothing wanted: as many wishes as the study's joint.plans, at random."""
 
     towards: tuple[str, ...] = asked(
-        (),
-        "Wanted change of log-odds of words or of a category; may be given again.",
-        metavar="WORDS=NATS",
+        (), "Wanted change of log-odds of words or of a category; may be given again.", metavar="WORDS=NATS"
     )
     protect: tuple[str, ...] = asked((), "Words or a category that should stay; again.", metavar="WORDS")
 

@@ -21,13 +21,7 @@ _MONITORS: tuple[Column, ...] = (
     ("with", "n_on"),
     ("without", "n_off"),
 )
-_ALARMS: tuple[Column, ...] = (
-    "group",
-    "explained",
-    ("share of the activation", "share"),
-    "n",
-    NOTE,
-)
+_ALARMS: tuple[Column, ...] = ("group", "explained", ("share of the activation", "share"), "n", NOTE)
 _RECOVERY: tuple[Column, ...] = (
     *("site", "arm"),
     ("norms", "radius"),
@@ -54,12 +48,7 @@ _EVASION: tuple[Column, ...] = (
 )
 DETECTORS = ("target", "reader", "site", "later", "output", "text")
 _KINDS: tuple[Column, ...] = (("nats", "effect"), "kind", ("pushes", "n"), ("KL, nats", "kl"), *DETECTORS)
-_FINDINGS: tuple[Column, ...] = (
-    "name",
-    ("value", lambda r: interval(r, "value")),
-    "n",
-    NOTE,
-)
+_FINDINGS: tuple[Column, ...] = ("name", ("value", lambda r: interval(r, "value")), "n", NOTE)
 
 
 def page(found: Rows) -> Part:

@@ -163,9 +163,7 @@ def table(columns: Sequence[Column], rows: Iterable[Row], *, caption: str) -> Ma
     def line(cells: Iterable[str], tag: str) -> Markup:
         parts = (
             Markup("<{tag}{kind}>{text}</{tag}>").format(
-                tag=Markup(tag),
-                kind=kind,
-                text=cell if isinstance(cell, Markup) else escape(_written(cell)),
+                tag=Markup(tag), kind=kind, text=cell if isinstance(cell, Markup) else escape(_written(cell))
             )
             for cell, kind in zip(cells, kinds, strict=True)
         )

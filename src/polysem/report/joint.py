@@ -24,12 +24,7 @@ _SIZES: tuple[Column, ...] = (
     ("over sum of single KLs", "coherence"),
     ("top token kept", "kept"),
 )
-_FINDINGS: tuple[Column, ...] = (
-    *("sae", "name"),
-    ("value", lambda r: interval(r, "value")),
-    "n",
-    NOTE,
-)
+_FINDINGS: tuple[Column, ...] = (*("sae", "name"), ("value", lambda r: interval(r, "value")), "n", NOTE)
 _PAIRS: tuple[Column, ...] = (
     *("sae_i", "i", "j", "cosine", "lift", "odd", "even"),
     ends("y, odd", "y_odd"),

@@ -72,13 +72,7 @@ def arrangement(W: Float[np.ndarray, "2 n"], *, title: str) -> Markup:
     return _standing(parts, height=size, title=title, description=found)
 
 
-def curve(
-    points: Sequence[tuple[Real, Real, str]],
-    *,
-    x_label: str,
-    y_label: str,
-    title: str,
-) -> Markup:
+def curve(points: Sequence[tuple[Real, Real, str]], *, x_label: str, y_label: str, title: str) -> Markup:
     """Named points, joined in the order of x."""
     frame = Frame.of(
         padded([p[0] for p in points]), padded([p[1] for p in points], include=(0.0,)), height=340

@@ -127,13 +127,7 @@ class RunFolder:
         return Places(beside if beside.is_dir() and not absolute.is_dir() else absolute, moved or {})
 
     def claim(
-        self,
-        settings: BaseModel,
-        text: str,
-        *,
-        base: Path,
-        file: str = "study.toml",
-        force: bool = False,
+        self, settings: BaseModel, text: str, *, base: Path, file: str = "study.toml", force: bool = False
     ) -> None:
         """Make this the folder of a study: write its file if it differs, after making sure that nothing of another
         is there.
@@ -364,11 +358,7 @@ class RunFolder:
         manifest.write(self.root / stage / "manifest.json")
 
     def _manifest(
-        self,
-        made_from: StageInputs,
-        outputs: Mapping[str, Output],
-        facts: Mapping[str, Any],
-        started: float,
+        self, made_from: StageInputs, outputs: Mapping[str, Output], facts: Mapping[str, Any], started: float
     ) -> Manifest:
         return Manifest(made_from, dict(outputs), {**facts, "platform": platform_facts()}, made_here(started))
 

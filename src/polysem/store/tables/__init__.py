@@ -41,13 +41,7 @@ from polysem.store.tables.guard import (
     GUARD_NEURONS,
     GUARD_RECOVERY,
 )
-from polysem.store.tables.hierarchy import (
-    ABSORPTION,
-    META_CODE,
-    RELATED_PAIRS,
-    RELATIONS,
-    SLOPES_WITHOUT,
-)
+from polysem.store.tables.hierarchy import ABSORPTION, META_CODE, RELATED_PAIRS, RELATIONS, SLOPES_WITHOUT
 from polysem.store.tables.hierarchy import LEVELS as LEVELS
 from polysem.store.tables.joint import (
     JOINT_ADDITIVITY,

@@ -37,17 +37,10 @@ TEXTS = c.table("texts", 2, "arm", "prompt_id", "dose", "sign", "draw")(
     c.text("text", "the same as text"),
     Column("pieces", c.STRINGS, "", "each of `tokens` alone as text"),
     c.count("edited", "positions", "at which the push ran: counted, not assumed"),
-    c.count(
-        "same",
-        "tokens",
-        "before the first that differs from the text without a push",
-        nullable=True,
-    ),
+    c.count("same", "tokens", "before the first that differs from the text without a push", nullable=True),
     c.count("on_target", "tokens", "that are the target's; null without a push", nullable=True),
     c.perhaps(
-        "hits",
-        "fraction",
-        "positions at which the target fires when the model without a push reads the text",
+        "hits", "fraction", "positions at which the target fires when the model without a push reads the text"
     ),
     Column(
         "acts",
@@ -73,9 +66,7 @@ TEXT_EFFECTS = c.table("text_effects", 1, "arm", "dose")(
     *_told("next", "nats", "odd change of the log-odds of the target's tokens, next token"),
     *_told("horizon", "nats", "the same at every token of the text without a push, mean; the push kept on"),
     c.perhaps(
-        "decay",
-        "per token",
-        "factor by which it falls from token to token when only the prompt is pushed",
+        "decay", "per token", "factor by which it falls from token to token when only the prompt is pushed"
     ),
     *_told(
         "log_rate",
@@ -100,9 +91,7 @@ TEXT_EFFECTS = c.table("text_effects", 1, "arm", "dose")(
     c.perhaps("distinct_2", "fraction", "change, mean of both ways"),
     c.perhaps("repeated_4", "fraction", "change, mean of both ways"),
     c.perhaps(
-        "same",
-        "tokens",
-        "before the first that differs, mean of both ways; the whole text where none does",
+        "same", "tokens", "before the first that differs, mean of both ways; the whole text where none does"
     ),
     c.count("n_prompts", "prompts", "on which the dose was reached both ways"),
     c.count("n_texts", "texts", "with a push"),

@@ -192,8 +192,7 @@ PRESETS = c.table("presets", 2, "locus", "token_set", "question", "relation", "p
 RELIABILITY = c.table("reliability", 2, "locus", "token_set", "measure")(
     *(c.LOCUS, c.TOKENS),
     c.text(
-        "measure",
-        "the second measure: as in similarities, second gloss, or one factor (all others together)",
+        "measure", "the second measure: as in similarities, second gloss, or one factor (all others together)"
     ),
     c.perhaps("r", "", "correlation of the two measures: reliability of either"),
     *c.interval("", stem="r"),

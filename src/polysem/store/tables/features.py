@@ -29,10 +29,7 @@ FEATURES = c.table("features", 1, "sae", "feature")(
     Column("tokens_bottom_str", c.STRINGS, "", "tokens with the most negative W_U d"),
     Column("dec_norm", c.F32, "activation", "norm of the decoder row"),
     Column(
-        "neuron_alignment",
-        c.INTS,
-        "coordinate",
-        "coordinates with the 3 largest positive decoder entries",
+        "neuron_alignment", c.INTS, "coordinate", "coordinates with the 3 largest positive decoder entries"
     ),
     Column("neuron_alignment_values", c.FLOATS, "activation", "those entries of the raw decoder row"),
     c.text("gloss", "primary gloss", nullable=True),

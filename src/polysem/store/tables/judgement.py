@@ -158,9 +158,7 @@ FINDINGS = c.table("findings", 1, "contrast", "group")(
     c.text("claim", " | ".join(CLAIMS)),
     *(c.text(grade.name, f"{_VERDICT}: {grade.help}") for grade in GRADES.values()),
     c.perhaps(
-        "reach",
-        "cosine",
-        "95th percentile of |interference| of the pairs used; nothing is said beyond it",
+        "reach", "cosine", "95th percentile of |interference| of the pairs used; nothing is said beyond it"
     ),
     c.text(
         "against",

@@ -9,9 +9,7 @@ JUDGED = c.table("annotations", 1, "sae", "i", "j", "judge")(
     c.text("judge", "name in the panel"),
     c.number("similarity", "cosine", "of the two glosses"),
     c.perhaps(
-        "related",
-        "",
-        "1 both orders say so, 0 neither, 0.5 they differ; null where a reply was no answer",
+        "related", "", "1 both orders say so, 0 neither, 0.5 they differ; null where a reply was no answer"
     ),
 )
 

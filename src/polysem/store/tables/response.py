@@ -11,9 +11,7 @@ RESPONSE = c.table(
     c.number("dose", "dose_unit", "absolute value, as in plan"),
     c.number("linear", "nats", "linear response: gradient . push, mean over the prompts of pair_effects"),
     c.perhaps(
-        "linear_direct",
-        "nats",
-        "its part that passes no further block; null where there is no direct path",
+        "linear_direct", "nats", "its part that passes no further block; null where there is no direct path"
     ),
     c.N_PROMPTS,
 )

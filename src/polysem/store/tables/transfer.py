@@ -128,12 +128,7 @@ TRANSFER_TARGETS = c.table("transfer_targets", 2, "target")(
     TARGET,
     c.text("what", "kind, model and address"),
     c.count("asked", "log-probabilities", "asked for; null where all are there", nullable=True),
-    c.count(
-        "granted",
-        "log-probabilities",
-        "given by the server; null where all are there",
-        nullable=True,
-    ),
+    c.count("granted", "log-probabilities", "given by the server; null where all are there", nullable=True),
     c.number("missing", "probability", "mean mass that was not granted"),
     c.count("n_lost", "answers", "in which tokens of equal text were lost"),
     c.text("conventions", "how it was asked and answers: form, spelling, BOS, model"),

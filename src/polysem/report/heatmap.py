@@ -33,12 +33,11 @@ class Chance(NamedTuple):
     bound: Real
 
 
-def chance_bound(dimensions: Real, *, covered: Real = COVERED) -> Real:
-    """|cosine| that two random unit vectors in `dimensions` stay below with probability `covered`: cos^2 ~
-    Beta(1/2, (d-1)/2)."""
+def chance_bound(dimensions: Real) -> Real:
+    """|cosine| that two random unit vectors in `dimensions` stay below with probability COVERED: cos^2 ~ Beta(1/2, (d-1)/2)."""
     from scipy.special import betaincinv
 
-    return math.sqrt(float(betaincinv(0.5, (dimensions - 1) / 2, covered)))
+    return math.sqrt(float(betaincinv(0.5, (dimensions - 1) / 2, COVERED)))
 
 
 def pair_map(

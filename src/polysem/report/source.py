@@ -8,10 +8,7 @@ from typing import Any, Protocol, runtime_checkable
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from polysem.boundary.runs import refuse_run_folder
-from polysem.config import Study, parse_study
-from polysem.errors import StoreError, typed
-from polysem.store import io
+from polysem.config import Study
 from polysem.store.manifest import Manifest, read_manifest
 from polysem.store.result import Result
 from polysem.store.run import RunFolder
@@ -49,16 +46,10 @@ class Run(Result):
             StoreError: if the folder holds no study, or a manifest is damaged.
             ConfigError: if the study is not one.
         """
-        folder = RunFolder(folder).root
-        path = folder / "study.toml"
-        if not path.is_file():
-            refuse_run_folder(folder, StoreError)
-        text = io.read_text(path, rebuild=f"polysem run STUDY.toml --out {typed(folder)}")
-        manifests: dict[StageName, Manifest] = {}
-        for stage in ORDER:
-            if stage != "report" and (manifest := read_manifest(folder, stage)) is not None:
-                manifests[stage] = manifest
-        return cls(folder, parse_study(text, origin=str(path)), text, manifests)
+        run = RunFolder(folder)
+        found = {stage: run.manifest(stage) for stage in ORDER if stage != "report"}
+        manifests = {stage: manifest for stage, manifest in found.items() if manifest is not None}
+        return cls(run.root, run.study(), run.study_text(), manifests)
 
     def tables(self) -> Mapping[str, pa.Table]:
         """Every table of the finished stages, read when it is asked for."""

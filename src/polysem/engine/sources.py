@@ -213,7 +213,7 @@ class _Where:
             yield StudySource(role, ref, candidates[-1] if path is None and kind == "file" else path)
 
 
-def islocal_path(ref: str) -> bool:
+def is_local(ref: str) -> bool:
     """Whether a model lies on this machine, so that its revision is its content's and no commit is settled."""
     return is_gguf(ref) or _model_path(ref) is not None
 

@@ -18,10 +18,7 @@ _KL = c.number(
 )
 
 TEXT_ARMS = c.table("text_arms", 1, "arm")(
-    _ARM,
-    c.SAE,
-    c.RELATION,
-    c.TARGET,
+    *(_ARM, c.SAE, c.RELATION, c.TARGET),
     c.index("source", "feature whose decoder row is added"),
     c.text("source_sae", "dictionary of the source"),
     c.number("interference", "cosine", "of the decoder rows of source and target"),
@@ -60,8 +57,7 @@ TEXT_FIRING = c.table("text_firing", 1, "prompt_id", "draw", "target", late=True
     Column("acts", c.FLOATS, "activation", "of the target at each token of the text without a push"),
 )
 TEXT_EFFECTS = c.table("text_effects", 1, "arm", "dose")(
-    _ARM,
-    _KL,
+    *(_ARM, _KL),
     c.number("strength", "activation", "length of what was added, mean over prompts"),
     *_told("next", "nats", "odd change of the log-odds of the target's tokens, next token"),
     *_told("horizon", "nats", "the same at every token of the text without a push, mean; the push kept on"),
@@ -97,8 +93,7 @@ TEXT_EFFECTS = c.table("text_effects", 1, "arm", "dose")(
     c.count("n_texts", "texts", "with a push"),
 )
 TEXT_HORIZON = c.table("text_horizon", 1, "arm", "dose", "scope", "step")(
-    _ARM,
-    _KL,
+    *(_ARM, _KL),
     c.text("scope", "prompt: the push ends with the prompt; both: it is kept on"),
     c.index("step", "which token behind the prompt, from 0"),
     c.number(
@@ -125,8 +120,7 @@ TEXT_BRIDGE = c.table("text_bridge", 1, "dose", "outcome", "term")(
     c.NOTE,
 )
 TEXT_TASKS = c.table("text_tasks", 1, "arm", "dose", "sign")(
-    _ARM,
-    _KL,
+    *(_ARM, _KL),
     c.index("sign", "1 along the source, -1 against it, 0 no push"),
     c.number("right", "fraction", "items whose answer has the highest mean log-probability per token"),
     c.perhaps("change", "fraction", "against no push, the same items"),

@@ -4,8 +4,7 @@ from polysem.store.schema import Column
 from polysem.store.tables import columns as c
 
 FEATURES = c.table("features", 1, "sae", "feature")(
-    c.SAE,
-    c.FEATURE,
+    *(c.SAE, c.FEATURE),
     c.text("site", "hook point whose activations the dictionary reads"),
     c.perhaps("density", "fraction of tokens", "how often the feature is active"),
     c.count("n_active", "tokens", "tokens of the corpus on which it is active", nullable=True),
@@ -38,8 +37,7 @@ FEATURES = c.table("features", 1, "sae", "feature")(
 )
 
 GLOSSES = c.table("glosses", 1, "sae", "feature", "gloss_index")(
-    c.SAE,
-    c.FEATURE,
+    *(c.SAE, c.FEATURE),
     c.index("gloss_index", "0 is the primary gloss"),
     c.text("text", "the gloss as published or made"),
     c.text("source", "file, export or method"),
@@ -47,8 +45,7 @@ GLOSSES = c.table("glosses", 1, "sae", "feature", "gloss_index")(
 )
 
 CONTEXTS = c.table("contexts", 1, "sae", "feature", "rank")(
-    c.SAE,
-    c.FEATURE,
+    *(c.SAE, c.FEATURE),
     c.index("rank", "0 is the context with the largest activation"),
     Column("max_value", c.F32, "activation", "largest activation in the window"),
     c.index("position", "index of that token in `tokens`"),
@@ -59,8 +56,7 @@ CONTEXTS = c.table("contexts", 1, "sae", "feature", "rank")(
 )
 
 CLUSTERS = c.table("clusters", 1, "sae", "feature", "similarity_cut")(
-    c.SAE,
-    c.FEATURE,
+    *(c.SAE, c.FEATURE),
     c.number("similarity_cut", "cosine", "clusters merge above this gloss similarity (average linkage)"),
     c.index("cluster", "cluster number inside the SAE, by smallest member"),
 )

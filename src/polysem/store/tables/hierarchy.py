@@ -22,8 +22,7 @@ RELATIONS = c.table("relations", 1, "sae", "i", "j")(
 )
 
 ABSORPTION = c.table("absorption", 1, "sae", "feature")(
-    c.SAE,
-    c.FEATURE,
+    *(c.SAE, c.FEATURE),
     c.count("n_on", "tokens", "on which the probe of the feature is on"),
     c.number("f1", "", "of the probe on the feature's own tokens, where no child may have absorbed it"),
     c.flag("trusted", "whether the probe is good enough for a rate"),
@@ -32,8 +31,7 @@ ABSORPTION = c.table("absorption", 1, "sae", "feature")(
 )
 
 META_CODE = c.table("meta_code", 1, "sae", "feature")(
-    c.SAE,
-    c.FEATURE,
+    *(c.SAE, c.FEATURE),
     Column(
         "atoms",
         c.INTS,

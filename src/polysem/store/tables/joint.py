@@ -111,8 +111,7 @@ PLANS = c.table("plans", 1, "plan", "arm")(
 PLAN_DOSES = c.table("plan_doses", 1, "plan", "arm", "sae", "feature")(
     c.index("plan", "number of the wish"),
     c.text("arm", "as in plans"),
-    c.SAE,
-    c.FEATURE,
+    *(c.SAE, c.FEATURE),
     c.text("site", "where it is pushed"),
     c.number("strength", "activation", "length of what is added, signed"),
     c.number("kl", "nats", "of this push alone, to first order"),

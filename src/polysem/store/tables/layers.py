@@ -7,8 +7,7 @@ _TARGET = c.text("target", "label of the dictionary that reads")
 _I = c.index("i", "feature of the source")
 
 LAYER_BLOCKS = c.table("layer_blocks", 1, "source", "target")(
-    _SOURCE,
-    _TARGET,
+    *(_SOURCE, _TARGET),
     c.text("writes", "where the source first writes"),
     c.text("reads", "where the target reads"),
     c.text("norm", "what of a norm between is folded into weights; - where there are none"),
@@ -27,8 +26,7 @@ LAYER_BLOCKS = c.table("layer_blocks", 1, "source", "target")(
 )
 
 LAYER_DENSITY = c.table("layer_density", 1, "source", "target", "weight_low", "lift_bin")(
-    _SOURCE,
-    _TARGET,
+    *(_SOURCE, _TARGET),
     c.number("weight_low", "rms", "least |weight| of the bin, in root mean squares"),
     c.number("weight_high", "rms", "end of the bin; inf for the last"),
     c.index("lift_bin", "0: never co-fire; then bins of co-firing over chance"),
@@ -38,9 +36,7 @@ LAYER_DENSITY = c.table("layer_density", 1, "source", "target", "weight_low", "l
 )
 
 LAYER_EDGES = c.table("layer_edges", 1, "source", "i", "target", "j")(
-    _SOURCE,
-    _I,
-    _TARGET,
+    *(_SOURCE, _I, _TARGET),
     c.index("j", "feature of the target"),
     c.text("chosen", "by what it is listed: effectiveness, moderate, weight, era, natural; several with +"),
     c.text("gloss_i", "of the source", nullable=True),
@@ -62,8 +58,7 @@ LAYER_EDGES = c.table("layer_edges", 1, "source", "i", "target", "j")(
 )  # fmt: skip
 
 LAYER_TOKENS = c.table("layer_tokens", 1, "source", "i", "token")(
-    _SOURCE,
-    _I,
+    *(_SOURCE, _I),
     c.index("token", "id"),
     c.text("token_str", "as text"),
     c.number("weight", "logit per activation", "direct, through the final norm with its scale frozen; less the mean of all logits"),
@@ -74,8 +69,7 @@ LAYER_TOKENS = c.table("layer_tokens", 1, "source", "i", "token")(
 )  # fmt: skip
 
 LAYER_FINDINGS = c.table("layer_findings", 1, "source", "target", "hypothesis", "quantity", "by", "dose")(
-    _SOURCE,
-    _TARGET,
+    *(_SOURCE, _TARGET),
     c.text("hypothesis", "as in the closed choices"),
     c.text("quantity", "what is measured"),
     c.text("by", "what tells it, or what it is compared with; - where there is nothing"),

@@ -4,8 +4,7 @@ from polysem.store.schema import Column
 from polysem.store.tables import columns as c
 
 PAIRS = c.table("pairs", 2, "sae", "sae_j", "i", "j")(
-    c.SAE,
-    c.SAE_J,
+    *(c.SAE, c.SAE_J),
     c.index("i", "first feature: row of W_dec of `sae`; i < j within one dictionary"),
     c.index("j", "second feature: row of W_dec of `sae_j`"),
     c.number("interference", "cosine", "d_i . d_j of unit decoder rows, signed"),
@@ -50,8 +49,7 @@ NEAR = c.table("near", 1, "sae", "vector", "feature", late=True)(
 )
 
 DENSITY = c.table("density", 2, "sae", "sae_j", "interference_lo", "similarity_lo")(
-    c.SAE,
-    c.SAE_J,
+    *(c.SAE, c.SAE_J),
     c.number("interference_lo", "cosine", "lower edge of the cell (inclusive)"),
     c.number("interference_hi", "cosine", "upper edge"),
     c.number("similarity_lo", "cosine", "lower edge (inclusive)"),
@@ -60,8 +58,7 @@ DENSITY = c.table("density", 2, "sae", "sae_j", "interference_lo", "similarity_l
 )
 
 SPECTRUM = c.table("spectrum", 3, "sae", "sae_j", "threshold")(
-    c.SAE,
-    c.SAE_J,
+    *(c.SAE, c.SAE_J),
     c.number("threshold", "cosine", "pairs with interference above it are counted (below, if negative)"),
     c.count("n_pairs", "pairs", "observed"),
     c.number("n_isotropic", "pairs", "expected for random unit vectors in d_in dimensions"),

@@ -29,8 +29,7 @@ JUDGEMENTS = c.table("judgements", 1, "measure", "judge", "other")(
 )
 
 WRITTEN_GLOSSES = c.table("written_glosses", 1, "sae", "feature", "explainer")(
-    c.SAE,
-    c.FEATURE,
+    *(c.SAE, c.FEATURE),
     c.text("explainer", "name in the panel"),
     c.text("judge", "who scored the gloss"),
     c.text("gloss", "null where no reply was one", nullable=True),

@@ -7,8 +7,7 @@ from polysem.vocabulary import DOSE_UNITS, LOCI, RELATIONS, TOKEN_SETS
 from polysem.vocabulary import SIMILARITIES as SIMILARITY_NAMES
 
 PLAN = c.table("plan", 4, "trial_id")(
-    c.TRIAL,
-    c.SAE,
+    *(c.TRIAL, c.SAE),
     c.text("site", "hook point that is edited"),
     c.text("locus", " | ".join(LOCI)),
     c.text("relation", "what the source is to the target: " + " | ".join(RELATIONS)),

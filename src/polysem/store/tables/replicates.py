@@ -8,8 +8,7 @@ _SECOND = c.text("second", "the same of another one of the site")
 
 REPLICATES = c.table("replicates", 1, "number", "first", "second")(
     c.index("number", "of the two among all pairs, in the order in which they were given"),
-    _FIRST,
-    _SECOND,
+    *(_FIRST, _SECOND),
     c.count("n", "features", "matched one to one"),
     c.number("pw_mcc", "cosine", "mean |cosine| of matched decoder rows (PW-MCC)"),
     c.number("turned", "cosine", "the same with the second one turned at random"),
@@ -20,8 +19,7 @@ REPLICATES = c.table("replicates", 1, "number", "first", "second")(
 
 SURVIVAL = c.table("survival", 1, "number", "matched", "low")(
     c.index("number", "of the two dictionaries"),
-    _FIRST,
-    _SECOND,
+    *(_FIRST, _SECOND),
     c.text("matched", "which matched features"),
     c.number("low", "cosine", "lower end of the bin of |interference| in the first one"),
     c.number("high", "cosine", "its upper end"),
@@ -34,8 +32,7 @@ SURVIVAL = c.table("survival", 1, "number", "matched", "low")(
 
 SHARED_SPANS = c.table("shared_spans", 1, "number", "group")(
     c.index("number", "of the two dictionaries"),
-    _FIRST,
-    _SECOND,
+    *(_FIRST, _SECOND),
     c.text("group", "neighbours: a feature that is not stable and its nearest such; all: all such as one group"),
     c.count("n_groups", "groups", "of the first one's features"),
     c.count("size", "features", "of a group"),
@@ -50,8 +47,7 @@ SHARED_SPANS = c.table("shared_spans", 1, "number", "group")(
 
 MATCHING = c.table("matching", 1, "number", "feature")(
     c.index("number", "of the two dictionaries"),
-    _FIRST,
-    _SECOND,
+    *(_FIRST, _SECOND),
     c.index("feature", "row of W_dec of the first one"),
     c.index("match", "row of W_dec of the second one that it is matched with, one to one"),
     c.number("decoder", "cosine", "of their decoder rows, signed"),

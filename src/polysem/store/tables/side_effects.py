@@ -58,8 +58,7 @@ SIDE_EFFECTS_MOVED = c.table("side_effects_moved", 1, "direction", "kind", "rank
 )
 
 SIDE_EFFECTS_LINEAR = c.table("side_effects_linear", 1, "sae", "feature")(
-    c.SAE,
-    c.FEATURE,
+    *(c.SAE, c.FEATURE),
     c.perhaps("on_target", "nats", "at the dose, by gradient"),
     c.perhaps("cleanliness", "nats per root nat", "on target / sqrt(2 KL)"),
     c.perhaps("percentile", "fraction", "of the features with a number that are less clean"),
@@ -72,8 +71,7 @@ SIDE_EFFECTS_LINEAR = c.table("side_effects_linear", 1, "sae", "feature")(
 CLEANER = c.table("cleaner", 1, "direction", "rank")(
     DIRECTION,
     c.index("rank", "0 is the cleanest, by gradient"),
-    c.SAE,
-    c.FEATURE,
+    *(c.SAE, c.FEATURE),
     c.text("gloss", "of the feature", nullable=True),
     c.number("cleanliness", "nats per root nat", "of the feature on the direction's tokens, either way"),
     c.number("reach_sets", "sets", "participation ratio of token sets"),

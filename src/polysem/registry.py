@@ -29,6 +29,12 @@ def lazy_names(
     return resolve, lambda: sorted(homes)
 
 
+def attribute(reference: str) -> Any:
+    """The object behind "module:attribute"."""
+    module, _, name = reference.partition(":")
+    return getattr(importlib.import_module(module), name)
+
+
 def did_you_mean(name: str, known: Mapping[str, Any] | list[str]) -> str:
     """'; did you mean X?' for the closest known name, or nothing."""
     close = difflib.get_close_matches(name, list(known), n=1)

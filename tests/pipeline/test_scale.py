@@ -237,8 +237,8 @@ def test_a_ray_node_with_other_versions_is_refused(cluster, out, monkeypatch):
     from polysem.errors import MismatchError
 
     # Tasks import the module anew, so that only the driver has the other version.
-    real = on_ray._version
-    monkeypatch.setattr(on_ray, "_version", lambda name: "0.0" if name == "torch" else real(name))
+    real = on_ray.version_of
+    monkeypatch.setattr(on_ray, "version_of", lambda name: "0.0" if name == "torch" else real(name))
     with pytest.raises(MismatchError, match=r"has other versions: .*torch"):
         finish(out, engine="ray")
 

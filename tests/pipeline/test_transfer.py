@@ -138,16 +138,16 @@ def test_a_finished_study_is_opened_as_a_result(white_box, tmp_path):
 
 
 def test_the_report_shows_every_declared_category_and_loads_nothing(white_box):
-    from polysem.report.transfer_section import write_transfer_report
+    from polysem.report.html import write_page
 
-    page = write_transfer_report(white_box[0]).read_text(encoding="utf-8")
+    page = write_page(white_box[0], "transfer").read_text(encoding="utf-8")
     rows = read_transfer(white_box[0])["transfer_effects"].to_pylist()
     for row in rows:
         assert f'<td class="words">{row["arm"]}</td><td class="words">{row["category"]}</td>' in page
     for what in ("http://", "https://", "<script", "nan", " inf"):
         assert what not in page.replace("arXiv", ""), what
     assert "36.93**" in page, "the paper's table stands beside"
-    assert write_transfer_report(white_box[0]).read_text(encoding="utf-8") == page
+    assert write_page(white_box[0], "transfer").read_text(encoding="utf-8") == page
 
 
 def test_directions_in_the_target_are_what_a_push_does(white_box):
@@ -263,7 +263,7 @@ def test_effects_that_do_not_follow_from_the_trials_are_noticed(white_box, tmp_p
 
 
 def test_defences_are_judged_on_the_studys_own_prompts(white_box):
-    from polysem.report.defence import write_defence_page
+    from polysem.report.html import write_page
     from polysem.store import io
     from polysem.store.tables import DEFENCES, PROTECTED
 
@@ -279,7 +279,7 @@ def test_defences_are_judged_on_the_studys_own_prompts(white_box):
     for r in steered:
         assert 0 < r["kept"] <= 1
         assert r["off_after"] < r["off_before"], "what is projected out moves the protected categories less"
-    page = write_defence_page(white_box[0])
+    page = write_page(white_box[0], "defend")
     assert "AUROC" in page.read_text(encoding="utf-8")
     assert "http://" not in page.read_text(encoding="utf-8")
 

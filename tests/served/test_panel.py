@@ -11,7 +11,7 @@ from polysem.engine import make_beside
 from polysem.errors import ConfigError, StoreError
 from polysem.glosses import read_glosses
 from polysem.http import Retries
-from polysem.report.interpret import write_explain_page, write_judge_page
+from polysem.report.html import write_page
 from polysem.store import io
 from polysem.store.tables import CONTEXTS, JUDGED, JUDGEMENTS, PAIRS, WRITTEN_GLOSSES
 from polysem.targets import Budget, ResponseCache, ServedTarget, Serving
@@ -109,7 +109,7 @@ def test_judges_annotate_agree_and_choose(run, tmp_path):
     assert found["kappa", "ann"]["other"] == "bob"
     assert found["forced choice", "bob"]["n"] == 0, "a judge that always says A has said nothing"
     assert found["forced choice", "ann"]["n"] + found["forced choice", "ann"]["n_missing"] == len(trials)
-    page = write_judge_page(run).read_text(encoding="utf-8")
+    page = write_page(run, "judge").read_text(encoding="utf-8")
     for what in ("ann, bob", "Wilson", "64.3"):
         assert what in page
     assert "<script" not in page
@@ -178,7 +178,7 @@ def test_explainers_write_glosses_that_a_study_can_read_and_others_score_them(ru
     glosses = read_glosses(f"file:{run / 'explain' / SAE}", d_sae=WORLD.n_features)
     assert {(g.feature, g.text) for g in glosses} == {(r["feature"], r["gloss"]) for r in rows}
     assert {g.explainer for g in glosses} == {"ann", "bob"}
-    page = write_explain_page(run).read_text(encoding="utf-8")
+    page = write_page(run, "explain").read_text(encoding="utf-8")
     assert "the word" in page
     assert "<script" not in page
 
@@ -189,7 +189,7 @@ def test_an_explainer_that_gives_no_gloss_is_counted_and_scored_by_nobody(run, t
     rows = read(run / "explain" / "written_glosses.parquet", WRITTEN_GLOSSES)
     assert {r["gloss"] for r in rows} == {None}
     assert {r["detection"] for r in rows} == {None}
-    assert "–" in write_explain_page(run).read_text(encoding="utf-8")
+    assert "–" in write_page(run, "explain").read_text(encoding="utf-8")
 
 
 def test_a_budget_that_is_too_small_and_what_is_not_there_are_said_before_anything_is_sent(run, tmp_path):

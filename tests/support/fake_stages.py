@@ -12,9 +12,8 @@ import pyarrow as pa
 from polysem.config import Study
 from polysem.errors import PolysemError
 from polysem.progress import SILENT
-from polysem.store import run as store_run
 from polysem.store.schema import Schema
-from polysem.store.tables import PLAN, PROMPTS, STAGES, TRIALS
+from polysem.store.tables import HOMES, PLAN, PROMPTS, STAGES, TRIALS
 from polysem.types import Site
 
 N_BATCHES = 5
@@ -106,7 +105,7 @@ class Fakes:
     def map_pairs(self, sae: object, features: Any, *, config: object, label: str) -> SimpleNamespace:
         self.note(f"pairs {label}")
         made = {schema.name: schema.empty() for schema in STAGES["pairs"]}
-        made["pairs"] = table(store_run._HOMES["pairs"][1], [{"sae": label, "i": 0, "j": 1}])
+        made["pairs"] = table(HOMES["pairs"][1], [{"sae": label, "i": 0, "j": 1}])
         return SimpleNamespace(tables=lambda: made)
 
     def make_prompts(self, *_: object, **__: object) -> pa.Table:

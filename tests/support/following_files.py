@@ -69,11 +69,11 @@ from support.tiny import save_tiny_model
 
 
 @followed(
-    "engine/joint.py: --towards",
+    "engine/options.py: --towards",
     "engine/making.py: raise --n-clean",
     "engine/run.py: polysem trials STUDY.toml --shard 1/8",
-    "engine/side_effects.py: give --more FILE and --less FILE",
-    "engine/side_effects.py: give --features",
+    "engine/options.py: give --more FILE and --less FILE",
+    "engine/options.py: give --features",
     "side_effects/directions.py: polysem side-effects",
     "side_effects/directions.py: leave --site out",
     "side_effects/directions.py: give one of them as --site",
@@ -137,12 +137,11 @@ def options(do: Following) -> None:
     "store/run.py: polysem run STUDY.toml --out X",
     "boundary/runs.py: polysem run STUDY.toml --out X",
     "store/run.py: choose another --out",
-    "report/source.py: polysem run STUDY.toml --out X",
     "replicate.py: polysem zoo",
     "replicate.py: polysem replicate",
     "cli/beside.py: polysem guard --init",
     "engine/guard.py: polysem guard --init",
-    "engine/generate.py: --kl 0.05,0.5",
+    "engine/options.py: --kl 0.05,0.5",
 )
 def commands(do: Following) -> None:
     from polysem.replicate import replicate

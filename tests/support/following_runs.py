@@ -46,7 +46,7 @@ from polysem.hierarchy.firing import fired
 from polysem.joint.planner import LinearPlan, least_kl
 from polysem.joint.run import joint_rows
 from polysem.models import load_model
-from polysem.report.defence import write_defence_page
+from polysem.report.html import write_page
 from polysem.saes.base import SAE, unit_rows
 from polysem.saes.transcoders import load_transcoders
 from polysem.side_effects.directions import Direction
@@ -566,7 +566,7 @@ def transfers(do: Following) -> None:
     assert open_target(served.model_copy(update={"tokenizer": None}), do.folder)
     out = do.folder / "out"
     run_transfer(folder / "transfer.toml", out, say=lambda _: None)
-    command = do.hint(lambda: write_defence_page(out))
+    command = do.hint(lambda: write_page(out, "defend"))
     assert command == f"polysem defend '{out}'"
     do.command(*shlex.split(command)[1:], "--n-clean", "20")
-    assert write_defence_page(out).is_file()
+    assert write_page(out, "defend").is_file()

@@ -66,7 +66,8 @@ def rows(run, locus):
 
 
 def drawn_curves(run, locus, rows):
-    return cards.curves([locus], rows, level=run.study.effects.level, response=run.table("response"))
+    pairs = [(row.sae, row.i, row.j) for row in rows]
+    return cards.curves([locus], pairs, level=run.study.effects.level, response=run.table("response"))
 
 
 def test_every_measured_pair_is_drawn_with_the_numbers_of_the_table(run, locus, rows):

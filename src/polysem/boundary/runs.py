@@ -13,16 +13,16 @@ _MOST, _SHOWN = 500, 4
 """folders that are looked at in one place; that are named"""
 
 
-def refuse_run_folder(root: Path, error: type[PolysemError], *, needs: str = "study.toml") -> NoReturn:
+def refuse_run_folder(root: Path, error: type[PolysemError]) -> NoReturn:
     """Raises `error`: what `root` is instead of a run folder, and which run folders lie in it, above or beside it."""
     if not _is(root, Path.exists):
         why = "there is nothing of this name"
     elif not _is(root, Path.is_dir):
         why = "it is a file"
     elif _is(root / "transfer.toml", Path.is_file):
-        why = f"it is the folder of a transfer study and holds no {needs}"
+        why = "it is the folder of a transfer study and holds no study.toml"
     else:
-        why = f"it holds no {needs}"
+        why = "it holds no study.toml"
     near = run_folders_near(root)
     raise error(
         f"{root} is no run folder: {why}; {MADE_BY}",

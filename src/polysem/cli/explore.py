@@ -12,16 +12,14 @@ from polysem.cli.shell import AsJson, result, say, verb, working
 def explore(
     run: Annotated[Path, Argument(metavar="RUN", help="A run folder, finished or not.")],
     export: Annotated[
-        Path | None,
-        Option(metavar="DIR", help="Write static files into a new folder and end."),
+        Path | None, Option(metavar="DIR", help="Write static files into a new folder and end.")
     ] = None,
     live: Annotated[
         bool,
         Option("--live", help="Load the study's model when it is first steered, and let pages steer it."),
     ] = False,
     against: Annotated[
-        Path | None,
-        Option(metavar="RUN", help="Another run, beside this one under Results."),
+        Path | None, Option(metavar="RUN", help="Another run, beside this one under Results.")
     ] = None,
     host: Annotated[str, Option(help="Address to listen at.")] = "127.0.0.1",
     port: Annotated[int, Option(min=0, max=65535, help="0 takes a free one.")] = 0,

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from typer import Argument, Option
 
-from polysem.cli.shell import AsJson, print_json, result, verb, working
+from polysem.cli.shell import AsJson, numbers_of, print_json, result, verb, working
 
 if TYPE_CHECKING:
     from polysem.store.run import RunFolder
@@ -17,16 +17,14 @@ def relations(
     sae: Annotated[str, Argument(metavar="SAE", help="Reference of an autoencoder.")],
     corpus: Annotated[str, Option(help="Text: zoo:NAME, a file or a folder.")],
     narrow: Annotated[
-        list[str] | None,
-        Option(metavar="SAE", help="A dictionary of the site with fewer features; repeat."),
+        list[str] | None, Option(metavar="SAE", help="A dictionary of the site with fewer features; repeat.")
     ] = None,
     model: Annotated[str, Option(help="Model; default the one that the dictionary names.")] = "",
     tokens: Annotated[int, Option(min=1000, help="Of the text.")] = 60_000,
     context: Annotated[int, Option(min=2, help="Tokens of a row, BOS included.")] = 128,
     probes: Annotated[int | None, Option(min=1, help="Features asked for absorption; default all.")] = None,
     levels: Annotated[
-        str,
-        Option(help="Inner sizes of a nested (Matryoshka) dictionary, as 288,576,1152."),
+        str, Option(help="Inner sizes of a nested (Matryoshka) dictionary, as 288,576,1152.")
     ] = "",
     without: Annotated[
         Path | None,
@@ -50,7 +48,7 @@ def relations(
     from polysem.store.tables import SLOPES_WITHOUT
     from polysem.vocabulary_findings import KINSHIPS
 
-    sizes = sizes_of(levels)
+    sizes = list(numbers_of(levels, "--levels", "288,576,1152"))
     run = None if without is None else RunFolder.open(without)
     labels = [] if run is None else labels_of(run, sae)
     with working("relations") as report:
@@ -113,16 +111,6 @@ def relations(
             print(f"  {_told(r)}")
         if out is not None:
             result(out)
-
-
-def sizes_of(levels: str) -> list[int]:
-    """The sizes in `--levels`."""
-    from polysem.errors import ConfigError
-
-    parts = [part.strip() for part in levels.split(",") if part.strip()]
-    if not all(part.isdecimal() for part in parts):
-        raise ConfigError(f"--levels {levels!r}; expected sizes", hint="as 288,576,1152")
-    return [int(part) for part in parts]
 
 
 def said_of_levels(rows: list[dict[str, Any]]) -> Iterator[str]:

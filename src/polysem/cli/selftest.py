@@ -16,8 +16,7 @@ if TYPE_CHECKING:
 @verb
 def selftest(
     full: Annotated[
-        bool,
-        Option("--full/--quick", help="The sizes of the published table (up to an hour), or minutes."),
+        bool, Option("--full/--quick", help="The sizes of the published table (up to an hour), or minutes.")
     ] = False,
     as_json: AsJson = False,
     world: Annotated[

@@ -1,6 +1,7 @@
 """What verbs share: how errors end, where progress goes, options that several have."""
 
 import functools
+import inspect
 import json
 import logging
 import math
@@ -9,8 +10,9 @@ import sys
 import tomllib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
+from dataclasses import Field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, ParamSpec
+from typing import TYPE_CHECKING, Annotated, Any, Literal, ParamSpec
 
 import typer
 from typer import Argument, Option
@@ -19,6 +21,7 @@ from polysem.boundary.door import brief
 from polysem.errors import ConfigError, PolysemError
 
 if TYPE_CHECKING:
+    from polysem.engine.options import StageOptions
     from polysem.progress import Reporter
 
 P = ParamSpec("P")
@@ -59,6 +62,60 @@ def numbers_of(text: str, option: str, example: str) -> tuple[int, ...]:
             f"{option} {brief(text)}: expected whole numbers with commas", hint=f"{option} {example}"
         )
     return tuple(map(int, parts))
+
+
+def asks(kind: "type[StageOptions]") -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Makes a verb of a function (study file, out, options, *, ignore_versions, as_json): every option of `kind` that is `asked`
+    is one of its own. A tuple of numbers is written with commas, one of texts by giving the option again."""
+    own = {one.metadata["flag"] or one.name: one for one in fields(kind) if one.metadata}  # type: ignore[arg-type]
+
+    def made(function: Callable[..., None]) -> Callable[..., None]:
+        @verb
+        def asking(
+            study_file: Path, out: Path | None, ignore_versions: bool, as_json: bool, **given: Any
+        ) -> None:
+            options = kind(**{one.name: _taken(given[flag], one, flag) for flag, one in own.items()})
+            function(study_file, out, options, ignore_versions=ignore_versions, as_json=as_json)
+
+        asking.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+            [
+                _parameter("study_file", StudyFile),
+                _parameter("out", Out, None),
+                *(_option(flag, one) for flag, one in own.items()),
+                _parameter("ignore_versions", IgnoreVersions, False),
+                _parameter("as_json", AsJson, False),
+            ]
+        )
+        return asking
+
+    return made
+
+
+def _parameter(name: str, annotation: Any, default: Any = inspect.Parameter.empty) -> inspect.Parameter:
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+
+
+def _option(flag: str, one: "Field[Any]") -> inspect.Parameter:
+    kind, default = one.type, one.default
+    if kind == tuple[str, ...]:
+        kind, default = list[str] | None, None
+    elif isinstance(default, tuple):
+        kind, default = str, ",".join(f"{number:g}" for number in default)
+    named = f"--{flag.replace('_', '-')}"
+    option = Option(named, metavar=one.metadata["metavar"], help=one.metadata["help"])
+    return _parameter(flag, Annotated[kind, option], default)  # type: ignore[valid-type]
+
+
+def _taken(given: Any, one: "Field[Any]", flag: str) -> Any:
+    """The value of a field, of what was typed."""
+    if one.type == tuple[int, ...]:
+        return numbers_of(given, f"--{flag}", "12,40")
+    if one.type == tuple[float, ...]:
+        try:
+            return tuple(float(part) for part in given.split(",") if part.strip())
+        except ValueError as error:
+            raise ConfigError(f"--{flag} {given!r}: expected numbers with commas, as 0.05,0.5") from error
+    return tuple(given or ()) if one.type == tuple[str, ...] else given
 
 
 def shard_of(text: str) -> tuple[int, int] | None:

@@ -54,12 +54,10 @@ def run(
     force: Force = False,
     ignore_versions: IgnoreVersions = False,
     track: Annotated[
-        str,
-        Option(metavar="TRACKER:PROJECT", help="Log what was found, once: trackio, wandb, mlflow."),
+        str, Option(metavar="TRACKER:PROJECT", help="Log what was found, once: trackio, wandb, mlflow.")
     ] = "",
     profile: Annotated[
-        bool,
-        Option("--profile", help="Count CPU seconds by stage and kind of work; kept in profile.json."),
+        bool, Option("--profile", help="Count CPU seconds by stage and kind of work; kept in profile.json.")
     ] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -312,11 +310,7 @@ def check(study_file: StudyFile, out: Out = None, as_json: AsJson = False) -> No
 
 
 @verb
-def status(
-    run: RunArgument,
-    as_json: AsJson = False,
-    ignore_versions: IgnoreVersions = False,
-) -> None:
+def status(run: RunArgument, as_json: AsJson = False, ignore_versions: IgnoreVersions = False) -> None:
     """Say of every stage whether it is absent, partial, fresh, stale or foreign, and why."""
     from polysem.engine import run_status
     from polysem.store.manifest import other_format

@@ -8,7 +8,7 @@ row. A run that is killed costs the SAE it was at.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,7 +17,8 @@ import pyarrow.compute as pc
 
 from polysem.categories import builtin, is_about
 from polysem.engine.context import StudyContext
-from polysem.engine.task import Made, StageOptions, Tables, Task
+from polysem.engine.options import AtlasOptions
+from polysem.engine.task import Made, Tables, Task
 from polysem.errors import ConfigError
 from polysem.progress import Reporter
 from polysem.seeds import rng_for, short_hash
@@ -29,35 +30,6 @@ if TYPE_CHECKING:
 
 STEERED_TOWARD = 10
 """unrelated features of every category, the first by prediction, that are steered for real"""
-
-
-@dataclass(frozen=True)
-class AtlasOptions(StageOptions):
-    """What the atlas of a study is made with."""
-
-    token_set: str = "out"
-    """which target tokens are read: in | out"""
-    n_prompts: int = 16
-    """prompts that gradients are averaged over, by id (a hash, so they are a sample)"""
-    top: int = 50
-    """sources kept per target"""
-    sample: int = 100
-    """pairs of each stratum that are steered for real"""
-    sample_prompts: int = 4
-    kl: float = 0.01
-    """nats at which they are steered"""
-
-    def check(self) -> None:
-        """Raises ConfigError for a value that cannot be."""
-        if self.token_set not in ("in", "out"):
-            raise ConfigError(f"token set {self.token_set!r}; expected in or out")
-        for name in ("n_prompts", "top", "sample_prompts"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} {getattr(self, name)}; expected at least 1")
-        if self.sample < 0 or not 0 < self.kl < 10:
-            raise ConfigError(
-                f"sample {self.sample}, kl {self.kl}; expected sample >= 0 and 0 < kl < 10 nats"
-            )
 
 
 def make(task: Task) -> Made | None:

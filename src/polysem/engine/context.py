@@ -14,9 +14,8 @@ import pyarrow.compute as pc
 from polysem.config import SAEConfig, Study, TranscoderConfig
 from polysem.engine.cache import SAECache, check_named
 from polysem.engine.sources import Pins, is_local
-from polysem.errors import ConfigError, MismatchError, StoreError
+from polysem.errors import ConfigError, MismatchError
 from polysem.places import Places
-from polysem.store.manifest import Manifest
 from polysem.store.run import RunFolder
 
 if TYPE_CHECKING:
@@ -33,7 +32,9 @@ class StudyContext:
         self.study = study
         self.run = run
         self.places = places or run.places()
-        self.pins = Pins.of(_features_manifest(run))
+        self.pins = Pins.of(
+            run.seen("features")[0]
+        )  # a damaged manifest settles nothing, and its stage is made again
         self.gated = False
 
     @cached_property
@@ -51,7 +52,7 @@ class StudyContext:
     @cached_property
     def saes(self) -> SAECache:
         """The study's SAEs by label, in its order; each checked against the model where `gate` was called."""
-        manifest = None if self.gated else _features_manifest(self.run)
+        manifest = None if self.gated else self.run.seen("features")[0]
         known = manifest.facts.get("saes", {}) if manifest else {}
         cache = SAECache(self.study.saes, self._sae, known=known)
         check_named(self.study, cache)
@@ -79,9 +80,9 @@ class StudyContext:
         return ChainMap(self.vectors, self.saes) if self.study.vectors else self.saes  # pyright: ignore[reportArgumentType]  (is only read)
 
     @cached_property
-    def features(self) -> "StoredFeatures":
-        """The feature table of the run folder."""
-        return StoredFeatures(self.run)
+    def features(self) -> "StoredTables":
+        """The feature table of the run folder, and its map of pairs."""
+        return StoredTables(self.run)
 
     def gate(self) -> None:
         """From now on SAEs are loaded with the model at hand, so that each must fit it and reconstruct it."""
@@ -187,17 +188,20 @@ def given_transcoders(entry: TranscoderConfig, model: Any) -> "TranscoderSet":
     return replace(found, layers=tuple(known[n] for n in entry.layers)) if entry.layers else found
 
 
-class StoredFeatures:
-    """The feature table of a run folder: all that `features.FeatureTable` has, each table read when it is first asked
-    for. Running the trials needs neither the contexts nor the embeddings, which are the bulk of it."""
+class StoredTables:
+    """The feature table of a run folder, all that `features.FeatureTable` has, and its map of pairs: each table read when it
+    is first asked for. Running the trials needs neither contexts nor embeddings, which are the bulk of it."""
 
-    def __init__(self, run: RunFolder, where: pc.Expression | None = None):
+    def __init__(
+        self, run: RunFolder, *, of_pairs: Sequence[str] | None = None, where: pc.Expression | None = None
+    ):
+        """`of_pairs`: columns of PAIRS that are read; `where`: rows of all tables; None: all."""
         self._run, self._embeddings = run, cache(run.embeddings)
-        self._table = cache(partial(run.table, where=where))
+        self._of_pairs, self._table = of_pairs, cache(partial(run.table, where=where))
 
-    def only(self, label: str) -> "StoredFeatures":
+    def only(self, label: str) -> "StoredTables":
         """The rows of one SAE, read by themselves."""
-        return StoredFeatures(self._run, pc.equal(pc.field("sae"), label))
+        return StoredTables(self._run, of_pairs=self._of_pairs, where=pc.equal(pc.field("sae"), label))
 
     @property
     def features(self) -> pa.Table:
@@ -224,37 +228,12 @@ class StoredFeatures:
         """By SAE label, [n_features d_embed] float32 unit rows; zero without a gloss."""
         return self._embeddings()
 
-
-class StoredPairs:
-    """The map of pairs of a run folder, read when it is asked for."""
-
-    def __init__(
-        self,
-        run: RunFolder,
-        *,
-        columns: Sequence[str] | None = None,
-        where: pc.Expression | None = None,
-    ):
-        """`columns` of PAIRS, and rows of both tables, that are read; None: all."""
-        self._run, self._columns, self._table = run, columns, cache(partial(run.table, where=where))
-
-    def only(self, label: str) -> "StoredPairs":
-        """The rows of one SAE, read by themselves."""
-        return StoredPairs(self._run, columns=self._columns, where=pc.equal(pc.field("sae"), label))
-
     @property
     def pairs(self) -> pa.Table:
         """PAIRS"""
-        return self._table("pairs", columns=self._columns)
+        return self._table("pairs", columns=self._of_pairs)
 
     @property
     def partners(self) -> pa.Table:
         """PARTNERS"""
         return self._table("partners")
-
-
-def _features_manifest(run: RunFolder) -> Manifest | None:
-    try:
-        return run.manifest("features")
-    except StoreError:
-        return None  # a damaged manifest settles nothing, and its stage is made again

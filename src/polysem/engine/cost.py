@@ -83,15 +83,8 @@ def estimate_cost(out: Path, *, sample: int = 4, reporter: Reporter = SILENT) ->
 
     def watched(batches: Sequence[int]) -> _Stopwatch:
         watch = _Stopwatch()
-        run_batches(
-            plan,
-            prompts,
-            context.features,
-            context.model,
-            context.dictionaries,
-            batches=batches,
-            reporter=watch,
-        )
+        some = (plan, prompts, context.features, context.model, context.dictionaries)
+        run_batches(*some, batches=batches, reporter=watch)
         watch.stop()
         return watch
 

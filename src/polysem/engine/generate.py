@@ -6,65 +6,19 @@ Arms are those of the plan at the locus `feature`: pairs, random features, and t
 by target, so that few arms are of many targets.
 """
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pyarrow.compute as pc
 
 from polysem.boundary.files import local_path
-from polysem.engine.task import Made, StageOptions, Task
+from polysem.engine.options import GenerateOptions
+from polysem.engine.task import Made, Task
 from polysem.errors import ConfigError
 from polysem.seeds import rng_for
-from polysem.store import io
 
 STAGE = "generate"
 RELATIONS = ("pair", "random_feature", "self")
-
-
-@dataclass(frozen=True)
-class GenerateOptions(StageOptions):
-    """How much is drawn, and of what."""
-
-    pairs: int = 40
-    """pairs of the plan; half as many random features, and half as many targets themselves"""
-    prompts: int = 8
-    tokens: int = 64
-    draws: int = 1
-    """texts of each prompt and push"""
-    kl: tuple[float, ...] = (0.05, 0.5)
-    """doses, nats of the next token"""
-    scope: str = "both"
-    """prompt | decode | both | a number of tokens"""
-    temperature: float = 1.0
-    sae: str = ""
-    """label of the dictionary; default: the first one that the plan has targets of"""
-    token_set: str = "out"
-    tasks: str = ""
-    """a file of questions"""
-
-    def check(self) -> None:
-        """Raises ConfigError for what cannot be asked."""
-        least = {"pairs": 2, "prompts": 3, "tokens": 2, "draws": 1}
-        for name, n in least.items():
-            if getattr(self, name) < n:
-                raise ConfigError(f"{name} {getattr(self, name)}; expected at least {n}")
-        if not self.kl or not all(0 < k <= 5 for k in self.kl) or len(set(self.kl)) < len(self.kl):
-            raise ConfigError(
-                f"doses {self.kl}; expected different nats above 0, and at most 5", hint="--kl 0.05,0.5"
-            )
-        if self.scope not in ("prompt", "decode", "both") and not (
-            self.scope.isdecimal() and int(self.scope)
-        ):
-            raise ConfigError(f"scope {self.scope!r}; expected prompt, decode, both, or a number of tokens")
-        if not 0 <= self.temperature < float("inf"):
-            raise ConfigError(f"temperature {self.temperature:g}; expected 0 or more")
-        if self.token_set not in ("in", "out"):
-            raise ConfigError(f"token set {self.token_set!r}; expected in or out")
-
-    def recorded(self) -> dict[str, Any]:
-        """As it goes into the manifest: the file by content."""
-        return super().recorded() | ({"tasks": io.sha256_of(local_path(self.tasks))} if self.tasks else {})
 
 
 def make(task: Task) -> Made:

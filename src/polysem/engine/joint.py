@@ -3,47 +3,13 @@
 joint/{joint_additivity,joint_sizes,joint_pairs,joint_layers,joint_findings,plans,plan_doses,plan_effects}.parquet
 """
 
-from dataclasses import dataclass
-from typing import Any
-
 from polysem.config import JointConfig
+from polysem.engine.options import JointOptions
 from polysem.engine.side_effects import tokens_of
-from polysem.engine.task import Made, StageOptions, Task
-from polysem.errors import ConfigError
+from polysem.engine.task import Made, Task
 
 MOST_SITES = 3
 """that are taken where the study names none"""
-
-
-@dataclass(frozen=True)
-class JointOptions(StageOptions):
-    """What a plan should reach."""
-
-    towards: tuple[str, ...] = ()
-    """WORDS=NATS: words with commas, or a category, and the change of their log-odds; none: as many as the study's joint.plans
-    at random"""
-    protect: tuple[str, ...] = ()
-    """words with commas, or categories, that should stay where they are"""
-
-    def check(self) -> None:
-        """Raises ConfigError for what cannot be asked."""
-        for one in self.towards:
-            words, sign, nats = one.rpartition("=")
-            try:
-                good = bool(words and sign) and 0 < abs(float(nats)) < float("inf")
-            except ValueError:
-                good = False
-            if not good:
-                raise ConfigError(
-                    f"--towards {one!r}: expected words and nats, other than 0",
-                    hint="--towards happy,joy=0.5",
-                )
-        if self.protect and not self.towards:
-            raise ConfigError("nothing is wanted besides what is protected", hint="--towards happy,joy=0.5")
-
-    def recorded(self) -> dict[str, Any]:
-        """As it goes into the manifest."""
-        return {name: value for name, value in super().recorded().items() if value}
 
 
 def make(task: Task) -> Made:
@@ -54,7 +20,8 @@ def make(task: Task) -> Made:
     from polysem.positions import positions_of
     from polysem.side_effects.scene import Scene, readouts_after
 
-    context, study, options = task.context, task.study, task.options
+    context, study = task.context, task.study
+    options: JointOptions = task.options
     config: JointConfig = study.joint
     model, saes = context.model, context.saes
     labels = list(config.sites) or list(saes)

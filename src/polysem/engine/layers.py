@@ -18,7 +18,8 @@ import pyarrow.compute as pc
 
 from polysem.config import CorpusConfig
 from polysem.engine.context import StudyContext
-from polysem.engine.task import Made, StageOptions, Tables, Task
+from polysem.engine.options import LayersOptions
+from polysem.engine.task import Made, Tables, Task
 from polysem.errors import ConfigError
 from polysem.glosses.embed import EXPORT
 from polysem.progress import Reporter
@@ -33,31 +34,6 @@ LONGEST = 64
 """tokens of a row at most: events are run again row by row"""
 SPLICED = 8192
 """tokens of the splice test"""
-_AT_LEAST = {"sources": 2, "prompts": 3, "events": 1, "edges": 3, "steered": 0, "tokens": 0}
-
-
-@dataclass(frozen=True)
-class LayersOptions(StageOptions):
-    """How much is measured of every two dictionaries."""
-
-    sources: int = 100
-    """features that are pushed, and taken away"""
-    prompts: int = 24
-    """rows of text on which they are pushed"""
-    events: int = 12
-    """positions of each at which they are taken away"""
-    edges: int = 60
-    """edges whose help is measured"""
-    steered: int = 40
-    """sources that are steered at doses; 0: none"""
-    tokens: int = 0
-    """of the corpus; 0: as the study says"""
-
-    def check(self) -> None:
-        """Raises ConfigError for a value that cannot be."""
-        for name, least in _AT_LEAST.items():
-            if getattr(self, name) < least:
-                raise ConfigError(f"{name} {getattr(self, name)}; expected at least {least}")
 
 
 @dataclass(frozen=True)

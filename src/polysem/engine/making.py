@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow.compute as pc
 
-from polysem.engine.context import StoredPairs
-from polysem.engine.task import How, Made, StageOptions, Tables, Task
+from polysem.engine.context import StoredTables
+from polysem.engine.options import StageOptions
+from polysem.engine.task import How, Made, Tables, Task
 from polysem.errors import ConfigError, MismatchError
 from polysem.progress import Reporter
 from polysem.store import io
@@ -94,8 +95,7 @@ def kinship(task: Task) -> Made | None:
             embeddings=glosses,
             probes=asked.probes,
         )
-        listed = StoredPairs(task.run).only(label).pairs
-        counted = related_pairs(listed, found.relations, label=label, exclude=asked.exclude)
+        counted = related_pairs(own.pairs, found.relations, label=label, exclude=asked.exclude)
         return {
             "relations": found.relations, "absorption": found.absorption, "meta_code": found.meta_code,
             "related_pairs": counted,
@@ -122,11 +122,14 @@ def plan(task: Task) -> Made:
             "rows of some SAEs begin otherwise than those of others; of all prompts: %s", positions.said
         )
     prompts = make_prompts(study.prompts, study.corpus, context.model, positions=positions, seed=study.seed)
-    mined = StoredPairs(task.run, columns=MINED)
+    mined = StoredTables(task.run, of_pairs=MINED)
     kin = {"relations": task.run.table("relations")} if study.relations else {}
     own = context.vectors if study.vectors else None
     made = planning.make_plan(
-        study, context.features, mined, prompts, context.saes, model=context.model, vectors=own, **kin
+        *(study, context.features, mined, prompts, context.saes),
+        model=context.model,
+        vectors=own,
+        **kin,
     )
     wants_bos = {label: one.prepend_bos for label, one in begun.items()}
     log.info("positions: %s (SAEs with BOS: %s)", positions.said, wants_bos)
@@ -226,14 +229,7 @@ def transfer(task: Task) -> Made | None:
     """What two models share, and whether it moves others."""
     from polysem.transfer.run import make_transfer
 
-    found = make_transfer(
-        task.transfer,
-        task.run.folder("transfer"),
-        reporter=task.how.reporter,
-        say=task.how.say,
-        estimate_only=task.how.estimate_only,
-        retries=task.how.retries,
-    )
+    found = make_transfer(task.transfer, task.run.folder("transfer"), **_asked(task.how))
     return None if found is None else Made(task.run.write(task.stage, found.tables), found.facts)
 
 
@@ -268,13 +264,9 @@ def defend(task: Task) -> Made:
 
 
 def _asked(how: How) -> dict[str, Any]:
-    """What asking a panel of models takes of how a stage is made."""
-    return {
-        "say": how.say,
-        "estimate_only": how.estimate_only,
-        "retries": how.retries,
-        "reporter": how.reporter,
-    }
+    """What asking servers takes of how a stage is made."""
+    names = ("say", "estimate_only", "retries", "reporter")
+    return {name: getattr(how, name) for name in names}
 
 
 def judge(task: Task) -> Made | None:
@@ -282,8 +274,7 @@ def judge(task: Task) -> Made | None:
     from polysem.transfer.interpret import judge_pairs
 
     panel: JudgePanel = task.options
-    how = task.how
-    tables = judge_pairs(task.run, panel, **_asked(how))
+    tables = judge_pairs(task.run, panel, **_asked(task.how))
     return None if tables is None else Made(task.run.write(task.stage, tables), {})
 
 
@@ -292,8 +283,8 @@ def explain(task: Task) -> Made | None:
     from polysem.transfer.interpret import explain_features, gloss_files
 
     panel: JudgePanel = task.options
-    how, run = task.how, task.run
-    table = explain_features(run, panel, **_asked(how))
+    run = task.run
+    table = explain_features(run, panel, **_asked(task.how))
     if table is None:
         return None
     outputs = run.write(task.stage, {"written_glosses": table})

@@ -10,13 +10,13 @@ import importlib
 import logging
 import os
 from collections.abc import Mapping
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from polysem.engine.workers import forget_lock, lock_name, steps
 from polysem.errors import ConfigError, MismatchError, PolysemError, StoreError
 from polysem.progress import SILENT, Reporter
+from polysem.store.manifest import version_of
 from polysem.store.run import RunFolder, trial_parts
 from polysem.store.stages import packages_of
 
@@ -152,7 +152,7 @@ def _check_nodes(ray: Any, out: Path, *, ignore_versions: bool) -> None:
                 hint="put --out on a file system that all nodes share, under the same path",
             )
         odd = [
-            f"{name} {there['versions'][name] or 'absent'} (here {version or 'absent'})"
+            f"{name} {there['versions'][name]} (here {version})"
             for name, version in here["versions"].items()
             if there["versions"][name] != version
         ]
@@ -169,12 +169,5 @@ def _facts(out: str) -> dict[str, Any]:
 
     return {
         "plan": io.sha256_of(Path(out) / "plan" / "manifest.json"),
-        "versions": {name: _version(name) for name in packages_of("trials")},
+        "versions": {name: version_of(name) for name in packages_of("trials")},
     }
-
-
-def _version(name: str) -> str:
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return ""

@@ -17,8 +17,9 @@ from polysem import profiling
 from polysem.config import Study, parse_study, read_text
 from polysem.engine.check import check_study
 from polysem.engine.context import StudyContext
-from polysem.engine.status import Standings, manifest_of
-from polysem.engine.task import How, StageOptions, Task
+from polysem.engine.options import StageOptions
+from polysem.engine.status import Standings
+from polysem.engine.task import How, Task
 from polysem.engine.toml import to_toml
 from polysem.engine.workers import check_workers, lock_name, run_workers
 from polysem.errors import ConfigError, StoreError
@@ -198,7 +199,7 @@ def _beside(
         runner = _Runner(run, study, how)
         runner.bring(stage, options, recorded or {})
         report = REGISTRY["report"]
-        made = stage in report.shows and manifest_of(run, "report")[0] is not None
+        made = stage in report.shows and run.seen("report")[0] is not None
         if made and all(runner.state(name) == "fresh" for name in inputs_of("report", study)):
             runner.bring("report")
     return run
@@ -237,7 +238,7 @@ class _Runner:
             status, made_from = self.seen.look(stage, recorded)
         for name in inputs_of(stage, self.seen.settings(stage)):
             found = self.seen.status(name)
-            finished = REGISTRY[stage].reads == "finished" and manifest_of(self.run, name)[0] is not None
+            finished = REGISTRY[stage].reads == "finished" and self.run.seen(name)[0] is not None
             if found.state != "fresh" and not finished:
                 raise StoreError(
                     f"{stage} needs {name}, which is {found.state} in {self.run.root}: {found.reason}",

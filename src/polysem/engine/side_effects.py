@@ -7,7 +7,6 @@ A request takes the place of the one before; what it read is in the manifest by 
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,94 +14,14 @@ import numpy as np
 
 from polysem.boundary.files import local_path
 from polysem.categories import builtin
-from polysem.engine.task import Made, StageOptions, Task
+from polysem.engine.options import SideEffectsOptions
+from polysem.engine.task import Made, Task
 from polysem.errors import ConfigError
 from polysem.store import io
 from polysem.store.manifest import Output
 from polysem.types import Site
-from polysem.vocabulary import TOKEN_SETS
 
 STAGE = "side-effects"
-
-
-@dataclass(frozen=True)
-class SideEffectsOptions(StageOptions):
-    """What is asked for."""
-
-    features: tuple[int, ...] = ()
-    """decoder rows of the dictionary"""
-    top: int = 0
-    """the cleanest features by gradient"""
-    all_by_gradient: bool = False
-    """every feature, without a push"""
-    vectors: tuple[str, ...] = ()
-    """files"""
-    more: str = ""
-    """file of texts whose mean activation is steered towards ..."""
-    less: str = ""
-    """... and away from"""
-    other: str = ""
-    """a model of the same kind, whose mean activation on the study's prompts is steered towards, from the study's own"""
-    target: str = ""
-    """what files and texts are meant to move: a category of words, or words with commas between"""
-    sae: str = ""
-    """label of the dictionary; default: the one at the site, or the study's first"""
-    site: str = ""
-    """where files and texts are steered; default: as the file says, or the dictionary's"""
-    readout: str = ""
-    """label of the dictionary that is looked at; default: the last one that can see the push"""
-    positions: str = ""
-    """default: the plan's"""
-    token_set: str = "out"
-    kl: float = 0.05
-    """nats"""
-    coefficient: float | None = None
-    """in place of nats: how many times the vector as given is added"""
-    n_null: int = 40
-    forecast: int = 0
-    """features that are pushed to judge forecasts; 0: none"""
-    tokens: int = 20_000
-    """of the corpus, on which their firing is counted; 0: it is not"""
-    repair: bool = False
-
-    def check(self) -> None:
-        """Raises ConfigError for what cannot be asked."""
-        if bool(self.more) != bool(self.less):
-            raise ConfigError(
-                "a difference of means takes two files of texts", hint="give --more FILE and --less FILE"
-            )
-        if not (
-            self.features
-            or self.top
-            or self.all_by_gradient
-            or self.vectors
-            or self.more
-            or self.other
-            or self.forecast
-        ):
-            raise ConfigError(
-                "nothing is asked for",
-                hint="give --features 12,40, --top 20, --vector FILE, --more and --less, --other MODEL, or --all-by-gradient",
-            )
-        if self.token_set not in TOKEN_SETS:
-            raise ConfigError(f"token set {self.token_set!r}; expected one of {', '.join(TOKEN_SETS)}")
-        if min(self.top, self.forecast, self.tokens) < 0 or self.n_null < 1:
-            raise ConfigError(
-                f"top {self.top}, forecast {self.forecast}, tokens {self.tokens}, null {self.n_null}; "
-                "expected at least 0, 0, 0 and 1"
-            )
-        dose = self.kl if self.coefficient is None else self.coefficient
-        if not 0 < dose < float("inf"):
-            raise ConfigError(f"dose {dose:g}; expected a number above 0")
-
-    def recorded(self) -> dict[str, Any]:
-        """As it goes into the manifest: files by content."""
-        found = super().recorded()
-        files = [*self.vectors, *filter(None, (self.more, self.less))]
-        content = [io.sha256_of(local_path(file)) for file in files]
-        if self.other and (folder := local_path(self.other)).is_dir():
-            content.append(io.sha256_tree(folder))
-        return found | {"content": content}
 
 
 def make(task: Task) -> Made:
@@ -155,9 +74,9 @@ def _asked(task: Task, options: SideEffectsOptions) -> tuple[Any, list[Any], dic
     context = task.context
     model, saes, study = context.model, context.saes, task.study
     given = Site.parse(options.site) if options.site else None
-    found: list[tuple[str, str, Site | None, np.ndarray]] = []
-    for file in options.vectors:
-        found.append((Path(file).name, "file", *read_direction(local_path(file), site=given)))
+    found: list[tuple[str, str, Site | None, np.ndarray]] = [
+        (Path(file).name, "file", *read_direction(local_path(file), site=given)) for file in options.vectors
+    ]
     sites = {site for _, _, site, _ in found if site is not None} | ({given} if given else set())
     if len(sites) > 1:
         raise ConfigError(

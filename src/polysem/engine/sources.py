@@ -202,13 +202,13 @@ class _Where:
         return StudySource("corpus", ref, _corpus_path(self.places.find(ref)), revision=revision)
 
     def file(self, role: str, ref: str) -> StudySource:
-        return StudySource(role, ref, _local(self.places.find(ref).removeprefix("file:")))
+        return StudySource(role, ref, local_path(self.places.find(ref).removeprefix("file:")))
 
     def glosses(self, role: str, ref: str) -> Iterator[StudySource]:
         """`file:PATH` and `neuronpedia:REST`, each with `#NAME` perhaps; words without a colon read nothing from outside."""
         kind, _, rest = self.places.find(ref, or_name=True).partition(":")
         if kind in ("file", "neuronpedia"):
-            candidates = (_local(rest), _local(rest.rpartition("#")[0] or rest))
+            candidates = (local_path(rest), local_path(rest.rpartition("#")[0] or rest))
             path = next((p for p in candidates if p.exists()), None)
             yield StudySource(role, ref, candidates[-1] if path is None and kind == "file" else path)
 
@@ -221,20 +221,16 @@ def is_local(ref: str) -> bool:
 def _model_path(ref: str) -> Path | None:
     if ref.startswith("zoo:"):
         return zoo_path("models", ref.removeprefix("zoo:"))
-    return _local(ref) if _local(ref).is_dir() else None
+    return local_path(ref) if local_path(ref).is_dir() else None
 
 
 def _sae_path(ref: str, *, kind: str = "saes") -> Path | None:
     if ref.startswith(("zoo:", "zoo-real:")):
         return zoo_path(kind, ref)
-    return None if ref.startswith(("saelens:", "hub:")) else _local(ref)
+    return None if ref.startswith(("saelens:", "hub:")) else local_path(ref)
 
 
 def _corpus_path(ref: str) -> Path | None:
     if ref.startswith(DATASETS):
         return None
-    return zoo_path("texts", ref.removeprefix("zoo:")) if ref.startswith("zoo:") else _local(ref)
-
-
-def _local(ref: str) -> Path:
-    return local_path(ref)
+    return zoo_path("texts", ref.removeprefix("zoo:")) if ref.startswith("zoo:") else local_path(ref)

@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 from polysem.config import Study
 from polysem.engine.sources import Pins, Settings, content_of
 from polysem.engine.task import parts_of
-from polysem.errors import StoreError
 from polysem.places import Places
 from polysem.store.manifest import Manifest, StageInputs, StageStatus, State, compare
 from polysem.store.run import RunFolder
@@ -90,7 +89,7 @@ class Standings:
             stage: which.
             options: of its command; None takes those by which it was made.
         """
-        manifest, damage = manifest_of(self.run, stage)
+        manifest, damage = self.run.seen(stage)
         if options is None and manifest:
             options = manifest.made_from.parameters.get("options")
         made_from, unseen = self.inputs_now(stage, manifest, options)
@@ -125,9 +124,9 @@ class Standings:
         inputs: dict[str, str] = {}
         settings = self.settings(stage)
         for name in (*inputs_of(stage, settings), *REGISTRY[stage].shows):
-            manifest, _ = manifest_of(self.run, name)
+            manifest, _ = self.run.seen(name)
             inputs |= manifest.hashes if manifest else {}
-        settled = pins or Pins.of(manifest_of(self.run, "features")[0])
+        settled = pins or Pins.of(self.run.seen("features")[0])
         known = recorded.made_from.sources if recorded else None
         sources, unseen = content_of(settings, stage, places=self.places, pins=settled, recorded=known)
         return StageInputs.of(settings, stage, sources=sources, inputs=inputs, options=options), unseen
@@ -151,11 +150,3 @@ class Standings:
         parts = parts_of(settings, self.run, stage) if isinstance(settings, Study) else []
         good = sum(self.run.good_part(part, made_from) is not None for part in parts)
         return "partial", f"{good} of {len(parts)} parts" if parts else "begun"
-
-
-def manifest_of(run: RunFolder, stage: StageName) -> tuple[Manifest | None, str]:
-    """The manifest of a stage; None where it is not finished, with the reason where it is damaged."""
-    try:
-        return run.manifest(stage), ""
-    except StoreError as error:
-        return None, str(error).splitlines()[0]

@@ -10,8 +10,8 @@ finished: a shard of it was made, or only its cost was asked for.
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass
-from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
+from dataclasses import dataclass
+from typing import Any, NamedTuple, TypeVar
 
 import pyarrow as pa
 
@@ -48,18 +48,6 @@ class How:
     """of servers; None takes the usual ones"""
 
 
-@runtime_checkable
-class StageOptions(Protocol):
-    """What a command asks of a stage: `AtlasOptions`, `JudgePanel`, ..."""
-
-    def check(self) -> None:
-        """Raises ConfigError for what cannot be asked."""
-
-    def recorded(self) -> dict[str, Any]:
-        """As they stand in the manifest: files by content."""
-        return {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(self).items()}  # type: ignore[call-overload]
-
-
 class Made(NamedTuple):
     """The files of a stage and what was found out while making them."""
 
@@ -80,7 +68,7 @@ class Task:
     made_from: StageInputs
     how: How
     options: Any = None
-    """of the command, `StageOptions`; None for the stages of a study"""
+    """of the command, `engine.options.StageOptions`; None for the stages of a study"""
 
     @property
     def context(self) -> StudyContext:
@@ -123,7 +111,7 @@ class Task:
         steps = sizes or [1] * len(parts)
         if todo:
             total, left = (sum(steps[part.k] for part in some) for some in (mine, todo))
-            bar = _Steps(self.how.reporter, total=total, done=total - left, label=self.stage)
+            bar = Steps(self.how.reporter, total=total, done=total - left, label=self.stage)
             for part in todo:
                 started = now()
                 made = compute(part, bar)
@@ -179,7 +167,7 @@ def parts_of(study: Study, run: RunFolder, stage: StageName) -> list[Part]:
     return [Part(stage, k, n) for k in range(n)]
 
 
-class _Steps:
+class Steps:
     """One bar over the steps of all parts, where each part reports its own."""
 
     def __init__(self, reporter: Reporter, *, total: int, done: int, label: str):

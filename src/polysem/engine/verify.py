@@ -36,11 +36,7 @@ and log-odds of rare tokens magnify them."""
 
 
 def verify_run(
-    folder: Path,
-    *,
-    sample: int = 3,
-    inputs: Mapping[str, str] | None = None,
-    reporter: Reporter = SILENT,
+    folder: Path, *, sample: int = 3, inputs: Mapping[str, str] | None = None, reporter: Reporter = SILENT
 ) -> list[str]:
     """Everything that is wrong with a run folder, in words; empty if nothing is.
 

@@ -15,12 +15,13 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
+from polysem.engine.task import Steps
 from polysem.errors import ConfigError, StoreError
 from polysem.progress import SILENT, Reporter
 from polysem.store.lock import WHOLE
@@ -166,18 +167,12 @@ class _Step:
 
     def __init__(self, out: Path, total: int, reporter: Reporter):
         self._out, self._done = out, min(parts_there(out), total)
-        left = range(self._done, total)
-        self._ticks: Iterator[int] = iter(reporter.track(left, total=total, label="trials", done=self._done))
-        next(self._ticks, None)
+        self.bar = Steps(reporter, total=total, done=self._done, label="trials")
 
     def look(self) -> None:
         while self._done < parts_there(self._out):
             self._done += 1
-            next(self._ticks, None)
-
-    def close(self) -> None:
-        for _ in self._ticks:
-            pass
+            self.bar.step()
 
 
 @contextmanager
@@ -186,7 +181,7 @@ def steps(out: Path, total: int, reporter: Reporter) -> Generator[_Step, None, N
     step = _Step(out, total, reporter)
     yield step
     step.look()
-    step.close()
+    step.bar.close()
 
 
 def _signal(number: int) -> str:

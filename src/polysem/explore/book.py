@@ -30,7 +30,7 @@ from polysem.store import io
 from polysem.store.manifest import other_format
 from polysem.store.run import RunFolder
 from polysem.store.stages import command
-from polysem.store.tables import STAGES
+from polysem.store.tables import HOMES
 
 THREADS = 2
 MEMORY = "640MB"
@@ -38,9 +38,6 @@ MEMORY = "640MB"
 IN_MEMORY = 2_000_000
 """pairs that are copied into memory (about 170 bytes each), where a question takes a tenth of the time; beyond
 that they are read from parquet each time"""
-SCHEMAS = {t.name: t for tables in STAGES.values() for t in tables}
-HOMES = {t.name: home for home, tables in STAGES.items() for t in tables}
-"""table -> stage or folder that holds it"""
 _LOOK_EVERY = 1.0
 """seconds between two looks at a folder"""
 
@@ -114,22 +111,24 @@ class Book:
     @property
     def problems(self) -> dict[str, str]:
         """Tables that cannot be shown, and why."""
-        return {name: why for stage in (*self.stages, *self.others) for name, why in stage.problems.items()}
+        return {name: why for stage in self._all() for name, why in stage.problems.items()}
+
+    def _all(self) -> list[StageFiles]:
+        return [*self.stages, *self.others]
 
     def has(self, table: str) -> bool:
         """Whether a stored table is there, whole or in part."""
-        return any(table in stage.tables for stage in (*self.stages, *self.others))
+        return any(table in stage.tables for stage in self._all())
 
     def table(
         self, name: str, *, columns: Sequence[str] | None = None, where: pc.Expression | None = None
     ) -> pa.Table:
         """A stored table as far as it is there, or the part of it that is asked for; without rows where it is not."""
-        schema = SCHEMAS[name]
-        wanted = list(columns) if columns is not None else [c.name for c in schema.columns]
-        files = [f for s in (*self.stages, *self.others) for f in s.tables.get(name, ())]
-        rebuild = command(HOMES[name], self.folder)
+        home, schema = HOMES[name]
+        files = [f for s in self._all() for f in s.tables.get(name, ())]
+        rebuild = command(home, self.folder)
         parts = [io.read_table(f, schema, rebuild=rebuild, columns=columns, where=where) for f in files]
-        return pa.concat_tables(parts) if parts else schema.empty().select(wanted)
+        return pa.concat_tables(parts) if parts else schema.empty(columns)
 
     def relation(self, name: str) -> RunTable:
         """A relation by its name. Raises StoreError where there is none now."""
@@ -137,9 +136,9 @@ class Book:
             return self._kept(self.relations[name])
         if name in self.problems:
             raise StoreError(self.problems[name])
-        home = HOMES.get(name)
-        if home is not None:
-            raise StoreError(f"the study holds no table {name} yet", hint=command(home, self.folder))
+        if name in HOMES:
+            again = command(HOMES[name][0], self.folder)
+            raise StoreError(f"the study holds no table {name} yet", hint=again)
         raise StoreError(f"there is no {name!r} to list; there are {', '.join(self.relations) or 'none'}")
 
     def _kept(self, relation: RunTable) -> RunTable:
@@ -202,7 +201,7 @@ class Book:
         for (view,) in cursor.execute("SELECT view_name FROM duckdb_views() WHERE NOT internal").fetchall():
             cursor.execute(f'DROP VIEW IF EXISTS "{view}"')
         self.relations = {}
-        for stage in (*self.stages, *self.others):
+        for stage in self._all():
             for name, files in list(stage.tables.items()):
                 listed = ", ".join("'" + str(file).replace("'", "''") + "'" for file in files)
                 held = name == "pairs" and stage.rows[name] <= IN_MEMORY
@@ -211,12 +210,12 @@ class Book:
                     make.append(f"CREATE TABLE {name}_held AS SELECT * FROM t_{name}")
                     make.append(f"CREATE OR REPLACE VIEW t_{name} AS SELECT * FROM {name}_held")
                 if self._can(cursor, stage, name, f"DROP TABLE IF EXISTS {name}_held", *make):
-                    self.relations[name] = of_schema(SCHEMAS[name])
+                    self.relations[name] = of_schema(HOMES[name][1])
         try:
             with _said():
                 made = derived.register(cursor, self.relations, self.study)
         except StoreError:  # a table is damaged inside: which, only reading them all tells
-            for stage in (*self.stages, *self.others):
+            for stage in self._all():
                 for name in self.relations.keys() & stage.tables.keys():
                     if not self._can(cursor, stage, name, f"SELECT max(hash(COLUMNS(*))) FROM t_{name}"):
                         del self.relations[name]

@@ -7,11 +7,13 @@ from typing import Any
 
 from polysem.categories import QUOTED, builtin
 from polysem.config import Study
-from polysem.explore.relations import Field, RunTable, of_schema, with_fields
+from polysem.explore.relations import Field, RunTable, names_of, of_schema, with_fields
 from polysem.store.tables import PAIR_EFFECTS, PAIRS, TOWARD
 from polysem.vocabulary import TOKEN_SETS
 
 _SAE = Field("sae", "text", "", "label of the SAE in the study")
+_FEATURE = Field("feature", "feature", "", "row of W_dec")
+_GLOSS = Field("gloss", "text", "", "primary gloss", "n_feature.gloss", "feature")
 
 
 def register(cursor: Any, stored: Mapping[str, RunTable], study: Study) -> dict[str, RunTable]:
@@ -70,15 +72,10 @@ def _measured(cursor: Any, *, there: bool) -> None:
 
 def _pairs() -> RunTable:
     steered = "how often it was steered: loci and directions measured"
+    size = "size of the interference, without its sign"
     return with_fields(
         of_schema(PAIRS, title="Pairs that interfere though their glosses do not"),
-        Field(
-            "strength",
-            "number",
-            "cosine",
-            "size of the interference, without its sign",
-            "abs(b.interference)",
-        ),
+        Field("strength", "number", "cosine", size, "abs(b.interference)"),
         Field("steered", "integer", "", steered, "coalesce(m.n, 0)", "m"),
         joins={"m": "LEFT JOIN measured m ON m.sae = b.sae AND m.i = b.i AND m.j = b.j"},
     )
@@ -102,19 +99,16 @@ def _hubs(cursor: Any) -> RunTable:
         base="hubs",
         key=("sae", "feature"),
         fields=(
-            _SAE,
-            Field("feature", "feature", "", "row of W_dec"),
+            *(_SAE, _FEATURE),
             Field("n_pairs", "integer", "pairs", "listed pairs that it is part of"),
             Field("n_unflagged", "integer", "pairs", "those that are neither duplicate nor dense"),
             Field("n_positive", "integer", "pairs", "those with interference above 0"),
             Field("n_negative", "integer", "pairs", "those with interference below 0"),
             Field("strongest", "number", "cosine", "largest |interference| among them"),
             Field("load", "number", "cosine^2", "sum of squared interference over them"),
-            Field("gloss", "text", "", "primary gloss", "n_feature.gloss", "feature"),
+            _GLOSS,
         ),
-        joins={
-            "feature": "LEFT JOIN names n_feature ON n_feature.sae = b.sae AND n_feature.feature = b.feature"
-        },
+        joins={"feature": names_of("feature", "b.feature")},
         features=("feature",),
         aggregate=True,
     )
@@ -230,34 +224,24 @@ def _matches(cursor: Any) -> RunTable:
         base="matches",
         key=("sae", "feature", "other"),
         fields=(
-            _SAE,
-            Field("feature", "feature", "", "row of W_dec"),
+            *(_SAE, _FEATURE),
             Field("other", "text", "", "label of another SAE of the site"),
             Field("other_feature", "integer", "", "its match there, one to one"),
             Field("cosine", "number", "cosine", "|cosine| of their decoder rows"),
             Field("stable", "flag", "", "whether they are alike beyond what a turned dictionary reaches"),
-            Field(
-                "stability",
-                "number",
-                "share",
-                "of the other SAEs in which its match is stable",
-                "soft.stability",
-                "soft",
+            *(
+                Field(name, "number", unit, said, f"soft.{name}", "soft")
+                for name, unit, said in (
+                    ("stability", "share", "of the other SAEs in which its match is stable"),
+                    ("nearest", "cosine", "largest |cosine| with a row of another SAE, mean over them"),
+                )
             ),
-            Field(
-                "nearest",
-                "number",
-                "cosine",
-                "largest |cosine| with a row of another SAE, mean over them",
-                "soft.nearest",
-                "soft",
-            ),
-            Field("gloss", "text", "", "primary gloss", "n_feature.gloss", "feature"),
+            _GLOSS,
             Field("gloss_other", "text", "", "primary gloss of the match", "n_other.gloss", "other"),
         ),
         joins={
-            "feature": "LEFT JOIN names n_feature ON n_feature.sae = b.sae AND n_feature.feature = b.feature",
-            "other": "LEFT JOIN names n_other ON n_other.sae = b.other AND n_other.feature = b.other_feature",
+            "feature": names_of("feature", "b.feature"),
+            "other": names_of("other", "b.other_feature", sae="b.other"),
             "soft": "LEFT JOIN t_stability soft ON soft.sae = b.sae AND soft.feature = b.feature",
         },
         features=("feature",),

@@ -10,16 +10,24 @@ from typing import Any
 
 from polysem.config import Study
 from polysem.errors import StoreError
-from polysem.explore.book import HOMES, Book
+from polysem.explore.book import Book
 from polysem.explore.query import Sql, categories
 from polysem.report import words
 from polysem.stats.rows import parse_group
 from polysem.store.stages import command
+from polysem.store.tables import HOMES, STAGES
 from polysem.vocabulary import DOSE_UNITS, LOCI, RELATIONS
 
 NEURONPEDIA = "https://www.neuronpedia.org"
 _ADDRESS = re.compile(r"^[A-Za-z0-9._-]+/(?!.*\.(jsonl?|parquet|csv)(\.gz)?$)[A-Za-z0-9._-]+$")
 """MODEL/SOURCE, and no relative path of a file"""
+_OF_FEATURE = {
+    "glosses": "gloss_index",
+    "contexts": "rank",
+    "clusters": "similarity_cut",
+    "partners": "max_similarity, interference_bin",
+}
+"""tables of a feature's record -> the order of its rows"""
 
 
 def overview(book: Book) -> dict[str, Any]:
@@ -41,8 +49,8 @@ def overview(book: Book) -> dict[str, Any]:
         "loci": _loci(book),
         "size": _size(book),
         "relations": {name: relation.describe() for name, relation in book.relations.items()},
-        "homes": HOMES,
-        "commands": {home: command(home, "RUN") for home in sorted(set(HOMES.values()))},
+        "homes": {name: stage for name, (stage, _) in HOMES.items()},
+        "commands": {stage: command(stage, "RUN") for stage in sorted(STAGES)},
         "categories": categories(),
         "vocabulary": words.as_json(),
         # An export may go anywhere: where the study lies on this machine is nobody's business.
@@ -91,19 +99,14 @@ def features(book: Book, sae: str, numbers: list[int]) -> list[dict[str, Any]]:
     """The records of some features of one SAE, in the order of their numbers."""
     book.relation("features")
     rows = _of(book, "t_features", sae, numbers, order="feature")
-    glosses = _grouped(_of(book, "t_glosses", sae, numbers, order="feature, gloss_index"))
-    contexts = _grouped(_of(book, "t_contexts", sae, numbers, order="feature, rank"))
-    clusters = _grouped(_of(book, "t_clusters", sae, numbers, order="feature, similarity_cut"))
-    partners = _grouped(
-        _of(book, "t_partners", sae, numbers, order="feature, max_similarity, interference_bin")
-    )
+    parts = {
+        name: _grouped(_of(book, f"t_{name}", sae, numbers, order=f"feature, {order}"))
+        for name, order in _OF_FEATURE.items()
+    }
     base = neuronpedia_base(book.study, sae, [row["label"] for row in _saes(book)])
     for row in rows:
         own = row["feature"]
-        row["glosses"] = glosses.get(own, [])
-        row["contexts"] = contexts.get(own, [])
-        row["clusters"] = clusters.get(own, [])
-        row["partners"] = partners.get(own, [])
+        row |= {name: found.get(own, []) for name, found in parts.items()}
         row["link"] = f"{base}/{own}" if base else None
     return rows
 

@@ -26,6 +26,12 @@ CHUNK = 64
 LEFT_OUT = ("contexts", "glosses", "clusters", "partners", "plan", "trials", "pair_effects")
 """tables that are not exported as such: what views show of them is in the records of features and in `steering`"""
 _MARK = "polysem-export.json"
+_NUMBERS: dict[str, tuple[str, pa.DataType, float]] = {
+    "f64": ("<f8", pa.float64(), float("nan")),
+    "i32": ("<i4", pa.int64(), -(2**31)),
+    "u8": ("u1", pa.uint8(), 255),
+}
+"""kind of a column -> what is stored, what it is cast to, and what stands for a missing one"""
 
 
 def export_static(book: Book, folder: Path) -> Path:
@@ -119,21 +125,13 @@ class _Column:
         return cls(field.name, kind, (folder / f"{field.name}.bin").open("wb"))
 
     def add(self, values: pa.Array) -> None:
-        """Append values; what is missing becomes NaN, 255, -1 (a code), or the smallest 32-bit integer."""
-        match self.kind:
-            case "f64":
-                data = values.cast(pa.float64()).fill_null(float("nan")).to_numpy(zero_copy_only=False)
-                self.file.write(np.asarray(data, dtype="<f8").tobytes())
-            case "i32":
-                data = values.cast(pa.int64()).fill_null(-(2**31)).to_numpy(zero_copy_only=False)
-                self.file.write(np.asarray(data, dtype="<i4").tobytes())
-            case "u8":
-                data = values.cast(pa.uint8()).fill_null(255).to_numpy(zero_copy_only=False)
-                self.file.write(np.asarray(data, dtype="u1").tobytes())
-            case _:
-                self.file.write(
-                    np.asarray([self._code(v) for v in values.to_pylist()], dtype="<i4").tobytes()
-                )
+        """Append values; a text or list that is missing has the code -1."""
+        if self.kind in _NUMBERS:
+            stored, cast, missing = _NUMBERS[self.kind]
+            data = values.cast(cast).fill_null(missing).to_numpy(zero_copy_only=False)
+        else:
+            stored, data = "<i4", [self._code(v) for v in values.to_pylist()]
+        self.file.write(np.asarray(data, dtype=stored).tobytes())
 
     def _code(self, value: Any) -> int:
         if value is None:

@@ -4,7 +4,8 @@ The page adopts them as nodes (no string ever becomes HTML there) and adds what 
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from functools import partial
+from typing import Any
 
 import numpy as np
 import pyarrow.compute as pc
@@ -12,30 +13,13 @@ from markupsafe import Markup
 
 from polysem.errors import StoreError
 from polysem.explore.book import Book
-from polysem.report import (
-    cards,
-    charts,
-    compare,
-    joint,
-    layers,
-    page,
-    panels,
-    side_effects,
-    transfer_section,
-    words,
-)
+from polysem.report import cards, charts, compare, page, panels, side_effects, transfer_section, words
 from polysem.report.heatmap import COVERED, HeatCell, heat_map, ranges
-from polysem.report.html import Column, Figure, table
+from polysem.report.html import Column, Figure, Rows, part_of, table
 from polysem.report.source import Run, where
 from polysem.report.svg import tick_text
 from polysem.report.text import count, number, plural, visible
 from polysem.store.tables import STAGES
-
-
-class OnePair(NamedTuple):
-    sae: str
-    i: int
-    j: int
 
 
 def maps(book: Book) -> Iterator[Figure]:
@@ -138,6 +122,20 @@ def side_by_side(book: Book) -> Iterator[Any]:
         )
 
 
+def _stage(book: Book, stage: str) -> Iterator[Markup]:
+    """The page of a stage beside the study's, where it has been made."""
+    rows = _rows(book, stage)
+    if any(rows.values()):
+        yield Markup('<section class="part">{}</section>').format(part_of(stage, rows).body)
+
+
+def _rows(book: Book, stage: str) -> Rows:
+    return book.once(
+        f"rows of {stage}",
+        lambda: {schema.name: book.table(schema.name).to_pylist() for schema in STAGES[stage]},
+    )
+
+
 SECTIONS: Mapping[str, Callable[[Book], Iterable[Any]]] = {
     "maps": maps,
     "lines": lines,
@@ -145,31 +143,14 @@ SECTIONS: Mapping[str, Callable[[Book], Iterable[Any]]] = {
     "predicted": predicted,
     "results": lambda book: [Markup(page.results(book))],
     "presets": lambda book: [Markup(page.presets(book))],
-    "side-effects": lambda book: _stage(book, "side-effects", side_effects.body),
-    "joint": lambda book: _stage(book, "joint", joint.body),
-    "layers": lambda book: _stage(book, "layers", layers.body),
+    **{name: partial(_stage, stage=name) for name in ("side-effects", "joint", "layers")},
     "transfer": lambda book: (
-        [transfer_section.of_tables(book.table, switched=True)] if book.has("transfer_effects") else []
+        [transfer_section.page(_rows(book, "transfer"), switched=True).body]
+        if book.has("transfer_effects")
+        else []
     ),
 }
 """name -> its figures, of those that are the same for every visitor"""
-
-
-Rows = Mapping[str, Sequence[Mapping[str, Any]]]
-
-
-def _stage(book: Book, stage: str, body: Callable[[Rows], Markup]) -> Iterator[Markup]:
-    """The page of a stage beside the study's, where it has been made."""
-    rows = _rows(book, stage)
-    if any(rows.values()):
-        yield Markup('<section class="part">{}</section>').format(body(rows))
-
-
-def _rows(book: Book, stage: str) -> dict[str, list[dict[str, Any]]]:
-    return book.once(
-        f"rows of {stage}",
-        lambda: {schema.name: book.table(schema.name).to_pylist() for schema in STAGES[stage]},
-    )
 
 
 def section(book: Book, name: str) -> str:
@@ -203,7 +184,7 @@ def of_pair(book: Book, sae: str, i: int, j: int) -> str:
     one = pc.field("sae") == sae
     ends = pc.field("source").isin([i, j]) & pc.field("target").isin([i, j])
     response = book.table("response", where=one & ends)
-    drawn, _ = cards.curves(loci, [OnePair(sae, i, j)], level=level, response=response)
+    drawn, _ = cards.curves(loci, [(sae, i, j)], level=level, response=response)
     apart = book.table("decomposition", where=one & ends).sort_by("target").to_pylist()
     return _together([*drawn, *(f for row in apart if (f := _apart(row)))])
 

@@ -1,7 +1,7 @@
 """Which files hold a study's tables now: of finished stages from their manifests, of stages at work from the
 records of their finished parts.
 
-Only files that a manifest or a record names are ever opened, and only inside the run folder. A part counts
+Only files that a manifest or a record names are ever opened, and these lie inside the run folder (`Manifest.check`). A part counts
 while its stage is at work if it was made from the tables that are there now.
 """
 
@@ -85,7 +85,7 @@ def _of_stage(root: Path, stage: str, finished: bool, n_parts: int, names: set[s
         if not mine:
             continue
         try:
-            files = tuple(_inside(root, name, stage) for name in mine)
+            files = tuple((root / name).resolve() for name in mine)
             rows[schema.name] = sum(io.count_rows(f, schema, rebuild=command(stage, root)) for f in files)
             tables[schema.name] = files
         except StoreError as error:
@@ -100,16 +100,6 @@ def _is_of(name: str, stage: str, stem: str) -> bool:
         return False
     file = name.removeprefix(f"{stage}/").removesuffix(".parquet")
     return file == stem or file.startswith(f"{stem}-") or file[2:] == f"-{stem}"
-
-
-def _inside(root: Path, name: str, stage: str) -> Path:
-    path = (root / name).resolve()
-    if not path.is_relative_to((root / stage).resolve()):
-        raise StoreError(
-            f"the manifest of {stage} names {name!r}, which lies outside {root / stage}",
-            hint=command(stage, root),
-        )
-    return path
 
 
 def _records(root: Path, stage: StageName, known: dict[str, str]) -> Iterator[Manifest]:

@@ -89,7 +89,7 @@ def of_schema(schema: Schema, *, title: str | None = None) -> RunTable:
         gloss = "gloss" if key == "feature" else f"gloss_{key}"
         if gloss in names:
             continue
-        joins[key] = f"LEFT JOIN names n_{key} ON n_{key}.sae = b.sae AND n_{key}.feature = b.{key}"
+        joins[key] = names_of(key, f"b.{key}")
         fields.append(Field(gloss, "text", "", f"primary gloss of {key}", f"n_{key}.gloss", key))
     texts = tuple(f.name for f in fields if f.kind == "text" and not f.join and f.name not in keys)
     return RunTable(
@@ -102,6 +102,11 @@ def of_schema(schema: Schema, *, title: str | None = None) -> RunTable:
         features=keys,
         texts=() if keys else texts,
     )
+
+
+def names_of(join: str, feature: str, *, sae: str = "b.sae") -> str:
+    """The join that gives the gloss of a feature as n_JOIN.gloss."""
+    return f"LEFT JOIN names n_{join} ON n_{join}.sae = {sae} AND n_{join}.feature = {feature}"
 
 
 def with_fields(relation: RunTable, *extra: Field, joins: Mapping[str, str] | None = None) -> RunTable:

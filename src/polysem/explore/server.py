@@ -123,17 +123,17 @@ def _add_data(app: Any, book: Book) -> None:
     @app.get("/data/figures/pair")
     def pair_figures(sae: str, i: int, j: int) -> Response:
         book.look()
-        return _html(figures.of_pair(book, sae, i, j))
+        return _answer(figures.of_pair(book, sae, i, j))
 
     @app.get("/data/figures/feature")
     def feature_figures(sae: str, feature: int) -> Response:
         book.look()
-        return _html(figures.of_features(book, sae, [feature]))
+        return _answer(figures.of_features(book, sae, [feature]))
 
     @app.get("/data/figures/{name}.html")
     def section(name: str) -> Response:
         book.look()
-        return _html(figures.section(book, name))
+        return _answer(figures.section(book, name))
 
     @app.get("/data/feature")
     def feature(sae: str, feature: int) -> Response:
@@ -216,16 +216,13 @@ def _add_live(app: Any, live: Any) -> None:
 
 
 def _json(value: Any) -> Any:
+    return _answer(documents.as_json(value), "application/json")
+
+
+def _answer(text: str, kind: str = "text/html") -> Any:
     from fastapi.responses import Response
 
-    text = documents.as_json(value)
-    return Response(text, media_type="application/json", headers={"cache-control": "no-store"})
-
-
-def _html(piece: str) -> Any:
-    from fastapi.responses import Response
-
-    return Response(piece, media_type="text/html", headers={"cache-control": "no-store"})
+    return Response(text, media_type=kind, headers={"cache-control": "no-store"})
 
 
 def listen(host: str, port: int) -> socket.socket:

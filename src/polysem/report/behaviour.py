@@ -1,21 +1,16 @@
 """The page of `polysem generate`: what pushes do to texts, and what the next token says of it."""
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any
+from collections.abc import Mapping
 
 from markupsafe import Markup
 
 from polysem.report.charts import Bar, dot_plot, legend
-from polysem.report.html import NOTE, Column, ends, interval, probability, rows_of, section, table, write_page
+from polysem.report.html import NOTE, Column, Part, Row, Rows, ends, interval, probability, section, table
 from polysem.report.pairs import shaded
 from polysem.report.text import plural
 
-STAGE = "generate"
 SHOWN, TEXTS_SHOWN = 40, 12
 """rows of a table; the files hold all"""
-Row = Mapping[str, Any]
-Tables = Mapping[str, Sequence[Row]]
 _BRIDGE: tuple[Column, ...] = (
     *("dose", "outcome", "term"),
     ("slope", lambda r: interval(r)),
@@ -58,23 +53,18 @@ _TASKS: tuple[Column, ...] = (
 )
 
 
-def write_generate_page(out: Path) -> Path:
-    """Write `generate.html` into a run folder; gives its path. Equal tables give equal bytes.
-
-    Raises:
-        StoreError: if no texts were drawn, or a table is damaged.
-    """
-    found = rows_of(out, STAGE)
+def page(found: Rows) -> Part:
+    """What the stage has to show."""
     arms = {row["arm"]: row for row in found["text_arms"]}
     parts = [_bridge(found), _effects(found, arms), _texts(found, arms), _tasks(found, arms)]
     lead = "When does a push on the next token become a push on the text?"
-    return write_page(out, STAGE, "Texts under pushes", lead, Markup("").join(parts))
+    return Part("Texts under pushes", lead, Markup("").join(parts))
 
 
 _KINDS = {"log_rate": "pair", "horizon": "self"}
 
 
-def _bridge(found: Tables) -> Markup:
+def _bridge(found: Rows) -> Markup:
     rows = found["text_bridge"]
     bars = [
         (f"{dose:g} nats", [Bar(_KINDS[r["outcome"]], r["estimate"], r["lo"], r["hi"], plural(r["n"], "arm")) for r in rows if r["dose"] == dose and r["term"] == "next" and r["outcome"] in _KINDS])
@@ -98,7 +88,7 @@ def _bridge(found: Tables) -> Markup:
     )
 
 
-def _effects(found: Tables, arms: Mapping[int, Row]) -> Markup:
+def _effects(found: Rows, arms: Mapping[int, Row]) -> Markup:
     rows = [dict(arms[r["arm"]]) | dict(r) for r in found["text_effects"]]
     rows.sort(key=lambda r: (r["dose"], r["relation"], -abs(r["log_rate"] or 0.0)))
     said = (
@@ -110,7 +100,7 @@ def _effects(found: Tables, arms: Mapping[int, Row]) -> Markup:
     return section("Pushes", said, table(_EFFECTS, rows[:SHOWN], caption=plural(len(rows), "effect") + more))
 
 
-def _texts(found: Tables, arms: Mapping[int, Row]) -> Markup:
+def _texts(found: Rows, arms: Mapping[int, Row]) -> Markup:
     by = {(r["arm"], r["prompt_id"], r["dose"], r["sign"]): r for r in found["texts"] if r["draw"] == 0}
     base = {(r["prompt_id"], r["target"]): r["acts"] for r in found["text_firing"] if r["draw"] == 0}
     largest = max(r["dose"] for r in found["texts"])
@@ -131,7 +121,7 @@ def _texts(found: Tables, arms: Mapping[int, Row]) -> Markup:
     return section("Texts side by side", said, table(_TEXTS, rows, caption="some texts"))
 
 
-def _tasks(found: Tables, arms: Mapping[int, Row]) -> Markup:
+def _tasks(found: Rows, arms: Mapping[int, Row]) -> Markup:
     rows = found["text_tasks"]
     if not rows:
         return Markup("")

@@ -46,15 +46,14 @@ def _said(r: Mapping[str, Any]) -> str:
 
 
 def _row(r: Mapping[str, Any]) -> dict[str, Any]:
-    known = r["ratio"] is not None
     return {
         "what": f"{words.locus(r['locus'])}, {words.tokens(r['token_set'])}",
         "budget": _budget(r),
-        "size": fixed(r["size"]) if r["size"] is not None else "–",
-        "reference": fixed(r["reference_size"]) if r["reference_size"] is not None else "–",
-        "ratio": fixed(r["ratio"]) if known else "–",
-        "interval": interval(r["lo"], r["hi"]).replace("+", "") if known else "–",
-        "spent": number(r["spent"]) if r["spent"] is not None else "–",
+        "size": fixed(r["size"]),
+        "reference": fixed(r["reference_size"]),
+        "ratio": fixed(r["ratio"]),
+        "interval": "–" if r["ratio"] is None else interval(r["lo"], r["hi"]).replace("+", ""),
+        "spent": number(r["spent"]),
         "n": f"{count(r['n_pairs'])} / {count(r['n_targets'])}",
         "note": visible(r["note"] or ""),
     }

@@ -1,7 +1,7 @@
 """The drawings of an opened row: change over dose of its pair at every locus, and how strongly its features fire."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -20,38 +20,23 @@ MAX_CURVES = 360
 BINS = 20
 _CENTRAL = (0.025, 0.975)
 Pair = tuple[str, int, int]
-
-
-@runtime_checkable
-class OfPair(Protocol):
-    """Whatever names a pair, i < j."""
-
-    @property
-    def sae(self) -> str: ...
-    @property
-    def i(self) -> int: ...
-    @property
-    def j(self) -> int: ...
+"""SAE, i, j; i < j"""
 
 
 def curves(
-    loci: Sequence[LocusSection], rows: Sequence[OfPair], *, level: float, response: pa.Table
+    loci: Sequence[LocusSection], pairs: Sequence[Pair], *, level: float, response: pa.Table
 ) -> tuple[list[Figure], int]:
-    """Drawings of measured pairs in the order of the table, and how many pairs have them; intervals at `level`, and what
+    """Drawings of measured pairs in their order, and how many pairs have them; intervals at `level`, and what
     linear response predicts where RESPONSE holds it."""
-    tables = [_by_pair(table, rows) for table in (*(locus.kl for locus in loci), response)]
+    tables = [_by_pair(table, set(pairs)) for table in (*(locus.kl for locus in loci), response)]
     found: list[Figure] = []
     n_pairs = 0
-    for row in rows:
-        key = (row.sae, row.i, row.j)
-        *effects, linear = (by_pair.get(key, []) for by_pair in tables)
-        own = [
-            drawn
-            for locus, mine in zip(loci, effects, strict=True)
-            for drawn in _of_pair(
-                row, locus, mine, [r for r in linear if r["locus"] == locus.name], level=level
-            )
-        ]
+    for pair in pairs:
+        *effects, linear = (by_pair.get(pair, []) for by_pair in tables)
+        own: list[Figure] = []
+        for locus, mine in zip(loci, effects, strict=True):
+            told = [r for r in linear if r["locus"] == locus.name]
+            own += _of_pair(pair, locus, mine, told, level=level)
         if own and len(found) + len(own) > MAX_CURVES:
             break
         found += own
@@ -59,9 +44,8 @@ def curves(
     return found, n_pairs
 
 
-def _by_pair(table: pa.Table, rows: Sequence[OfPair]) -> dict[Pair, list[dict[str, Any]]]:
+def _by_pair(table: pa.Table, wanted: set[Pair]) -> dict[Pair, list[dict[str, Any]]]:
     """The rows of pairs at all doses, of those pairs that are wanted."""
-    wanted = {(row.sae, row.i, row.j) for row in rows}
     ids = pa.array(sorted({feature for _, i, j in wanted for feature in (i, j)}), type=pa.int64())
     mine = where(table, relation="pair")
     for side in ("source", "target"):
@@ -75,16 +59,17 @@ def _by_pair(table: pa.Table, rows: Sequence[OfPair]) -> dict[Pair, list[dict[st
 
 
 def _of_pair(
-    row: OfPair,
+    pair: Pair,
     locus: LocusSection,
     effects: Sequence[Mapping[str, Any]],
     linear: Sequence[Mapping[str, Any]],
     *,
     level: float,
 ) -> Iterator[Figure]:
+    sae, i, j = pair
     for tokens in locus.token_sets:
         lines, keys, predicted = [], [], []
-        for source, target, kind in ((row.i, row.j, "pair"), (row.j, row.i, "self")):
+        for source, target, kind in ((i, j, "pair"), (j, i, "self")):
             way = (source, target, tokens)
             points = [
                 (r["dose"], r["logodds"], *interval_of(r, level=level))
@@ -103,7 +88,7 @@ def _of_pair(
             continue
         if predicted:
             keys.append((PREDICTED, "predicted by linear response"))
-        relation, floor, n = noise_floor(locus, sae=row.sae, tokens=tokens)
+        relation, floor, n = noise_floor(locus, sae=sae, tokens=tokens)
         title = f"{words.locus(locus.name)}: {words.tokens(tokens)}"
         drawing = pair_doses(
             lines,
@@ -117,7 +102,7 @@ def _of_pair(
         caption = f"Bars: {100 * level:g} % intervals over prompts."
         if floor:
             caption += f" Shaded: the noise floor, where 95 % of {n} {words.relation(relation).label} lie."
-        yield Figure(title, drawing, caption, keys, f"{row.sae}/{row.i}/{row.j}")
+        yield Figure(title, drawing, caption, keys, f"{sae}/{i}/{j}")
 
 
 def interval_of(row: Mapping[str, Any], *, level: float) -> tuple[float | None, float | None]:

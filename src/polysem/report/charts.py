@@ -188,13 +188,8 @@ def intervals(
         for value, edge, tip in ((lo, bottom, 5.0), (hi, top, -5.0)):
             if value is not None and not bottom <= value <= top:
                 at = frame.y(edge)
-                marks.append(
-                    el(
-                        "path",
-                        class_="beyond",
-                        d=f"M{x - 3:.2f} {at - tip:.2f}L{x:.2f} {at:.2f}l3 {-tip:.2f}",
-                    )
-                )
+                arrow = f"M{x - 3:.2f} {at - tip:.2f}L{x:.2f} {at:.2f}l3 {-tip:.2f}"
+                marks.append(el("path", class_="beyond", d=arrow))
         if lo is not None and hi is not None:
             ends = [frame.y(min(max(v, bottom), top)) for v in (lo, hi)]
             marks.append(el("line", class_="interval", x1=x, x2=x, y1=ends[0], y2=ends[1]))
@@ -416,10 +411,8 @@ def pair_doses(
         points = sorted(curve.points, key=lambda p: p[0])
         marks = [frame.path([(0.0, 0.0), *((to(p[0]), p[1]) for p in points)], f"line k-{curve.kind}")]
         for dose, y, lo, hi in points:
-            x, said = (
-                frame.x(to(dose)),
-                f"dose {tick_text(dose)}: {number(y, sign=True)} ({interval(lo, hi)})",
-            )
+            x = frame.x(to(dose))
+            said = f"dose {tick_text(dose)}: {number(y, sign=True)} ({interval(lo, hi)})"
             point = [el("title", said), el("circle", cx=x, cy=frame.y(y), r=4)]
             if lo is not None and hi is not None:
                 point.append(el("line", x1=x, x2=x, y1=frame.y(lo), y2=frame.y(hi)))

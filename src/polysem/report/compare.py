@@ -46,7 +46,7 @@ def findings(run: Run) -> list[dict[str, Any]]:
 
 def compare(a: Run, b: Run) -> dict[str, Any]:
     """Both runs, as plain values: `settings` {key: [a, b]} that differ, `sizes`, `findings` and `pairs`."""
-    asked = [_flat(run.study.model_dump(mode="json")) for run in (a, b)]
+    asked = [flat(run.study.model_dump(mode="json")) for run in (a, b)]
     keys = sorted(set(asked[0]) | set(asked[1]))
     differ = {k: [own.get(k) for own in asked] for k in keys if asked[0].get(k) != asked[1].get(k)}
     sizes = [_sizes(run) for run in (a, b)]
@@ -98,15 +98,15 @@ def _told(row: Mapping[str, Any] | None) -> str:
     return MISSING if row is None else f"{row['claim']}: {interval(row)}"
 
 
-def _flat(value: object, at: str = "") -> dict[str, object]:
-    """Settings by dotted key."""
+def flat(value: object, at: str = "") -> dict[str, object]:
+    """Nested settings or facts by dotted key."""
     if isinstance(value, Mapping):
-        return {
-            k: v for name, own in value.items() for k, v in _flat(own, f"{at}.{name}" if at else name).items()
-        }
-    if isinstance(value, list) and value and all(isinstance(item, Mapping) for item in value):
-        return {k: v for n, own in enumerate(value) for k, v in _flat(own, f"{at}[{n}]").items()}
-    return {at: value}
+        parts = [(f"{at}.{name}" if at else str(name), own) for name, own in value.items()]
+    elif isinstance(value, list) and value and all(isinstance(item, Mapping) for item in value):
+        parts = [(f"{at}[{n}]", own) for n, own in enumerate(value)]
+    else:
+        return {at: value}
+    return {k: v for name, own in parts for k, v in flat(own, name).items()}
 
 
 def _sizes(run: Run) -> dict[str, int | None]:

@@ -80,7 +80,7 @@ def _senses(concepts: list[dict[str, Any]], senses: list[dict[str, Any]]) -> str
 
 def _measure(r: Mapping[str, Any]) -> dict[str, str]:
     def known(name: str) -> str:
-        return "–" if r[name] is None else number(r[name], digits=2)
+        return number(r[name], digits=2)
 
     loading = known("loading")
     return {
@@ -109,21 +109,17 @@ def _signal(rows: Sequence[Mapping[str, Any]], name: str, limit: float, words: s
 
 def _reliable(r: Mapping[str, Any]) -> dict[str, str]:
     def between(estimate: str, lo: str, hi: str) -> str:
-        if r[estimate] is None:
-            return "–"
-        return (
-            f"{number(r[estimate], sign=True)} ({interval(r[lo], r[hi])})"
-            if r[lo] is not None
-            else number(r[estimate])
-        )
+        if r[estimate] is None or r[lo] is None:
+            return number(r[estimate])
+        return f"{number(r[estimate], sign=True)} ({interval(r[lo], r[hi])})"
 
     return {
         "what": f"{r['locus']}: {called.asked(r['token_set'])}",
         "measure": visible(r["measure"]),
         "r": between("r", "r_lo", "r_hi"),
-        "naive": "–" if r["naive"] is None else number(r["naive"], sign=True),
+        "naive": number(r["naive"], sign=True),
         "corrected": between("corrected", "lo", "hi"),
-        "p": "–" if r["p"] is None else p_value(r["p"]),
+        "p": p_value(r["p"]),
         "n": count(r["n_pairs"]),
         "note": visible(r["note"] or ""),
     }

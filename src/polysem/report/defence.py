@@ -1,11 +1,8 @@
 """The page of `polysem defend`: what each defence finds, and what it costs."""
 
-from pathlib import Path
-
 from markupsafe import Markup
 
-from polysem.report.html import Column, ends, interval, rows_of, table, write_page
-from polysem.transfer.result import DEFENCE
+from polysem.report.html import Column, Part, Rows, ends, interval, table
 
 _DETECTORS: tuple[Column, ...] = (
     *("target", "defence", "arm", "category"),
@@ -31,19 +28,15 @@ _PROTECTED: tuple[Column, ...] = (
 )
 
 
-def write_defence_page(out: Path) -> Path:
-    """Write `defend.html` into the folder of a transfer study; gives its path. Equal tables give equal bytes.
-
-    Raises:
-        StoreError: if nothing was judged, or a table is damaged.
-    """
-    found, steered = rows_of(out, DEFENCE).values()
+def page(found: Rows) -> Part:
+    """What the stage has to show."""
+    steered = found["protected"]
     noticing = Markup(
         "<h2>Noticing</h2><p><em>Filter</em>: cross-entropy of the input. <em>Monitor</em>: what active features write into "
         "others that are not meant, on the largest token. Found: share of attacked inputs above the threshold that flags 1&nbsp;% "
         "of one half of the clean inputs; false positives are counted on the other half. Where a prompt filter finds all, it "
         "removes the effect; prompts of every arm are prefixes of strings, so it is no defence against directions.</p>{}"
-    ).format(table(_DETECTORS, found, caption="detectors"))
+    ).format(table(_DETECTORS, found["defences"], caption="detectors"))
     protected = Markup(
         "<h2>Protected steering</h2><p>Steering towards a category with the gradients of all others projected out of the "
         "direction. Gradients are of one half of the sentences, changes of log-odds (nats) of the other; both directions are "
@@ -52,4 +45,4 @@ def write_defence_page(out: Path) -> Path:
     if not steered:
         protected = Markup("<h2>Protected steering</h2><p>Not measured: no local target has an SAE.</p>")
     lead = "What would notice or prevent it, and at what cost?"
-    return write_page(out, DEFENCE, "Defences", lead, noticing + protected)
+    return Part("Defences", lead, noticing + protected)

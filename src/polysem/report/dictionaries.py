@@ -3,18 +3,16 @@ back, survival of effects by stratum, their variance taken apart, and every head
 
 from collections import Counter
 from collections.abc import Mapping
-from typing import Any
 
 from markupsafe import Markup
 
 from polysem.report import words
-from polysem.report.html import Column, interval, table
+from polysem.report.html import NOTE, Column, Row, ends, interval, table
 from polysem.report.source import Run
 from polysem.report.text import count, fixed, p_value, visible
 from polysem.stats.rows import POOLED
 from polysem.stats.survival import COMPONENTS, STRATA
 
-Row = Mapping[str, Any]
 _MEASURES = {"steered": "steered", "linear": "by the gradient"}
 _STABLE = {"all": "any", "both": "both", "one": "one", "none": "none"}
 _NAMES = {
@@ -70,11 +68,11 @@ _SPANS: tuple[Column, ...] = (
 _SURVIVAL: tuple[Column, ...] = (
     *_BETWEEN,
     ("stable members", lambda r: _STABLE[r["stratum"]]),
-    ("correlation", lambda r: _ends(r, "correlation")),
-    ("by cosine alone", lambda r: _ends(r, "null")),
-    ("excess", lambda r: _ends(r, "excess")),
+    ends("correlation", "correlation"),
+    ends("by cosine alone", "null"),
+    ends("excess", "excess"),
     ("pairs / targets", lambda r: f"{count(r['n_pairs'])} / {count(r['n_targets'])}"),
-    ("note", lambda r: r["note"] or ""),
+    NOTE,
 )
 _POOLED: tuple[Column, ...] = (
     ("site", lambda r: visible(r["site"])),
@@ -84,9 +82,9 @@ _POOLED: tuple[Column, ...] = (
     ("another SAE of the site would show", lambda r: interval(r, "mean")),
     "unit",
     ("I²", lambda r: "–" if r["i2"] is None else f"{100 * r['i2']:.0f} %"),
-    ("p, all alike", lambda r: "–" if r["p"] is None else p_value(r["p"])),
+    ("p, all alike", lambda r: p_value(r["p"])),
     ("SAEs", lambda r: count(r["n_saes"])),
-    ("note", lambda r: r["note"] or ""),
+    NOTE,
 )
 
 
@@ -181,10 +179,6 @@ def _share(value: float) -> str:
 
 def _percent(row: Row) -> str:
     return "–" if row["share"] is None else str(round(100 * row["share"]))
-
-
-def _ends(row: Row, name: str) -> str:
-    return interval(row, name, f"{name}_lo", f"{name}_hi")
 
 
 def _said(words: str) -> Markup:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cache
 from html import escape
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -16,9 +16,10 @@ from markupsafe import Markup
 
 from polysem.errors import ConfigError
 from polysem.report import cards, charts, html, panels, words
-from polysem.report.source import Tables, schema_of
+from polysem.report.source import Tables
 from polysem.report.text import plural
 from polysem.store import io
+from polysem.store.tables import HOMES
 from polysem.vocabulary import RELATIONS
 
 _BINS = 24
@@ -56,12 +57,6 @@ class Picture:
         return to
 
 
-class _Pair(NamedTuple):
-    sae: str
-    i: int
-    j: int
-
-
 @dataclass(frozen=True)
 class _Held:
     """Tables of a session where the panels expect those of a run."""
@@ -73,7 +68,7 @@ class _Held:
         self, name: str, *, columns: Sequence[str] | None = None, where: pc.Expression | None = None
     ) -> pa.Table:
         if name not in self.tables:
-            return schema_of(name).empty()
+            return HOMES[name][1].empty(columns)
         found = self.tables[name] if where is None else self.tables[name].filter(where)
         return found if columns is None else found.select(columns)
 
@@ -194,7 +189,7 @@ def _pair(
 ) -> Picture:
     i, j = sorted(pair)
     measured = sorted(panels.measured(locus))
-    mine = [_Pair(*key) for key in measured if key[1:] == (i, j) and sae in (None, key[0])]
+    mine = [key for key in measured if key[1:] == (i, j) and sae in (None, key[0])]
     if not mine:
         some = ", ".join(f"({a}, {b})" for _, a, b in measured[:5])
         raise ConfigError(f"pair ({i}, {j}) was not steered; among those that were: {some or 'none'}")

@@ -8,6 +8,7 @@ from polysem.hierarchy.relations import by_interference
 from polysem.report import charts
 from polysem.report.charts import Bar
 from polysem.report.figures import Picture, picture
+from polysem.report.side_effects import BARS, bars
 from polysem.report.text import number, plural, visible
 from polysem.report.words import ARMS
 from polysem.vocabulary_findings import KINSHIPS
@@ -35,18 +36,9 @@ def side_effects(result: Any, direction: str | None = None, *, kind: str = "cate
     if not rows:
         kinds = ", ".join(sorted({r["kind"] for r in found})) or "none"
         raise ConfigError(f"nothing of kind {kind!r} was looked at; expected one of {kinds}")
-    bars = [(visible(row["name"], limit=28), list(_measured(row))) for row in rows]
-    title = f"What {name} moves"
-    drawing = charts.dot_plot(bars, title=title, x_label="change (log-odds in nats; features in activation)")
-    keys = [("pair", "measured"), ("self", "forecast by gradient")]
-    return picture(title, drawing, "Chosen on one half of the prompts, measured on the other.", keys)
-
-
-def _measured(row: Mapping[str, Any]) -> list[Bar]:
-    found = [Bar("pair", row["value"], row["lo"], row["hi"], plural(row["n_prompts"], "prompt"))]
-    if row["forecast"] is not None:
-        found.append(Bar("self", row["forecast"], None, None, "forecast"))
-    return found
+    title, x_label = f"What {name} moves", "change (log-odds in nats; features in activation)"
+    drawing = charts.dot_plot([bars(row) for row in rows], title=title, x_label=x_label)
+    return picture(title, drawing, "Chosen on one half of the prompts, measured on the other.", BARS)
 
 
 def replicates(result: Any, number_of: int = 0) -> Picture:

@@ -1,17 +1,13 @@
 """The page of `polysem guard`: what sees a concept, what the clamp of its features takes, what brings it back, and what hides."""
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any
+from collections.abc import Sequence
 
 from markupsafe import Markup
 
 from polysem.report.charts import Bar, dot_plot
-from polysem.report.html import NOTE, Column, ends, interval, rows_of, section, table, write_page
+from polysem.report.html import NOTE, Column, Part, Row, Rows, ends, interval, section, table
 
-STAGE = "guard"
 SHOWN = 20
-Row = Mapping[str, Any]
 _MONITORS: tuple[Column, ...] = (
     *("shift", "monitor", "made_of"),
     ("AUROC", lambda r: interval(r, "auroc")),
@@ -25,13 +21,7 @@ _MONITORS: tuple[Column, ...] = (
     ("with", "n_on"),
     ("without", "n_off"),
 )
-_ALARMS: tuple[Column, ...] = (
-    "group",
-    "explained",
-    ("share of the activation", "share"),
-    "n",
-    NOTE,
-)
+_ALARMS: tuple[Column, ...] = ("group", "explained", ("share of the activation", "share"), "n", NOTE)
 _RECOVERY: tuple[Column, ...] = (
     *("site", "arm"),
     ("norms", "radius"),
@@ -58,21 +48,11 @@ _EVASION: tuple[Column, ...] = (
 )
 DETECTORS = ("target", "reader", "site", "later", "output", "text")
 _KINDS: tuple[Column, ...] = (("nats", "effect"), "kind", ("pushes", "n"), ("KL, nats", "kl"), *DETECTORS)
-_FINDINGS: tuple[Column, ...] = (
-    "name",
-    ("value", lambda r: interval(r, "value")),
-    "n",
-    NOTE,
-)
+_FINDINGS: tuple[Column, ...] = ("name", ("value", lambda r: interval(r, "value")), "n", NOTE)
 
 
-def write_guard_page(out: Path) -> Path:
-    """Write `guard.html` into a run folder; gives its path. Equal tables give equal bytes.
-
-    Raises:
-        StoreError: if no concept was guarded, or a table is damaged.
-    """
-    found = rows_of(out, STAGE)
+def page(found: Rows) -> Part:
+    """What the stage has to show."""
     seen = [
         (f"{r['monitor']}, {r['shift']}", [Bar("pair", r["auroc"], r["lo"], r["hi"], f"{r['n_on']} with")])
         for r in found["guard_monitors"]
@@ -103,7 +83,7 @@ def write_guard_page(out: Path) -> Path:
     lead = (
         "Is the feature a safe handle: does it see the concept, does its clamp hold, and what gets past it?"
     )
-    return write_page(out, STAGE, "A concept and its handle", lead, Markup("").join(parts))
+    return Part("A concept and its handle", lead, Markup("").join(parts))
 
 
 def _by_kind(rows: Sequence[Row]) -> list[Row]:

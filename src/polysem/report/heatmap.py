@@ -33,12 +33,11 @@ class Chance(NamedTuple):
     bound: Real
 
 
-def chance_bound(dimensions: Real, *, covered: Real = COVERED) -> Real:
-    """|cosine| that two random unit vectors in `dimensions` stay below with probability `covered`: cos^2 ~
-    Beta(1/2, (d-1)/2)."""
+def chance_bound(dimensions: Real) -> Real:
+    """|cosine| that two random unit vectors in `dimensions` stay below with probability COVERED: cos^2 ~ Beta(1/2, (d-1)/2)."""
     from scipy.special import betaincinv
 
-    return math.sqrt(float(betaincinv(0.5, (dimensions - 1) / 2, covered)))
+    return math.sqrt(float(betaincinv(0.5, (dimensions - 1) / 2, COVERED)))
 
 
 def pair_map(
@@ -147,19 +146,12 @@ def _cells(frame: Frame, cells: Sequence[HeatCell], steps: int) -> list[Markup]:
 
 
 def _corners(frame: Frame, low: Real, high: Real, n_listed: tuple[int, int]) -> list[Markup]:
-    left, right = frame.x.start, frame.x(high)
-    top, bottom = frame.y(frame.y.hi), frame.y(low)
+    left, top, weak = frame.x.start, frame.y(frame.y.hi), frame.y(-low)
+    width, height, weak_height = frame.x(high) - left, frame.y(low) - top, frame.y.start - weak
     words = [f"{plural(n, 'pair')} listed" for n in n_listed]
     return [
-        el("rect", class_="corner", x=left, y=top, width=right - left, height=bottom - top),
-        el(
-            "rect",
-            class_="corner weak",
-            x=left,
-            y=frame.y(-low),
-            width=right - left,
-            height=frame.y.start - frame.y(-low),
-        ),
+        el("rect", class_="corner", x=left, y=top, width=width, height=height),
+        el("rect", class_="corner weak", x=left, y=weak, width=width, height=weak_height),
         el("text", words[0], class_="on-map strong", x=left + 7, y=top + 18),
         el("text", words[1], class_="on-map", x=left + 7, y=frame.y.start - 8),
     ]

@@ -14,14 +14,17 @@ from markupsafe import Markup, escape
 
 from polysem.report import colours, text
 from polysem.report.charts import legend
-from polysem.report.source import schema_of
 from polysem.store import io
-from polysem.store.stages import REGISTRY, StageName, command
+from polysem.store.run import RunFolder
+from polysem.store.stages import REGISTRY, StageName
+from polysem.store.tables import HOMES
 
 MISSING = "–"
 LONG = 48
 """characters beyond which the cells of a column are texts that wrap"""
 Row = Mapping[str, Any]
+Rows = Mapping[str, Sequence[Row]]
+"""of several tables, by name"""
 Column = str | tuple[str, str | Callable[[Row], object]]
 """a head, and the column of the row or what makes the cell of it; a head alone is the column's name too"""
 
@@ -94,24 +97,40 @@ def page(title: str, lead: str, body: Markup) -> str:
     return str(whole.format(policy=policy(style, ""), style=style, title=title, lead=lead, body=body))
 
 
-def write_page(out: Path, stage: StageName, title: str, lead: str, body: Markup) -> Path:
-    """Write the page of a stage into its run folder; gives its path. Equal tables give equal bytes."""
-    path = out / f"{stage}.html"
-    io.write_text(path, page(title, lead, body))
-    return path
+@dataclass(frozen=True)
+class Part:
+    """What a stage has to show: a page of its own, and a section of others. Its record names what makes it (`Stage.page`)."""
+
+    title: str
+    lead: str
+    body: Markup
+
+    def section(self, name: str) -> Markup:
+        """As a section of another page."""
+        return Markup('<section id="{}" class="part"><h2>{}</h2><p>{}</p>{}</section>').format(
+            name, self.title, self.lead, self.body
+        )
 
 
-def rows_of(out: Path, stage: StageName) -> dict[str, list[dict[str, Any]]]:
-    """The rows of a stage's tables, by the names of these.
+def write_page(out: Path, stage: StageName) -> Path:
+    """Write the page of a stage into its run folder as STAGE.html; gives its path. Equal tables give equal bytes.
 
     Raises:
         StoreError: if the stage was not made, or a table is damaged.
     """
-    again, folder = command(stage, out), out / stage
-    return {
-        schema.name: io.read_table(folder / f"{schema.name}.parquet", schema, rebuild=again).to_pylist()
-        for schema in REGISTRY[stage].tables
-    }
+    path, shown = out / f"{stage}.html", part_of(stage, rows_of(out, stage))
+    io.write_text(path, page(shown.title, shown.lead, shown.body))
+    return path
+
+
+def part_of(stage: StageName, found: Rows) -> Part:
+    """What a stage has to show, of the rows of its tables."""
+    return REGISTRY[stage].load("page")(found)
+
+
+def rows_of(out: Path, stage: StageName) -> Rows:
+    """The rows of a stage's tables, by the names of these. Raises StoreError as `write_page`."""
+    return {name: table.to_pylist() for name, table in RunFolder(out).tables(stage).items()}
 
 
 def section(title: str, said: str, *parts: Markup) -> Markup:
@@ -119,16 +138,9 @@ def section(title: str, said: str, *parts: Markup) -> Markup:
     return Markup("<section><h2>{}</h2><p>{}</p>{}</section>").format(title, said, Markup("").join(parts))
 
 
-def part(name: str, title: str, lead: str, body: Markup) -> Markup:
-    """What a page of one part shows, as a section of another page."""
-    return Markup('<section id="{}" class="part"><h2>{}</h2><p>{}</p>{}</section>').format(
-        name, title, lead, body
-    )
-
-
 def head(label: str, table: str, column: str) -> Markup:
     """A column head that says on request what the column of a stage's table holds, and in which unit."""
-    found = next(c for c in schema_of(table).columns if c.name == column)
+    found = next(c for c in HOMES[table][1].columns if c.name == column)
     said = found.meaning + (f" ({found.unit})" if found.unit and found.unit != "unit" else "")
     return Markup('<abbr title="{}">{}</abbr>').format(said, label) if found.meaning else escape(label)
 
@@ -151,9 +163,7 @@ def table(columns: Sequence[Column], rows: Iterable[Row], *, caption: str) -> Ma
     def line(cells: Iterable[str], tag: str) -> Markup:
         parts = (
             Markup("<{tag}{kind}>{text}</{tag}>").format(
-                tag=Markup(tag),
-                kind=kind,
-                text=cell if isinstance(cell, Markup) else escape(_written(cell)),
+                tag=Markup(tag), kind=kind, text=cell if isinstance(cell, Markup) else escape(_written(cell))
             )
             for cell, kind in zip(cells, kinds, strict=True)
         )

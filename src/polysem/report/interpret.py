@@ -1,19 +1,16 @@
 """Pages of `polysem judge` and `polysem explain`: what models said of pairs and features, with intervals."""
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any
+from collections.abc import Sequence
 
 from markupsafe import Markup
 
 from polysem.report import text
-from polysem.report.html import MISSING, Column, interval, rows_of, table, write_page
+from polysem.report.html import MISSING, Column, Part, Row, Rows, interval, table
 from polysem.seeds import rng_for
-from polysem.transfer.interpret import EXPLAIN, JUDGE, mean_detection
+from polysem.transfer.interpret import mean_detection
 
 MOST = 200
 """rows of a table that are shown; all are in its file"""
-Rows = Sequence[Mapping[str, Any]]
 _MEASURES: dict[str, tuple[str, str, tuple[Column, ...]]] = {
     "related": (
         "annotations",
@@ -76,36 +73,25 @@ _GLOSSES: tuple[Column, ...] = (
 )
 
 
-def write_judge_page(run: Path) -> Path:
-    """Write `judge.html` into a run folder; gives its path. Equal tables give equal bytes.
-
-    Raises:
-        StoreError: if nothing was judged, or a table is damaged.
-    """
-    read = rows_of(run, JUDGE)
-    found, pairs = read["judgements"], read["annotations"]
+def judged(found: Rows) -> Part:
+    """What the stage `judge` has to show."""
     parts = []
     for measure, (caption, told, columns) in _MEASURES.items():
-        rows = [r for r in found if r["measure"] == measure]
+        rows = [r for r in found["judgements"] if r["measure"] == measure]
         alone = measure == "kappa" and not rows
         parts.append(
             Markup("<p>One judge: no agreement can be told.</p>")
             if alone
             else Markup(told) + table(columns, rows, caption=caption)
         )
-    parts.append(_folded("annotations", _PAIRS, pairs, file="annotations.parquet"))
-    title, lead = "Pairs, judged by models", "Are interfering features related after all?"
-    return write_page(run, JUDGE, title, lead, Markup("").join(parts))
+    parts.append(_folded("annotations", _PAIRS, found["annotations"], file="annotations.parquet"))
+    lead = "Are interfering features related after all?"
+    return Part("Pairs, judged by models", lead, Markup("").join(parts))
 
 
-def write_explain_page(run: Path) -> Path:
-    """Write `explain.html` into a run folder; gives its path. Equal tables give equal bytes.
-
-    Raises:
-        StoreError: if nothing was explained, or the table is damaged.
-    """
-    rows = rows_of(run, EXPLAIN)["written_glosses"]
-    body = []
+def explained(found: Rows) -> Part:
+    """What the stage `explain` has to show."""
+    rows, body = found["written_glosses"], []
     for explainer in sorted({r["explainer"] for r in rows}):
         mine = [r for r in rows if r["explainer"] == explainer]
         rng = rng_for(0, "page", "detection", explainer)
@@ -122,11 +108,10 @@ def write_explain_page(run: Path) -> Path:
         table(_EXPLAINERS, body, caption="explainers"),
         _folded("glosses", _GLOSSES, rows, file="written_glosses.parquet"),
     )
-    title, lead = "Glosses, written by models", "Does a gloss tell where its feature fires?"
-    return write_page(run, EXPLAIN, title, lead, content)
+    return Part("Glosses, written by models", "Does a gloss tell where its feature fires?", content)
 
 
-def _folded(what: str, columns: Sequence[Column], rows: Rows, *, file: str) -> Markup:
+def _folded(what: str, columns: Sequence[Column], rows: Sequence[Row], *, file: str) -> Markup:
     """The first rows of a long table, folded."""
     shown = rows[:MOST]
     return Markup("<details><summary>{} of {} {}</summary>{}</details>").format(

@@ -1,33 +1,15 @@
 """The page of `polysem joint`: how far pushes add up, which pairs interact, what survives a layer, and plans."""
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any
+from collections.abc import Sequence
 
 from markupsafe import Markup
 
 from polysem.report.charts import Bar, dot_plot, legend
-from polysem.report.html import (
-    NOTE,
-    Column,
-    ends,
-    interval,
-    part,
-    probability,
-    rows_of,
-    section,
-    table,
-    write_page,
-)
+from polysem.report.html import NOTE, Column, Part, Row, Rows, ends, interval, probability, section, table
 from polysem.report.text import number, plural, visible
 
-STAGE = "joint"
-TITLE = "Several pushes at once"
-LEAD = "Do several pushes do together what they do alone, and which strengths reach what is wanted at least cost?"
 SHOWN = 30
 """pairs of a table; the files hold all"""
-Row = Mapping[str, Any]
-Tables = Mapping[str, Sequence[Row]]
 _ORDERS: tuple[Column, ...] = (
     *("sae", "pool", "basis", "part"),
     ("above order", "order"),
@@ -42,12 +24,7 @@ _SIZES: tuple[Column, ...] = (
     ("over sum of single KLs", "coherence"),
     ("top token kept", "kept"),
 )
-_FINDINGS: tuple[Column, ...] = (
-    *("sae", "name"),
-    ("value", lambda r: interval(r, "value")),
-    "n",
-    NOTE,
-)
+_FINDINGS: tuple[Column, ...] = (*("sae", "name"), ("value", lambda r: interval(r, "value")), "n", NOTE)
 _PAIRS: tuple[Column, ...] = (
     *("sae_i", "i", "j", "cosine", "lift", "odd", "even"),
     ends("y, odd", "y_odd"),
@@ -88,31 +65,15 @@ _EFFECTS: tuple[Column, ...] = (
 _DOSES: tuple[Column, ...] = ("sae", "feature", "site", "strength", ("KL alone, nats", "kl"))
 
 
-def write_joint_page(out: Path) -> Path:
-    """Write `joint.html` into a run folder; gives its path. Equal tables give equal bytes.
-
-    Raises:
-        StoreError: if nothing was pushed together, or a table is damaged.
-    """
-    return write_page(out, STAGE, TITLE, LEAD, body(rows_of(out, STAGE)))
-
-
-def joint_section(out: Path) -> Markup:
-    """The same as a section of the study's report. Raises as `write_joint_page`."""
-    return part(STAGE, TITLE, LEAD, body(rows_of(out, STAGE)))
+def page(found: Rows) -> Part:
+    """What the stage has to show."""
+    plans = sorted({row["plan"] for row in found["plans"]})
+    parts = [_sums(found), _interactions(found), _layers(found), *(_plan(found, k) for k in plans)]
+    lead = "Do several pushes do together what they do alone, and which strengths reach what is wanted at least cost?"
+    return Part("Several pushes at once", lead, Markup("").join(parts))
 
 
-def body(found: Tables) -> Markup:
-    """What the page shows, of its tables' rows."""
-    parts = [_sums(found), _interactions(found), _layers(found), *(_plan(found, k) for k in _numbers(found))]
-    return Markup("").join(parts)
-
-
-def _numbers(found: Tables) -> list[int]:
-    return sorted({row["plan"] for row in found["plans"]})
-
-
-def _sums(found: Tables) -> Markup:
+def _sums(found: Rows) -> Markup:
     sizes = found["joint_sizes"]
     bars = [
         (
@@ -155,7 +116,7 @@ def _bar(row: Row) -> Bar:
     return Bar(_KINDS[row["part"]], row["unexplained"], row["lo"], row["hi"], said)
 
 
-def _interactions(found: Tables) -> Markup:
+def _interactions(found: Rows) -> Markup:
     rows = sorted(found["joint_pairs"], key=lambda r: (r["sae_i"], -r["even"]))
     said = (
         "Two features at once. odd, even: length of the interaction of logits to that of the sum. y: the log-odds of the "
@@ -165,7 +126,7 @@ def _interactions(found: Tables) -> Markup:
     return section("Pairs", said, table(_PAIRS, rows[:SHOWN], caption=_some(rows)))
 
 
-def _layers(found: Tables) -> Markup:
+def _layers(found: Rows) -> Markup:
     rows = found["joint_layers"]
     if not rows:
         return Markup("")
@@ -180,7 +141,7 @@ def _some(rows: Sequence[Row]) -> str:
     return plural(len(rows), "pair") + (f"; the first {SHOWN}" if len(rows) > SHOWN else "")
 
 
-def _plan(found: Tables, plan: int) -> Markup:
+def _plan(found: Rows, plan: int) -> Markup:
     mine = {
         name: [r for r in found[name] if r["plan"] == plan]
         for name in ("plans", "plan_doses", "plan_effects")

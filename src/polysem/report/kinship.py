@@ -2,15 +2,14 @@
 twice, parts of one, a parent and its child. How many there are, which were not drawn, and what the slope is without them."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import pyarrow as pa
 from markupsafe import Markup
 
 from polysem.hierarchy.known import mean_code
 from polysem.report import words
-from polysem.report.html import Column, interval, part, probability, table
+from polysem.report.html import NOTE, Column, Part, Row, interval, probability, table
 from polysem.report.source import Run, where
 from polysem.report.text import count, number, plural, visible
 from polysem.stats.rows import POOLED
@@ -44,9 +43,8 @@ _SLOPES: tuple[Column, ...] = (
     ("p", probability),
     "unit",
     ("enter", lambda r: count(r["n_pairs"])),
-    ("note", lambda r: r["note"] or ""),
+    NOTE,
 )
-Row = Mapping[str, Any]
 
 
 def kinship_section(run: Run) -> Markup:
@@ -85,9 +83,8 @@ def kinship_section(run: Run) -> Markup:
             "writes, leaking looks like absorption."
         )  # fmt: skip
     said.append(_coded(run.table("meta_code")))
-    return part(
-        STAGE, TITLE, LEAD, Markup("").join([*(Markup("<p>{}</p>").format(s) for s in said if s), body])
-    )
+    told = Markup("").join(Markup("<p>{}</p>").format(s) for s in said if s)
+    return Part(TITLE, LEAD, told + body).section(STAGE)
 
 
 def kinship_line(run: Run) -> str:

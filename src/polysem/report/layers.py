@@ -1,17 +1,14 @@
 """The page of `polysem layers`: which dictionaries write to which, whether their weights act, and the edges one by one."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from markupsafe import Markup
 
-from polysem.report.html import NOTE, Column, ends, interval, section, table, write_page
+from polysem.report.html import NOTE, Column, Part, Row, Rows, ends, interval, rows_of, section, table
 from polysem.report.text import fixed, number, plural, visible
-from polysem.store.run import RunFolder
 from polysem.vocabulary_findings import LAYER_HYPOTHESES
 
-STAGE = "layers"
 EDGES, TOKENS = 60, 40
 """rows that the page shows; the tables hold all"""
 _BLOCKS: tuple[Column, ...] = (
@@ -64,19 +61,18 @@ _SPLICE: tuple[Column, ...] = (
 )
 
 
-def write_layers_page(out: Path) -> Path:
-    """Write `layers.html` into a run folder; gives its path. Equal tables give equal bytes.
-
-    Raises:
-        StoreError: if the stage is not finished, or a table is damaged.
-    """
-    found = {name: one.to_pylist() for name, one in RunFolder.open(out).tables(STAGE).items()}
+def page(found: Rows) -> Part:
+    """What the stage has to show."""
     blocks = [r for r in found["layer_blocks"] if r["why"] is None]
     lead = (
         "Features write where later features read. Do those weights act by themselves, or only when somebody steers? "
         f"{plural(len(blocks), 'pair')} of dictionaries."
     )
-    return write_page(out, STAGE, "Interference across layers", lead, body(found))
+    parts = [
+        _matrix(found["layer_blocks"]), _splice(found["layer_splice"]), *(_pair(found, block) for block in blocks),
+        _tokens(found),
+    ]  # fmt: skip
+    return Part("Interference across layers", lead, Markup("").join(parts))
 
 
 def splice_lines(out: Path) -> list[str]:
@@ -87,21 +83,11 @@ def splice_lines(out: Path) -> list[str]:
             r["why"]
             or f"costs {interval(r, 'cost', 'cost_lo', 'cost_hi')} nats a token, recovers {interval(r, 'recovered', 'recovered_lo', 'recovered_hi')}"
         )
-        for r in RunFolder.open(out).tables(STAGE)["layer_splice"].to_pylist()
+        for r in rows_of(out, "layers")["layer_splice"]
     ]
 
 
-def body(found: Mapping[str, Sequence[Mapping[str, Any]]]) -> Markup:
-    """What the page shows, of its tables' rows."""
-    blocks = [r for r in found["layer_blocks"] if r["why"] is None]
-    parts = [
-        _matrix(found["layer_blocks"]), _splice(found["layer_splice"]), *(_pair(found, block) for block in blocks),
-        _tokens(found),
-    ]  # fmt: skip
-    return Markup("").join(parts)
-
-
-def _matrix(rows: Sequence[Mapping[str, Any]]) -> Markup:
+def _matrix(rows: Sequence[Row]) -> Markup:
     """Who writes, in rows; who reads, in columns: root mean square of weights, and what share never co-fires."""
     linked = {(r["source"], r["target"]): r for r in rows if r["why"] is None}
     sources, targets = (list(dict.fromkeys(pair[k] for pair in linked)) for k in (0, 1))
@@ -126,19 +112,19 @@ def _matrix(rows: Sequence[Mapping[str, Any]]) -> Markup:
     return Markup("<section>{}</section>").format(Markup("").join(parts))
 
 
-def _splice(rows: Sequence[Mapping[str, Any]]) -> Markup:
+def _splice(rows: Sequence[Row]) -> Markup:
     if not rows:
         return Markup("")
     said = "Cross-entropy of text when transcoders stand for the model's own outputs: at every place at once, and at each alone."
     return section("MLPs replaced", said, table(_SPLICE, rows, caption="splice test"))
 
 
-def _cell(row: Mapping[str, Any] | None) -> str:
+def _cell(row: Row | None) -> str:
     return "–" if row is None else f"{number(row['rms'])} ({fixed(100 * row['never'], places=0)} %)"
 
 
-def _pair(found: Mapping[str, Sequence[Mapping[str, Any]]], block: Mapping[str, Any]) -> Markup:
-    def mine(name: str) -> list[Mapping[str, Any]]:
+def _pair(found: Rows, block: Row) -> Markup:
+    def mine(name: str) -> list[Row]:
         return [r for r in found[name] if (r["source"], r["target"]) == (block["source"], block["target"])]
 
     edges = sorted(mine("layer_edges"), key=lambda r: -(r["effectiveness"] or 0))
@@ -153,7 +139,7 @@ def _pair(found: Mapping[str, Sequence[Mapping[str, Any]]], block: Mapping[str, 
     return Markup("<section>{}</section>").format(Markup("").join(parts))
 
 
-def _density(rows: Sequence[Mapping[str, Any]]) -> Markup:
+def _density(rows: Sequence[Row]) -> Markup:
     """Share of every bin of |weight| by co-firing."""
     bins = sorted({(r["weight_low"], r["weight_high"]) for r in rows})
     lifts = {
@@ -161,7 +147,7 @@ def _density(rows: Sequence[Mapping[str, Any]]) -> Markup:
     }
     counts = {(r["weight_low"], r["lift_bin"]): r["n_pairs"] for r in rows}
 
-    def share(row: Mapping[str, Any], lift: int) -> str:
+    def share(row: Row, lift: int) -> str:
         total = sum(counts.get((row["low"], k), 0) for k in lifts)
         return fixed(100 * counts.get((row["low"], lift), 0) / total, places=1)
 
@@ -183,7 +169,7 @@ def _lift(edges: tuple[float | None, float | None]) -> str:
     return f"{number(low)} and more" if high is None else f"{number(low)} to {number(high)}"
 
 
-def _findings(rows: Sequence[Mapping[str, Any]]) -> Markup:
+def _findings(rows: Sequence[Row]) -> Markup:
     parts = []
     for name, word in LAYER_HYPOTHESES.items():
         own = sorted(
@@ -195,7 +181,7 @@ def _findings(rows: Sequence[Mapping[str, Any]]) -> Markup:
     return Markup("").join(parts)
 
 
-def _tokens(found: Mapping[str, Sequence[Mapping[str, Any]]]) -> Markup:
+def _tokens(found: Rows) -> Markup:
     rows = sorted(found["layer_tokens"], key=lambda r: -r["effectiveness"])[:TOKENS]
     if not rows:
         return Markup("")
@@ -208,7 +194,7 @@ def _feature(number_: int, gloss: str | None) -> str:
     return f"{number_}: {gloss}" if gloss else f"{number_}"
 
 
-def _range(row: Mapping[str, Any]) -> str:
+def _range(row: Row) -> str:
     if row["null"] is None:
         return "–"
     return f"{number(row['null'])} [{number(row['null_lo'])}, {number(row['null_hi'])}]"

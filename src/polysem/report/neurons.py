@@ -13,6 +13,8 @@ from polysem.report.source import Run
 from polysem.report.text import count, interval, number, p_value, plural, visible
 
 OPERATIONS = {"mask": "masked (0)", "ablate": "ablated (mean)", "amplify": "amplified (×2)"}
+MARKS = {"mask": "pair", "ablate": "random_feature", "amplify": "self"}
+"""operation -> the relation whose mark it has"""
 OUTCOMES = {"kl": "how far the next token moves", "tied": "how far its feature's tokens move as they should"}
 TERMS = {
     "degree": "per doubling of 1 + degree",
@@ -74,48 +76,33 @@ def _effects(run: Run) -> Iterator[dict[str, Any]]:
         terms = [term for term in TERMS if any(r["term"] == term for r in rows)]
         bins = sorted({int(r["term"][4:]) for r in rows if r["term"].startswith("bin:")})
         title = f"{words.locus(locus)}: {OUTCOMES[outcome]}, by degree"
-        shown = [
-            (
-                bin_name(k),
-                [
-                    Bar(
-                        mark,
-                        r["estimate"],
-                        r["lo"],
-                        r["hi"],
-                        f"{OPERATIONS[operation]}, {plural(r['n_neurons'], 'neuron')}",
-                    )
-                    for operation, mark in zip(OPERATIONS, ("pair", "random_feature", "self"), strict=True)
-                    if (r := at.get((operation, f"bin:{k}")))
-                ],
-            )
-            for k in bins
-        ]
+        shown = [(bin_name(k), [_bar(r) for o in OPERATIONS if (r := at.get((o, f"bin:{k}")))]) for k in bins]
         unit = "log10 of KL, nats" if outcome == "kl" else "nats"
         yield {
             "name": f"{words.locus(locus)}: {OUTCOMES[outcome]}",
             "figure": dot_plot(shown, title=title, x_label=unit),
-            "marks": [
-                (mark, OPERATIONS[o])
-                for o, mark in zip(OPERATIONS, ("pair", "random_feature", "self"), strict=True)
-            ],
+            "marks": [(MARKS[o], said) for o, said in OPERATIONS.items()],
             "operations": list(OPERATIONS.values()),
             "rows": [
-                {
-                    "what": TERMS[term],
-                    "cells": [_slope(at.get((operation, term))) for operation in OPERATIONS],
-                }
+                {"what": TERMS[term], "cells": [_slope(at.get((o, term))) for o in OPERATIONS]}
                 for term in terms
             ],
             "said": _verdict(at),
         }
 
 
+def _bar(r: Mapping[str, Any]) -> Bar:
+    said = f"{OPERATIONS[r['operation']]}, {plural(r['n_neurons'], 'neuron')}"
+    return Bar(MARKS[r["operation"]], r["estimate"], r["lo"], r["hi"], said)
+
+
 def bin_name(k: int) -> str:
-    if k == 0:
-        return "degree 0"
-    low, high = BINS[k - 1]
-    return f"degree {low}+" if high is None else f"degree {low}" if low == high else f"degree {low}–{high}"
+    """A bin of degree: 0, or the k-th of the paper."""
+    return f"degree {_degrees(*BINS[k - 1]) if k else 0}"
+
+
+def _degrees(low: int, high: int | None) -> str:
+    return f"{low}+" if high is None else f"{low}" if low == high else f"{low}–{high}"
 
 
 def _slope(row: Mapping[str, Any] | None) -> dict[str, str]:
@@ -144,19 +131,18 @@ def _bins(degree: np.ndarray) -> list[tuple[str, str]]:
     shown = [("0", count(int((degree == 0).sum())))]
     for low, high in BINS:
         inside = (degree >= low) & (degree <= (degree.max() if high is None else high))
-        label = f"{low}+" if high is None else f"{low}" if low == high else f"{low}–{high}"
-        shown.append((label, count(int(inside.sum()))))
+        shown.append((_degrees(low, high), count(int(inside.sum()))))
     return shown
 
 
 def _row(r: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "what": QUANTITIES[r["quantity"]],
-        "value": "–" if r["value"] is None else number(r["value"]),
+        "value": number(r["value"]),
         "null": "–"
         if r["null_mean"] is None
         else f"{number(r['null_mean'])} ({number(r['null_lo'])} to {number(r['null_hi'])})",
-        "p": "–" if r["p"] is None else p_value(r["p"]),
+        "p": p_value(r["p"]),
     }
 
 

@@ -2,32 +2,31 @@
 forbids the page to load or send anything."""
 
 from collections.abc import Mapping
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from polysem.report import cards, charts, html, panels, selftest, sure, text, transfer_section, why, words
+from polysem.report import cards, charts, html, joint, panels, selftest, side_effects, sure, text, why, words
 from polysem.report.budgets import budgets_section
+from polysem.report.compare import flat
 from polysem.report.concepts import concepts_section
 from polysem.report.dictionaries import dictionaries
 from polysem.report.findings import finding
 from polysem.report.hubs import hubs_section
-from polysem.report.joint import joint_section
 from polysem.report.kinship import NOT_ASKED, kinship_line, kinship_section
 from polysem.report.neurons import neurons_section
 from polysem.report.pairs import details, pair_rows
 from polysem.report.presets import presets_section
-from polysem.report.side_effects import side_effects_section
-from polysem.report.source import Run, Tables, schema_of, where
+from polysem.report.source import Run, Tables, where
 from polysem.report.text import Real, count, interval, number, p_value, plural, visible
 from polysem.report.toward import toward_section
 from polysem.selftest import record
 from polysem.stats import HYPOTHESES, POOLED
 from polysem.store import io
-from polysem.store.manifest import read_manifest
+from polysem.store.tables import HOMES
 from polysem.vocabulary import DOSE_UNITS, POSITIONS
 
 NAME = "report.html"
@@ -45,8 +44,8 @@ _GLOSSARY = (
 )
 """tables whose columns the report shows"""
 _BESIDE = {
-    "side-effects": ("Side effects", side_effects_section),
-    "joint": ("Several at once", joint_section),
+    "side-effects": ("Side effects", partial(side_effects.page, cards=side_effects.REPORTED)),
+    "joint": ("Several at once", joint.page),
 }
 """stages beside a study that the report shows: what the section is called, and what makes it"""
 
@@ -115,7 +114,8 @@ def context(run: Run) -> dict[str, Any]:
     found = panels.loci(run)
     first = found[0] if found else None
     rows, n_listed = pair_rows(run, panels.measured(first) if first else {})
-    drawn, n_drawn = cards.curves(found, rows, level=level, response=run.table("response"))
+    shown = [(row.sae, row.i, row.j) for row in rows]
+    drawn, n_drawn = cards.curves(found, shown, level=level, response=run.table("response"))
     return {
         "name": visible(study.name),
         "model": visible(study.model.ref),
@@ -158,11 +158,13 @@ def context(run: Run) -> dict[str, Any]:
         "neurons": neurons_section(run),
         "study": study,
         "beside": [
-            (stage, name, make(run.folder))
+            (stage, name, make(html.rows_of(run.folder, stage)).section(stage))
             for stage, (name, make) in _BESIDE.items()
-            if read_manifest(run.folder, stage) is not None
+            if run.finished(stage)
         ],
-        "transfer": transfer_section.section(run.folder) if transfer_section.has_transfer(run.folder) else "",
+        "transfer": html.part_of("transfer", html.rows_of(run.folder, "transfer")).body
+        if run.finished("transfer")
+        else "",
         "glossary": _glossary(),
     }
 
@@ -346,7 +348,8 @@ def _provenance(run: Run) -> dict[str, Any]:
             for n, o in manifest.outputs.items()
         ]
         stages.append((stage, manifest.made_from.fingerprint, outputs))
-        facts += [(f"{stage}: {visible(k)}", visible(v, limit=300)) for k, v in _flat(manifest.facts)]
+        told = sorted(flat(manifest.facts).items())
+        facts += [(f"{stage}: {visible(k)}", visible(str(v), limit=300)) for k, v in told]
     return {
         "packages": sorted(packages.items()),
         "sources": [(visible(k), visible(v)) for k, v in sorted(sources.items())],
@@ -354,17 +357,6 @@ def _provenance(run: Run) -> dict[str, Any]:
         "facts": facts,
         "version": packages.get("polysem", ""),
     }
-
-
-def _flat(value: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
-    result = []
-    for key in sorted(value):
-        name = f"{prefix}{key}"
-        if isinstance(value[key], Mapping):
-            result += _flat(value[key], f"{name}.")
-        else:
-            result.append((name, str(value[key])))
-    return result
 
 
 def _glossary() -> list[tuple[str, list[tuple[str, str, str]]]]:
@@ -377,6 +369,6 @@ def _glossary() -> list[tuple[str, list[tuple[str, str, str]]]]:
         for kind in words.KINDS.values()
     ]
     for name in _GLOSSARY:
-        columns = [(c.name, c.unit, c.meaning) for c in schema_of(name).columns if c.meaning]
+        columns = [(c.name, c.unit, c.meaning) for c in HOMES[name][1].columns if c.meaning]
         found.append((f"Table {name}", columns))
     return found

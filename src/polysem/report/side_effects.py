@@ -1,19 +1,15 @@
 """The page of `polysem side-effects`: a steering card for every direction, then forecasts and the screen."""
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 from markupsafe import Markup
 
 from polysem.report.charts import Bar, dot_plot, legend
-from polysem.report.html import NOTE, Column, interval, part, probability, rows_of, section, table, write_page
+from polysem.report.html import NOTE, Column, Part, Row, Rows, interval, probability, section, table
 from polysem.report.text import fixed, number, plural, visible
 from polysem.vocabulary import SIDE_EFFECTS
 
-STAGE = "side-effects"
-TITLE = "Side effects of steering"
 CARDS, REPORTED = 40, 3
 """directions that get a card, on the page and in the study's report; the tables hold all"""
 KINDS = {
@@ -74,40 +70,20 @@ _LINEAR: tuple[Column, ...] = (
 )
 
 
-def write_side_effects_page(out: Path) -> Path:
-    """Write `side-effects.html` into a run folder; gives its path. Equal tables give equal bytes.
-
-    Raises:
-        StoreError: if nothing was judged, or a table is damaged.
-    """
-    return write_page(out, STAGE, TITLE, *_parts(out, CARDS))
-
-
-def side_effects_section(out: Path) -> Markup:
-    """The first cards, forecasts and all features as a section of the study's report. Raises as `write_side_effects_page`."""
-    return part(STAGE, TITLE, *_parts(out, REPORTED))
-
-
-def _parts(out: Path, cards: int) -> tuple[str, Markup]:
-    """The lead, and what follows it."""
-    found = rows_of(out, STAGE)
+def page(found: Rows, *, cards: int = CARDS) -> Part:
+    """What the stage has to show: the first cards, forecasts and all features."""
     n = len(found["directions"])
     said = f"{plural(n, 'direction')} judged." + (f" Cards of the first {cards}." if n > cards else "")
     lead = f"What does steering move besides its target, and which direction does the same with less? {said}"
-    return lead, body(found, cards=cards)
-
-
-def body(found: Mapping[str, Sequence[Mapping[str, Any]]], *, cards: int = CARDS) -> Markup:
-    """What the page shows, of its tables' rows."""
     parts = [card(found, one) for one in found["directions"][:cards]]
     if found["forecasts"]:
         parts.append(_forecasts(found))
     if found["side_effects_linear"]:
         parts.append(_all_features(found["side_effects_linear"]))
-    return Markup("").join(parts)
+    return Part("Side effects of steering", lead, Markup("").join(parts))
 
 
-def card(tables: Mapping[str, Sequence[Mapping[str, Any]]], one: Mapping[str, Any]) -> Markup:
+def card(tables: Rows, one: Row) -> Markup:
     """The steering card of one row of DIRECTIONS."""
     mine = {
         name: [r for r in rows if r.get("direction") == one["direction"]] for name, rows in tables.items()
@@ -146,7 +122,7 @@ def cards(tables: Mapping[str, pa.Table]) -> Markup:
     return Markup("").join(card(rows, one) for one in rows["directions"])
 
 
-def _about(one: Mapping[str, Any]) -> str:
+def _about(one: Row) -> str:
     unit = "nats of KL" if one["dose_unit"] == "kl" else "times the vector"
     parts = [
         f"{one['kind']} at {one['site']}, positions {one['positions']}, {number(one['dose'])} {unit}",
@@ -167,28 +143,23 @@ def _about(one: Mapping[str, Any]) -> str:
 _FROM = {"feature": "the feature's own", "asked": "as asked", "direct": "what it writes by itself"}
 
 
-def _chart(rows: Sequence[Mapping[str, Any]], title: str) -> Markup:
-    bars = [
-        (
-            visible(row["name"], limit=28),
-            [
-                Bar("pair", row["value"], row["lo"], row["hi"], plural(row["n_prompts"], "prompt")),
-                *(
-                    [Bar("self", row["forecast"], None, None, "forecast")]
-                    if row["forecast"] is not None
-                    else []
-                ),
-            ],
-        )
-        for row in rows
-    ]
-    drawn = dot_plot(bars, title=title, x_label="change of log-odds (nats)")
-    return Markup('<figure class="panel">{}{}</figure>').format(
-        drawn, legend([("pair", "measured"), ("self", "forecast by gradient")], plain=True)
-    )
+def _chart(rows: Sequence[Row], title: str) -> Markup:
+    drawn = dot_plot([bars(row) for row in rows], title=title, x_label="change of log-odds (nats)")
+    return Markup('<figure class="panel">{}{}</figure>').format(drawn, legend(BARS, plain=True))
 
 
-def _forecasts(found: Mapping[str, Sequence[Mapping[str, Any]]]) -> Markup:
+BARS = [("pair", "measured"), ("self", "forecast by gradient")]
+
+
+def bars(row: Row) -> tuple[str, list[Bar]]:
+    """A thing that moved, and BARS of it."""
+    found = [Bar("pair", row["value"], row["lo"], row["hi"], plural(row["n_prompts"], "prompt"))]
+    if row["forecast"] is not None:
+        found.append(Bar("self", row["forecast"], None, None, "forecast"))
+    return visible(row["name"], limit=28), found
+
+
+def _forecasts(found: Rows) -> Markup:
     said = (
         "From weights, corpus and gradients of other prompts, held out by feature. The ceiling is the root of the label's "
         "reliability, which two halves of its prompts tell. "
@@ -205,7 +176,7 @@ def _forecasts(found: Mapping[str, Sequence[Mapping[str, Any]]]) -> Markup:
     return Markup("<section>{}</section>").format(Markup("").join(parts))
 
 
-def _all_features(rows: Sequence[Mapping[str, Any]]) -> Markup:
+def _all_features(rows: Sequence[Row]) -> Markup:
     known = sorted((r for r in rows if r["cleanliness"] is not None), key=lambda r: -r["cleanliness"])
     shown = [*known[:10], *known[-10:]] if len(known) > 20 else known
     said = f"{plural(len(rows), 'feature')} by gradient; the cleanest and the least clean."

@@ -8,16 +8,12 @@ from typing import Any, Protocol, runtime_checkable
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from polysem.boundary.runs import refuse_run_folder
-from polysem.config import Study, parse_study
-from polysem.errors import StoreError, typed
-from polysem.store import io
+from polysem.config import Study
 from polysem.store.manifest import Manifest, read_manifest
 from polysem.store.result import Result
 from polysem.store.run import RunFolder
-from polysem.store.schema import Schema
 from polysem.store.stages import ORDER, StageName, order_of
-from polysem.store.tables import STAGES
+from polysem.store.tables import HOMES, STAGES
 from polysem.transfer.result import TransferFound, read_transfer
 
 
@@ -50,16 +46,10 @@ class Run(Result):
             StoreError: if the folder holds no study, or a manifest is damaged.
             ConfigError: if the study is not one.
         """
-        folder = RunFolder(folder).root
-        path = folder / "study.toml"
-        if not path.is_file():
-            refuse_run_folder(folder, StoreError)
-        text = io.read_text(path, rebuild=f"polysem run STUDY.toml --out {typed(folder)}")
-        manifests: dict[StageName, Manifest] = {}
-        for stage in ORDER:
-            if stage != "report" and (manifest := read_manifest(folder, stage)) is not None:
-                manifests[stage] = manifest
-        return cls(folder, parse_study(text, origin=str(path)), text, manifests)
+        run = RunFolder(folder)
+        found = {stage: run.manifest(stage) for stage in ORDER if stage != "report"}
+        manifests = {stage: manifest for stage, manifest in found.items() if manifest is not None}
+        return cls(run.root, run.study(), run.study_text(), manifests)
 
     def tables(self) -> Mapping[str, pa.Table]:
         """Every table of the finished stages, read when it is asked for."""
@@ -104,10 +94,9 @@ class Run(Result):
         Feature tables of many SAEs are larger than memory, so only the columns and rows that are shown are
         read.
         """
-        stage, schema = _owner(name)
-        wanted = list(columns) if columns is not None else [c.name for c in schema.columns]
+        stage, schema = HOMES[name]
         if not self.finished(stage):
-            return schema.empty().select(wanted)
+            return schema.empty(columns)
         return RunFolder(self.folder).table(name, columns=columns, where=where)
 
 
@@ -150,16 +139,3 @@ def where(table: pa.Table, **parts: object) -> pa.Table:
     for name, value in parts.items():
         table = table.filter(pc.equal(table[name], value))
     return table
-
-
-def schema_of(name: str) -> Schema:
-    """The schema of a stage's table."""
-    return _owner(name)[1]
-
-
-def _owner(name: str) -> tuple[StageName, Schema]:
-    for stage, schemas in STAGES.items():
-        for schema in schemas:
-            if schema.name == name:
-                return stage, schema
-    raise ValueError(f"no table is named {name!r}")

@@ -140,16 +140,17 @@ class Frame:
         return el("line", class_=class_, x1=self.x(value), x2=self.x(value), y1=self.y.start, y2=self.y.stop)
 
     def path(self, points: Iterable[tuple[Real, Real]], class_: str) -> Markup:
-        d = " ".join(f"{'L' if k else 'M'}{self.x(a):.2f} {self.y(b):.2f}" for k, (a, b) in enumerate(points))
-        return el("path", class_=class_, d=d)
+        return el("path", class_=class_, d=self._drawn(points))
 
     def band(self, points: Sequence[tuple[Real, Real, Real]], class_: str) -> Markup:
         """The area between lo and hi of (x, lo, hi)."""
         outline = [(x, hi) for x, _, hi in points] + [(x, lo) for x, lo, _ in reversed(points)]
-        d = " ".join(
-            f"{'L' if k else 'M'}{self.x(a):.2f} {self.y(b):.2f}" for k, (a, b) in enumerate(outline)
+        return el("path", class_=class_, d=self._drawn(outline) + " Z")
+
+    def _drawn(self, points: Iterable[tuple[Real, Real]]) -> str:
+        return " ".join(
+            f"{'L' if k else 'M'}{self.x(a):.2f} {self.y(b):.2f}" for k, (a, b) in enumerate(points)
         )
-        return el("path", class_=class_, d=d + " Z")
 
 
 def drawing(

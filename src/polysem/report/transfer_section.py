@@ -1,19 +1,16 @@
 """The report of a transfer study: one page of its own, and a section of a study's report where both share a folder."""
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-import pyarrow as pa
 from markupsafe import Markup
 
 from polysem.paper import tables as paper
 from polysem.report import text
 from polysem.report.charts import Bar, dot_plot
-from polysem.report.html import MISSING, Column, Figure, Row, interval, probability, table, write_page
+from polysem.report.html import MISSING, Column, Figure, Part, Row, interval, probability, table
 from polysem.report.words import ARMS
-from polysem.transfer.result import FOLDER, read_transfer
 
 STEPS = 4
 """shades of each sign"""
@@ -22,53 +19,29 @@ Place = tuple[str, str, str]
 """target, template, position"""
 
 
-def write_transfer_report(out: Path) -> Path:
-    """Write `transfer.html` into the folder of a finished transfer study; gives its path. Equal tables give equal bytes.
-
-    Raises:
-        StoreError: if there is no finished study, or a table is not what was written.
-    """
-    lead = "Does what two small models share move another one?"
-    return write_page(out, FOLDER, "Cross-model transfer", lead, section(out))
-
-
-def section(out: Path) -> Markup:
-    """The section as HTML, of the tables of a folder."""
-    read = read_transfer(out)
-    return of_tables(read.__getitem__)
-
-
-def of_tables(read: Callable[[str], pa.Table], *, switched: bool = False) -> Markup:
-    """The section as HTML, of tables by name; one that was not made has no rows.
+def page(found: Mapping[str, Rows], *, switched: bool = False) -> Part:
+    """What the stage has to show; its body is a section as it stands.
 
     Args:
-        read: gives a table.
+        found: rows of its tables.
         switched: at a glance every measure, each in a part that names it (`data-measure`), for the explorer to choose from.
     """
-    effects, *others = (read(f"transfer_{name}").to_pylist() for name in _SHOWN)
-    shared, directions, cost, targets, sets = others
+    effects = found["transfer_effects"]
     parts = [
         _found(effects),
         *_glances(effects, switched=switched),
-        _shared(shared),
+        _shared(found["transfer_shared"]),
         _effects(effects),
         _success(effects),
-        _directions(directions),
-        _cost(cost),
-        _targets(targets),
-        _sets(sets),
+        _directions(found["transfer_directions"]),
+        _cost(found["transfer_cost"]),
+        _targets(found["transfer_targets"]),
+        _sets(found["transfer_sets"]),
         _paper(effects),
         _LIMITS,
     ]
-    return Markup('<section id="transfer" class="part">{}</section>').format(Markup("\n").join(parts))
-
-
-_SHOWN = ("effects", "shared", "directions", "cost", "targets", "sets")
-
-
-def has_transfer(out: Path) -> bool:
-    """Whether a folder holds a finished transfer study."""
-    return (out / FOLDER / "manifest.json").is_file()
+    body = Markup('<section id="transfer" class="part">{}</section>').format(Markup("\n").join(parts))
+    return Part("Cross-model transfer", "Does what two small models share move another one?", body)
 
 
 def _found(effects: Rows) -> Markup:

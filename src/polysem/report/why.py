@@ -12,7 +12,7 @@ from polysem.report import charts, words
 from polysem.report.charts import Bar
 from polysem.report.html import Figure
 from polysem.report.source import where
-from polysem.report.text import number, visible
+from polysem.report.text import fixed, number, visible
 from polysem.stats import POOLED
 from polysem.vocabulary import TOKEN_SETS
 
@@ -84,9 +84,9 @@ def validity_rows(table: pa.Table, locus: str) -> list[dict[str, str | bool]]:
             "tokens": f"T-{r['token_set']}",
             "dose": f"{r['dose']:g}",
             "kl": number(r["kl"], digits=2),
-            "r2": _r2(r["r2"]),
+            "r2": fixed(r["r2"]),
             "n": f"{r['n_arms']}",
-            "r2_path": _r2(r["r2_path"]),
+            "r2_path": fixed(r["r2_path"]),
             "n_path": f"{r['n_path']}" if r["n_path"] else "–",
             "bad": r["r2"] is not None and r["r2"] < HOLDS,
         }
@@ -104,7 +104,7 @@ def stops(table: pa.Table, locus: str) -> str:
         return "" if last is None else f"{said} {last:g}."
     first = min(r["dose"] for r in bad)
     named = [
-        f"{'all SAEs together' if r['sae'] == POOLED else visible(r['sae'])} (T-{r['token_set']}, R² {_r2(r['r2'])})"
+        f"{'all SAEs together' if r['sae'] == POOLED else visible(r['sae'])} (T-{r['token_set']}, R² {fixed(r['r2'])})"
         for r in bad
         if r["dose"] == first
     ]
@@ -116,10 +116,6 @@ def stops(table: pa.Table, locus: str) -> str:
         f"{before}At dose {first:g} it no longer does (R² below {HOLDS:g}) for {', '.join(named)}: there steering is too "
         "strong for the gradient, and small-dose theory says nothing of it."
     )
-
-
-def _r2(value: float | None) -> str:
-    return "–" if value is None else f"{value:.3f}".replace("-", "−")
 
 
 def decomposition_panels(table: pa.Table) -> Iterator[Figure]:

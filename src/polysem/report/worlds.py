@@ -38,17 +38,11 @@ def phase_diagram(
     frame = Frame.of(ends[0], ends[1], height=360)
     width = (frame.x(x[1]) - frame.x(x[0])) * 0.9
     height = (frame.y(y[0]) - frame.y(y[1])) * 0.9
-    cells = [
-        el(
-            "rect",
-            class_="shared" if both else "dropped",
-            x=frame.x(a) - width / 2,
-            y=frame.y(b) - height / 2,
-            width=width,
-            height=height,
-        )
-        for a, b, both in zip(p, importance, shared, strict=True)
-    ]
+    cells = []
+    for a, b, both in zip(p, importance, shared, strict=True):
+        at = {"x": frame.x(a) - width / 2, "y": frame.y(b) - height / 2}
+        class_ = "shared" if both else "dropped"
+        cells.append(el("rect", class_=class_, **at, width=width, height=height))
     line = frame.path([point for point in boundary if x[0] <= point[0] <= x[-1]], "line")
     axes = frame.axes(
         x_label="probability that a feature is present", y_label="importance of the second feature"
@@ -78,13 +72,7 @@ def arrangement(W: Float[np.ndarray, "2 n"], *, title: str) -> Markup:
     return _standing(parts, height=size, title=title, description=found)
 
 
-def curve(
-    points: Sequence[tuple[Real, Real, str]],
-    *,
-    x_label: str,
-    y_label: str,
-    title: str,
-) -> Markup:
+def curve(points: Sequence[tuple[Real, Real, str]], *, x_label: str, y_label: str, title: str) -> Markup:
     """Named points, joined in the order of x."""
     frame = Frame.of(
         padded([p[0] for p in points]), padded([p[1] for p in points], include=(0.0,)), height=340
@@ -125,10 +113,5 @@ def recovery(series: Mapping[str, Sequence[tuple[Real, Real]]]) -> Markup:
 def _standing(parts: Sequence[Markup], *, height: Real, title: str, description: str) -> Markup:
     """A drawing with its own style, as a file needs it."""
     style = el("style", Markup(STYLE))
-    return drawing(
-        [style, *parts],
-        height=height,
-        title=title,
-        description=description,
-        xmlns="http://www.w3.org/2000/svg",
-    )
+    about = {"title": title, "description": description, "xmlns": "http://www.w3.org/2000/svg"}
+    return drawing([style, *parts], height=height, **about)

@@ -50,15 +50,13 @@ from polysem.store.manifest import (
 )
 from polysem.store.schema import Schema
 from polysem.store.stages import REGISTRY, StageName, command
+from polysem.store.tables import HOMES
 
 BATCHES_PER_PART = 64
 """batches of the plan in one part of the trials: what a kill can cost, against what starting a part costs"""
 REPORT = "report.html"
 ORIGIN = "origin.json"
 
-_HOMES: dict[str, tuple[StageName, Schema]] = {
-    schema.name: (stage.name, schema) for stage in REGISTRY.values() for schema in stage.tables
-}
 Arrays = Mapping[str, np.ndarray]
 """of one safetensors file, by name"""
 SETTINGS = {"study.toml": "study", "transfer.toml": "the transfer study"}
@@ -107,11 +105,14 @@ class RunFolder:
 
     def study(self) -> Study:
         """The study that was asked for."""
+        return parse_study(self.study_text(), origin=str(self.root / "study.toml"))
+
+    def study_text(self) -> str:
+        """Its file, verbatim. Raises StoreError where there is none."""
         path = self.root / "study.toml"
-        if not path.exists():
+        if not path.is_file():
             refuse_run_folder(self.root, StoreError)
-        text = io.read_text(path, rebuild=f"polysem run STUDY.toml --out {typed(self.root)}")
-        return parse_study(text, origin=str(path))
+        return io.read_text(path, rebuild=f"polysem run STUDY.toml --out {typed(self.root)}")
 
     def places(self, moved: Mapping[str, str] | None = None) -> Places:
         """Where the inputs are: beside the file that the settings came from, or where that folder has been moved to
@@ -129,13 +130,7 @@ class RunFolder:
         return Places(beside if beside.is_dir() and not absolute.is_dir() else absolute, moved or {})
 
     def claim(
-        self,
-        settings: BaseModel,
-        text: str,
-        *,
-        base: Path,
-        file: str = "study.toml",
-        force: bool = False,
+        self, settings: BaseModel, text: str, *, base: Path, file: str = "study.toml", force: bool = False
     ) -> None:
         """Make this the folder of a study: write its file if it differs, after making sure that nothing of another
         is there.
@@ -219,6 +214,13 @@ class RunFolder:
         """The manifest of a finished stage, or None."""
         return read_manifest(self.root, stage)
 
+    def seen(self, stage: StageName) -> tuple[Manifest | None, str]:
+        """The manifest of a stage; None where it is not finished, with the reason where it is damaged."""
+        try:
+            return self.manifest(stage), ""
+        except StoreError as error:
+            return None, str(error).splitlines()[0]
+
     # reading
 
     def table(
@@ -240,7 +242,7 @@ class RunFolder:
         files = [self.root / file for file in self.files(name)]
         parts = [io.read_table(file, schema, rebuild=rebuild, columns=columns, where=where) for file in files]
         if not parts:
-            return schema.empty() if columns is None else schema.empty().select(list(columns))
+            return schema.empty(columns)
         if len(parts) == 1:
             return parts[0]
         together = pa.concat_tables(parts)
@@ -282,9 +284,9 @@ class RunFolder:
         return found
 
     def _home(self, name: str) -> tuple[StageName, Schema]:
-        if name not in _HOMES:
-            raise StoreError(f"there is no table {name!r}; expected one of {', '.join(_HOMES)}")
-        return _HOMES[name]
+        if name not in HOMES:
+            raise StoreError(f"there is no table {name!r}; expected one of {', '.join(HOMES)}")
+        return HOMES[name]
 
     # writing
 
@@ -359,11 +361,7 @@ class RunFolder:
         manifest.write(self.root / stage / "manifest.json")
 
     def _manifest(
-        self,
-        made_from: StageInputs,
-        outputs: Mapping[str, Output],
-        facts: Mapping[str, Any],
-        started: float,
+        self, made_from: StageInputs, outputs: Mapping[str, Output], facts: Mapping[str, Any], started: float
     ) -> Manifest:
         return Manifest(made_from, dict(outputs), {**facts, "platform": platform_facts()}, made_here(started))
 

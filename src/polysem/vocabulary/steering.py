@@ -181,12 +181,7 @@ _INHERENT: tuple[Relation, ...] = (
         carried="source",
     ),
     Relation(
-        "self",
-        "the target itself",
-        "the target's own direction",
-        role="self",
-        mark=_SELF,
-        carried="source",
+        "self", "the target itself", "the target's own direction", role="self", mark=_SELF, carried="source"
     ),
     Relation(
         "split_pair",

@@ -1,7 +1,6 @@
 """What a closed choice is made of: the record of each kind, and the records of one kind by name."""
 
 import difflib
-import importlib
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -275,9 +274,3 @@ def _loaded(point: EntryPoint, kind: type[W]) -> W:
             f"entry point {point.name} = {point.value} of {point.group} is a {type(word).__name__}; expected a {kind.__name__}"
         )
     return word
-
-
-def attribute(reference: str) -> Any:
-    """The object behind "module:attribute"."""
-    module, _, name = reference.partition(":")
-    return getattr(importlib.import_module(module), name)

@@ -2,10 +2,7 @@
 
 from polysem.store.tables import columns as c
 
-ATLAS_TOP = c.schema(
-    "atlas_top",
-    1,
-    ("sae", "target", "rank"),
+ATLAS_TOP = c.table("atlas_top", 1, "sae", "target", "rank")(
     c.SAE,
     c.index("target", "feature whose token set is read out"),
     c.index("rank", "0 is the source with the largest absolute effect"),
@@ -19,10 +16,7 @@ ATLAS_TOP = c.schema(
     c.perhaps("similarity", "cosine", "of the two gloss embeddings"),
 )
 
-ATLAS_DENSITY = c.schema(
-    "atlas_density",
-    1,
-    ("sae", "axis", "cosine_lo", "effect_lo"),
+ATLAS_DENSITY = c.table("atlas_density", 1, "sae", "axis", "cosine_lo", "effect_lo")(
     c.SAE,
     c.text("axis", "interference | similarity: which cosine"),
     c.number("cosine_lo", "cosine", "lower edge of the cell"),
@@ -32,10 +26,7 @@ ATLAS_DENSITY = c.schema(
     c.count("count", "pairs", "ordered pairs (target, source) in the cell; empty cells are left out"),
 )
 
-ATLAS_SAMPLE = c.schema(
-    "atlas_sample",
-    1,
-    ("sae", "stratum", "target", "source", "prompt_id"),
+ATLAS_SAMPLE = c.table("atlas_sample", 1, "sae", "stratum", "target", "source", "prompt_id")(
     c.SAE,
     c.text("stratum", "uniform (over all pairs) | top (over atlas_top)"),
     c.index("target", "as in atlas_top"),
@@ -47,10 +38,7 @@ ATLAS_SAMPLE = c.schema(
     c.number("measured", "nats", "change of log-odds under real steering"),
 )
 
-ATLAS_FIT = c.schema(
-    "atlas_fit",
-    1,
-    ("sae", "stratum"),
+ATLAS_FIT = c.table("atlas_fit", 1, "sae", "stratum")(
     c.SAE,
     c.text("stratum", "as in atlas_sample"),
     c.perhaps("r2", "", "1 - residual / variance of the measured effects; no refit"),
@@ -63,10 +51,7 @@ ATLAS_FIT = c.schema(
     c.count("n_prompts", "prompts", "that the atlas is averaged over"),
 )
 
-ATLAS_TOWARD = c.schema(
-    "atlas_toward",
-    1,
-    ("sae", "category", "rank"),
+ATLAS_TOWARD = c.table("atlas_toward", 1, "sae", "category", "rank")(
     c.SAE,
     c.text("category", "whose words are read"),
     c.index("rank", "0 is the source with the largest effect"),

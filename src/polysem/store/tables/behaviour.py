@@ -17,23 +17,14 @@ _KL = c.number(
     "dose", "nats", "KL of the next-token distribution that each push was brought to, on every prompt"
 )
 
-TEXT_ARMS = c.schema(
-    "text_arms",
-    1,
-    ("arm",),
-    _ARM,
-    c.SAE,
-    c.RELATION,
-    c.TARGET,
+TEXT_ARMS = c.table("text_arms", 1, "arm")(
+    *(_ARM, c.SAE, c.RELATION, c.TARGET),
     c.index("source", "feature whose decoder row is added"),
     c.text("source_sae", "dictionary of the source"),
     c.number("interference", "cosine", "of the decoder rows of source and target"),
     Column("tokens", c.INTS, "token ids", "of the target, that are counted"),
 )
-TEXTS = c.schema(
-    "texts",
-    2,
-    ("arm", "prompt_id", "dose", "sign", "draw"),
+TEXTS = c.table("texts", 2, "arm", "prompt_id", "dose", "sign", "draw")(
     _ARM,
     c.text("prompt_id", "key of prompts"),
     _KL,
@@ -43,18 +34,10 @@ TEXTS = c.schema(
     c.text("text", "the same as text"),
     Column("pieces", c.STRINGS, "", "each of `tokens` alone as text"),
     c.count("edited", "positions", "at which the push ran: counted, not assumed"),
-    Column(
-        "same",
-        c.I64,
-        "tokens",
-        "before the first that differs from the text without a push",
-        nullable=True,
-    ),
-    Column("on_target", c.I64, "tokens", "that are the target's; null without a push", nullable=True),
+    c.count("same", "tokens", "before the first that differs from the text without a push", nullable=True),
+    c.count("on_target", "tokens", "that are the target's; null without a push", nullable=True),
     c.perhaps(
-        "hits",
-        "fraction",
-        "positions at which the target fires when the model without a push reads the text",
+        "hits", "fraction", "positions at which the target fires when the model without a push reads the text"
     ),
     Column(
         "acts",
@@ -67,29 +50,19 @@ TEXTS = c.schema(
     c.number("distinct_2", "fraction", "of its pairs of neighbouring tokens, distinct ones"),
     c.number("repeated_4", "fraction", "of its runs of four tokens, those that came before"),
 )
-TEXT_FIRING = c.schema(
-    "text_firing",
-    1,
-    ("prompt_id", "draw", "target"),
+TEXT_FIRING = c.table("text_firing", 1, "prompt_id", "draw", "target", late=True)(
     c.text("prompt_id", "key of prompts"),
     c.index("draw", "which continuation of the prompt"),
     c.TARGET,
     Column("acts", c.FLOATS, "activation", "of the target at each token of the text without a push"),
-    late=True,
 )
-TEXT_EFFECTS = c.schema(
-    "text_effects",
-    1,
-    ("arm", "dose"),
-    _ARM,
-    _KL,
+TEXT_EFFECTS = c.table("text_effects", 1, "arm", "dose")(
+    *(_ARM, _KL),
     c.number("strength", "activation", "length of what was added, mean over prompts"),
     *_told("next", "nats", "odd change of the log-odds of the target's tokens, next token"),
     *_told("horizon", "nats", "the same at every token of the text without a push, mean; the push kept on"),
     c.perhaps(
-        "decay",
-        "per token",
-        "factor by which it falls from token to token when only the prompt is pushed",
+        "decay", "per token", "factor by which it falls from token to token when only the prompt is pushed"
     ),
     *_told(
         "log_rate",
@@ -114,19 +87,13 @@ TEXT_EFFECTS = c.schema(
     c.perhaps("distinct_2", "fraction", "change, mean of both ways"),
     c.perhaps("repeated_4", "fraction", "change, mean of both ways"),
     c.perhaps(
-        "same",
-        "tokens",
-        "before the first that differs, mean of both ways; the whole text where none does",
+        "same", "tokens", "before the first that differs, mean of both ways; the whole text where none does"
     ),
     c.count("n_prompts", "prompts", "on which the dose was reached both ways"),
     c.count("n_texts", "texts", "with a push"),
 )
-TEXT_HORIZON = c.schema(
-    "text_horizon",
-    1,
-    ("arm", "dose", "scope", "step"),
-    _ARM,
-    _KL,
+TEXT_HORIZON = c.table("text_horizon", 1, "arm", "dose", "scope", "step")(
+    *(_ARM, _KL),
     c.text("scope", "prompt: the push ends with the prompt; both: it is kept on"),
     c.index("step", "which token behind the prompt, from 0"),
     c.number(
@@ -135,10 +102,7 @@ TEXT_HORIZON = c.schema(
         "odd change of the target's log-odds there, on texts without a push; mean over prompts",
     ),
 )
-TEXT_BRIDGE = c.schema(
-    "text_bridge",
-    1,
-    ("dose", "outcome", "term"),
+TEXT_BRIDGE = c.table("text_bridge", 1, "dose", "outcome", "term")(
     _KL,
     c.text("outcome", "of texts: log_rate | hits | horizon | nats"),
     c.text("term", "next | interference (beside next) | spent | next beside spent"),
@@ -155,12 +119,8 @@ TEXT_BRIDGE = c.schema(
     c.count("n_targets", "features", "targets that enter"),
     c.NOTE,
 )
-TEXT_TASKS = c.schema(
-    "text_tasks",
-    1,
-    ("arm", "dose", "sign"),
-    _ARM,
-    _KL,
+TEXT_TASKS = c.table("text_tasks", 1, "arm", "dose", "sign")(
+    *(_ARM, _KL),
     c.index("sign", "1 along the source, -1 against it, 0 no push"),
     c.number("right", "fraction", "items whose answer has the highest mean log-probability per token"),
     c.perhaps("change", "fraction", "against no push, the same items"),

@@ -1,5 +1,7 @@
 """Columns and types that tables share."""
 
+from collections.abc import Callable
+
 import pyarrow as pa
 
 from polysem.store.schema import Column, Schema
@@ -15,9 +17,9 @@ FEATURE = Column("feature", I32, "", "row of W_dec")
 TRIAL = Column("trial_id", STRING, "", "hash of the trial's own specification, 16 hex digits")
 
 
-def schema(name: str, version: int, key: tuple[str, ...], *columns: Column, late: bool = False) -> Schema:
-    """A table: its name, its version, the columns that are its key, and all columns in order; `late` as in `Schema`."""
-    return Schema(name, version, key, columns, late)
+def table(name: str, version: int, *key: str, late: bool = False) -> Callable[[*tuple[Column, ...]], Schema]:
+    """A table: its name, its version and the columns that are its key; called with all columns, in order, it is the `Schema`."""
+    return lambda *columns: Schema(name, version, key, columns, late)
 
 
 def text(name: str, meaning: str, *, nullable: bool = False) -> Column:
@@ -32,12 +34,12 @@ def small(name: str, meaning: str) -> Column:
     return Column(name, I8, "", meaning)
 
 
-def flag(name: str, meaning: str) -> Column:
-    return Column(name, BOOL, "", meaning)
+def flag(name: str, meaning: str, *, nullable: bool = False) -> Column:
+    return Column(name, BOOL, "", meaning, nullable)
 
 
-def count(name: str, unit: str, meaning: str) -> Column:
-    return Column(name, I64, unit, meaning)
+def count(name: str, unit: str, meaning: str, *, nullable: bool = False) -> Column:
+    return Column(name, I64, unit, meaning, nullable)
 
 
 def number(name: str, unit: str, meaning: str, *, nullable: bool = False) -> Column:

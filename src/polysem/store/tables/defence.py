@@ -2,10 +2,7 @@
 
 from polysem.store.tables import columns as c
 
-DEFENCES = c.schema(
-    "defences",
-    1,
-    ("target", "defence", "arm", "category"),
+DEFENCES = c.table("defences", 1, "target", "defence", "arm", "category")(
     c.text("target", "name of the target in the study"),
     c.text("defence", "monitor | filter"),
     c.text("arm", "whose prompts are to be found"),
@@ -24,10 +21,7 @@ DEFENCES = c.schema(
     c.LEVEL,
 )
 
-PROTECTED = c.schema(
-    "protected",
-    1,
-    ("target", "category"),
+PROTECTED = c.table("protected", 1, "target", "category")(
     c.text("target", "name of the target in the study"),
     c.text("category", "towards which it is steered; all others are protected"),
     c.number("kept", "fraction", "norm of what is left of the unit direction"),

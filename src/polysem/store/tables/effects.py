@@ -4,10 +4,7 @@ from polysem.store.schema import Column
 from polysem.store.tables import columns as c
 from polysem.vocabulary import OUTCOMES, Outcome
 
-EFFECTS = c.schema(
-    "effects",
-    2,
-    ("contrast", "group"),
+EFFECTS = c.table("effects", 2, "contrast", "group")(
     c.text("contrast", "what is estimated"),
     c.text("group", "for which model, site, metric or dose"),
     *c.ESTIMATE,
@@ -39,10 +36,9 @@ def _effect(outcome: Outcome) -> list[Column]:
     return [column, c.perhaps(f"{outcome.name}_se", outcome.unit, error)]
 
 
-PAIR_EFFECTS = c.schema(
-    "pair_effects",
-    2,
-    ("sae", "locus", "relation", "target", "source", "draw", "token_set", "dose"),
+PAIR_EFFECTS = c.table(
+    "pair_effects", 2, "sae", "locus", "relation", "target", "source", "draw", "token_set", "dose"
+)(
     *(c.SAE, c.LOCUS, c.RELATION, c.TARGET),
     c.index("source", "-1 for a random direction"),
     *(c.DRAW, c.TOKENS),
@@ -58,10 +54,7 @@ PAIR_EFFECTS = c.schema(
     c.N_PROMPTS,
 )
 
-VECTOR_EFFECTS = c.schema(
-    "vector_effects",
-    1,
-    ("sae", "vector", "target", "token_set", "dose"),
+VECTOR_EFFECTS = c.table("vector_effects", 1, "sae", "vector", "target", "token_set", "dose", late=True)(
     c.SAE,
     c.text("vector", "name of a steering vector of one's own"),
     *(c.TARGET, c.TOKENS),
@@ -70,13 +63,9 @@ VECTOR_EFFECTS = c.schema(
     *(column for outcome in OUTCOMES.values() for column in _effect(outcome)),
     c.number("kl", "nats", "mean KL over both signs"),
     c.N_PROMPTS,
-    late=True,
 )
 
-TOWARD = c.schema(
-    "toward",
-    1,
-    ("sae", "locus", "push", "dose", "category"),
+TOWARD = c.table("toward", 1, "sae", "locus", "push", "dose", "category")(
     *(c.SAE, c.LOCUS),
     c.text("push", "hash of what is pushed: the recipe of the plan"),
     c.text("relation", "as in plan; of several the first in the vocabulary, whatever the target"),
@@ -92,10 +81,7 @@ TOWARD = c.schema(
     c.count("n_select", "prompts", "select prompts that enter"),
 )
 
-BUDGETS = c.schema(
-    "budgets",
-    1,
-    ("locus", "token_set", "budget"),
+BUDGETS = c.table("budgets", 1, "locus", "token_set", "budget")(
     *(c.LOCUS, c.TOKENS),
     c.text("budget", "nats (effects at one KL) | norm (effects of one unit of norm)"),
     c.text("reference", "locus that is compared with, on the same pairs"),
@@ -113,10 +99,9 @@ BUDGETS = c.schema(
     *(c.N_PAIRS, c.N_TARGETS, c.NOTE),
 )
 
-DOSE_RESPONSE = c.schema(
-    "dose_response",
-    1,
-    ("sae", "locus", "relation", "interference_bin", "token_set", "dose"),
+DOSE_RESPONSE = c.table(
+    "dose_response", 1, "sae", "locus", "relation", "interference_bin", "token_set", "dose"
+)(
     *(c.ANY_SAE, c.LOCUS, c.RELATION),
     c.small("interference_bin", "as in plan; -1 for controls"),
     c.TOKENS,
@@ -128,20 +113,14 @@ DOSE_RESPONSE = c.schema(
     c.N_TARGETS,
 )
 
-MISSING = c.schema(
-    "missing",
-    1,
-    ("locus", "relation", "status", "reason"),
+MISSING = c.table("missing", 1, "locus", "relation", "status", "reason")(
     *(c.LOCUS, c.RELATION),
     c.text("status", "ok | skipped | failed | absent"),
     c.text("reason", "'' for ok"),
     c.count("n_trials", "trials", "how many planned trials ended so"),
 )
 
-NEURON_EFFECTS = c.schema(
-    "neuron_effects",
-    1,
-    ("sae", "locus", "basis", "neuron", "operation"),
+NEURON_EFFECTS = c.table("neuron_effects", 1, "sae", "locus", "basis", "neuron", "operation")(
     *(c.SAE, c.LOCUS),
     c.index("basis", "0: the model's own neurons; 1: directions of a basis rotated at random"),
     c.index("neuron", "number of the neuron, or of the rotated basis's direction"),
@@ -150,10 +129,8 @@ NEURON_EFFECTS = c.schema(
     c.count("degree", "clusters", "gloss clusters of the features that it is tied to"),
     c.small("degree_bin", "bin of the degree, as in the paper from 1; 0: tied to nothing"),
     c.flag("super", "degree above 500"),
-    Column(
+    c.flag(
         "super_scale_free",
-        c.BOOL,
-        "",
         "degree above the largest of any rotated basis; null where none was drawn",
         nullable=True,
     ),
@@ -168,10 +145,7 @@ NEURON_EFFECTS = c.schema(
     c.N_PROMPTS,
 )
 
-NEURON_SLOPES = c.schema(
-    "neuron_slopes",
-    1,
-    ("locus", "operation", "outcome", "term"),
+NEURON_SLOPES = c.table("neuron_slopes", 1, "locus", "operation", "outcome", "term")(
     *(c.LOCUS, c.text("operation", "as in neuron_effects")),
     c.text("outcome", "kl: log10 of the mean KL | tied: as in neuron_effects"),
     c.text("term", "what is estimated: see stats/neurons.py"),
@@ -184,10 +158,7 @@ NEURON_SLOPES = c.schema(
     *(c.UNIT, c.NOTE),
 )
 
-PRESETS = c.schema(
-    "presets",
-    2,
-    ("locus", "token_set", "question", "relation", "path", "step"),
+PRESETS = c.table("presets", 2, "locus", "token_set", "question", "relation", "path", "step")(
     *(c.LOCUS, c.TOKENS),
     c.text(
         "question",
@@ -218,14 +189,10 @@ PRESETS = c.schema(
     c.NOTE,
 )
 
-RELIABILITY = c.schema(
-    "reliability",
-    2,
-    ("locus", "token_set", "measure"),
+RELIABILITY = c.table("reliability", 2, "locus", "token_set", "measure")(
     *(c.LOCUS, c.TOKENS),
     c.text(
-        "measure",
-        "the second measure: as in similarities, second gloss, or one factor (all others together)",
+        "measure", "the second measure: as in similarities, second gloss, or one factor (all others together)"
     ),
     c.perhaps("r", "", "correlation of the two measures: reliability of either"),
     *c.interval("", stem="r"),
@@ -240,10 +207,7 @@ RELIABILITY = c.schema(
     *(c.N_PAIRS, c.NOTE),
 )
 
-SIMILARITY_MODEL = c.schema(
-    "similarity_model",
-    1,
-    ("measure",),
+SIMILARITY_MODEL = c.table("similarity_model", 1, "measure")(
     c.text("measure", "as in similarities; one factor: what all have in common"),
     c.text("made_by", "model, database and package"),
     c.count("n_pairs", "pairs", "drawn at random and known to the measure"),
@@ -260,10 +224,7 @@ SIMILARITY_MODEL = c.schema(
     c.NOTE,
 )
 
-LATENT_SIMILARITY = c.schema(
-    "latent_similarity",
-    1,
-    ("sae", "target", "source"),
+LATENT_SIMILARITY = c.table("latent_similarity", 1, "sae", "target", "source")(
     *c.PAIR,
     c.perhaps("latent", "standard deviations of random pairs", "score on the one factor; null if not known"),
     c.count("n_known", "measures", "that know the pair"),

@@ -3,15 +3,11 @@
 from polysem.store.schema import Column
 from polysem.store.tables import columns as c
 
-FEATURES = c.schema(
-    "features",
-    1,
-    ("sae", "feature"),
-    c.SAE,
-    c.FEATURE,
+FEATURES = c.table("features", 1, "sae", "feature")(
+    *(c.SAE, c.FEATURE),
     c.text("site", "hook point whose activations the dictionary reads"),
     c.perhaps("density", "fraction of tokens", "how often the feature is active"),
-    Column("n_active", c.I64, "tokens", "tokens of the corpus on which it is active", nullable=True),
+    c.count("n_active", "tokens", "tokens of the corpus on which it is active", nullable=True),
     Column("max_act", c.F32, "activation", "largest activation seen", nullable=True),
     Column("tokens_in", c.INTS, "token ids", "tokens with activation >= ratio x max_act, best first"),
     Column("tokens_in_str", c.STRINGS, "", "the same as text"),
@@ -32,10 +28,7 @@ FEATURES = c.schema(
     Column("tokens_bottom_str", c.STRINGS, "", "tokens with the most negative W_U d"),
     Column("dec_norm", c.F32, "activation", "norm of the decoder row"),
     Column(
-        "neuron_alignment",
-        c.INTS,
-        "coordinate",
-        "coordinates with the 3 largest positive decoder entries",
+        "neuron_alignment", c.INTS, "coordinate", "coordinates with the 3 largest positive decoder entries"
     ),
     Column("neuron_alignment_values", c.FLOATS, "activation", "those entries of the raw decoder row"),
     c.text("gloss", "primary gloss", nullable=True),
@@ -43,24 +36,16 @@ FEATURES = c.schema(
     Column("n_glosses", c.I32, "glosses", "how many glosses the feature has"),
 )
 
-GLOSSES = c.schema(
-    "glosses",
-    1,
-    ("sae", "feature", "gloss_index"),
-    c.SAE,
-    c.FEATURE,
+GLOSSES = c.table("glosses", 1, "sae", "feature", "gloss_index")(
+    *(c.SAE, c.FEATURE),
     c.index("gloss_index", "0 is the primary gloss"),
     c.text("text", "the gloss as published or made"),
     c.text("source", "file, export or method"),
     c.text("explainer", "model or method that wrote it", nullable=True),
 )
 
-CONTEXTS = c.schema(
-    "contexts",
-    1,
-    ("sae", "feature", "rank"),
-    c.SAE,
-    c.FEATURE,
+CONTEXTS = c.table("contexts", 1, "sae", "feature", "rank")(
+    *(c.SAE, c.FEATURE),
     c.index("rank", "0 is the context with the largest activation"),
     Column("max_value", c.F32, "activation", "largest activation in the window"),
     c.index("position", "index of that token in `tokens`"),
@@ -70,12 +55,8 @@ CONTEXTS = c.schema(
     c.text("source", "document and offset, or the export's row id"),
 )
 
-CLUSTERS = c.schema(
-    "clusters",
-    1,
-    ("sae", "feature", "similarity_cut"),
-    c.SAE,
-    c.FEATURE,
+CLUSTERS = c.table("clusters", 1, "sae", "feature", "similarity_cut")(
+    *(c.SAE, c.FEATURE),
     c.number("similarity_cut", "cosine", "clusters merge above this gloss similarity (average linkage)"),
     c.index("cluster", "cluster number inside the SAE, by smallest member"),
 )

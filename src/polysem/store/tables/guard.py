@@ -4,10 +4,7 @@ from polysem.store.tables import columns as c
 
 _ENDS = c.interval("as value", "the 95 % interval")
 
-GUARD_MONITORS = c.schema(
-    "guard_monitors",
-    2,
-    ("shift", "monitor"),
+GUARD_MONITORS = c.table("guard_monitors", 2, "shift", "monitor")(
     c.text(
         "shift",
         "none: held-out documents; frame: the same behind words of another language; files: the concept's own",
@@ -42,10 +39,7 @@ GUARD_MONITORS = c.schema(
     c.count("n_on", "documents", "with the concept"),
     c.count("n_off", "documents", "without it"),
 )
-GUARD_ALARMS = c.schema(
-    "guard_alarms",
-    1,
-    ("group",),
+GUARD_ALARMS = c.table("guard_alarms", 1, "group")(
     c.text(
         "group",
         "interfering: features with |cosine| above 0.2 to the monitor's; others: as many of those that fire there",
@@ -61,10 +55,7 @@ GUARD_ALARMS = c.schema(
     c.count("n", "documents", "false alarms, at 5 % of documents without the concept"),
     c.NOTE,
 )
-GUARD_RECOVERY = c.schema(
-    "guard_recovery",
-    2,
-    ("site", "arm", "radius"),
+GUARD_RECOVERY = c.table("guard_recovery", 2, "site", "arm", "radius")(
     c.text("site", "where the move is made: the dictionary's, or a later one"),
     c.text(
         "arm",
@@ -94,20 +85,14 @@ GUARD_RECOVERY = c.schema(
     c.perhaps("in_neuron", "fraction", "along what one neuron of the layer's MLP writes, the most of any"),
     c.count("n_prompts", "prompts", "on which the clamp takes something"),
 )
-GUARD_NEURONS = c.schema(
-    "guard_neurons",
-    1,
-    ("layer", "neuron"),
+GUARD_NEURONS = c.table("guard_neurons", 1, "layer", "neuron")(
     c.index("layer", "of the MLP"),
     c.index("neuron", "of the MLP"),
     c.number("forecast", "nats", "change of the log-odds if it is set to 0, by gradient; mean over prompts"),
     c.number("measured", "nats", "the same, measured"),
     *_ENDS,
 )
-GUARD_EVASION = c.schema(
-    "guard_evasion",
-    2,
-    ("effect", "kind", "feature", "detector"),
+GUARD_EVASION = c.table("guard_evasion", 2, "effect", "kind", "feature", "detector")(
     c.number("effect", "nats", "rise of the concept's log-odds that every push has"),
     c.text("kind", "target | interfering | random_feature | gradient | means | neuron | isotropic | words"),
     c.index(c.FEATURE.name, "row of W_dec, number of the neuron or of the draw; 0 for others"),
@@ -127,10 +112,7 @@ GUARD_EVASION = c.schema(
     *c.interval("probability", "the 95 % interval, over prompts", "gap"),
     c.count("n_prompts", "prompts", "on which the effect was reached"),
 )
-GUARD_FINDINGS = c.schema(
-    "guard_findings",
-    1,
-    ("name",),
+GUARD_FINDINGS = c.table("guard_findings", 1, "name")(
     c.text("name", "which"),
     c.perhaps("value", "as the note says", "measured"),
     *_ENDS,

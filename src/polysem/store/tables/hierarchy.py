@@ -5,10 +5,7 @@ from polysem.store.schema import Column
 from polysem.store.tables import columns as c
 from polysem.vocabulary_findings import KINSHIPS
 
-RELATIONS = c.schema(
-    "relations",
-    1,
-    ("sae", "i", "j"),
+RELATIONS = c.table("relations", 1, "sae", "i", "j")(
     c.SAE,
     c.index("i", "first feature: row of W_dec"),
     c.index("j", "second feature, i < j"),
@@ -24,12 +21,8 @@ RELATIONS = c.schema(
     c.text("evidence", "what else was seen", nullable=True),
 )
 
-ABSORPTION = c.schema(
-    "absorption",
-    1,
-    ("sae", "feature"),
-    c.SAE,
-    c.FEATURE,
+ABSORPTION = c.table("absorption", 1, "sae", "feature")(
+    *(c.SAE, c.FEATURE),
     c.count("n_on", "tokens", "on which the probe of the feature is on"),
     c.number("f1", "", "of the probe on the feature's own tokens, where no child may have absorbed it"),
     c.flag("trusted", "whether the probe is good enough for a rate"),
@@ -37,12 +30,8 @@ ABSORPTION = c.schema(
     c.count("n_children", "features", "that absorb it"),
 )
 
-META_CODE = c.schema(
-    "meta_code",
-    1,
-    ("sae", "feature"),
-    c.SAE,
-    c.FEATURE,
+META_CODE = c.table("meta_code", 1, "sae", "feature")(
+    *(c.SAE, c.FEATURE),
     Column(
         "atoms",
         c.INTS,
@@ -55,10 +44,7 @@ META_CODE = c.schema(
     c.number("drawn", "share", "by as many rows drawn with its mean and covariance, mean of the draws"),
 )
 
-LEVELS = c.schema(
-    "levels",
-    1,
-    ("sae", "relation", "above", "below"),
+LEVELS = c.table("levels", 1, "sae", "relation", "above", "below")(
     c.SAE,
     c.text("relation", "parent | absorbed"),
     c.index("above", "level of the more general feature; 0 is the innermost of a nested dictionary"),
@@ -69,10 +55,7 @@ LEVELS = c.schema(
     c.number("n_expected", "pairs", "were the pairs dealt to features without regard to levels"),
 )
 
-RELATED_PAIRS = c.schema(
-    "related_pairs",
-    1,
-    ("sae", "low", "relation"),
+RELATED_PAIRS = c.table("related_pairs", 1, "sae", "low", "relation")(
     c.SAE,
     c.number("low", "cosine", "lower end of the bin of |interference|"),
     c.number("high", "cosine", "its upper end"),
@@ -82,10 +65,7 @@ RELATED_PAIRS = c.schema(
     c.flag("excluded", "whether the study leaves such pairs out"),
 )
 
-SLOPES_WITHOUT = c.schema(
-    "slopes_without",
-    2,
-    ("sae", "locus", "token_set", "pairs"),
+SLOPES_WITHOUT = c.table("slopes_without", 2, "sae", "locus", "token_set", "pairs")(
     *(c.ANY_SAE, c.LOCUS, c.TOKENS),
     c.text(
         "pairs",

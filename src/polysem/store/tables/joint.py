@@ -17,10 +17,7 @@ _PAIR = (
     c.perhaps("cosine", "cosine", "of the two decoder rows; null between sites of different width"),
 )  # fmt: skip
 
-JOINT_ADDITIVITY = c.schema(
-    "joint_additivity",
-    1,
-    ("sae", "pool", "basis", "part", "order"),
+JOINT_ADDITIVITY = c.table("joint_additivity", 1, "sae", "pool", "basis", "part", "order")(
     c.SAE,
     c.index("pool", "number of the pool, its features drawn at random"),
     c.text("basis", "learnt (decoder rows) | rotated K (other coordinates of their span, with the same sum)"),
@@ -34,10 +31,7 @@ JOINT_ADDITIVITY = c.schema(
     c.N_PROMPTS,
 )  # fmt: skip
 
-JOINT_SIZES = c.schema(
-    "joint_sizes",
-    1,
-    ("sae", "size", "part"),
+JOINT_SIZES = c.table("joint_sizes", 1, "sae", "size", "part")(
     c.SAE,
     c.index("size", "pushes at once, drawn at random, each of the dose alone"),
     _PART,
@@ -51,10 +45,7 @@ JOINT_SIZES = c.schema(
     c.N_PROMPTS,
 )  # fmt: skip
 
-JOINT_PAIRS = c.schema(
-    "joint_pairs",
-    1,
-    ("sae_i", "pair"),
+JOINT_PAIRS = c.table("joint_pairs", 1, "sae_i", "pair")(
     *_PAIR,
     c.perhaps("lift", "ratio", "tokens on which both fire, over chance; null where chance gives less than one"),
     c.number("odd", "ratio", "length of the odd interaction of logits, to that of the sum of both odd changes"),
@@ -72,10 +63,7 @@ JOINT_PAIRS = c.schema(
     c.N_PROMPTS,
 )  # fmt: skip
 
-JOINT_LAYERS = c.schema(
-    "joint_layers",
-    1,
-    ("sae_i", "sae_j", "pair"),
+JOINT_LAYERS = c.table("joint_layers", 1, "sae_i", "sae_j", "pair")(
     *_PAIR,
     c.perhaps("unexplained_live", "fraction", "1 - R2 of the odd change of logits by the sum of both"),
     c.perhaps(
@@ -96,10 +84,7 @@ JOINT_LAYERS = c.schema(
     c.N_PROMPTS,
 )
 
-JOINT_FINDINGS = c.schema(
-    "joint_findings",
-    1,
-    ("sae", "name"),
+JOINT_FINDINGS = c.table("joint_findings", 1, "sae", "name")(
     c.SAE,
     c.text("name", "what was asked: how KL grows with size, where sums fail, hypotheses J1 to J4"),
     c.perhaps("value", "as named", "what was found; null where nothing was"),
@@ -108,10 +93,7 @@ JOINT_FINDINGS = c.schema(
     c.NOTE,
 )
 
-PLANS = c.schema(
-    "plans",
-    1,
-    ("plan", "arm"),
+PLANS = c.table("plans", 1, "plan", "arm")(
     c.index("plan", "number of the wish"),
     c.text("arm", "planned | planned, open loop | planned, few | only SITE | best single | equal doses"),
     c.number("forecast_kl", "nats", "to first order, on the select prompts"),
@@ -126,23 +108,16 @@ PLANS = c.schema(
     c.N_PROMPTS,
 )
 
-PLAN_DOSES = c.schema(
-    "plan_doses",
-    1,
-    ("plan", "arm", "sae", "feature"),
+PLAN_DOSES = c.table("plan_doses", 1, "plan", "arm", "sae", "feature")(
     c.index("plan", "number of the wish"),
     c.text("arm", "as in plans"),
-    c.SAE,
-    c.FEATURE,
+    *(c.SAE, c.FEATURE),
     c.text("site", "where it is pushed"),
     c.number("strength", "activation", "length of what is added, signed"),
     c.number("kl", "nats", "of this push alone, to first order"),
 )
 
-PLAN_EFFECTS = c.schema(
-    "plan_effects",
-    1,
-    ("plan", "arm", "role", "target"),
+PLAN_EFFECTS = c.table("plan_effects", 1, "plan", "arm", "role", "target")(
     c.index("plan", "number of the wish"),
     c.text("arm", "as in plans"),
     c.text("role", "wanted | protected"),

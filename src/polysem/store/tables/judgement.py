@@ -3,10 +3,7 @@
 from polysem.store.tables import columns as c
 from polysem.vocabulary_findings import CLAIMS, GRADE_LINES, GRADES
 
-EXPLAINED = c.schema(
-    "explained",
-    1,
-    ("locus", "token_set", "model", "unseen"),
+EXPLAINED = c.table("explained", 1, "locus", "token_set", "model", "unseen")(
     *(c.LOCUS, c.TOKENS),
     c.text("model", "which regressors: see stats/explain.py"),
     c.text("unseen", "targets | sources: what the prediction has not seen"),
@@ -15,10 +12,7 @@ EXPLAINED = c.schema(
     *(c.LEVEL, c.N_PAIRS, c.WHY),
 )
 
-VALIDITY = c.schema(
-    "validity",
-    2,
-    ("sae", "locus", "token_set", "dose"),
+VALIDITY = c.table("validity", 2, "sae", "locus", "token_set", "dose")(
     *(c.ANY_SAE, c.LOCUS, c.TOKENS, c.DOSE),
     c.number("kl", "nats", "mean KL of the arms"),
     c.perhaps("r2", "share", "of measured effects by linear response, nothing fitted"),
@@ -27,10 +21,7 @@ VALIDITY = c.schema(
     c.count("n_path", "pairs", "in that sample"),
 )
 
-CHECKS = c.schema(
-    "checks",
-    1,
-    ("check", "locus", "sae", "token_set"),
+CHECKS = c.table("checks", 1, "check", "locus", "sae", "token_set")(
     c.text("check", "mixed_model | qap | missing: see stats/checks.py"),
     c.text("locus", "as in plan; empty where no trial is needed"),
     *(c.ANY_SAE, c.TOKENS),
@@ -44,10 +35,7 @@ CHECKS = c.schema(
     c.text("note", "why there is no number, or what weakens it", nullable=True),
 )
 
-PAIR_TESTS = c.schema(
-    "pair_tests",
-    2,
-    ("locus", "sae", "token_set", "target", "source"),
+PAIR_TESTS = c.table("pair_tests", 2, "locus", "sae", "token_set", "target", "source")(
     *(c.LOCUS, c.SAE, c.TOKENS, c.TARGET, c.SOURCE),
     c.number("effect", "nats", "odd change at the headline dose; of T-out beyond the direct path"),
     c.number("p", "probability", "share of random features with as large an effect, plus one"),
@@ -61,10 +49,7 @@ _REPLICA = (
     c.text("measure", "steered (odd changes under real steering) | linear (linear responses)"),
 )
 
-REPLICATION = c.schema(
-    "replication",
-    2,
-    ("sae", "other", "token_set", "measure"),
+REPLICATION = c.table("replication", 2, "sae", "other", "token_set", "measure")(
     *_REPLICA,
     c.number("matched", "share", "of the features that have a match"),
     c.number("best_cosine", "cosine", "mean of the best ones"),
@@ -77,10 +62,7 @@ REPLICATION = c.schema(
 
 _STRATUM = "of the members of the pair, how many have a stable match: all (any number) | both | one | none"
 
-EFFECT_SURVIVAL = c.schema(
-    "effect_survival",
-    1,
-    ("sae", "other", "token_set", "measure", "stratum"),
+EFFECT_SURVIVAL = c.table("effect_survival", 1, "sae", "other", "token_set", "measure", "stratum")(
     *_REPLICA,
     c.text("stratum", _STRATUM),
     c.perhaps("correlation", "", "of the effects of the same pairs in the two SAEs"),
@@ -92,10 +74,9 @@ EFFECT_SURVIVAL = c.schema(
     *(c.LEVEL, c.N_PAIRS, c.N_TARGETS, c.WHY),
 )
 
-VARIANCE_COMPONENTS = c.schema(
-    "variance_components",
-    1,
-    ("sae", "other", "token_set", "measure", "stratum", "component"),
+VARIANCE_COMPONENTS = c.table(
+    "variance_components", 1, "sae", "other", "token_set", "measure", "stratum", "component"
+)(
     *_REPLICA,
     c.text("stratum", _STRATUM),
     c.text(
@@ -110,10 +91,16 @@ VARIANCE_COMPONENTS = c.schema(
     *(c.LEVEL, c.N_PAIRS, c.count("n_features", "features", "that the pairs are of"), c.WHY),
 )
 
-SPECIFICATION = c.schema(
+SPECIFICATION = c.table(
     "specification",
     2,
-    ("locus", "token_set", "similarity", "min_interference", "max_similarity", "fixed_effects"),
+    "locus",
+    "token_set",
+    "similarity",
+    "min_interference",
+    "max_similarity",
+    "fixed_effects",
+)(
     *(c.LOCUS, c.TOKENS),
     c.text(
         "similarity",
@@ -136,10 +123,7 @@ SPECIFICATION = c.schema(
     ),
 )
 
-HETEROGENEITY = c.schema(
-    "heterogeneity",
-    2,
-    ("contrast", "locus", "token_set", "site"),
+HETEROGENEITY = c.table("heterogeneity", 2, "contrast", "locus", "token_set", "site")(
     c.text("contrast", "as in effects; the declared ones"),
     *(c.LOCUS, c.TOKENS),
     c.text("site", "* for all SAEs of the study; else a site, of its two or more SAEs"),
@@ -155,10 +139,7 @@ HETEROGENEITY = c.schema(
     *(c.LEVEL, c.text("unit", "unit of the estimates"), c.WHY),
 )
 
-POWER = c.schema(
-    "power",
-    1,
-    ("contrast", "locus", "token_set"),
+POWER = c.table("power", 1, "contrast", "locus", "token_set")(
     c.text("contrast", "as in effects"),
     *(c.LOCUS, c.TOKENS),
     c.number("se", "unit", "standard error of the estimate"),
@@ -171,18 +152,13 @@ POWER = c.schema(
 
 _VERDICT = "agrees | disagrees | untested"
 
-FINDINGS = c.schema(
-    "findings",
-    1,
-    ("contrast", "group"),
+FINDINGS = c.table("findings", 1, "contrast", "group")(
     *(c.text("contrast", "as in effects"), c.text("group", "as in effects"), c.LOCUS, c.TOKENS),
     c.flag("declared", "whether it answers a declared question: one of the study's first locus"),
     c.text("claim", " | ".join(CLAIMS)),
     *(c.text(grade.name, f"{_VERDICT}: {grade.help}") for grade in GRADES.values()),
     c.perhaps(
-        "reach",
-        "cosine",
-        "95th percentile of |interference| of the pairs used; nothing is said beyond it",
+        "reach", "cosine", "95th percentile of |interference| of the pairs used; nothing is said beyond it"
     ),
     c.text(
         "against",
@@ -191,10 +167,7 @@ FINDINGS = c.schema(
     ),
 )
 
-GRADED = c.schema(
-    "graded",
-    1,
-    ("contrast", "group", "line"),
+GRADED = c.table("graded", 1, "contrast", "group", "line")(
     *(c.text("contrast", "as in effects"), c.text("group", "as in effects")),
     *(c.text("line", " | ".join(GRADE_LINES)), c.text("grade", " | ".join(GRADES))),
     c.text("verdict", f"{_VERDICT}; untested: nothing to test it on"),

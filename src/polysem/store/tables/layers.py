@@ -6,12 +6,8 @@ _SOURCE = c.text("source", "label of the dictionary that writes")
 _TARGET = c.text("target", "label of the dictionary that reads")
 _I = c.index("i", "feature of the source")
 
-LAYER_BLOCKS = c.schema(
-    "layer_blocks",
-    1,
-    ("source", "target"),
-    _SOURCE,
-    _TARGET,
+LAYER_BLOCKS = c.table("layer_blocks", 1, "source", "target")(
+    *(_SOURCE, _TARGET),
     c.text("writes", "where the source first writes"),
     c.text("reads", "where the target reads"),
     c.text("norm", "what of a norm between is folded into weights; - where there are none"),
@@ -29,12 +25,8 @@ LAYER_BLOCKS = c.schema(
     c.text("why", "why two dictionaries have no weights between them", nullable=True),
 )
 
-LAYER_DENSITY = c.schema(
-    "layer_density",
-    1,
-    ("source", "target", "weight_low", "lift_bin"),
-    _SOURCE,
-    _TARGET,
+LAYER_DENSITY = c.table("layer_density", 1, "source", "target", "weight_low", "lift_bin")(
+    *(_SOURCE, _TARGET),
     c.number("weight_low", "rms", "least |weight| of the bin, in root mean squares"),
     c.number("weight_high", "rms", "end of the bin; inf for the last"),
     c.index("lift_bin", "0: never co-fire; then bins of co-firing over chance"),
@@ -43,13 +35,8 @@ LAYER_DENSITY = c.schema(
     c.count("n_pairs", "pairs", "of features that fire"),
 )
 
-LAYER_EDGES = c.schema(
-    "layer_edges",
-    1,
-    ("source", "i", "target", "j"),
-    _SOURCE,
-    _I,
-    _TARGET,
+LAYER_EDGES = c.table("layer_edges", 1, "source", "i", "target", "j")(
+    *(_SOURCE, _I, _TARGET),
     c.index("j", "feature of the target"),
     c.text("chosen", "by what it is listed: effectiveness, moderate, weight, era, natural; several with +"),
     c.text("gloss_i", "of the source", nullable=True),
@@ -70,12 +57,8 @@ LAYER_EDGES = c.schema(
     c.count("n_events", "tokens", "on which the edge was taken away"),
 )  # fmt: skip
 
-LAYER_TOKENS = c.schema(
-    "layer_tokens",
-    1,
-    ("source", "i", "token"),
-    _SOURCE,
-    _I,
+LAYER_TOKENS = c.table("layer_tokens", 1, "source", "i", "token")(
+    *(_SOURCE, _I),
     c.index("token", "id"),
     c.text("token_str", "as text"),
     c.number("weight", "logit per activation", "direct, through the final norm with its scale frozen; less the mean of all logits"),
@@ -85,12 +68,8 @@ LAYER_TOKENS = c.schema(
     c.count("n_events", "tokens", "that enter"),
 )  # fmt: skip
 
-LAYER_FINDINGS = c.schema(
-    "layer_findings",
-    1,
-    ("source", "target", "hypothesis", "quantity", "by", "dose"),
-    _SOURCE,
-    _TARGET,
+LAYER_FINDINGS = c.table("layer_findings", 1, "source", "target", "hypothesis", "quantity", "by", "dose")(
+    *(_SOURCE, _TARGET),
     c.text("hypothesis", "as in the closed choices"),
     c.text("quantity", "what is measured"),
     c.text("by", "what tells it, or what it is compared with; - where there is nothing"),
@@ -105,10 +84,7 @@ LAYER_FINDINGS = c.schema(
     c.text("note", "what must be said beside it", nullable=True),
 )  # fmt: skip
 
-LAYER_SPLICE = c.schema(
-    "layer_splice",
-    1,
-    ("transcoders", "replaced"),
+LAYER_SPLICE = c.table("layer_splice", 1, "transcoders", "replaced")(
     c.text("transcoders", "name of the set"),
     c.text("replaced", "written site at which the set stands for the model; all: at every one at once"),
     c.count("n_tokens", "tokens", "that are predicted"),

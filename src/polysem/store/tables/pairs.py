@@ -3,12 +3,8 @@
 from polysem.store.schema import Column
 from polysem.store.tables import columns as c
 
-PAIRS = c.schema(
-    "pairs",
-    2,
-    ("sae", "sae_j", "i", "j"),
-    c.SAE,
-    c.SAE_J,
+PAIRS = c.table("pairs", 2, "sae", "sae_j", "i", "j")(
+    *(c.SAE, c.SAE_J),
     c.index("i", "first feature: row of W_dec of `sae`; i < j within one dictionary"),
     c.index("j", "second feature: row of W_dec of `sae_j`"),
     c.number("interference", "cosine", "d_i . d_j of unit decoder rows, signed"),
@@ -38,10 +34,7 @@ PAIRS = c.schema(
     c.flag("is_dense", "either feature fires on more than 10 % or less than 1e-6 of tokens"),
 )
 
-NEAR = c.schema(
-    "near",
-    1,
-    ("sae", "vector", "feature"),
+NEAR = c.table("near", 1, "sae", "vector", "feature", late=True)(
     c.SAE,
     c.text("vector", "name of a steering vector of one's own"),
     c.FEATURE,
@@ -53,15 +46,10 @@ NEAR = c.schema(
     c.number("z_isotropic", "sd", "interference x sqrt(d_in)"),
     c.number("p_isotropic", "probability", "exact two-sided chance of |cosine| for a random direction"),
     c.text("gloss", "primary gloss of the feature", nullable=True),
-    late=True,
 )
 
-DENSITY = c.schema(
-    "density",
-    2,
-    ("sae", "sae_j", "interference_lo", "similarity_lo"),
-    c.SAE,
-    c.SAE_J,
+DENSITY = c.table("density", 2, "sae", "sae_j", "interference_lo", "similarity_lo")(
+    *(c.SAE, c.SAE_J),
     c.number("interference_lo", "cosine", "lower edge of the cell (inclusive)"),
     c.number("interference_hi", "cosine", "upper edge"),
     c.number("similarity_lo", "cosine", "lower edge (inclusive)"),
@@ -69,12 +57,8 @@ DENSITY = c.schema(
     c.count("count", "pairs", "pairs in the cell; all pairs of glossed features are counted"),
 )
 
-SPECTRUM = c.schema(
-    "spectrum",
-    3,
-    ("sae", "sae_j", "threshold"),
-    c.SAE,
-    c.SAE_J,
+SPECTRUM = c.table("spectrum", 3, "sae", "sae_j", "threshold")(
+    *(c.SAE, c.SAE_J),
     c.number("threshold", "cosine", "pairs with interference above it are counted (below, if negative)"),
     c.count("n_pairs", "pairs", "observed"),
     c.number("n_isotropic", "pairs", "expected for random unit vectors in d_in dimensions"),
@@ -97,10 +81,7 @@ SPECTRUM = c.schema(
     ),
 )
 
-PARTNERS = c.schema(
-    "partners",
-    2,
-    ("sae", "sae_j", "feature", "max_similarity", "interference_bin"),
+PARTNERS = c.table("partners", 2, "sae", "sae_j", "feature", "max_similarity", "interference_bin")(
     c.SAE,
     c.text("sae_j", "label of the dictionary that the partners are of"),
     c.FEATURE,

@@ -6,12 +6,8 @@ from polysem.vocabulary import COVARIATES as WORDS
 from polysem.vocabulary import DOSE_UNITS, LOCI, RELATIONS, TOKEN_SETS
 from polysem.vocabulary import SIMILARITIES as SIMILARITY_NAMES
 
-PLAN = c.schema(
-    "plan",
-    4,
-    ("trial_id",),
-    c.TRIAL,
-    c.SAE,
+PLAN = c.table("plan", 4, "trial_id")(
+    *(c.TRIAL, c.SAE),
     c.text("site", "hook point that is edited"),
     c.text("locus", " | ".join(LOCI)),
     c.text("relation", "what the source is to the target: " + " | ".join(RELATIONS)),
@@ -58,10 +54,7 @@ PLAN = c.schema(
     c.index("batch", "trials of one batch run together"),
 )
 
-PROMPTS = c.schema(
-    "prompts",
-    1,
-    ("prompt_id",),
+PROMPTS = c.table("prompts", 1, "prompt_id")(
     c.text("prompt_id", "hash of the text"),
     c.text("text", "the prompt"),
     Column("token_ids", c.INTS, "token ids", "as given to the model, BOS included where used"),
@@ -69,10 +62,7 @@ PROMPTS = c.schema(
     c.text("split", "select | confirm"),
 )
 
-SIGNALS = c.schema(
-    "signals",
-    2,
-    ("sae", "target", "source"),
+SIGNALS = c.table("signals", 2, "sae", "target", "source")(
     *c.PAIR,
     c.number("interference", "cosine", "of the two decoder rows, float64"),
     c.perhaps("firing", "Jaccard", "of the tokens on which the two fire"),
@@ -86,10 +76,7 @@ SIGNALS = c.schema(
     c.flag("flagged", "one concept twice, by any of the four"),
 )
 
-SIMILARITIES = c.schema(
-    "similarities",
-    1,
-    ("sae", "target", "source", "measure"),
+SIMILARITIES = c.table("similarities", 1, "sae", "target", "source", "measure")(
     c.SAE,
     c.index("target", "feature; of a random pair, one of the two"),
     c.index("source", "feature, of the same SAE; of a random pair, the other"),
@@ -109,10 +96,7 @@ SIMILARITIES = c.schema(
     c.text("made_by", "model, database and package"),
 )
 
-CONCEPTS = c.schema(
-    "concepts",
-    1,
-    ("sae", "feature"),
+CONCEPTS = c.table("concepts", 1, "sae", "feature")(
     c.SAE,
     c.index("feature", "of a planned pair, or drawn at random"),
     Column("n_contexts", c.I32, "contexts", "distinct snippets that were grouped"),
@@ -127,10 +111,7 @@ CONCEPTS = c.schema(
     c.perhaps("mixed", "1 - cosine", "their score: two features in one"),
 )
 
-SENSES = c.schema(
-    "senses",
-    1,
-    ("sae", "target", "source"),
+SENSES = c.table("senses", 1, "sae", "target", "source")(
     *c.PAIR,
     c.number("main", "cosine", "between their largest concepts"),
     c.number("highest", "cosine", "between the nearest two concepts: how related they are"),
@@ -141,10 +122,7 @@ SENSES = c.schema(
     c.flag("second_sense", "related by concepts of which one at least is not the largest, and only by those"),
 )
 
-COVARIATES = c.schema(
-    "covariates",
-    1,
-    ("sae", "target", "source", "token_set"),
+COVARIATES = c.table("covariates", 1, "sae", "target", "source", "token_set")(
     *c.PAIR,
     c.text("token_set", " | ".join(TOKEN_SETS)),
     *(
@@ -153,10 +131,7 @@ COVARIATES = c.schema(
     ),
 )
 
-NEURONS = c.schema(
-    "neurons",
-    2,
-    ("sae", "kind", "basis", "neuron"),
+NEURONS = c.table("neurons", 2, "sae", "kind", "basis", "neuron")(
     c.SAE,
     c.text("kind", "coordinate (of the SAE's site) | mlp (of the layer's MLP)"),
     c.index("basis", "0: the model's own; 1: one rotated at random"),
@@ -169,10 +144,7 @@ NEURONS = c.schema(
     c.number("logit_norm", "logits", "length of that times W_U"),
 )
 
-NEURON_DEGREES = c.schema(
-    "neuron_degrees",
-    1,
-    ("sae", "kind", "quantity"),
+NEURON_DEGREES = c.table("neuron_degrees", 1, "sae", "kind", "quantity")(
     c.SAE,
     c.text("kind", "coordinate | mlp"),
     c.text("quantity", "see plan/degrees.py"),

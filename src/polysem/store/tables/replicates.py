@@ -6,13 +6,9 @@ _FIRST = c.text("first", "reference of a dictionary; in a study its label")
 _SECOND = c.text("second", "the same of another one of the site")
 
 
-REPLICATES = c.schema(
-    "replicates",
-    1,
-    ("number", "first", "second"),
+REPLICATES = c.table("replicates", 1, "number", "first", "second")(
     c.index("number", "of the two among all pairs, in the order in which they were given"),
-    _FIRST,
-    _SECOND,
+    *(_FIRST, _SECOND),
     c.count("n", "features", "matched one to one"),
     c.number("pw_mcc", "cosine", "mean |cosine| of matched decoder rows (PW-MCC)"),
     c.number("turned", "cosine", "the same with the second one turned at random"),
@@ -21,13 +17,9 @@ REPLICATES = c.schema(
     c.number("stable_second", "share", "of the second one's features that are stable"),
 )
 
-SURVIVAL = c.schema(
-    "survival",
-    1,
-    ("number", "matched", "low"),
+SURVIVAL = c.table("survival", 1, "number", "matched", "low")(
     c.index("number", "of the two dictionaries"),
-    _FIRST,
-    _SECOND,
+    *(_FIRST, _SECOND),
     c.text("matched", "which matched features"),
     c.number("low", "cosine", "lower end of the bin of |interference| in the first one"),
     c.number("high", "cosine", "its upper end"),
@@ -38,13 +30,9 @@ SURVIVAL = c.schema(
     c.number("hi", "share", "largest of its draws"),
 )
 
-SHARED_SPANS = c.schema(
-    "shared_spans",
-    1,
-    ("number", "group"),
+SHARED_SPANS = c.table("shared_spans", 1, "number", "group")(
     c.index("number", "of the two dictionaries"),
-    _FIRST,
-    _SECOND,
+    *(_FIRST, _SECOND),
     c.text("group", "neighbours: a feature that is not stable and its nearest such; all: all such as one group"),
     c.count("n_groups", "groups", "of the first one's features"),
     c.count("size", "features", "of a group"),
@@ -57,13 +45,9 @@ SHARED_SPANS = c.schema(
     c.number("drawn", "share", "`shared` with rows drawn with the mean and covariance of the second one's"),
 )  # fmt: skip
 
-MATCHING = c.schema(
-    "matching",
-    1,
-    ("number", "feature"),
+MATCHING = c.table("matching", 1, "number", "feature")(
     c.index("number", "of the two dictionaries"),
-    _FIRST,
-    _SECOND,
+    *(_FIRST, _SECOND),
     c.index("feature", "row of W_dec of the first one"),
     c.index("match", "row of W_dec of the second one that it is matched with, one to one"),
     c.number("decoder", "cosine", "of their decoder rows, signed"),
@@ -71,10 +55,7 @@ MATCHING = c.schema(
     c.flag("stable", "whether both exceed what 1 % of features reach in a dictionary turned at random"),
 )
 
-STABILITY = c.schema(
-    "stability",
-    2,
-    ("number", "feature"),
+STABILITY = c.table("stability", 2, "number", "feature")(
     c.index("number", "of the dictionary, in the order in which they were given"),
     c.text("sae", "its reference; in a study its label"),
     c.index("feature", "row of W_dec"),

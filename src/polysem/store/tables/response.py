@@ -2,27 +2,21 @@
 
 from polysem.store.tables import columns as c
 
-RESPONSE = c.schema(
-    "response",
-    1,
-    ("sae", "locus", "relation", "target", "source", "draw", "token_set", "dose"),
+RESPONSE = c.table(
+    "response", 1, "sae", "locus", "relation", "target", "source", "draw", "token_set", "dose"
+)(
     *(c.SAE, c.LOCUS),
     c.text("relation", "pair | self | random_feature"),
     *(c.TARGET, c.SOURCE, c.DRAW, c.TOKENS),
     c.number("dose", "dose_unit", "absolute value, as in plan"),
     c.number("linear", "nats", "linear response: gradient . push, mean over the prompts of pair_effects"),
     c.perhaps(
-        "linear_direct",
-        "nats",
-        "its part that passes no further block; null where there is no direct path",
+        "linear_direct", "nats", "its part that passes no further block; null where there is no direct path"
     ),
     c.N_PROMPTS,
 )
 
-DECOMPOSITION = c.schema(
-    "decomposition",
-    2,
-    ("sae", "target", "source", "token_set"),
+DECOMPOSITION = c.table("decomposition", 2, "sae", "target", "source", "token_set")(
     *(c.SAE, c.TARGET, c.SOURCE, c.TOKENS, c.DOSE),
     c.perhaps(
         "total",
@@ -45,19 +39,13 @@ DECOMPOSITION = c.schema(
     c.N_PROMPTS,
 )
 
-METRICS = c.schema(
-    "metrics",
-    1,
-    ("sae", "target", "source", "metric"),
+METRICS = c.table("metrics", 1, "sae", "target", "source", "metric")(
     *(c.SAE, c.TARGET, c.SOURCE),
     c.text("metric", "see linear/metrics.py"),
     c.number("value", "", "in the metric's own unit"),
 )
 
-COMPENSATION = c.schema(
-    "compensation",
-    1,
-    ("sae", "token_set", "band_lo", "band_hi"),
+COMPENSATION = c.table("compensation", 1, "sae", "token_set", "band_lo", "band_hi")(
     *(c.SAE, c.TOKENS),
     c.number("band_lo", "cosine", "pairs with |interference| from here"),
     c.number("band_hi", "cosine", "to here"),
@@ -70,10 +58,7 @@ COMPENSATION = c.schema(
     c.text("note", "why there is no estimate", nullable=True),
 )
 
-GRADIENT_PATH = c.schema(
-    "gradient_path",
-    1,
-    ("sae", "locus", "token_set", "dose", "target", "source"),
+GRADIENT_PATH = c.table("gradient_path", 1, "sae", "locus", "token_set", "dose", "target", "source")(
     *(c.SAE, c.LOCUS, c.TOKENS, c.DOSE, c.TARGET, c.SOURCE),
     c.number("total", "nats", "measured odd change in log-odds, mean over the prompts"),
     c.number("linear", "nats", "gradient at the prompt . push"),
@@ -82,10 +67,7 @@ GRADIENT_PATH = c.schema(
 )
 """A sample of pairs: what the gradient says at the prompt, and averaged along the push."""
 
-GRADIENT_MATRIX = c.schema(
-    "gradient_matrix",
-    2,
-    ("sae", "token_set", "target", "source"),
+GRADIENT_MATRIX = c.table("gradient_matrix", 2, "sae", "token_set", "target", "source")(
     *(c.SAE, c.TOKENS, c.TARGET, c.SOURCE),
     c.number("interference", "cosine", "cosine of the two directions"),
     c.number("linear", "nats per unit", "gradient of the target . unit direction of the source"),
@@ -97,10 +79,7 @@ GRADIENT_MATRIX = c.schema(
 )
 """Targets x features, neither chosen by interference: what permutation tests need."""
 
-REPLICATED = c.schema(
-    "replicated",
-    3,
-    ("sae", "other", "token_set", "target", "source"),
+REPLICATED = c.table("replicated", 3, "sae", "other", "token_set", "target", "source")(
     c.SAE,
     c.text("other", "SAE of the same site"),
     c.text("token_set", "in | out; every SAE's own tokens"),

@@ -6,10 +6,7 @@ from polysem.store.tables import columns as c
 DIRECTION = c.text("direction", "name of the direction")
 _ENDS = c.interval("as value", "the 95 % interval, jackknife over prompts")
 
-DIRECTIONS = c.schema(
-    "directions",
-    1,
-    ("direction",),
+DIRECTIONS = c.table("directions", 1, "direction")(
     DIRECTION,
     c.text("kind", "feature | texts | models | file | given (a tensor) | repaired"),
     c.text("site", "hook point that is steered"),
@@ -31,10 +28,7 @@ DIRECTIONS = c.schema(
     c.count("n_null", "directions", "isotropic ones pushed at the same KL"),
 )  # fmt: skip
 
-SIDE_EFFECTS = c.schema(
-    "side_effects",
-    1,
-    ("direction", "measure"),
+SIDE_EFFECTS = c.table("side_effects", 1, "direction", "measure")(
     DIRECTION,
     c.text("measure", "as in the closed choices"),
     c.perhaps("value", "as the measure", "on the confirm prompts"),
@@ -48,10 +42,7 @@ SIDE_EFFECTS = c.schema(
     c.count("n_null", "directions", "isotropic pushes with a number"),
 )
 
-SIDE_EFFECTS_MOVED = c.schema(
-    "side_effects_moved",
-    1,
-    ("direction", "kind", "rank"),
+SIDE_EFFECTS_MOVED = c.table("side_effects_moved", 1, "direction", "kind", "rank")(
     DIRECTION,
     c.text("kind", "tokens (a feature's) | category (of words) | feature (of the readout)"),
     c.index("rank", "0 moved most on the select prompts"),
@@ -66,12 +57,8 @@ SIDE_EFFECTS_MOVED = c.schema(
     c.count("n_prompts", "prompts", "that enter"),
 )
 
-SIDE_EFFECTS_LINEAR = c.schema(
-    "side_effects_linear",
-    1,
-    ("sae", "feature"),
-    c.SAE,
-    c.FEATURE,
+SIDE_EFFECTS_LINEAR = c.table("side_effects_linear", 1, "sae", "feature")(
+    *(c.SAE, c.FEATURE),
     c.perhaps("on_target", "nats", "at the dose, by gradient"),
     c.perhaps("cleanliness", "nats per root nat", "on target / sqrt(2 KL)"),
     c.perhaps("percentile", "fraction", "of the features with a number that are less clean"),
@@ -81,24 +68,17 @@ SIDE_EFFECTS_LINEAR = c.schema(
     c.count("n_prompts", "prompts", "that gradients are averaged over"),
 )
 
-CLEANER = c.schema(
-    "cleaner",
-    1,
-    ("direction", "rank"),
+CLEANER = c.table("cleaner", 1, "direction", "rank")(
     DIRECTION,
     c.index("rank", "0 is the cleanest, by gradient"),
-    c.SAE,
-    c.FEATURE,
+    *(c.SAE, c.FEATURE),
     c.text("gloss", "of the feature", nullable=True),
     c.number("cleanliness", "nats per root nat", "of the feature on the direction's tokens, either way"),
     c.number("reach_sets", "sets", "participation ratio of token sets"),
     c.number("cosine", "cosine", "with the direction"),
 )
 
-FORECASTS = c.schema(
-    "forecasts",
-    1,
-    ("sae", "outcome", "predictors"),
+FORECASTS = c.table("forecasts", 1, "sae", "outcome", "predictors")(
     c.SAE,
     c.text("outcome", "a measure"),
     c.text("predictors", "which: all, weights, one baseline, or a difference of two"),
@@ -113,10 +93,7 @@ FORECASTS = c.schema(
     c.text("note", "what must be said next to the number", nullable=True),
 )
 
-SCREENED = c.schema(
-    "screened",
-    1,
-    ("sae", "outcome"),
+SCREENED = c.table("screened", 1, "sae", "outcome")(
     c.SAE,
     c.text("outcome", "a measure"),
     c.perhaps("dirtiest", "as outcome", "mean of those that the forecast calls dirtiest"),
@@ -129,10 +106,7 @@ SCREENED = c.schema(
     c.count("n_prompts", "prompts", "that enter"),
 )
 
-REPAIRS = c.schema(
-    "repairs",
-    1,
-    ("direction", "measure"),
+REPAIRS = c.table("repairs", 1, "direction", "measure")(
     DIRECTION,
     c.text("measure", "a measure, or `protected`: root mean square change of the protected sets"),
     c.perhaps("before", "as the measure", "on the confirm prompts"),

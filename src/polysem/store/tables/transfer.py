@@ -26,10 +26,7 @@ CATEGORIES = Column("categories", c.STRINGS, "", "order of the lists that follow
 REFERENCE = c.perhaps("reference", "unit", "the same under the reference")
 ESTIMATE = c.perhaps("estimate", "unit", "treated minus reference")
 
-TRANSFER_SHARED = c.schema(
-    "transfer_shared",
-    1,
-    ("source_a", "source_b"),
+TRANSFER_SHARED = c.table("transfer_shared", 1, "source_a", "source_b")(
     c.text("source_a", "first source"),
     c.text("source_b", "second source"),
     c.count("n_segments", "segments", "of text between common token ends"),
@@ -46,12 +43,8 @@ TRANSFER_SHARED = c.schema(
     c.LEVEL,
 )
 
-TRANSFER_SETS = c.schema(
-    "transfer_sets",
-    1,
-    ("category", "arm"),
-    CATEGORY,
-    ARM,
+TRANSFER_SETS = c.table("transfer_sets", 1, "category", "arm")(
+    *(CATEGORY, ARM),
     c.count("n_strings", "strings", "disjoint from those of the arms of its family"),
     c.count("n_treated", "pools", "treated pools; 0 where the arm could not be run"),
     c.count("n_reference", "pools", "matched reference pools"),
@@ -60,15 +53,12 @@ TRANSFER_SETS = c.schema(
     c.text("reason", "why the arm was not run", nullable=True),
 )
 
-TRANSFER_TRIALS = c.schema(
-    "transfer_trials",
-    2,
-    ("target", "category", "arm", "template", "position", "pool", "sentence", "draw"),
+TRANSFER_TRIALS = c.table(
+    "transfer_trials", 2, "target", "category", "arm", "template", "position", "pool", "sentence", "draw"
+)(
     TARGET,
     c.text("category", "whose sentences and arm sets were used"),
-    ARM,
-    TEMPLATE,
-    POSITION,
+    *(ARM, TEMPLATE, POSITION),
     c.index("pool", "treated pools from 0 up; reference pools from -1 down"),
     SENTENCE,
     c.index("draw", "number of the draw from the pool"),
@@ -101,19 +91,14 @@ TRANSFER_TRIALS = c.schema(
     c.flag("refused", "the answer declines"),
 )
 
-TRANSFER_EFFECTS = c.schema(
-    "transfer_effects",
-    2,
-    ("target", "contrast", "arm", "category", "template", "position"),
+TRANSFER_EFFECTS = c.table(
+    "transfer_effects", 2, "target", "contrast", "arm", "category", "template", "position"
+)(
     TARGET,
     c.text("contrast", _any(TRANSFER_CONTRASTS)),
-    ARM,
-    CATEGORY,
-    TEMPLATE,
-    POSITION,
+    *(ARM, CATEGORY, TEMPLATE, POSITION),
     c.perhaps("treated", "unit", "mean under treated pools"),
-    REFERENCE,
-    ESTIMATE,
+    *(REFERENCE, ESTIMATE),
     *c.interval("unit"),
     c.LEVEL,
     c.perhaps("bound_lo", "unit", "least estimate that truncated answers allow"),
@@ -132,20 +117,11 @@ TRANSFER_EFFECTS = c.schema(
     c.text("note", "what must be said next to the number", nullable=True),
 )
 
-TRANSFER_TARGETS = c.schema(
-    "transfer_targets",
-    2,
-    ("target",),
+TRANSFER_TARGETS = c.table("transfer_targets", 2, "target")(
     TARGET,
     c.text("what", "kind, model and address"),
-    Column("asked", c.I64, "log-probabilities", "asked for; null where all are there", nullable=True),
-    Column(
-        "granted",
-        c.I64,
-        "log-probabilities",
-        "given by the server; null where all are there",
-        nullable=True,
-    ),
+    c.count("asked", "log-probabilities", "asked for; null where all are there", nullable=True),
+    c.count("granted", "log-probabilities", "given by the server; null where all are there", nullable=True),
     c.number("missing", "probability", "mean mass that was not granted"),
     c.count("n_lost", "answers", "in which tokens of equal text were lost"),
     c.text("conventions", "how it was asked and answers: form, spelling, BOS, model"),
@@ -156,10 +132,7 @@ TRANSFER_TARGETS = c.schema(
     c.text("coverage", "words of each category seen as one token: JSON"),
 )
 
-TRANSFER_STEERED = c.schema(
-    "transfer_steered",
-    1,
-    ("target", "kind", "category", "sentence", "feature"),
+TRANSFER_STEERED = c.table("transfer_steered", 1, "target", "kind", "category", "sentence", "feature")(
     TARGET,
     c.text("kind", f"direction: {_any(KINDS)}"),
     c.text("category", "whose sentence"),
@@ -173,15 +146,11 @@ TRANSFER_STEERED = c.schema(
     Column("logodds", NUMBERS, "nats", "odd part of the change of each log-odds; NaN: dose not reached"),
 )
 
-TRANSFER_DIRECTIONS = c.schema(
-    "transfer_directions",
-    1,
-    ("target", "kind", "contrast", "arm", "category"),
+TRANSFER_DIRECTIONS = c.table("transfer_directions", 1, "target", "kind", "contrast", "arm", "category")(
     TARGET,
     c.text("kind", "as in transfer_steered"),
     c.text("contrast", "logodds | specific"),
-    ARM,
-    CATEGORY,
+    *(ARM, CATEGORY),
     c.perhaps("treated", "nats", "mean over the arm's features"),
     c.perhaps("estimate", "nats", "treated minus reference, within strata"),
     *c.interval("nats"),
@@ -196,10 +165,7 @@ TRANSFER_DIRECTIONS = c.schema(
     c.count("n_refused", "features", "whose direction could not be made or dosed"),
 )
 
-TRANSFER_COST = c.schema(
-    "transfer_cost",
-    1,
-    ("target", "kind", "measure", "arm", "category"),
+TRANSFER_COST = c.table("transfer_cost", 1, "target", "kind", "measure", "arm", "category")(
     TARGET,
     c.text("kind", _any(("prompt", *KINDS))),
     c.text("measure", "text (cross-entropy) | choices (accuracy)"),
@@ -207,8 +173,7 @@ TRANSFER_COST = c.schema(
     c.text("category", "whose arm"),
     c.number("base", "unit", "without any injection"),
     c.number("treated", "unit", "change under the arm"),
-    REFERENCE,
-    ESTIMATE,
+    *(REFERENCE, ESTIMATE),
     *c.interval("unit"),
     c.LEVEL,
     c.count("n_treated", "injections", "prompts or directions of the arm"),

@@ -21,10 +21,7 @@ _TOWARD = tuple(
     for category in CATEGORIES.values()
 )
 
-TRIALS = c.schema(
-    "trials",
-    5,
-    ("trial_id",),
+TRIALS = c.table("trials", 5, "trial_id")(
     c.TRIAL,
     c.text("status", "ok | skipped | failed"),
     c.text("reason", "why not ok; a word of vocabulary.REASONS", nullable=True),

@@ -160,7 +160,7 @@ def power_fit(
     if len(np.unique(width)) < 3:
         raise ConfigError(
             f"{len(np.unique(width))} widths; a curve asks for three widths",
-            hint="add dictionaries of other widths of the site",
+            hint="add dictionaries of other widths of the site, of one sparsity and trained alike",
         )
     unknown = int((~np.isfinite(y)).sum())
     if unknown:  # the share that is apart, where a dictionary has no close pair

@@ -265,3 +265,6 @@ def test_dictionaries_that_were_trained_longer_are_no_other_sparsity() -> None:
     longer = [_row(8, trained=400, fvu=0.15, close=0.9)]
     assert at_one_fvu([*family, *longer]) == at_one_fvu(family)
     assert [r["width"] for r in at_one_fvu(family)] == [8, 16]
+    apart = [_row(w, trained=w) for w in (8, 16, 32)]
+    with pytest.raises(ConfigError, match="1 widths"):
+        curves(apart, rows_of(apart, {0: random_rows(32, 4, seed=0)}))

@@ -23,7 +23,7 @@ def scaling(
         ),
     ],
     corpus: Annotated[str, Option(help="Text: zoo:NAME, a file or a folder.")],
-    model: Annotated[str, Option(help="Model; default the one that they name.")] = "",
+    model: Annotated[str, Option(help="Model; default the study's, or the one that they name.")] = "",
     tokens: Annotated[int, Option(min=1000, help="Of the text.")] = 30_000,
     context: Annotated[int, Option(min=2, help="Tokens of a row, BOS included.")] = 128,
     out: Annotated[Path | None, Option(metavar="FILE", help="Where rows and fits go, as JSON.")] = None,
@@ -39,7 +39,6 @@ def scaling(
     from polysem.corpus import token_rows
     from polysem.errors import ConfigError
     from polysem.hierarchy.firing import site_activations
-    from polysem.models import load_model
     from polysem.positions import positions_of
     from polysem.scaling import at_one_fvu, curves, rows_of, usual_of
     from polysem.store.io import write_json
@@ -49,15 +48,11 @@ def scaling(
     measured: list[dict[str, Any]] = []
     site, widest = None, {}
     with working("dictionaries") as report:
-        for one in report.track(given := list(_given(saes)), total=len(given), label="dictionaries"):
+        given = list(_given(saes))
+        for one in report.track(given, total=len(given), label="dictionaries"):
             sae = one.load()
             if site is None:
-                named = model or sae.model_id
-                if not named:
-                    raise ConfigError(
-                        f"{one.ref} does not say of which model it is", hint="add --model MODEL"
-                    )
-                loaded, site = load_model(named), sae.site
+                loaded, site = one.model(model), sae.site
                 rows = token_rows(
                     corpus, loaded, n_tokens=tokens, context=context, positions=positions_of(loaded, sae)
                 )
@@ -100,6 +95,18 @@ class _Given:
         from polysem.saes import load_sae
 
         return load_sae(self.ref) if self.study is None else self.study.saes[self.label]
+
+    def model(self, asked: str) -> Any:
+        """The one that is asked for, or else the study's, or the one that the dictionary names."""
+        from polysem.errors import ConfigError
+        from polysem.models import load_model
+
+        if self.study is not None and not asked:
+            return self.study.model
+        named = asked or self.load().model_id
+        if not named:
+            raise ConfigError(f"{self.ref} does not say of which model it is", hint="add --model MODEL")
+        return load_model(named)
 
     def studied(self, model: Any) -> dict[str, Any]:
         """What the study found; nothing without one."""

@@ -9,9 +9,9 @@ from typer.testing import CliRunner
 
 from polysem.cli.app import app
 from polysem.models import load_model
-from polysem.report.source import Run
 from polysem.saes import load_sae
 from polysem.scaling import STUDIED
+from polysem.stats.arms import PRIMARY
 from polysem.store.run import RunFolder
 from support.sae_fixtures import planted, write_saelens_v6
 from support.tiny import save_tiny_model
@@ -134,7 +134,7 @@ def test_the_linear_response_is_judged_at_the_largest_dose(run, told) -> None:
             for x in run.table("response", where=where).to_pylist()
         }
         both = [
-            (x["log_odds"], linear[x["target"], x["source"], x["dose"]]) for x in effects if x["dose"] == 0.1
+            (x[PRIMARY], linear[x["target"], x["source"], x["dose"]]) for x in effects if x["dose"] == 0.1
         ]
         y, told_by = np.array(both).T
         assert r["n_linear_in"] == len(y)
@@ -145,5 +145,5 @@ def test_the_linear_response_is_judged_at_the_largest_dose(run, told) -> None:
 def test_three_dictionaries_of_a_site_are_compared_two_by_two(run) -> None:
     two = {(r["first"], r["second"]) for r in run.table("replicates").to_pylist()}
     assert two == {("w48", "w96"), ("w144", "w48"), ("w144", "w96")}
-    html = (Run.open(run.root).root / "report.html").read_text(encoding="utf-8")
+    html = (run.root / "report.html").read_text(encoding="utf-8")
     assert all(f"{a}, {b}" in html for a, b in two)

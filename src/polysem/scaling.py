@@ -399,7 +399,7 @@ def explained_by_response(
     return float("nan") if found is None else found, both.num_rows
 
 
-def of_study(table: Callable[[str], pa.Table], label: str) -> dict[str, float]:
+def of_study(table: Callable[[str], pa.Table], label: str) -> dict[str, float | int]:
     """What a finished study says of one of its dictionaries, by the names of `docs/scaling.md`.
 
     Args:
@@ -414,7 +414,7 @@ def of_study(table: Callable[[str], pa.Table], label: str) -> dict[str, float]:
         return found
 
     counter = counter_intuitive(own("density", sae_j=label))
-    found = {
+    found: dict[str, float | int] = {
         "counter": counter.share, "counter_of_close": counter.of_close, "unlike": counter.unlike,
     }  # fmt: skip
     for tokens in TOKEN_SETS:

@@ -27,7 +27,7 @@ export async function kinOf(ctx, { sae, number: id }) {
   const near = { f: [`sae=${sae}`, "relation!=unrelated"], near: id };
   const [kin, lost, matches] = await Promise.all([ask("relations", { ...near, sort: "relation" }), ask("absorption", { f: own }), ask("matches", { f: own })]);
   const sides = [], others = saes.filter((s) => s.site === saes.find((one) => one.label === sae)?.site).length - 1;
-  if (matches.total) sides.push(stable(matches, others));
+  if (matches.total) sides.push(stable(matches, Math.max(others, matches.total)));
   else if (relations.matches && others > 0) sides.push(el("div", {}, el("h3", {}, "In other dictionaries"), el("p", { cls: "fine" }, "It has no match in another dictionary of its site: it is dead, or that one has fewer features.")));
   if (relations.relations) {
     const [one] = lost.rows;

@@ -278,9 +278,9 @@ class Replicates(Result):
     """(reference, revision or hash of the weights)"""
     pairs: tuple[Mapping[str, Any], ...]
     """of every two: what `as_json` shows"""
-    stability: tuple[Float[np.ndarray, " n"], ...]
+    stability: tuple[Float[np.ndarray, " _"], ...]
     """by dictionary: share of the others in which each feature has a match; NaN where it is dead"""
-    nearest: tuple[Float[np.ndarray, " n"], ...]
+    nearest: tuple[Float[np.ndarray, " _"], ...]
     """the soft form: largest |cosine| of its decoder row with a row of another, mean over the others"""
 
     def facts(self) -> Mapping[str, object]:

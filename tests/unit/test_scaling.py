@@ -4,7 +4,24 @@ import numpy as np
 import pytest
 
 from polysem.errors import ConfigError
-from polysem.scaling import at_matched, capacity, chance_close, geometry, power_fit, random_rows, rows_of
+from polysem.scaling import (
+    at_matched,
+    at_one_fvu,
+    by_compute,
+    capacity,
+    chance_close,
+    counter_intuitive,
+    curves,
+    explained_by_cosine,
+    explained_by_response,
+    geometry,
+    power_fit,
+    random_rows,
+    rows_of,
+    usual_of,
+)
+from polysem.stats.arms import PRIMARY
+from polysem.store.tables import DENSITY, GRADIENT_MATRIX, PAIR_EFFECTS, RESPONSE
 
 
 @pytest.mark.parametrize("exponent", [0.3, 0.5, 1.0])
@@ -86,3 +103,131 @@ def test_matched_values_are_told_inside_the_family_only() -> None:
     assert np.isnan(at_matched(x, y, 0.35))
     with pytest.raises(ConfigError, match="three widths"):
         power_fit(np.array([1.0, 2.0]), np.array([1.0, 2.0]), np.zeros(2))
+
+
+# What a study measured ------------------------------------------------------------------------------------------------
+
+
+def _cells(*cells: tuple[float, float, int]) -> list[dict[str, object]]:
+    """(lower edge of interference, of similarity, pairs) of cells of 0.025."""
+    return [
+        {"sae": "a", "sae_j": "a", "count": n, "interference_lo": i, "interference_hi": i + 0.025}
+        | {"similarity_lo": s, "similarity_hi": s + 0.025}
+        for i, s, n in cells
+    ]
+
+
+def test_counter_intuitive_pairs_are_close_and_have_unlike_glosses() -> None:
+    """Cells at both edges: 0.3 is close on either side, a similarity of 0.3 is not unlike."""
+    close = (0.3, 0.275, 3), (0.3, 0.3, 1), (-0.325, -0.5, 2)
+    far = (0.275, 0.1, 40), (-0.3, 0.1, 20), (0.0, 0.5, 34)
+    found = counter_intuitive(DENSITY.of_rows(_cells(*close, *far)))
+    assert (found.share, found.of_close, found.unlike) == (0.05, 5 / 6, 0.65)
+    none = counter_intuitive(DENSITY.of_rows(_cells((0.0, 0.1, 4))))
+    assert (none.share, none.unlike) == (0, 1)
+    assert np.isnan(none.of_close)
+    assert np.isnan(counter_intuitive(DENSITY.empty()).share)
+
+
+def _matrix(x: np.ndarray, y: np.ndarray) -> object:
+    rows = [
+        {"sae": "a", "token_set": "in", "target": 0, "source": k, "interference": a, "linear": b}
+        | {"linear_direct": None}
+        for k, (a, b) in enumerate(zip(x.tolist(), y.tolist(), strict=True))
+    ]
+    return GRADIENT_MATRIX.of_rows(rows)
+
+
+def test_what_the_cosine_explains_is_the_square_of_their_correlation() -> None:
+    """The target's own row, at cosine 1, would make any cloud a line."""
+    x = np.array([1.0, 0.2, -0.2, 0.2, -0.2])
+    y = np.array([100.0, 3.0, 1.0, 1.0, -1.0])  # slope 5, and 1 off the line each: 1 of 2 is explained
+    assert explained_by_cosine(_matrix(x, y)) == pytest.approx(0.5)
+    assert np.isnan(explained_by_cosine(_matrix(x, np.zeros(5))))
+
+
+def test_what_the_gradient_explains_of_effects_is_told_of_pairs_at_the_largest_dose() -> None:
+    """Measured 1, 2, 3, 6 where the gradient says 1, 2, 3, 4: 1 - 4 / 14; of the three close ones 1 - 4 / (26 / 3)."""
+
+    def table(schema: object, **columns: list[float]) -> object:
+        rows = []
+        for k, i in enumerate([0.1, -0.3, 0.3, 0.5]):
+            for dose, relation in ((0.1, "pair"), (0.05, "pair"), (0.1, "self")):
+                row = {c.name: None if c.nullable else 0.0 for c in schema.columns}
+                row |= {
+                    "sae": "a",
+                    "locus": "feature",
+                    "relation": relation,
+                    "target": 0,
+                    "source": k,
+                    "draw": 0,
+                }
+                row |= {"token_set": "in", "dose": dose, "n_prompts": 3}
+                row |= {"interference": i, "interference_bin": 0} if "interference" in row else {}
+                off = 0.0 if (dose, relation) == (0.1, "pair") else 50.0
+                rows.append(row | {name: values[k] + off for name, values in columns.items()})
+        return schema.of_rows(rows)
+
+    effects = table(PAIR_EFFECTS, **{PRIMARY: [1.0, 2.0, 3.0, 6.0]})
+    response = table(RESPONSE, linear=[1.0, 2.0, 3.0, 4.0])
+    r2, n = explained_by_response(effects, response)
+    assert (r2, n) == (pytest.approx(1 - 4 / 14), 4)
+    r2, n = explained_by_response(effects, response, least=0.3)
+    assert (r2, n) == (pytest.approx(1 - 4 / (26 / 3)), 3)
+    r2, n = explained_by_response(effects, response, least=0.5)
+    assert np.isnan(r2)
+    assert n == 1
+
+
+# Widths and training told apart ---------------------------------------------------------------------------------------
+
+
+def _row(
+    width: int, *, k: int = 16, seed: int = 0, trained: int | None = 100, **more: object
+) -> dict[str, object]:
+    compute = None if trained is None else trained * width * 4
+    same = {"capacity": 1.0, "close": 0.1, "rms": 0.1, "largest": 0.5, "fvu": 0.1, "apart": 0.5}
+    return {
+        "width": width,
+        "k": k,
+        "seed": seed,
+        "training_tokens": trained,
+        "compute": compute,
+        **same,
+        **more,
+    }
+
+
+def test_training_is_no_width() -> None:
+    """Over widths only what was trained alike, over compute only one width; both curves come back."""
+    family = [_row(w, seed=s, capacity=1 / w, counter=w**-0.5) for w in (8, 16, 32, 64) for s in (0, 1)]
+    others = [_row(16, seed=s, trained=n, capacity=n**-0.5) for n in (25, 400, 1600) for s in (0, 1)]
+    sparse = [_row(w, k=8, capacity=9.0) for w in (8, 16)]
+    measured = [*others, *family, *sparse]
+    assert {r["width"] for r in usual_of(measured)} == {8, 16, 32, 64}
+    assert {r["training_tokens"] for r in usual_of(measured)} == {100}
+    trained = by_compute(measured)
+    assert {(r["width"], r["k"]) for r in trained} == {(16, 16)}
+    assert len(trained) == 8
+    assert by_compute(family) == []
+    beside = rows_of(usual_of(measured), {0: random_rows(64, 4, seed=0)})
+    fits = curves(measured, beside)
+    assert fits["learnt, capacity"].c == pytest.approx(1, rel=1e-2)
+    assert fits["learnt, counter"].c == pytest.approx(0.5, rel=1e-2)
+    assert fits["compute at 16, counter"].note == "unknown of 6 of 8: no curve"
+    assert fits["compute at 16, close"].note == "the same at every compute: no curve"
+    assert not any(name.endswith("reach") for name in fits)
+    usual = [{**r, "capacity": 0.1} if r["width"] == 16 else r for r in family]
+    assert curves([*usual, *others], beside)["compute at 16, capacity"].c == pytest.approx(0.5, rel=1e-2)
+
+
+def test_dictionaries_that_were_trained_longer_are_no_other_sparsity() -> None:
+    """At one reconstruction sparsities are compared: one that was trained longer would be in between."""
+    family = [_row(w, k=k, fvu=f) for w in (8, 16) for k, f in ((16, 0.2), (32, 0.1))]
+    family += [_row(w) for w in (32, 64)]
+    longer = [_row(8, trained=400, fvu=0.15, close=0.9)]
+    assert at_one_fvu([*family, *longer]) == at_one_fvu(family)
+    assert [r["width"] for r in at_one_fvu(family)] == [8, 16]
+    apart = [_row(w, trained=w) for w in (8, 16, 32)]
+    with pytest.raises(ConfigError, match="1 widths"):
+        curves(apart, rows_of(apart, {0: random_rows(32, 4, seed=0)}))

@@ -303,7 +303,8 @@ def test_replication_in_words():
         match |= {"shared": True, "stable_target": True, "stable_source": True}
         rows.append(key | seen | match)
     made = replications(pa.Table.from_pylist(rows, schema=REPLICATED.arrow()), level=0.95, seed=0)
-    steered, linear = replication_sentences(made)
+    steered, linear, last = replication_sentences(made)
+    assert last.startswith("What does not come back")
     found = {r["measure"]: r["correlation"] for r in made.to_pylist()}
     assert found["linear"] > 0.95 > 0.6 > found["steered"] > 0
     assert "31 % of the features" in steered

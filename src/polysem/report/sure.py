@@ -156,8 +156,10 @@ def replication_sentences(table: pa.Table) -> Iterator[str]:
             f"{said}for {count(r['n_pairs'])} pairs of features that both have, {what} correlate at "
             f"{number(r['correlation'], digits=2)} ({number(r['lo'], digits=2)} to {number(r['hi'], digits=2)}), and the sign "
             f"is the same in {100 * r['sign_agreement']:.0f} % ({100 * r['sign_lo']:.0f} to {100 * r['sign_hi']:.0f} %; "
-            "chance is 50 %). What does not come back belongs to one SAE, its directions or its tokens."
+            "chance is 50 %)."
         )
+    if any(r["correlation"] is not None for r in table.to_pylist()):
+        yield "What does not come back belongs to one SAE, its directions or its tokens."
 
 
 def specification_panels(table: pa.Table, locus: str, *, level: float) -> Iterator[Figure]:

@@ -165,13 +165,17 @@ def validity(arms: Arms, linear: Float[np.ndarray, " arms"], path: pa.Table) -> 
             key: Row = {"sae": sae, "locus": locus, "token_set": tokens, "dose": d}
             rows.append(
                 key
-                | {"kl": float(kl[here].mean()), "r2": _r2(y[here], linear[here]), "n_arms": int(here.sum())}
-                | {"r2_path": _r2(along[:, 0], along[:, 1]), "n_path": len(along)}
+                | {
+                    "kl": float(kl[here].mean()),
+                    "r2": r2_of(y[here], linear[here]),
+                    "n_arms": int(here.sum()),
+                }
+                | {"r2_path": r2_of(along[:, 0], along[:, 1]), "n_path": len(along)}
             )
     return VALIDITY.of(rows)
 
 
-def _r2(y: Float[np.ndarray, " n"], prediction: Float[np.ndarray, " n"]) -> float | None:
+def r2_of(y: Float[np.ndarray, " n"], prediction: Float[np.ndarray, " n"]) -> float | None:
     """1 - SSE / SST about the mean; None where y does not vary."""
     spread = float(((y - y.mean()) ** 2).sum()) if len(y) else 0.0
     return 1 - float(((y - prediction) ** 2).sum()) / spread if spread > 0 else None

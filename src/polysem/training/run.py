@@ -157,6 +157,7 @@ def train_dictionary(
     about = {
         "model_name": split.harvest.about["model"], "context_size": split.harvest.about["tokens_a_row"] + 1,
         "dataset_path": split.harvest.about["corpus"], "training_seed": recipe.seed,
+        "training_tokens": recipe.steps * recipe.batch,
         "training_architecture": "matryoshka" if recipe.prefixes else recipe.select,
     }  # fmt: skip
     write(out, weights, reads=split.reads, writes=split.writes, k=recipe.k, about=about, card=card)

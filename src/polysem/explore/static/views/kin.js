@@ -26,9 +26,9 @@ export async function kinOf(ctx, { sae, number: id }) {
   const own = [`sae=${sae}`, `feature=${id}`];
   const near = { f: [`sae=${sae}`, "relation!=unrelated"], near: id };
   const [kin, lost, matches] = await Promise.all([ask("relations", { ...near, sort: "relation" }), ask("absorption", { f: own }), ask("matches", { f: own })]);
-  const sides = [];
-  if (matches.total) sides.push(stable(matches.rows));
-  else if (relations.matches && saes.filter((s) => s.site === saes.find((one) => one.label === sae)?.site).length > 1) sides.push(el("div", {}, el("h3", {}, "In other dictionaries"), el("p", { cls: "fine" }, "It has no match in another dictionary of its site: it is dead, or that one has fewer features.")));
+  const sides = [], others = saes.filter((s) => s.site === saes.find((one) => one.label === sae)?.site).length - 1;
+  if (matches.total) sides.push(stable(matches, Math.max(others, matches.total)));
+  else if (relations.matches && others > 0) sides.push(el("div", {}, el("h3", {}, "In other dictionaries"), el("p", { cls: "fine" }, "It has no match in another dictionary of its site: it is dead, or that one has fewer features.")));
   if (relations.relations) {
     const [one] = lost.rows;
     sides.push(el("div", {}, el("h3", {}, "In this dictionary"),
@@ -42,10 +42,12 @@ export async function kinOf(ctx, { sae, number: id }) {
   return sides.length ? el("section", { cls: "panel wide kin" }, el("h2", {}, "One feature, or a part of one?"), el("div", { cls: "three even" }, sides)) : null;
 }
 
-function stable(rows) {
-  const n = rows.filter((row) => row.stable).length, one = rows.length === 1;
-  return el("div", {}, el("h3", {}, "In other dictionaries"), el("p", {}, el("strong", {}, `Stable in ${n} of ${rows.length}`), ` other ${one ? "dictionary" : "dictionaries"} of its site. The nearest direction there, of any feature: |cosine| ${fixed(rows[0].nearest, 2)}${one ? "" : " on average"}.`),
-    el("ul", {}, rows.map((row) => el("li", {}, row.stable ? "stable: " : "its match is not beyond chance: ", featureCell(row.other, row.other_feature, row.gloss_other), el("span", { cls: "id" }, ` of ${row.other}, |cosine| ${fixed(row.cosine, 2)}`)))));
+// One that has no match in another dictionary is stable there no more than one whose match is chance.
+function stable({ rows, total }, others) {
+  const n = Math.round(rows[0].stability * others), one = others === 1, without = others - total;
+  return el("div", {}, el("h3", {}, "In other dictionaries"), el("p", {}, el("strong", {}, `Stable in ${n} of ${others}`), ` other ${one ? "dictionary" : "dictionaries"} of its site. The nearest direction there, of any feature: |cosine| ${fixed(rows[0].nearest, 2)}${one ? "" : " on average"}.`),
+    el("ul", {}, rows.map((row) => el("li", {}, row.stable ? "stable: " : "its match is not beyond chance: ", featureCell(row.other, row.other_feature, row.gloss_other), el("span", { cls: "id" }, ` of ${row.other}, |cosine| ${fixed(row.cosine, 2)}`)))),
+    without ? el("p", { cls: "fine" }, `It has no match in ${without} of them, with fewer features.`) : null);
 }
 
 export async function kinOfPair(ctx, { sae, i, j }) {

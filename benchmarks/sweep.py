@@ -61,7 +61,8 @@ def paper(world: World, doses: torch.Tensor) -> torch.Tensor:
         (values,) = hook(world, dose[None])
         similarity = (unit @ unit[world.targets].T).amax(1)
         order, other = similarity.argsort().numpy(), torch.randperm(len(unit)).numpy()
-        spearmanr(order, other), kendalltau(order, other)
+        spearmanr(order, other)
+        kendalltau(order, other)
         found.append(values)
     return torch.stack(found)
 

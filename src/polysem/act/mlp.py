@@ -48,7 +48,7 @@ class MlpNeuron(Neuron):
     def arms(self, request: ArmsRequest) -> Sequence[Arm]:
         """Neurons by the cosine of what they write with the target's direction."""
         writes = request.writes["mlp_neuron"]
-        along, real = unit_rows(writes), writes.any(axis=1)
+        along, real = unit_rows(writes), np.any(writes != 0, axis=1)
         found: list[Arm] = []
         for target in request.targets:
             row = request.index.sae.W_dec[target].detach().cpu().double().numpy()

@@ -252,7 +252,8 @@ def helpful_features(
         df = edge_changes(target, read.x[target.label][at], value, weight, torch.tensor([j]))[:, 0]
         acting = np.flatnonzero(df.numpy() != 0)
         chosen = rng.permutation(acting)[:n_events]
-        found.append(Events(np.full(len(chosen), k), *where_of[at[chosen]].T, df.numpy()[chosen]))
+        row, position = where_of[at[chosen]].T
+        found.append(Events(np.full(len(chosen), k), row, position, df.numpy()[chosen]))
     events, saved = Events.joined(found), [np.empty(0)]
     for some, tokens, mask in events.batches(model, seen, reporter, "edges"):
         amounts = torch.from_numpy(-some.value).float()

@@ -170,7 +170,7 @@ def _joined(parts: list[pa.Table]) -> pa.Table:
 def _read(
     label: str,
     sae: SAE,
-    features: Features | ByDictionary[Features],
+    features: Features,
     pairs: PairTables | Mapping[str, pa.Table] | ByDictionary[PairTables],
     excluded: Kinds | None,
 ) -> tuple[FeatureIndex, Features]:

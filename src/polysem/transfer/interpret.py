@@ -13,7 +13,7 @@ same SAE and, within the tolerance, the same gloss similarity, and is not in the
 import itertools
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -363,7 +363,7 @@ def gloss_files(table: pa.Table) -> dict[str, str]:
 
 
 def mean_detection(
-    rows: Sequence[Row], *, level: float, rng: np.random.Generator
+    rows: Sequence[Mapping[str, Any]], *, level: float, rng: np.random.Generator
 ) -> tuple[float, float, float]:
     """(mean, lo, hi) of detection over features; the interval resamples features."""
     values: Float[np.ndarray, " n"] = np.array([r["detection"] for r in rows if r["detection"] is not None])

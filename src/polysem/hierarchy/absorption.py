@@ -96,7 +96,7 @@ class _Text:
 
 
 def absorption(seen: Fired, *, most: int | None = None) -> Absorbed:
-    """Who absorbs whom, and how often, of all features that fire on `FEWEST` tokens and have a possible child.
+    """Who absorbs whom, and how often, of all features that are needed on `FEWEST` tokens and have a possible child.
 
     Args:
         seen: the dictionary on a text.

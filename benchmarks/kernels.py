@@ -16,6 +16,7 @@ from benchmarks.sweep import hook
 from benchmarks.worlds import DOSES
 from benchmarks.worlds import make_world as make_model_world
 from polysem.corpus import TokenRows
+from polysem.geometry.unit import unit_rows
 from polysem.hierarchy.absorption import absorption
 from polysem.hierarchy.firing import Fired, fired
 from polysem.hierarchy.relations import candidates
@@ -23,7 +24,7 @@ from polysem.layers.coactivity import BLOCK, Coactivity, Firing, corpus_pass, fi
 from polysem.layers.ends import Ends
 from polysem.layers.weights import VirtualWeights, joint_histogram, virtual_weights
 from polysem.replicate import assigned
-from polysem.saes.base import SAE, unit_rows
+from polysem.saes.base import SAE
 from polysem.types import Site
 from polysem.worlds.tables import plain_sae
 from polysem.worlds.tree import tree_world

@@ -26,6 +26,7 @@ from polysem.act.base import some_edited
 from polysem.act.steering import steered_at_kl
 from polysem.edits import Add
 from polysem.errors import ConfigError, MismatchError
+from polysem.geometry.unit import unit_rows
 from polysem.models.clean import CleanRun, clean_run
 from polysem.models.gradients import head_slope, pull_back_head
 from polysem.models.hf import HFModel
@@ -33,7 +34,6 @@ from polysem.models.replay import last_logits
 from polysem.models.sweep import sweep_of
 from polysem.positions import mean_norm
 from polysem.readouts import distinct_ids, kl, log_odds
-from polysem.saes.base import unit_rows
 from polysem.seeds import rng_for
 from polysem.types import Site
 

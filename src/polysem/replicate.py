@@ -26,9 +26,10 @@ import pyarrow as pa
 from jaxtyping import Bool, Float, Int
 
 from polysem.errors import MismatchError
+from polysem.geometry.unit import unit_rows
 from polysem.linear.matching import MATCH
 from polysem.linear.subspaces import shared_spans
-from polysem.saes.base import SAE, decoder_rows, unit_rows
+from polysem.saes.base import SAE, decoder_rows
 from polysem.seeds import random_rotation, rng_for
 from polysem.store.result import Result
 from polysem.store.tables import MATCHING, REPLICATES, SHARED_SPANS, STABILITY, SURVIVAL

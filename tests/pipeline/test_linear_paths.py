@@ -5,11 +5,11 @@ import pyarrow.compute as pc
 import pytest
 import torch
 
+from polysem.geometry.unit import unit_rows
 from polysem.linear.decompose import decompose, split_push
 from polysem.linear.response import membership
 from polysem.report.why import decomposition_panels
 from polysem.response import DECOMPOSED_PROMPTS, respond
-from polysem.saes.base import unit_rows
 from polysem.selftest.studies import study_of
 from polysem.types import Site
 from polysem.worlds.compiled import MIDDLE, compiled_world

@@ -42,12 +42,13 @@ from polysem.explore.query import Sql
 from polysem.features.best import HarvestPlan
 from polysem.features.encoder import ActiveEncoder
 from polysem.features.harvest import harvest
+from polysem.geometry.unit import unit_rows
 from polysem.hierarchy.firing import fired
 from polysem.joint.planner import LinearPlan, least_kl
 from polysem.joint.run import joint_rows
 from polysem.models import load_model
 from polysem.report.html import write_page
-from polysem.saes.base import SAE, unit_rows
+from polysem.saes.base import SAE
 from polysem.saes.transcoders import load_transcoders
 from polysem.side_effects.directions import Direction
 from polysem.side_effects.push import push

@@ -12,6 +12,7 @@ from scipy.optimize import minimize
 from polysem.edits import Add
 from polysem.engine.joint import JointOptions
 from polysem.errors import ConfigError
+from polysem.geometry.unit import unit_rows
 from polysem.joint import additivity
 from polysem.joint.additivity import energies, krawtchouk, low_sets, subsets, sum_preserving
 from polysem.joint.bench import JointBench
@@ -30,7 +31,6 @@ from polysem.joint.planner import (
 )
 from polysem.models.hf import HFModel
 from polysem.readouts import kl, log_odds
-from polysem.saes.base import unit_rows
 from polysem.side_effects.directions import Direction
 from polysem.types import Site
 from polysem.worlds.tables import plain_sae

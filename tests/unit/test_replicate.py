@@ -10,8 +10,9 @@ import torch
 
 from polysem import replicate as r
 from polysem.errors import ConfigError, MismatchError
+from polysem.geometry.unit import unit_rows
 from polysem.linear.subspaces import principal_cosines, shared_spans, span
-from polysem.saes.base import SAE, Provenance, unit_rows
+from polysem.saes.base import SAE, Provenance
 from polysem.seeds import random_rotation, rng_for
 from polysem.types import Site
 from support.results import check_result

@@ -20,8 +20,9 @@ from polysem.act.base import Realise, Recipe, Refused, SiteContext, decoder_row,
 from polysem.act.neuron import Neuron, arms_by_share, rotation, turned_basis, unit_vector
 from polysem.edits import Add
 from polysem.errors import ConfigError, SiteError
+from polysem.geometry.unit import unit_rows
 from polysem.models.base import WhiteBoxModel
-from polysem.saes.base import SAE, unit_rows
+from polysem.saes.base import SAE
 from polysem.types import Site
 
 _ROWS = 256

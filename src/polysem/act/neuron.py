@@ -28,8 +28,9 @@ from polysem.act.base import (
 from polysem.config import PlanConfig
 from polysem.edits import Clamp
 from polysem.errors import MismatchError
+from polysem.geometry.unit import unit_rows
 from polysem.models.base import WhiteBoxModel
-from polysem.saes.base import SAE, decoder_rows, unit_rows
+from polysem.saes.base import SAE, decoder_rows
 from polysem.seeds import random_rotation, rng_for
 
 

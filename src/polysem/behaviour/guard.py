@@ -33,12 +33,13 @@ from polysem.behaviour.handle import (
 from polysem.behaviour.intervals import mean_interval, within
 from polysem.behaviour.monitors import Documents, Monitor, fit_monitors, judged, lateness
 from polysem.errors import ConfigError
+from polysem.geometry.unit import unit_rows
 from polysem.models.base import WhiteBoxModel
 from polysem.models.hf import HFModel
 from polysem.progress import SILENT, Reporter
 from polysem.rank import rank_correlation
 from polysem.readouts import kl
-from polysem.saes.base import SAE, decoder_rows, unit_rows
+from polysem.saes.base import SAE, decoder_rows
 from polysem.seeds import rng_for
 from polysem.side_effects.measures import Estimate
 from polysem.stats.regress import clustered_mean

@@ -18,12 +18,13 @@ from torch import Tensor
 
 from polysem.act.clamp import clamp_change
 from polysem.edits import Add, Edit, Scale
+from polysem.geometry.unit import unit_rows
 from polysem.models.base import WhiteBoxModel
 from polysem.models.gradients import pull_back_edited, scale_slopes
 from polysem.models.hf import HFModel
 from polysem.models.sweep import sweep_of
 from polysem.readouts import kl
-from polysem.saes.base import SAE, decoder_norms, decoder_rows, unit_rows
+from polysem.saes.base import SAE, decoder_norms, decoder_rows
 from polysem.side_effects.push import Sets
 from polysem.types import Site
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float, Int
 
-from polysem.saes.base import unit_rows
+from polysem.geometry.unit import unit_rows
 
 MATCH = 0.7
 """cosine above which two features count as one"""

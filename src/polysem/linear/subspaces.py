@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float
 
-from polysem.saes.base import unit_rows
+from polysem.geometry.unit import unit_rows
 
 SIZE, GROUPS = 16, 64
 """features of a group, and groups drawn at most"""

@@ -9,6 +9,7 @@ from jaxtyping import Float, Int
 
 from polysem.act.arms import Arm, ArmsRequest
 from polysem.act.base import Recipe, intervention
+from polysem.geometry.unit import unit_rows
 from polysem.paper.strengths import (
     DEGREE_CLUSTERS,
     DEGREE_FEATURES,
@@ -21,7 +22,7 @@ from polysem.paper.strengths import (
 )
 from polysem.plan.blocks import LocusBlock
 from polysem.plan.degrees import bin_of, ties
-from polysem.saes.base import decoder_rows, unit_rows
+from polysem.saes.base import decoder_rows
 from polysem.seeds import rng_for
 
 

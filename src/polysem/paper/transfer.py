@@ -14,8 +14,8 @@ from typing import Any, Literal
 import numpy as np
 
 from polysem.categories import Categories
+from polysem.geometry.unit import unit_rows
 from polysem.paper.welch import inflation, welch_of_rates
-from polysem.saes.base import unit_rows
 from polysem.seeds import rng_for
 from polysem.transfer.arms import Structure, target_features
 from polysem.transfer.config import SharedConfig

@@ -21,7 +21,7 @@ import pyarrow.compute as pc
 from jaxtyping import Float, Int
 
 from polysem.errors import MismatchError
-from polysem.saes.base import unit_rows
+from polysem.geometry.unit import unit_rows
 from polysem.seeds import random_rotation, rng_for
 from polysem.store.tables import NEURON_DEGREES, NEURONS
 

@@ -12,9 +12,10 @@ import pyarrow.compute as pc
 
 from polysem.act.arms import Arm, ArmsRequest
 from polysem.act.base import Recipe, intervention
+from polysem.geometry.unit import unit_rows
 from polysem.plan.blocks import LocusBlock
 from polysem.plan.degrees import bin_of
-from polysem.saes.base import decoder_rows, unit_rows
+from polysem.saes.base import decoder_rows
 from polysem.seeds import random_rotation, rng_for
 
 UNIT = "neuron_factor"

@@ -17,8 +17,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from polysem.errors import ConfigError, MismatchError
+from polysem.geometry.unit import unit_rows
 from polysem.pairs import DUPLICATE_FIRING, DUPLICATE_INTERFERENCE, DUPLICATE_SWITCH, DUPLICATE_TOKENS
-from polysem.saes.base import SAE, decoder_rows, unit_rows
+from polysem.saes.base import SAE, decoder_rows
 
 _ROWS, _ENTRIES = 1024, 1 << 23
 """tokens encoded at a time, and the most activations of all features that are held"""

@@ -195,12 +195,6 @@ def decoder_rows(sae: SAE) -> Float[np.ndarray, "d_sae d_out"]:
     return sae.W_dec.detach().cpu().double().numpy()
 
 
-def unit_rows(rows: Float[np.ndarray, "*n d"]) -> Float[np.ndarray, "*n d"]:
-    """Rows at norm 1; rows of zeros stay."""
-    norms = np.linalg.norm(rows, axis=-1, keepdims=True)
-    return rows / np.where(norms > 0, norms, 1.0)
-
-
 def _on(sae: SAE, x: Tensor) -> Tensor:
     return x.to(device=sae.W_enc.device, dtype=sae.W_enc.dtype)
 

@@ -6,8 +6,9 @@ import numpy as np
 import torch
 
 from polysem.config import PairsConfig
+from polysem.geometry.unit import unit_rows
 from polysem.pairs import map_pairs
-from polysem.saes.base import SAE, unit_rows
+from polysem.saes.base import SAE
 from polysem.seeds import rng_for
 from polysem.selftest.lines import Measured, at_least, at_most, exactly, near, reported
 from polysem.selftest.runner import RunSize

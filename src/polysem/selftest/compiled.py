@@ -7,10 +7,10 @@ import torch
 
 from polysem.config import PairsConfig
 from polysem.edits import Add
+from polysem.geometry.unit import unit_rows
 from polysem.linear.decompose import Decomposition, decompose, mean_direction, split_push
 from polysem.linear.response import membership
 from polysem.pairs import map_pairs
-from polysem.saes.base import unit_rows
 from polysem.seeds import rng_for
 from polysem.selftest.lines import Measured, at_least, at_most, between, exactly, reported
 from polysem.selftest.runner import RunSize

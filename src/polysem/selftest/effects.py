@@ -8,8 +8,8 @@ import numpy as np
 import pyarrow as pa
 import torch
 
+from polysem.geometry.unit import unit_rows
 from polysem.linear.direct import promoted
-from polysem.saes.base import unit_rows
 from polysem.seeds import rng_for
 from polysem.selftest.lines import Measured, at_least, at_most, near
 from polysem.selftest.runner import RunSize

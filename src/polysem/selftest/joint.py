@@ -8,12 +8,12 @@ import numpy as np
 import torch
 from jaxtyping import Float
 
+from polysem.geometry.unit import unit_rows
 from polysem.joint.additivity import EXACT, ORDERS, pool_energies, subsets
 from polysem.joint.bench import JointBench
 from polysem.joint.pairs import pairs_seen, tested
 from polysem.joint.wishes import Wish, wish_rows
 from polysem.readouts import log_odds
-from polysem.saes.base import unit_rows
 from polysem.seeds import rng_for
 from polysem.selftest.lines import Measured, at_most, near, rate
 from polysem.selftest.runner import RunSize

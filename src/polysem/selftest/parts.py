@@ -17,10 +17,10 @@ from polysem import readouts as r
 from polysem.act.base import Recipe, Refused, SiteContext
 from polysem.act.gradient import token_gradient
 from polysem.edits import Add, Edit
+from polysem.geometry.unit import unit_rows
 from polysem.linear.decompose import Decomposition, decompose, mean_direction, split_push
 from polysem.linear.response import membership
 from polysem.models.hf import HFModel
-from polysem.saes.base import unit_rows
 from polysem.seeds import rng_for
 from polysem.selftest.identities import SITE, TARGETS, tiny_models, tiny_tokens
 from polysem.selftest.lines import Measured, at_most, exactly

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from polysem.saes.base import unit_rows
+from polysem.geometry.unit import unit_rows
 from polysem.selftest.lines import Measured, at_least, at_most, exactly, near
 from polysem.selftest.runner import RunSize
 from polysem.selftest.studies import WorldStudy, study_of

@@ -13,9 +13,9 @@ import torch
 from jaxtyping import Float, Int
 
 from polysem.atlas import PromptResponse
+from polysem.geometry.unit import unit_rows
 from polysem.linear.response import membership, odds_cotangent
 from polysem.rank import rank_correlation
-from polysem.saes.base import unit_rows
 from polysem.seeds import rng_for
 from polysem.selftest.lines import Measured, at_least, between, near
 from polysem.selftest.runner import RunSize

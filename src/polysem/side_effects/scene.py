@@ -14,12 +14,13 @@ from jaxtyping import Bool, Float, Int
 from polysem.act.base import edited_positions
 from polysem.atlas import PromptResponse, Responder
 from polysem.errors import ConfigError
+from polysem.geometry.unit import unit_rows
 from polysem.models.base import WhiteBoxModel
 from polysem.models.hf import HFModel
 from polysem.positions import PLAIN
 from polysem.progress import Reporter
 from polysem.readouts import CategoryWords, set_problem
-from polysem.saes.base import SAE, decoder_rows, unit_rows
+from polysem.saes.base import SAE, decoder_rows
 from polysem.seeds import rng_for
 from polysem.side_effects.directions import Direction
 from polysem.side_effects.linear import LinearEffects, linear_effects, own_sets

@@ -101,10 +101,11 @@ def parse_samples(body: str, *, api: str, n: int, where: str) -> Samples:
     return Samples(tuple(e.token for e in found), logprobs, (first.token, first.logprob))
 
 
-def _drawn(logprobs: dict[str, Any]) -> Entry:
-    if logprobs.get("content"):
-        return _entry(logprobs["content"][0])
-    return Entry(_whole(str(logprobs["tokens"][0])), float(logprobs["token_logprobs"][0]))
+def _drawn(logprobs: dict[str, Any] | None) -> Entry:
+    known = logprobs or {}
+    if known.get("content"):
+        return _entry(known["content"][0])
+    return Entry(_whole(str(known["tokens"][0])), float(known["token_logprobs"][0]))
 
 
 def told(body: str, *, api: str, where: str) -> Told:

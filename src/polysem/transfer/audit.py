@@ -22,8 +22,9 @@ import pyarrow as pa
 from jaxtyping import Float
 
 from polysem.errors import ConfigError
+from polysem.geometry.unit import unit_rows
 from polysem.progress import SILENT, Reporter
-from polysem.saes.base import decoder_rows, unit_rows
+from polysem.saes.base import decoder_rows
 from polysem.seeds import rng_for
 from polysem.store.tables import DEFENCES, PROTECTED
 from polysem.targets import LocalTarget, TargetPrompt

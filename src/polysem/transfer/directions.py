@@ -23,9 +23,9 @@ import pyarrow as pa
 from jaxtyping import Float, Int
 
 from polysem.errors import ConfigError
+from polysem.geometry.unit import unit_rows
 from polysem.positions import positions_of
 from polysem.progress import SILENT, Reporter
-from polysem.saes.base import unit_rows
 from polysem.seeds import rng_for, short_hash
 from polysem.stats.multiple import adjust_p
 from polysem.stats.units import cell_means, stratified_test

@@ -8,8 +8,8 @@ from jaxtyping import Float
 
 from polysem.categories import Categories, load_categories
 from polysem.errors import ConfigError
+from polysem.geometry.unit import unit_rows
 from polysem.progress import SILENT, Reporter
-from polysem.saes.base import unit_rows
 from polysem.seeds import rng_for
 from polysem.transfer.arms import ArmSets, Structure, arm_sets, common_structure, plain_texts, plain_tokens
 from polysem.transfer.categories import load_sentences

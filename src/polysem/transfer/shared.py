@@ -23,7 +23,7 @@ from scipy.sparse.csgraph import connected_components
 
 from polysem.errors import MismatchError
 from polysem.geometry import covariance_null
-from polysem.saes.base import unit_rows
+from polysem.geometry.unit import unit_rows
 
 LARGE_COMPONENT = 0.05
 """share of all features above which a component is not one unit but as many as it has features"""

@@ -15,7 +15,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from polysem.saes.base import SAE, unit_rows
+from polysem.geometry.unit import unit_rows
+from polysem.saes.base import SAE
 from polysem.seeds import rng_for
 from polysem.types import Site
 from polysem.worlds.tables import plain_sae

@@ -19,7 +19,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from polysem.corpus import TokenRows
-from polysem.saes.base import SAE, Provenance, unit_rows
+from polysem.geometry.unit import unit_rows
+from polysem.saes.base import SAE, Provenance
 from polysem.seeds import rng_for
 from polysem.types import Site
 from polysem.worlds.model import Tap, WorldModel

@@ -19,7 +19,8 @@ import torch
 from jaxtyping import Float, Int
 
 from polysem.corpus import TokenRows
-from polysem.saes.base import SAE, unit_rows
+from polysem.geometry.unit import unit_rows
+from polysem.saes.base import SAE
 from polysem.seeds import rng_for
 from polysem.worlds.edges import FIRST, READ, ROW, WRITTEN, TwoLayers, dictionary
 

@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 from jaxtyping import Float
 
-from polysem.saes.base import unit_rows
+from polysem.geometry.unit import unit_rows
 from polysem.seeds import rng_for
 from polysem.store.tables import PLAN, TRIALS
 from polysem.worlds.linear import SITE

@@ -20,7 +20,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 
 from polysem.features import FeatureTable
-from polysem.saes.base import SAE, unit_rows
+from polysem.geometry.unit import unit_rows
+from polysem.saes.base import SAE
 from polysem.seeds import rng_for
 from polysem.worlds.linear import SITE, LinearWorld
 from polysem.worlds.tables import FeatureRow, WorldTables, feature_table, plain_sae, random_prompts

@@ -20,7 +20,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from scipy import sparse
 
-from polysem.saes.base import unit_rows
+from polysem.geometry.unit import unit_rows
 from polysem.seeds import rng_for
 from polysem.worlds.linear import LinearWorld
 

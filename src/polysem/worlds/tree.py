@@ -17,7 +17,8 @@ import numpy as np
 import torch
 from jaxtyping import Float
 
-from polysem.saes.base import SAE, unit_rows
+from polysem.geometry.unit import unit_rows
+from polysem.saes.base import SAE
 from polysem.seeds import rng_for
 from polysem.types import Site
 from polysem.worlds.tables import plain_sae

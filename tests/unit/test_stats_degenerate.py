@@ -25,7 +25,7 @@ from polysem.paper.estimators import plain_ols, stars, welch
 from polysem.paper.selection import best_of_grid, null_inflation, relative_change, select
 from polysem.seeds import rng_for
 from polysem.stats.discovery import conformal_p, nameable
-from polysem.stats.explain import held_out_r2, held_out_r2s
+from polysem.stats.explain import held_out_r2, held_out_r2s, r2_of
 from polysem.stats.mixed import mixed_model
 from polysem.stats.multiple import adjust_p, equivalence_p
 from polysem.stats.permute import permute_within, qap
@@ -145,6 +145,10 @@ def rng() -> np.random.Generator:
     return rng_for(1, "degenerate")
 
 
+def _or_reason(value: float | None, why: str) -> dict[str, object]:
+    return {"value": value, "note": why if value is None else ""}
+
+
 ESTIMATORS: Mapping[str, tuple[Estimator, ...]] = {
     "stats.regress.clustered_ols": (ols(), ols(correction="crv1"), dyads),
     "stats.regress.clustered_mean": (lambda d: clustered_mean(d.y, d.clusters, level=0.95),),
@@ -156,6 +160,7 @@ ESTIMATORS: Mapping[str, tuple[Estimator, ...]] = {
         for fixed in (False, True)
         for statistic in ("robust", "classical")
     ),
+    "stats.explain.r2_of": (lambda d: _or_reason(r2_of(d.y, d.x), "not finite, or does not vary"),),
     "stats.explain.held_out_r2": (
         lambda d: held_out_r2(d.y, d.design, d.clusters[:, 0], level=0.95, rng=rng(), draws=99),
     ),

@@ -176,8 +176,10 @@ def validity(arms: Arms, linear: Float[np.ndarray, " arms"], path: pa.Table) -> 
 
 
 def r2_of(y: Float[np.ndarray, " n"], prediction: Float[np.ndarray, " n"]) -> float | None:
-    """1 - SSE / SST about the mean; None where y does not vary."""
-    spread = float(((y - y.mean()) ** 2).sum()) if len(y) else 0.0
+    """1 - SSE / SST about the mean; None where y does not vary, or a number is not finite."""
+    if not len(y) or not (np.isfinite(y).all() and np.isfinite(prediction).all()):
+        return None
+    spread = float(((y - y.mean()) ** 2).sum())
     return 1 - float(((y - prediction) ** 2).sum()) / spread if spread > 0 else None
 
 

@@ -65,8 +65,9 @@ LAST = ("served", "properties", "unit")
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Short files last; mark what `make test` leaves out. A name that no test of its file has is a mistake, and stops the run."""
-    items.sort(key=lambda item: (LAST.index(folder) + 1) if (folder := item.path.parent.name) in LAST else 0)
     beginnings = slow_tests()
+    long = {beginning.partition("::")[0] for beginning in beginnings}
+    items.sort(key=lambda item: _place(item.path.relative_to(REPOSITORY / "tests").as_posix(), long))
     ids = [item.nodeid.removeprefix("tests/") for item in items]
     for item, name in zip(items, ids, strict=True):
         if name.startswith(tuple(beginnings)):
@@ -75,6 +76,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for beginning in beginnings:
         if beginning.partition("::")[0] in whole and not any(name.startswith(beginning) for name in ids):
             raise pytest.UsageError(f"tests/slow.txt names {beginning!r}, but no test begins so")
+
+
+def _place(file: str, long: set[str]) -> int:
+    folder = file.partition("/")[0]
+    return LAST.index(folder) + 1 if folder in LAST and file not in long else 0
 
 
 def _some_chosen(items: list[pytest.Item]) -> bool:

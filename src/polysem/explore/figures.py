@@ -15,7 +15,7 @@ from polysem.errors import StoreError
 from polysem.explore.book import Book
 from polysem.report import cards, charts, compare, page, panels, side_effects, transfer_section, words
 from polysem.report.heatmap import COVERED, HeatCell, heat_map, ranges
-from polysem.report.html import Column, Figure, Rows, part_of, table
+from polysem.report.html import Column, Figure, Rows, chapter_of, table
 from polysem.report.source import Run, where
 from polysem.report.svg import tick_text
 from polysem.report.text import count, number, plural, visible
@@ -126,7 +126,7 @@ def _stage(book: Book, stage: str) -> Iterator[Markup]:
     """The page of a stage beside the study's, where it has been made."""
     rows = _rows(book, stage)
     if any(rows.values()):
-        yield Markup('<section class="part">{}</section>').format(part_of(stage, rows).body)
+        yield Markup('<section class="part">{}</section>').format(chapter_of(stage, rows).body)
 
 
 def _rows(book: Book, stage: str) -> Rows:

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from markupsafe import Markup
 
 from polysem.report.charts import Bar, dot_plot, legend
-from polysem.report.html import NOTE, Column, Part, Row, Rows, ends, interval, probability, section, table
+from polysem.report.html import NOTE, Chapter, Column, Row, Rows, ends, interval, probability, section, table
 from polysem.report.pairs import shaded
 from polysem.report.text import plural
 
@@ -53,12 +53,12 @@ _TASKS: tuple[Column, ...] = (
 )
 
 
-def page(found: Rows) -> Part:
+def page(found: Rows) -> Chapter:
     """What the stage has to show."""
     arms = {row["arm"]: row for row in found["text_arms"]}
     parts = [_bridge(found), _effects(found, arms), _texts(found, arms), _tasks(found, arms)]
     lead = "When does a push on the next token become a push on the text?"
-    return Part("Texts under pushes", lead, Markup("").join(parts))
+    return Chapter("Texts under pushes", lead, Markup("").join(parts))
 
 
 _KINDS = {"log_rate": "pair", "horizon": "self"}

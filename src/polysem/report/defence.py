@@ -2,7 +2,7 @@
 
 from markupsafe import Markup
 
-from polysem.report.html import Column, Part, Rows, ends, interval, table
+from polysem.report.html import Chapter, Column, Rows, ends, interval, table
 
 _DETECTORS: tuple[Column, ...] = (
     *("target", "defence", "arm", "category"),
@@ -28,7 +28,7 @@ _PROTECTED: tuple[Column, ...] = (
 )
 
 
-def page(found: Rows) -> Part:
+def page(found: Rows) -> Chapter:
     """What the stage has to show."""
     steered = found["protected"]
     noticing = Markup(
@@ -45,4 +45,4 @@ def page(found: Rows) -> Part:
     if not steered:
         protected = Markup("<h2>Protected steering</h2><p>Not measured: no local target has an SAE.</p>")
     lead = "What would notice or prevent it, and at what cost?"
-    return Part("Defences", lead, noticing + protected)
+    return Chapter("Defences", lead, noticing + protected)

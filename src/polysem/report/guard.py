@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from markupsafe import Markup
 
 from polysem.report.charts import Bar, dot_plot
-from polysem.report.html import NOTE, Column, Part, Row, Rows, ends, interval, section, table
+from polysem.report.html import NOTE, Chapter, Column, Row, Rows, ends, interval, section, table
 
 SHOWN = 20
 _MONITORS: tuple[Column, ...] = (
@@ -51,7 +51,7 @@ _KINDS: tuple[Column, ...] = (("nats", "effect"), "kind", ("pushes", "n"), ("KL,
 _FINDINGS: tuple[Column, ...] = ("name", ("value", lambda r: interval(r, "value")), "n", NOTE)
 
 
-def page(found: Rows) -> Part:
+def page(found: Rows) -> Chapter:
     """What the stage has to show."""
     seen = [
         (f"{r['monitor']}, {r['shift']}", [Bar("pair", r["auroc"], r["lo"], r["hi"], f"{r['n_on']} with")])
@@ -83,7 +83,7 @@ def page(found: Rows) -> Part:
     lead = (
         "Is the feature a safe handle: does it see the concept, does its clamp hold, and what gets past it?"
     )
-    return Part("A concept and its handle", lead, Markup("").join(parts))
+    return Chapter("A concept and its handle", lead, Markup("").join(parts))
 
 
 def _by_kind(rows: Sequence[Row]) -> list[Row]:

@@ -98,7 +98,7 @@ def page(title: str, lead: str, body: Markup) -> str:
 
 
 @dataclass(frozen=True)
-class Part:
+class Chapter:
     """What a stage has to show: a page of its own, and a section of others. Its record names what makes it (`Stage.page`)."""
 
     title: str
@@ -118,12 +118,12 @@ def write_page(out: Path, stage: StageName) -> Path:
     Raises:
         StoreError: if the stage was not made, or a table is damaged.
     """
-    path, shown = out / f"{stage}.html", part_of(stage, rows_of(out, stage))
+    path, shown = out / f"{stage}.html", chapter_of(stage, rows_of(out, stage))
     io.write_text(path, page(shown.title, shown.lead, shown.body))
     return path
 
 
-def part_of(stage: StageName, found: Rows) -> Part:
+def chapter_of(stage: StageName, found: Rows) -> Chapter:
     """What a stage has to show, of the rows of its tables."""
     return REGISTRY[stage].load("page")(found)
 

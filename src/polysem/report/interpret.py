@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from markupsafe import Markup
 
 from polysem.report import text
-from polysem.report.html import MISSING, Column, Part, Row, Rows, interval, table
+from polysem.report.html import MISSING, Chapter, Column, Row, Rows, interval, table
 from polysem.seeds import rng_for
 from polysem.transfer.interpret import mean_detection
 
@@ -73,7 +73,7 @@ _GLOSSES: tuple[Column, ...] = (
 )
 
 
-def judged(found: Rows) -> Part:
+def judged(found: Rows) -> Chapter:
     """What the stage `judge` has to show."""
     parts = []
     for measure, (caption, told, columns) in _MEASURES.items():
@@ -86,10 +86,10 @@ def judged(found: Rows) -> Part:
         )
     parts.append(_folded("annotations", _PAIRS, found["annotations"], file="annotations.parquet"))
     lead = "Are interfering features related after all?"
-    return Part("Pairs, judged by models", lead, Markup("").join(parts))
+    return Chapter("Pairs, judged by models", lead, Markup("").join(parts))
 
 
-def explained(found: Rows) -> Part:
+def explained(found: Rows) -> Chapter:
     """What the stage `explain` has to show."""
     rows, body = found["written_glosses"], []
     for explainer in sorted({r["explainer"] for r in rows}):
@@ -108,7 +108,7 @@ def explained(found: Rows) -> Part:
         table(_EXPLAINERS, body, caption="explainers"),
         _folded("glosses", _GLOSSES, rows, file="written_glosses.parquet"),
     )
-    return Part("Glosses, written by models", "Does a gloss tell where its feature fires?", content)
+    return Chapter("Glosses, written by models", "Does a gloss tell where its feature fires?", content)
 
 
 def _folded(what: str, columns: Sequence[Column], rows: Sequence[Row], *, file: str) -> Markup:

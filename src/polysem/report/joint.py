@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from markupsafe import Markup
 
 from polysem.report.charts import Bar, dot_plot, legend
-from polysem.report.html import NOTE, Column, Part, Row, Rows, ends, interval, probability, section, table
+from polysem.report.html import NOTE, Chapter, Column, Row, Rows, ends, interval, probability, section, table
 from polysem.report.text import number, plural, visible
 
 SHOWN = 30
@@ -65,12 +65,12 @@ _EFFECTS: tuple[Column, ...] = (
 _DOSES: tuple[Column, ...] = ("sae", "feature", "site", "strength", ("KL alone, nats", "kl"))
 
 
-def page(found: Rows) -> Part:
+def page(found: Rows) -> Chapter:
     """What the stage has to show."""
     plans = sorted({row["plan"] for row in found["plans"]})
     parts = [_sums(found), _interactions(found), _layers(found), *(_plan(found, k) for k in plans)]
     lead = "Do several pushes do together what they do alone, and which strengths reach what is wanted at least cost?"
-    return Part("Several pushes at once", lead, Markup("").join(parts))
+    return Chapter("Several pushes at once", lead, Markup("").join(parts))
 
 
 def _sums(found: Rows) -> Markup:

@@ -9,7 +9,7 @@ from markupsafe import Markup
 
 from polysem.hierarchy.known import mean_code
 from polysem.report import words
-from polysem.report.html import NOTE, Column, Part, Row, interval, probability, table
+from polysem.report.html import NOTE, Chapter, Column, Row, interval, probability, table
 from polysem.report.source import Run, where
 from polysem.report.text import count, number, plural, visible
 from polysem.stats.rows import POOLED
@@ -84,7 +84,7 @@ def kinship_section(run: Run) -> Markup:
         )  # fmt: skip
     said.append(_coded(run.table("meta_code")))
     told = Markup("").join(Markup("<p>{}</p>").format(s) for s in said if s)
-    return Part(TITLE, LEAD, told + body).section(STAGE)
+    return Chapter(TITLE, LEAD, told + body).section(STAGE)
 
 
 def kinship_line(run: Run) -> str:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from markupsafe import Markup
 
-from polysem.report.html import NOTE, Column, Part, Row, Rows, ends, interval, rows_of, section, table
+from polysem.report.html import NOTE, Chapter, Column, Row, Rows, ends, interval, rows_of, section, table
 from polysem.report.text import fixed, number, plural, visible
 from polysem.vocabulary_findings import LAYER_HYPOTHESES
 
@@ -61,7 +61,7 @@ _SPLICE: tuple[Column, ...] = (
 )
 
 
-def page(found: Rows) -> Part:
+def page(found: Rows) -> Chapter:
     """What the stage has to show."""
     blocks = [r for r in found["layer_blocks"] if r["why"] is None]
     lead = (
@@ -72,7 +72,7 @@ def page(found: Rows) -> Part:
         _matrix(found["layer_blocks"]), _splice(found["layer_splice"]), *(_pair(found, block) for block in blocks),
         _tokens(found),
     ]  # fmt: skip
-    return Part("Interference across layers", lead, Markup("").join(parts))
+    return Chapter("Interference across layers", lead, Markup("").join(parts))
 
 
 def splice_lines(out: Path) -> list[str]:

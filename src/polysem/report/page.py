@@ -162,7 +162,7 @@ def context(run: Run) -> dict[str, Any]:
             for stage, (name, make) in _BESIDE.items()
             if run.finished(stage)
         ],
-        "transfer": html.part_of("transfer", html.rows_of(run.folder, "transfer")).body
+        "transfer": html.chapter_of("transfer", html.rows_of(run.folder, "transfer")).body
         if run.finished("transfer")
         else "",
         "glossary": _glossary(),

@@ -6,7 +6,7 @@ import pyarrow as pa
 from markupsafe import Markup
 
 from polysem.report.charts import Bar, dot_plot, legend
-from polysem.report.html import NOTE, Column, Part, Row, Rows, interval, probability, section, table
+from polysem.report.html import NOTE, Chapter, Column, Row, Rows, interval, probability, section, table
 from polysem.report.text import fixed, number, plural, visible
 from polysem.vocabulary import SIDE_EFFECTS
 
@@ -70,7 +70,7 @@ _LINEAR: tuple[Column, ...] = (
 )
 
 
-def page(found: Rows, *, cards: int = CARDS) -> Part:
+def page(found: Rows, *, cards: int = CARDS) -> Chapter:
     """What the stage has to show: the first cards, forecasts and all features."""
     n = len(found["directions"])
     said = f"{plural(n, 'direction')} judged." + (f" Cards of the first {cards}." if n > cards else "")
@@ -80,7 +80,7 @@ def page(found: Rows, *, cards: int = CARDS) -> Part:
         parts.append(_forecasts(found))
     if found["side_effects_linear"]:
         parts.append(_all_features(found["side_effects_linear"]))
-    return Part("Side effects of steering", lead, Markup("").join(parts))
+    return Chapter("Side effects of steering", lead, Markup("").join(parts))
 
 
 def card(tables: Rows, one: Row) -> Markup:

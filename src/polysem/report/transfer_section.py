@@ -9,7 +9,7 @@ from markupsafe import Markup
 from polysem.paper import tables as paper
 from polysem.report import text
 from polysem.report.charts import Bar, dot_plot
-from polysem.report.html import MISSING, Column, Figure, Part, Row, interval, probability, table
+from polysem.report.html import MISSING, Chapter, Column, Figure, Row, interval, probability, table
 from polysem.report.words import ARMS
 
 STEPS = 4
@@ -19,7 +19,7 @@ Place = tuple[str, str, str]
 """target, template, position"""
 
 
-def page(found: Mapping[str, Rows], *, switched: bool = False) -> Part:
+def page(found: Mapping[str, Rows], *, switched: bool = False) -> Chapter:
     """What the stage has to show; its body is a section as it stands.
 
     Args:
@@ -41,7 +41,7 @@ def page(found: Mapping[str, Rows], *, switched: bool = False) -> Part:
         _LIMITS,
     ]
     body = Markup('<section id="transfer" class="part">{}</section>').format(Markup("\n").join(parts))
-    return Part("Cross-model transfer", "Does what two small models share move another one?", body)
+    return Chapter("Cross-model transfer", "Does what two small models share move another one?", body)
 
 
 def _found(effects: Rows) -> Markup:

@@ -66,7 +66,7 @@ class Stage:
     verify: str = ""
     """"module:attribute" of a function (RunFolder) -> findings, on what hashes do not show"""
     page: str = ""
-    """"module:attribute" of a function (rows of its tables, by name) -> `report.html.Part`, which shows what was found"""
+    """"module:attribute" of a function (rows of its tables, by name) -> `report.html.Chapter`, which shows what was found"""
 
     @property
     def tables(self) -> "tuple[Schema, ...]":
